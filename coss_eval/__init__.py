@@ -1,0 +1,42 @@
+"""coss-eval: how robust is this visual representation, and why?
+
+The public surface, resolved on first use: importing the package imports neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coss_eval.data.open import load_dataset as load_dataset
+    from coss_eval.evaluation import Run as Run
+    from coss_eval.evaluation import compare as compare
+    from coss_eval.evaluation import evaluate as evaluate
+    from coss_eval.models.load import load_model as load_model
+    from coss_eval.probes import fit_classifier as fit_classifier
+    from coss_eval.probes.features import extract as extract
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load_dataset": "coss_eval.data.open",
+    "load_model": "coss_eval.models.load",
+    "fit_classifier": "coss_eval.probes",
+    "extract": "coss_eval.probes.features",
+    "evaluate": "coss_eval.evaluation",
+    "compare": "coss_eval.evaluation",
+    "Run": "coss_eval.evaluation",
+}
+
+__all__ = ["Run", "__version__", "compare", "evaluate", "extract", "fit_classifier", "load_dataset", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'coss_eval' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,103 @@
+"""Two primitives of the store: a file written whole or not at all, and a lock that dies with its process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Replace ``target`` by ``content``: temporary file beside it, fsync, rename, fsync of the folder; or OSError."""
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(folder: Path, stem: str) -> None:
+    """Drop temporary files of ``stem`` that a killed process left; only for who has the right to write ``stem``."""
+    for leftover in folder.glob(f".{stem}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """``path``, or the first of path.1, path.2 ... that is free: what was kept aside is never overwritten."""
+    candidate, number = path, 0
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}.{number}")
+    return candidate
+
+
+class Lock:
+    """An exclusive lock on a file of its own, dropped by the kernel when the process ends, however it ends.
+
+    The file names the holder's pid and host and is removed on release.
+    """
+
+    # A forked child (a data loader's worker) inherits the descriptors and would keep a lock alive after its
+    # parent was killed, so it closes them.
+    _held: ClassVar[set[int]] = set()
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self._descriptor = path, descriptor
+        self._held.add(descriptor)
+
+    @classmethod
+    def take(cls, path: Path, *, wait: bool = False) -> Lock | None:
+        """The lock, or None while another process (or thread) holds it; ``wait`` waits instead. Raises OSError."""
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, path):
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
+                    return cls(path, descriptor)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # its holder removed the file between our open and our lock: try again
+
+    def release(self) -> None:
+        if self._descriptor not in self._held:
+            return  # a fork of the holder: the lock is its parent's
+        self.path.unlink(missing_ok=True)  # while it is locked, so that nobody can hold a file without a name
+        self._held.discard(self._descriptor)
+        os.close(self._descriptor)
+
+    @classmethod
+    def _forget(cls) -> None:
+        while cls._held:
+            os.close(cls._held.pop())
+
+
+os.register_at_fork(after_in_child=Lock._forget)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

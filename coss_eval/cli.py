@@ -1,0 +1,430 @@
+"""The command line: one short function a command; everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.config import Yaml
+
+from coss_eval import __version__
+from coss_eval.errors import CossError, UsageError
+
+if TYPE_CHECKING:
+    from coss_eval.data.open import Dataset
+    from coss_eval.evaluation import Plan
+    from coss_eval.models.model import Model
+    from coss_eval.tasks.task import Task
+
+app = App(
+    name="coss-eval",
+    help="How robust is this visual representation, and why? Start with: coss-eval quickstart",
+    version=__version__,
+    default_parameter=Parameter(negative=()),
+)
+START, EVALUATE, LOOK = (
+    Group.create_ordered(name) for name in ("Start here", "Evaluate", "Look at results and inputs")
+)
+
+
+def _fractions(_type: Any, tokens: Any) -> tuple[float, ...]:
+    """eps as people write it: 8/255 or 0.031, separated by commas or blanks."""
+    values = []
+    for text in ",".join(token.value for token in tokens).split(","):
+        numerator, _, denominator = text.strip().partition("/")
+        try:
+            values.append(float(numerator) / float(denominator or 1))
+        except (ValueError, ZeroDivisionError):
+            raise UsageError(f"eps must be numbers such as 0.5/255 or 0.031, got {text!r}") from None
+    return tuple(values)
+
+
+Fractions = Annotated[tuple[float, ...] | None, Parameter(converter=_fractions, consume_multiple=True, n_tokens=-1)]
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class ModelFlags:
+    """Which network, and how its file is to be read where it does not say so itself."""
+
+    ckpt: tuple[str, ...] = ()
+    "Checkpoint file, torchvision:NAME or timm:NAME; repeat it to set models side by side."
+    arch: str | None = None
+    "Architecture (resnet50, timm:..., package.module:factory); inferred from the file where it can be."
+    stem: Literal["imagenet", "cifar"] | None = None
+    "ResNet stem."
+    weights: str | None = None
+    "Branch of the file (student, teacher, online, target), or the weights of a named model."
+    mean: tuple[float, float, float] | None = None
+    "Normalisation mean of pixels in [0, 1]."
+    std: tuple[float, float, float] | None = None
+    "Normalisation standard deviation."
+    img_size: int | None = None
+    "Side the network needs; images of another size are resized inside the classifier."
+    crop_pct: float | None = None
+    "Share of the shorter side that the centre crop keeps, for files of varying size."
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    "Resizing of image files."
+    head: Literal["auto", "own", "probe"] = "auto"
+    "Own head, a linear probe, or the own head where its class names match the dataset's."
+    allow_partial: bool = False
+    "Accept a checkpoint that leaves parts of the backbone at random."
+
+    def load(self) -> list[Model]:
+        from coss_eval.models.load import load_model
+
+        if not self.ckpt:
+            raise UsageError("no model given: add --ckpt FILE (or torchvision:resnet50); repeat it for several")
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ckpt"}
+        return [load_model(source, **options) for source in self.ckpt]
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class DataFlags:
+    """Which images."""
+
+    data: str = "digits"
+    "A name (see coss-eval list), a folder of class folders, or a folder with train.parquet and val.parquet."
+    data_root: Path | None = None
+    "Where named datasets lie [env: COSS_DATA_ROOT]."
+    skip_bad_images: bool = False
+    "Leave out files that cannot be decoded (they are counted and named) instead of stopping."
+
+    def open(self) -> Dataset:
+        from coss_eval.data.open import load_dataset
+
+        return load_dataset(self.data, root=self.data_root, skip_bad_images=self.skip_bad_images)
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class RunFlags:
+    """How to run, and where the numbers go."""
+
+    out: Path | None = None
+    "Results folder; the same command goes on where it stopped [default: results/DATA-MODEL]."
+    limit: int | None = None
+    "Use so many test images (seeded, balanced over classes); every table is marked with it."
+    batch_size: int = 256
+    "Images a forward pass; it never changes a number."
+    device: str = "auto"
+    "auto, cpu, cuda, cuda:1, ..."
+    seed: int = 0
+    "Seed of all perturbations."
+    overwrite: bool = False
+    "Compute cells again that are already stored."
+    no_cache: bool = False
+    "Do not read or write cached features and probes."
+    budget_hours: float | None = None
+    "Begin no new cell after so many hours."
+    baseline: str | None = None
+    "Name of the model that the report's differences refer to [default: the first]."
+    dry_run: bool = False
+    "Print the plan and stop."
+    quiet: bool = False
+    "Print the last lines only."
+
+
+def _evaluate(models: ModelFlags, data: DataFlags, run: RunFlags, tasks: Sequence[str | Task]) -> int:
+    """Plan, say so, run, report: what every evaluating command does."""
+    from coss_eval import evaluation
+    from coss_eval.terminal import progress_line, say
+
+    loaded = models.load()
+    dataset = data.open()
+    out = run.out or Path("results") / f"{dataset.name}-{'-'.join(model.name for model in loaded)}"
+    planned = evaluation.plan(
+        loaded,
+        dataset,
+        out=out,
+        tasks=tasks,
+        limit=run.limit,
+        seed=run.seed,
+        device=run.device,
+        batch_size=run.batch_size,
+        cache=not run.no_cache,
+        overwrite=run.overwrite,
+    )
+    if not run.quiet or run.dry_run:
+        _show_plan(planned, out)
+    if run.dry_run:
+        return 0
+    with progress_line(quiet=run.quiet) as on_progress:
+        done = evaluation.execute(
+            planned, overwrite=run.overwrite, budget_hours=run.budget_hours, on_progress=on_progress
+        )
+    say("")
+    say(_headline(done.path, run.baseline))
+    say(f"\nreport      {out / 'report.md'} and report.html")
+    for failure in done.failures:
+        say(f"NOT DONE    {failure}")
+    return 1 if done.failures else 0
+
+
+def _show_plan(planned: Plan, out: Path) -> None:
+    from coss_eval.terminal import duration, say
+
+    for subject in planned.subjects:
+        if subject.model.report is not None:
+            say("\n".join(subject.model.report.lines()))
+    say("\n".join(planned.lines()))
+    say(f"out         {out}")
+    say(f"estimate    {duration(planned.seconds())}\n")
+
+
+def _headline(path: Path, baseline: str | None) -> str:
+    from coss_eval import reports
+    from coss_eval.store import Store
+
+    reports.write(path, baseline=baseline)
+    return reports.headline_text(Store(path))
+
+
+@app.command(group=START)
+def quickstart(*, out: Path = Path("results/quickstart"), quiet: bool = False) -> int:
+    """Train a small network on digits, evaluate it beside an untrained one with every task, write the report."""
+    from coss_eval.quickstart import run
+
+    return run(out, quiet=quiet)
+
+
+@app.command(group=START)
+def check(*, models: ModelFlags | None = None, data: DataFlags | None = None, device: str = "auto") -> int:
+    """Dry run: key report, shapes, and one small batch through every task; nothing is kept."""
+    from coss_eval.checks import check as run
+
+    return run((models or ModelFlags()).load(), (data or DataFlags()).open(), device=device)
+
+
+@app.command(group=START)
+def verify(
+    *, imagenet: Path | None = None, imagenet_c: Path | None = None, resnet50: Path | None = None, device: str = "auto"
+) -> int:
+    """Self-checks that always run, and known anchors (ResNet-50 V1: 76.1 % top-1) where their data are given.
+
+    imagenet: folder with ImageNet's val/; imagenet_c: the published ImageNet-C folder; resnet50: torchvision's V1
+    weights file (otherwise torchvision's own cache or download is used).
+    """
+    from coss_eval.verify import verify as run
+
+    return run(imagenet=imagenet, imagenet_c=imagenet_c, resnet50=resnet50, device=device)
+
+
+@app.command(group=START)
+def train(
+    *,
+    method: str = "supervised",
+    data: DataFlags | None = None,
+    out: Path = Path("runs/supervised"),
+    arch: str = "resnet18",
+    stem: Literal["imagenet", "cifar"] = "cifar",
+    width: int = 64,
+    epochs: int = 10,
+    batch_size: int = 256,
+    lr: float = 0.2,
+    seed: int = 0,
+    device: str = "auto",
+) -> int:
+    """Train a network; its checkpoint goes straight into coss-eval robustness --ckpt."""
+    from coss_eval.errors import unknown_name
+    from coss_eval.probes import resolve_device
+    from coss_eval.terminal import say
+    from coss_eval.training.supervised import Recipe, train_supervised
+
+    if method != "supervised":
+        raise unknown_name("method", method, ["supervised"])
+    recipe = Recipe(arch=arch, stem=stem, width=width, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+
+    def on_epoch(epoch: int, loss: float, rate: float) -> None:
+        say(f"epoch {epoch:3d}/{epochs}   loss {loss:.4f}   {rate:,.0f} images/s")
+
+    train_supervised((data or DataFlags()).open(), recipe, out=out, device=resolve_device(device), on_epoch=on_epoch)
+    say(f"checkpoint  {out / 'model.safetensors'}")
+    return 0
+
+
+@app.command(group=EVALUATE)
+def robustness(
+    *,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    run: RunFlags | None = None,
+    backend: Literal["native", "reference"] = "native",
+) -> int:
+    """Evaluate checkpoints with every task and write the report."""
+    from coss_eval.tasks import NAMES
+
+    return evaluate(tasks=tuple(NAMES), models=models, data=data, run=run, backend=backend)
+
+
+@app.command(group=EVALUATE)
+def evaluate(
+    *,
+    tasks: tuple[str, ...] = (),
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    run: RunFlags | None = None,
+    backend: Literal["native", "reference"] = "native",
+) -> int:
+    """Evaluate checkpoints with the tasks named by --tasks (all by default)."""
+    from coss_eval.tasks import NAMES, task_class
+
+    chosen = [task_class(name) for name in tasks or NAMES]
+    made = [task(backend=backend) if "backend" in task.__dataclass_fields__ else task() for task in chosen]  # type: ignore[attr-defined, call-arg]
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), made)
+
+
+@app.command(group=EVALUATE)
+def probe(*, models: ModelFlags | None = None, data: DataFlags | None = None, run: RunFlags | None = None) -> int:
+    """Linear probe, few-label probes and kNN on the frozen global representation."""
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), ["probe"])
+
+
+@app.command(group=EVALUATE)
+def corruptions(
+    *,
+    names: tuple[str, ...] = (),
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5),
+    table: Literal["imagenet", "tiny-imagenet", "cifar"] | None = None,
+    flavour: Literal["imagecorruptions", "imagenet-c"] = "imagecorruptions",
+    backend: Literal["native", "reference"] = "native",
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    run: RunFlags | None = None,
+) -> int:
+    """Accuracy under the 19 image corruptions of ImageNet-C (or those in --names), at severities 1 to 5."""
+    from coss_eval.corruptions.names import NAMES
+    from coss_eval.tasks.corruptions import Corruptions
+
+    task = Corruptions(names or tuple(NAMES), severities, backend, flavour, table)
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
+
+
+@app.command(group=EVALUATE)
+def attacks(
+    *,
+    eps: Fractions = None,
+    eps_l2: Fractions = None,
+    attack: tuple[str, ...] = ("fgsm:linf", "pgd:linf", "pgd:l2"),
+    steps: int = 20,
+    images: int = 1000,
+    backend: Literal["native", "reference"] = "native",
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    run: RunFlags | None = None,
+) -> int:
+    """Robust accuracy under FGSM and PGD over a rising list of eps (8/255 is understood); 1,000 images by default."""
+    from coss_eval.tasks.attacks import L2_EPS, LINF_EPS, Attacks
+
+    pairs = tuple((name, norm or "linf") for name, _, norm in (text.partition(":") for text in attack))
+    task = Attacks(pairs, {"linf": eps or LINF_EPS, "l2": eps_l2 or L2_EPS}, steps, None, images, backend)
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
+
+
+@app.command(group=EVALUATE)
+def internal(*, models: ModelFlags | None = None, data: DataFlags | None = None, run: RunFlags | None = None) -> int:
+    """Accuracy while channels or locations are masked inside the network."""
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), ["internal"])
+
+
+@app.command(group=EVALUATE)
+def redundancy(*, models: ModelFlags | None = None, data: DataFlags | None = None, run: RunFlags | None = None) -> int:
+    """How alike the local representations of an image are, beside an untrained network's."""
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), ["redundancy"])
+
+
+@app.command(group=LOOK)
+def report(folder: Path, *, baseline: str | None = None) -> int:
+    """Write report.md, report.html, tables and figures again from a results folder."""
+    from coss_eval import reports
+    from coss_eval.terminal import say
+
+    for path in reports.write(folder, baseline=baseline):
+        say(str(path))
+    return 0
+
+
+@app.command(group=LOOK)
+def figures(folder: Path, *, out: Path | None = None) -> int:
+    """Draw the figures of a results folder as PDF and PNG."""
+    from coss_eval.reports import figures as drawing
+    from coss_eval.store import Store
+    from coss_eval.terminal import say
+
+    for path in drawing.write(Store(folder), out or folder / "figures"):
+        say(str(path))
+    return 0
+
+
+@app.command(group=LOOK)
+def compare(a: Path, b: Path) -> int:
+    """Paired differences between two results folders, with intervals and p-values."""
+    from coss_eval.reports.compare import compare as paired
+    from coss_eval.reports.compare import text
+    from coss_eval.terminal import say
+
+    say(text(paired(a, b)))
+    return 0
+
+
+@app.command(name="list", group=LOOK)
+def list_(kind: str | None = None) -> int:
+    """What there is: datasets, corruptions, attacks, tasks, layouts, architectures."""
+    from coss_eval.describe import list_lines
+    from coss_eval.terminal import say
+
+    say("\n".join(list_lines(kind)))
+    return 0
+
+
+@app.command(group=LOOK)
+def info(what: str, *, data_root: Path | None = None, arch: str | None = None) -> int:
+    """Describe a checkpoint (keys, architecture, head), a results folder (provenance) or a dataset."""
+    from coss_eval.describe import describe
+    from coss_eval.terminal import say
+
+    say("\n".join(describe(what, data_root=data_root, arch=arch)))
+    return 0
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+    debug: bool = False,
+) -> Any:
+    """
+    Parameters
+    ----------
+    config
+        YAML file with values for any flag; a flag on the command line wins.
+    debug
+        Show tracebacks.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise UsageError(f"--config {config}: no such file")
+        app.config = (Yaml(config, search_parents=False, use_commands_as_keys=False),)
+    return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def main() -> None:
+    """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app.meta(exit_on_error=False, print_error=False, result_action="return_value")
+    except (CossError, CycloptsError) as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())
+        sys.stderr.write(f"coss-eval: {message}\n")
+        code = 2 if isinstance(error, UsageError | CycloptsError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("coss-eval: stopped; what was done is stored, the same command goes on from there\n")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,163 @@
+"""Brightness, contrast, saturation, JPEG, pixelation and elastic deformation.
+
+The HSV round trips of the published code are done in closed form: changing V alone scales a pixel's channels by V'/V,
+and changing S alone scales their distances from V by S'/S.
+
+Differences between the flavours (imagecorruptions against the original ImageNet-C code):
+- pixelate: it enlarges with NEAREST, the original with BOX. Both take the nearest pixel; at a few sizes they differ
+  where two are equally near;
+- elastic_transform: no affine jitter, and a field of its own: amplitude and width are shares of the image's side. It
+  has parameters for the "imagenet" table only; with the others, both flavours follow the original.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coss_eval.corruptions.draws import Draws
+from coss_eval.corruptions.filters import smooth, take_columns, take_rows, to_pixels
+from coss_eval.corruptions.severity import Condition
+
+_ELASTIC_ALPHA = (0.05, 0.065, 0.085, 0.1, 0.12)  # imagecorruptions' own
+
+
+def brightness(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """V + c in HSV."""
+    (amount,) = condition.parameters
+    value = images.amax(dim=1, keepdim=True).float()  # (B, 1, H, W), V
+    raised = (value + 255 * amount).clamp_(max=255)
+    scaled = images * (raised / value.clamp(min=1))
+    return to_pixels(torch.where(value > 0, scaled, raised))
+
+
+def saturate(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """a S + b in HSV. Grey has hue 0, so that with b > 0 it turns red, as in the published code."""
+    factor, summand = condition.parameters
+    value = images.amax(dim=1, keepdim=True).float()  # (B, 1, H, W), V
+    chroma = value - images.amin(dim=1, keepdim=True)  # V S
+    wanted = (factor * chroma + summand * value).minimum(value)  # V S'
+    distance = (value - images) * (wanted / chroma.clamp(min=1))  # (B, 3, H, W), from V
+    if summand:
+        red = torch.zeros(3, 1, 1, device=images.device)
+        red[1:] = 1
+        distance = torch.where(chroma > 0, distance, wanted * red)
+    return to_pixels(value - distance)
+
+
+def contrast(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """(x - mean) c + mean, with the mean of each channel."""
+    (factor,) = condition.parameters
+    pixels = images.shape[-2] * images.shape[-1]
+    mean = images.sum(dim=(-2, -1), keepdim=True, dtype=torch.int64).double() / pixels  # integers: any order, one sum
+    return to_pixels((images * factor).add_((mean * (1 - factor)).float()))
+
+
+def jpeg_compression(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """Encoded as JPEG with 4:2:0 chroma, as Pillow does, and decoded; on the CPU, whatever the device.
+
+    By OpenCV: torchvision's codec is deprecated since 0.29, and Pillow's encoder holds Python's lock.
+    """
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(condition.parameters[0])]
+    pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (B, H, W, 3)
+    decoded = np.empty_like(pixels)
+    for image, result in zip(pixels, decoded, strict=True):
+        _, file = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+        cv2.cvtColor(cv2.imdecode(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB, dst=result)
+    return torch.from_numpy(decoded).permute(0, 3, 1, 2).contiguous().to(images.device)
+
+
+def pixelate(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """Reduced by Pillow's BOX filter to the scale c, and enlarged again to blocks."""
+    (scale,) = condition.parameters
+    height, width = images.shape[-2:]
+    rows, columns = int(height * scale), int(width * scale)
+    small = _box(images, width, columns, dim=-1)
+    small = _box(small, height, rows, dim=-2)
+    nearest = condition.flavour == "imagecorruptions"
+    blocks = take_columns(small, _blocks(width, columns, nearest).to(images.device))
+    return take_rows(blocks, _blocks(height, rows, nearest).to(images.device))
+
+
+def _box(images: Tensor, length: int, reduced: int, dim: int) -> Tensor:
+    """One axis reduced as Pillow does: the mean of the whole pixels whose centres lie in the box, rounded to uint8."""
+    take, shape = (take_rows, (-1, 1)) if dim == -2 else (take_columns, (-1,))
+    index, inside = (table.to(images.device) for table in _boxes(length, reduced))
+    total = torch.zeros((), dtype=torch.int16, device=images.device)
+    for step in range(len(index)):
+        total = total + take(images, index[step]).to(torch.int16).mul_(inside[step].view(shape))
+    # Halves are rounded up; the summand keeps them clear of the quotient's rounding error.
+    return total.float().div_(inside.sum(dim=0).view(shape)).add_(0.5 + 1e-4).to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _boxes(length: int, reduced: int) -> tuple[Tensor, Tensor]:
+    """The source pixels near each box (at most, reduced), and which of them are in it, as in Pillow's Resample.c.
+
+    Its arithmetic is followed to the letter: it decides, by rounding, the fate of pixels that lie on a box's edge.
+    """
+    scale = length / reduced
+    centre = (torch.arange(reduced, dtype=torch.float64) + 0.5) * scale
+    first = (centre - scale / 2 + 0.5).long().clamp_(min=0)
+    index = first + torch.arange(math.ceil(scale) + 1)[:, None]
+    position = (index - centre + 0.5) * (1 / scale)
+    inside = (position > -0.5) & (position <= 0.5) & (index < length)
+    return index.clamp_(max=length - 1), inside
+
+
+@lru_cache(maxsize=64)
+def _blocks(length: int, reduced: int, nearest: bool) -> Tensor:
+    """The source of each pixel (length,) when Pillow enlarges with NEAREST, which adds up steps, or with BOX."""
+    step = reduced / length
+    if nearest:
+        positions = np.cumsum(np.concatenate([[step / 2], np.full(length - 1, step)]))
+    else:
+        positions = (np.arange(length) + 0.5) * step
+    return torch.from_numpy(positions.astype(np.int64)).clamp_(max=reduced - 1)
+
+
+def elastic_transform(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """Displaced by a smoothed random field; the original jitters three points of the image first (an affine map)."""
+    height, width = images.shape[-2:]
+    x = images.float()
+    if condition.flavour == "imagecorruptions" and condition.table == "imagenet":
+        alpha, amplitude = 250 * _ELASTIC_ALPHA[condition.severity - 1], 0.005 * height
+        sigma = (0.01 * height, 0.01 * width)
+    else:
+        alpha, both, jitter = condition.parameters
+        amplitude, sigma = 1.0, (both, both)
+        x = _affine(x, draws.uniform(3, 2).mul_(2).sub_(1).mul_(jitter))
+    field = draws.uniform(2, height, width).mul_(2).sub_(1).mul_(amplitude)  # (B, 2, H, W): right, down
+    return to_pixels(_displace(x, smooth(field, sigma, truncate=3, border="symmetric").mul_(alpha)))
+
+
+def _displace(x: Tensor, displacement: Tensor) -> Tensor:
+    """x at (row + down, column + right), linearly interpolated, borders mirrored (scipy's mode "reflect")."""
+    height, width = x.shape[-2:]
+    columns = torch.arange(width, device=x.device) + displacement[:, 0]
+    rows = torch.arange(height, device=x.device)[:, None] + displacement[:, 1]
+    grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def _affine(x: Tensor, jitter: Tensor) -> Tensor:
+    """The affine map that moves three points about the centre by ``jitter`` (B, 3, 2); borders reflect-101."""
+    height, width = x.shape[-2:]
+    centre = torch.tensor([height // 2, width // 2], dtype=torch.float64)
+    reach = min(height, width) // 3
+    points = centre + reach * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
+    moved = points + jitter.cpu().double()  # (B, 3, 2), read as (column, row) like the published code
+    ones = torch.ones_like(moved[..., :1])
+    back = torch.linalg.solve(torch.cat([moved, ones], dim=-1), points.expand_as(moved)).float().to(x.device)
+    columns, rows = torch.arange(width, device=x.device), torch.arange(height, device=x.device)[:, None]
+    source = (columns[None, :, None] * back[:, None, None, 0] + rows[None, :, :, None] * back[:, None, None, 1]) + back[
+        :, None, None, 2
+    ]  # (B, H, W, 2)
+    grid = 2 * source / torch.tensor([width - 1, height - 1], device=x.device) - 1
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=True)

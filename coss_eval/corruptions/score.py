@@ -1,0 +1,125 @@
+"""Scores over the conditions of a corruption benchmark: mean corruption error, mCE, relative mCE, categories.
+
+Every function takes ``errors``, a mapping from (corruption, severity) to the error there: a fraction, or an array (N,)
+of each image's own error (0 or 1) in one fixed order. All scores are linear in the errors, so arrays give each image's
+share of the score, (N,), whose mean is the score and whose spread gives its interval. A missing condition is a gap:
+the score is refused and the conditions that lack are named; nothing is averaged over what happens to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from coss_eval.corruptions.names import BENCHMARK, CATEGORIES, CATEGORY, SEEN_LIKE, SEVERITIES, UNSEEN, Category
+from coss_eval.errors import UsageError
+
+Value = TypeVar("Value", float, npt.NDArray[Any])
+Errors = Mapping[tuple[str, int], Value]
+
+# AlexNet's mean error over the severities of ImageNet-C (Hendrycks & Dietterich 2019); torchvision's on clean images.
+ALEXNET = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+    "speckle_noise": 0.845388,
+    "gaussian_blur": 0.787108,
+    "spatter": 0.717512,
+    "saturate": 0.658248,
+}
+ALEXNET_CLEAN = 0.4348
+
+
+def missing(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> list[tuple[str, int]]:
+    """The conditions of ``names``, at all five severities, that ``errors`` lacks."""
+    return [(name, severity) for name in names for severity in SEVERITIES if (name, severity) not in errors]
+
+
+def by_corruption(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> dict[str, Value]:
+    """Each corruption's mean error over the five severities. Raises UsageError where one is missing."""
+    names = tuple(names)
+    if gaps := missing(errors, names):
+        shown = ", ".join(f"{name} {severity}" for name, severity in gaps[:3])
+        more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+        raise UsageError(f"no score over {len(names)} corruptions: missing {shown}{more}; run these conditions first")
+    return {name: _mean([errors[name, severity] for severity in SEVERITIES]) for name in names}
+
+
+def mean_error(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> Value:
+    """Mean corruption error: the mean over ``names`` (the 15 of the benchmark) and the five severities.
+
+    Not to be called mCE. ``names`` may be VALIDATION, SEEN_LIKE, UNSEEN or any others; 1 minus it is the mean accuracy.
+    """
+    return _mean(list(by_corruption(errors, names).values()))
+
+
+def by_category(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> dict[Category, Value]:
+    """Mean corruption error within noise, blur, weather and digital, over those of ``names`` in each."""
+    names = tuple(names)
+    groups = {category: [name for name in names if CATEGORY[name] == category] for category in CATEGORIES}
+    return {category: mean_error(errors, members) for category, members in groups.items() if members}
+
+
+def seen_and_unseen(errors: Errors[Value]) -> dict[str, Value]:
+    """Mean error over the corruptions that training augmentations resemble, and over the other 14 of the 19, apart."""
+    return {"seen-like": mean_error(errors, SEEN_LIKE), "unseen": mean_error(errors, UNSEEN)}
+
+
+def mce(errors: Errors[Value], *, dataset: str, side: int, table: str) -> Value:
+    """mCE: the mean over the 15 of (error summed over severities) / (AlexNet's), as a fraction; AlexNet has 1.
+
+    Defined for ImageNet's 1,000 classes at 224 px with ImageNet-C's severities only: others raise UsageError.
+    """
+    _check_normaliser(dataset, side, table)
+    return _mean([error / ALEXNET[name] for name, error in by_corruption(errors).items()])
+
+
+def relative_mce(errors: Errors[Value], clean_error: Value, *, dataset: str, side: int, table: str) -> Value:
+    """Relative mCE: as mCE, with the clean error taken from the network's errors and AlexNet's from AlexNet's."""
+    _check_normaliser(dataset, side, table)
+    means = by_corruption(errors)
+    return _mean([(error - clean_error) / (ALEXNET[name] - ALEXNET_CLEAN) for name, error in means.items()])
+
+
+def interval(per_image: npt.NDArray[Any]) -> tuple[float, float]:
+    """The 95 % interval of a score, from each image's share of it (N,): normal, since it is a mean over images.
+
+    The conditions of one image are correlated; a share holds them all, so that their correlation is accounted for.
+    """
+    if len(per_image) < 2:
+        raise UsageError(f"an interval needs the shares of at least 2 images, got {len(per_image)}")
+    half = 1.959964 * float(np.std(per_image, ddof=1)) / len(per_image) ** 0.5
+    centre = float(np.mean(per_image))
+    return centre - half, centre + half
+
+
+def _mean(values: list[Value]) -> Value:
+    if not values:
+        raise UsageError("a score needs at least one corruption, got none")
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total / len(values)
+
+
+def _check_normaliser(dataset: str, side: int, table: str) -> None:
+    if (dataset, side, table) != ("imagenet", 224, "imagenet"):
+        raise UsageError(
+            'mCE is normalised by AlexNet on "imagenet" at 224 px with the "imagenet" table, got '
+            f'"{dataset}" at {side} px with "{table}"; report the mean corruption error instead'
+        )

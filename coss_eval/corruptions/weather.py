@@ -1,0 +1,136 @@
+"""Fog, frost, snow and spatter.
+
+Differences between the flavours (imagecorruptions against the original ImageNet-C code):
+- frost: the textures are enlarged by 1.1 (bicubic) before they are cropped;
+- snow: the zoomed layer is cropped from its top-left corner after the motion blur, not from its centre before it; it is
+  rounded to 8 bits after the blur alone, where the original truncates it to 8 bits before, too.
+
+Spatter's water is traced with OpenCV on the CPU, image by image, whatever the device: Canny's hysteresis and the
+chamfer distance are sequential. It depends on the random layer alone, never on the image.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from coss_eval.corruptions.blur import smeared, zoomed
+from coss_eval.corruptions.draws import Draws
+from coss_eval.corruptions.filters import smooth, to_pixels
+from coss_eval.corruptions.package import package_folder
+from coss_eval.corruptions.severity import Condition, Table
+
+# frost6.jpg lies in the folder too, but the published code never draws it.
+_TEXTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+_TEXTURE_SCALE: dict[Table, float] = {"imagenet": 1.0, "tiny-imagenet": 0.3, "cifar": 0.2}
+_WATER = (175.0, 238.0, 238.0)
+_MUD = (63.0, 42.0, 20.0)
+
+
+def fog(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """(x + c m) max / (max + c) with a plasma fractal m and the image's largest value max."""
+    amount, decay = condition.parameters
+    height, width = images.shape[-2:]
+    haze = plasma(draws, 1 << (max(height, width) - 1).bit_length(), decay)[:, None, :height, :width]
+    brightest = images.amax(dim=(1, 2, 3)).float().div_(255).view(-1, 1, 1, 1)
+    return to_pixels((images + haze.mul_(255 * amount)) * (brightest / (brightest + amount)))
+
+
+def plasma(draws: Draws, side: int, decay: float) -> Tensor:
+    """Diamond-square height maps (B, side, side) in [0, 1]; ``side`` is a power of two, and edges wrap around."""
+    jitter = draws.uniform(side * side - 1).mul_(2).sub_(1)  # in the order of use: 3 n^2 on the level of n x n squares
+    field = jitter.new_zeros(len(jitter), side, side)
+    step, wobble, used = side, 100.0, 0
+    while step >= 2:
+        half, count = step // 2, side // step
+        middle = slice(half, side, step)
+        noise = jitter[:, used : used + 3 * count**2].view(-1, 3, count, count) * wobble**2
+        corners = field[:, ::step, ::step]
+        squares = corners + corners.roll(-1, 1)
+        squares = squares + squares.roll(-1, 2)
+        centres = squares.div_(4).add_(noise[:, 0])
+        field[:, middle, middle] = centres
+        field[:, ::step, middle] = (centres + centres.roll(1, 1) + corners + corners.roll(-1, 2)) / 4 + noise[:, 1]
+        field[:, middle, ::step] = (centres + centres.roll(1, 2) + corners + corners.roll(-1, 1)) / 4 + noise[:, 2]
+        step, wobble, used = half, wobble / decay, used + 3 * count**2
+    lowest = field.amin(dim=(1, 2), keepdim=True)
+    highest = field.amax(dim=(1, 2), keepdim=True)
+    return field.sub_(lowest).div_(highest - lowest)
+
+
+def frost(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """a x + b times a random crop of one of five photographs of frost."""
+    weight, texture_weight = condition.parameters
+    height, width = images.shape[-2:]
+    scale = _TEXTURE_SCALE[condition.table]
+    textures = frost_textures(height, width, scale, condition.flavour == "imagecorruptions")
+    crops = []
+    for which, down, right in draws.uniform(3).tolist():
+        texture = textures[int(which * len(textures))]
+        top = int(down * (texture.shape[-2] - height))
+        left = int(right * (texture.shape[-1] - width))
+        crops.append(texture[:, top : top + height, left : left + width])
+    return to_pixels(torch.stack(crops).to(images.device) * texture_weight + images * weight)
+
+
+@lru_cache(maxsize=8)
+def frost_textures(height: int, width: int, scale: float, enlarged: bool) -> tuple[Tensor, ...]:
+    """The five textures, uint8 (3, h, w), larger than (height, width), scaled; ``enlarged`` by 1.1 more, bicubic."""
+    textures = []
+    for name in _TEXTURES:
+        texture: npt.NDArray[Any] = np.asarray(cv2.imread(str(package_folder() / "frost" / name)))
+        needed = max((height + (not enlarged)) / texture.shape[0], (width + (not enlarged)) / texture.shape[1])
+        factor = max(scale, needed) * (1.1 if enlarged else 1)
+        if factor != 1:
+            size = (math.ceil(texture.shape[1] * factor), math.ceil(texture.shape[0] * factor))
+            texture = cv2.resize(texture, size, interpolation=cv2.INTER_CUBIC if enlarged else cv2.INTER_LINEAR)
+        textures.append(torch.from_numpy(texture[..., ::-1].transpose(2, 0, 1).copy()))
+    return tuple(textures)
+
+
+def snow(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """A whitened image under motion-blurred flakes, and the same flakes turned by 180 degrees."""
+    mean, deviation, zoom, threshold, radius, sigma, weight = condition.parameters
+    height, width = images.shape[-2:]
+    original = condition.flavour == "imagenet-c"
+    layer = draws.normal(1, height, width).mul_(deviation).add_(mean)  # (B, 1, H, W)
+    layer = zoomed(layer, zoom, (height, width) if original else None, centred=original)
+    layer = layer.masked_fill_(layer < threshold, 0).clamp_(0, 1).mul_(255)
+    angle = draws.uniform(1)[:, 0].double() * 90 - 135
+    layer = smeared(layer.floor_() if original else layer, angle, int(radius), sigma, cut=not original)
+    layer = layer.round_()[..., :height, :width]
+    x = images.float()
+    grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+    white = x.maximum(grey.mul_(1.5).add_(127.5))
+    return to_pixels(x.mul_(weight).add_(white, alpha=1 - weight).add_(layer).add_(layer.flip(-2, -1)))
+
+
+def spatter(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """Drops of water (severity 1 to 3) or splashes of mud (4, 5) on the lens."""
+    mean, deviation, sigma, threshold, strength, is_mud = condition.parameters
+    height, width = images.shape[-2:]
+    layer = smooth(draws.normal(height, width).mul_(deviation).add_(mean), sigma)  # (B, H, W)
+    if is_mud:
+        opacity = smooth((layer > threshold).float(), strength)[:, None]
+        opacity = opacity.masked_fill_(opacity < 0.8, 0)
+        return to_pixels(images * (1 - opacity) + opacity * images.new_tensor(_MUD, dtype=torch.float32).view(3, 1, 1))
+    liquid = layer.masked_fill_(layer < threshold, 0).mul_(255).clamp_(max=255).to(torch.uint8)
+    drops = torch.from_numpy(np.stack([_drops(one) for one in liquid.cpu().numpy()]))[:, None].to(images.device)
+    return to_pixels(images + drops.mul_(strength) * images.new_tensor(_WATER, dtype=torch.float32).view(3, 1, 1))
+
+
+def _drops(liquid: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """How strongly water brightens each pixel, (H, W) in [0, 1]: thickness times embossed distance from edges."""
+    distance: npt.NDArray[Any] = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
+    distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
+    emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
+    relief = cv2.filter2D(cv2.equalizeHist(distance), cv2.CV_8U, emboss)
+    drops: npt.NDArray[np.float32] = liquid * cv2.blur(relief, (3, 3)).astype(np.float32)
+    return drops / max(float(drops.max()), 1.0)  # 0 where no drop fell

@@ -1,0 +1,234 @@
+"""The images of a split by index, decoded in a fixed order: kept in memory where they fit, else streamed by workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from coss_eval.data.batches import Geometry
+from coss_eval.data.choose import Bools, Ints
+from coss_eval.data.decode import UNREADABLE, Size, Target, decode, header_size, output_size, reason
+from coss_eval.data.sources import Source
+
+Pixels = NDArray[np.uint8]
+
+MEMORY_BYTES = 2**30  # decoded images kept per split
+NATIVE_LIMIT = 96  # px: sets whose images all have one size up to this are never resized
+READ_ALL_HEADERS = 10_000  # up to so many images every header is read; beyond, 32 runs of 32
+SERIAL_NATIVE, SERIAL_RESIZED = 2_000, 32  # up to so many images, starting workers takes longer than decoding
+
+
+class Piece(NamedTuple):
+    """One chunk of a pass: which of its images could be read, and those as uint8 (good.sum(), 3, H, W)."""
+
+    good: Bools
+    pixels: Pixels
+
+
+class Images(Protocol):
+    """Images by index, with their keys (relative paths) and the reasons why some could not be read."""
+
+    @property
+    def keys(self) -> pa.StringArray: ...
+
+    @property
+    def bad(self) -> dict[int, str]: ...
+
+    def raw(self, index: int) -> bytes:
+        """The stored bytes of one image, as the fingerprint hashes them; empty where there are none."""
+        ...
+
+    def common_size(self) -> Size | None:
+        """The one (height, width) of all images where it is small enough to stay native, else None."""
+        ...
+
+    def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
+        """The images of ``indices`` in that order, ``chunk`` at a time."""
+        ...
+
+
+class ArrayImages:
+    """Images that are an array already, uint8 (N, 3, H, W): digits, CIFAR as torchvision has it."""
+
+    def __init__(self, pixels: Pixels, keys: Sequence[str]) -> None:
+        self.keys = pa.array(keys, pa.string())
+        self.bad: dict[int, str] = {}
+        self._pixels = pixels
+
+    def raw(self, index: int) -> bytes:
+        return bytes(self._pixels[index])
+
+    def common_size(self) -> Size | None:
+        return self._pixels.shape[2], self._pixels.shape[3]
+
+    def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
+        for part in _chunks(indices, chunk):
+            yield Piece(np.ones(len(part), bool), self._pixels[part])
+
+
+class EncodedImages:
+    """Encoded images, decoded once per target where they fit into MEMORY_BYTES. Not for several threads at once."""
+
+    def __init__(self, source: Source, keys: Sequence[str] | pa.StringArray) -> None:
+        self.keys = pa.array(keys, pa.string())
+        self.bad: dict[int, str] = {}
+        self._source = source
+        self._memory: tuple[Target, _Memory] | None = None
+
+    def raw(self, index: int) -> bytes:
+        try:
+            with self._source.open(index) as stream:
+                return stream.read()
+        except UNREADABLE:
+            return b""  # counted and named when it is decoded
+
+    def common_size(self) -> Size | None:
+        found: Size | None = None
+        for index in _header_sample(len(self._source)):
+            try:
+                with self._source.open(index) as stream:
+                    size = header_size(stream)
+            except UNREADABLE:
+                continue  # counted and named when it is decoded
+            if max(size) > NATIVE_LIMIT or (found is not None and size != found):
+                return None
+            found = size
+        return found
+
+    def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
+        memory = self._memory_of(target)
+        parts = _chunks(indices, chunk)
+        missing = [part[~memory.holds(part) & ~self._is_bad(part)] for part in parts]
+        keep = sum(map(len, missing)) <= memory.room
+        decoded = _decode([part for part in missing if len(part)], self._source, target, workers)
+        for part, new in zip(parts, missing, strict=True):
+            if not len(new):
+                good = ~self._is_bad(part)
+                yield Piece(good, memory.take(part[good]))
+                continue
+            pixels, failures = next(decoded)
+            self.bad |= failures
+            new = new[~self._is_bad(new)]
+            good = ~self._is_bad(part)
+            if keep:  # before they are handed out, as they may be changed there
+                memory.add(new, pixels)
+            yield Piece(good, memory.merge(part[good], new, pixels))
+
+    def _memory_of(self, target: Target) -> _Memory:
+        if self._memory is None or self._memory[0] != target:
+            self._memory = (target, _Memory(len(self._source), output_size(target)))
+        return self._memory[1]
+
+    def _is_bad(self, indices: Ints) -> Bools:
+        return np.isin(indices, list(self.bad)) if self.bad else np.zeros(len(indices), bool)
+
+
+class _Memory:
+    """Decoded images of one target, at most MEMORY_BYTES of them; the system gives the pages as they are filled."""
+
+    def __init__(self, count: int, size: Size) -> None:
+        capacity = min(count, MEMORY_BYTES // (3 * size[0] * size[1]))
+        self._pixels: Pixels = np.empty((capacity, 3, *size), np.uint8)
+        self._row = np.full(count, -1, np.int32)
+        self._used = 0
+
+    @property
+    def room(self) -> int:
+        return len(self._pixels) - self._used
+
+    def holds(self, indices: Ints) -> Bools:
+        return self._row[indices] >= 0
+
+    def take(self, indices: Ints) -> Pixels:
+        return self._pixels[self._row[indices]]
+
+    def merge(self, indices: Ints, new: Ints, pixels: Pixels) -> Pixels:
+        """Pixels of ``indices``, in their order: those of ``new`` as just decoded, the others from here."""
+        if len(new) == len(indices):
+            return pixels
+        merged = np.empty((len(indices), *self._pixels.shape[1:]), np.uint8)
+        is_new = np.isin(indices, new)
+        merged[is_new] = pixels
+        merged[~is_new] = self.take(indices[~is_new])
+        return merged
+
+    def add(self, indices: Ints, pixels: Pixels) -> None:
+        """Keep these, but for any that another pass has added meanwhile or that no longer fit."""
+        fresh = np.flatnonzero(~self.holds(indices))[: self.room]
+        rows = np.arange(self._used, self._used + len(fresh))
+        self._pixels[rows] = pixels[fresh]
+        self._row[indices[fresh]] = rows
+        self._used += len(fresh)
+
+
+class _Decoder(Dataset[tuple[Pixels, dict[int, str]]]):
+    """What a worker process gets: the source, and the chunks to decode, each to its good pixels and its failures."""
+
+    def __init__(self, source: Source, target: Target, parts: list[Ints]) -> None:
+        self.source, self.target, self.parts = source, target, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> tuple[Pixels, dict[int, str]]:
+        part = self.parts[number]
+        pixels = np.empty((len(part), 3, *output_size(self.target)), np.uint8)
+        failures: dict[int, str] = {}
+        for place in np.argsort(part, kind="stable"):  # in stored order: parquet reads a row group at a time
+            index = int(part[place])
+            try:
+                with self.source.open(index) as stream:
+                    pixels[place] = decode(stream, self.target)
+            except UNREADABLE as error:
+                failures[index] = reason(error)
+        return (pixels[~np.isin(part, list(failures))] if failures else pixels), failures
+
+
+def _decode(
+    parts: list[Ints], source: Source, target: Target, workers: int | None
+) -> Iterator[tuple[Pixels, dict[int, str]]]:
+    """Each part decoded, in order, however many workers there are."""
+    if not parts:
+        return iter(())
+    if workers is None:
+        workers = _default_workers(sum(map(len, parts)), target)
+    loader = DataLoader(
+        _Decoder(source, target, parts),
+        batch_size=None,
+        num_workers=min(workers, len(parts)),
+        collate_fn=_as_is,
+        generator=torch.Generator(),  # else DataLoader draws a number from the global one
+    )
+    return iter(loader)
+
+
+def _as_is(item: Any) -> Any:
+    """NumPy arrays go through a pipe; tensors would need shared memory, which containers often limit to 64 MB."""
+    return item
+
+
+def _default_workers(images: int, target: Target) -> int:
+    if images <= (SERIAL_RESIZED if isinstance(target, Geometry) else SERIAL_NATIVE):
+        return 0
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, 16)
+
+
+def _chunks(indices: Ints, size: int) -> list[Ints]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def _header_sample(count: int) -> Iterator[int]:
+    """All images, or 32 evenly spaced runs of 32 neighbours, which parquet reads from 32 row groups."""
+    if count <= READ_ALL_HEADERS:
+        yield from range(count)
+        return
+    for start in np.linspace(0, count - 32, 32).astype(int):
+        yield from range(start, start + 32)

@@ -1,0 +1,89 @@
+"""Which dataset layout a folder has, from the names in it alone; quick and torch-free, for ``coss-eval list``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from coss_eval.errors import CossError
+
+# The first that is labelled is used: a labelled test split before the validation split, as people tune on the latter.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "val", "valid", "validation")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
+
+EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet and val.parquet (or test.parquet)"
+
+Layout = Literal["parquet", "tiny-imagenet", "class-folders"]
+
+_SHARD = re.compile(r"(?P<split>[a-z]+)(-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?\.parquet")
+
+
+def recognise(folder: Path) -> Layout | None:
+    """The layout of a folder of images, None where it looks like none of them."""
+    if parquet_files(folder):
+        return "parquet"
+    if (folder / "val" / "val_annotations.txt").is_file() and (folder / "val" / "images").is_dir():
+        return "tiny-imagenet"
+    splits = [folder / name for name in (*TRAIN_NAMES, *TEST_NAMES)]
+    if any(map(class_folders, splits)) or any(map(_holds_image_files, class_folders(folder))):
+        return "class-folders"
+    return None
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The visible folders inside a folder, sorted by name; none where it does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
+
+
+def image_paths(folder: Path) -> Iterator[str]:
+    """All images in a folder and the folders in it, in a fixed order, as paths below it with forward slashes."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        below = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        for file in sorted(files):
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+                yield prefix + file
+
+
+def _holds_image_files(folder: Path) -> bool:
+    """Whether images lie right in the folder; deeper ones would make a dataset of any folder of datasets."""
+    return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
+
+
+def parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """The parquet files of each known split, in the folder or in data/, in the shards' order.
+
+    Raises CossError where a shard of "train-00000-of-00002.parquet" is missing.
+    """
+    found: dict[str, list[Path]] = defaultdict(list)
+    for place in (folder, folder / "data"):
+        for file in sorted(place.glob("*.parquet")):
+            match = _SHARD.fullmatch(file.name)
+            if match and match["split"] in (*TRAIN_NAMES, *TEST_NAMES):
+                found[match["split"]].append(file)
+        if found:
+            break
+    for split, files in found.items():
+        _check_shards(split, files)
+    return dict(found)
+
+
+def _check_shards(split: str, files: list[Path]) -> None:
+    shards = [(match["number"], match["total"]) for file in files if (match := _SHARD.fullmatch(file.name))]
+    if shards == [(None, None)]:
+        return
+    total = next(int(total) for _, total in shards if total)
+    if [int(number) if number else None for number, _ in shards] != list(range(total)):
+        raise CossError(
+            f"the {split} shards in {files[0].parent} are not complete: expected {split}.parquet alone or all {total} "
+            f"of {split}-*-of-{total:05d}.parquet, got {len(files)}: {', '.join(file.name for file in files[:4])}"
+        )

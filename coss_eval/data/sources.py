@@ -1,0 +1,80 @@
+"""Where encoded images lie: files under a root, or rows of parquet files. Workers get copies, so they are small."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+
+class Source(Protocol):
+    """Encoded images by index."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> BinaryIO:
+        """The encoded bytes of one image as a stream; OSError or ValueError where there are none."""
+        ...
+
+
+class Files:
+    """Image files under one root; their relative paths are packed, as millions of str objects would not stay flat."""
+
+    def __init__(self, root: Path, paths: Sequence[str] | pa.StringArray) -> None:
+        self._root = str(root)
+        self._paths = pa.array(paths, pa.string())
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def open(self, index: int) -> BinaryIO:
+        return open(f"{self._root}/{self._paths[index].as_py()}", "rb")
+
+
+class ParquetRows:
+    """The image column of parquet files in order; one row group at a time is in memory, so reading in order is quick.
+
+    ``column`` is a binary column or the dotted path of one inside a struct ("image.bytes").
+    """
+
+    def __init__(self, files: Sequence[Path], column: str) -> None:
+        self._files = [str(file) for file in files]
+        self._column = column
+        groups = [
+            (number, group, metadata.row_group(group).num_rows)
+            for number, metadata in enumerate(map(pq.read_metadata, self._files))
+            for group in range(metadata.num_row_groups)
+        ]
+        self._groups = [(number, group) for number, group, _ in groups]
+        self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
+        self._held: tuple[int, pa.ChunkedArray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def open(self, index: int) -> BinaryIO:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        if self._held is None or self._held[0] != group:
+            self._held = (group, self._read(group))
+        rows = self._held[1]
+        image = rows[index - int(self._ends[group])]  # counted from the group's end: the offset is negative
+        if not image.is_valid:
+            raise ValueError("no bytes in the parquet file")
+        return io.BytesIO(image.as_buffer())
+
+    def _read(self, group: int) -> pa.ChunkedArray:
+        number, group_in_file = self._groups[group]
+        # use_threads=False: this also runs in forked workers
+        with pq.ParquetFile(self._files[number], memory_map=True) as file:
+            table = file.read_row_group(group_in_file, columns=[self._column], use_threads=False)
+        column, _, field = self._column.partition(".")
+        return pc.struct_field(table[column], field) if field else table[column]

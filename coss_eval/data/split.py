@@ -1,0 +1,172 @@
+"""A split: labelled images in a fixed order, with ids, read as batches; and the parts that may be taken of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from coss_eval.data.batches import Batch, Geometry
+from coss_eval.data.choose import Ints, balanced, order_of, stratified
+from coss_eval.data.decode import Size, Target
+from coss_eval.data.images import Images
+from coss_eval.errors import CossError, UsageError
+
+HASHED_IMAGES = 64  # images whose content goes into the fingerprint
+LOOK_FURTHER = 5_000  # after the first bad image, so many more are read to name others
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images in a fixed order.
+
+    ``name`` is "train" or "test". ``native_size`` (height, width) is set where all images of the dataset have that
+    one small size; they are then never resized. ``limit`` remembers a ``limited`` for the protocol. ``indices`` are
+    places in ``images``, which splits taken of one another share, and with it what is decoded already.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    images: Images
+    indices: Ints
+    labels: Ints
+    ids: Ints
+    native_size: Size | None = None
+    limit: int | None = None
+    skip_bad_images: bool = False
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def keys(self) -> list[str]:
+        """The images' keys: relative paths with their split, or "split/index"."""
+        keys: list[str] = self.images.keys.take(self.indices).to_pylist()
+        return keys
+
+    @property
+    def bad_images(self) -> dict[str, str]:
+        """Key and reason of each image that could not be read in any pass so far."""
+        bad = self.images.bad
+        here = self.indices[np.isin(self.indices, list(bad))].tolist() if bad else []
+        return {self.images.keys[index].as_py(): bad[index] for index in here}
+
+    def subset(self, indices: Sequence[int] | Ints) -> Split:
+        """The images at these places of this split, in that order."""
+        places = np.asarray(indices, np.int64)
+        if len(places) and (places.min() < 0 or places.max() >= len(self)):
+            raise UsageError(f"expected places from 0 to {len(self) - 1}, got {places.min()} to {places.max()}")
+        return replace(self, indices=self.indices[places], labels=self.labels[places], ids=self.ids[places])
+
+    def limited(self, n: int, seed: int = 0) -> Split:
+        """``n`` images, as equally many of each class as there are, seeded; the whole where it has no more."""
+        if n < 1:
+            raise UsageError(f"the limit must be at least 1 image, got {n}; leave it out to take all {len(self):,}")
+        if n >= len(self):
+            return self
+        return replace(self.subset(balanced(self.labels, self.ids, n, "limit", seed)), limit=n)
+
+    def holdout(self, fraction: float = 0.1) -> tuple[Split, Split]:
+        """(fit, select): ``fraction`` of every class is held out, chosen by hashed id.
+
+        At least one image of a class is held out and one stays in fit; classes of a single image stay in fit.
+        """
+        _check_fraction(fraction, below_one=True)
+        held = stratified(self.labels, self.ids, fraction, "holdout")
+        if not held.any():
+            raise CossError(f"cannot hold out images of {self.name}: no class has two; more images a class are needed")
+        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+
+    def few_labels(self, fraction: float, seed: int = 0) -> Split:
+        """``fraction`` of the images (0.01 of 1 % labels), equally many of each class and at least one, seeded."""
+        _check_fraction(fraction)
+        n = max(len(np.unique(self.labels)), round(fraction * len(self)))
+        return self.subset(balanced(self.labels, self.ids, n, "few labels", seed))
+
+    def protocol(self, geometry: Geometry | None = None) -> dict[str, Any]:
+        """How these images become pixels, as JSON, for the keys of everything measured on them."""
+        target = self._target(geometry)
+        if isinstance(target, Geometry):
+            return {**asdict(target), "decoder": "PIL"}
+        return {"size": list(target), "resize": "native"}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of name, classes, labels, ids, limit and the stored bytes of 64 images; the same on every machine."""
+        content = hashlib.blake2b()
+        for place in np.argsort(order_of(self.ids, "fingerprint"), kind="stable")[:HASHED_IMAGES]:
+            raw = self.images.raw(int(self.indices[place]))
+            content.update(len(raw).to_bytes(8, "big") + raw)
+        facts = {
+            "split": self.name,
+            "classes": self.classes,
+            "n": len(self),
+            "limit": self.limit,
+            "labels": hashlib.blake2b(self.labels.astype("<i8").tobytes()).hexdigest(),
+            "ids": hashlib.blake2b(self.ids.astype("<i8").tobytes()).hexdigest(),
+            "content": content.hexdigest(),
+        }
+        return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def batches(
+        self,
+        geometry: Geometry | None = None,
+        *,
+        batch_size: int = 256,
+        workers: int | None = None,
+        skip_bad_images: bool | None = None,
+    ) -> Iterator[Batch]:
+        """uint8 batches in the split's order, whatever the batch size and the number of worker processes.
+
+        ``geometry`` is ignored by splits with a native size and needed by all others. ``workers`` None starts as
+        many as there are processors where that saves time. Images that cannot be read raise a CossError that counts
+        and names them, or, with ``skip_bad_images`` (None: as the dataset was opened), are left out of their batches
+        and listed in ``bad_images``: then count the labels that came, not ``len(split)``.
+        """
+        if batch_size < 1 or (workers is not None and workers < 0):
+            raise UsageError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
+        skip = self.skip_bad_images if skip_bad_images is None else skip_bad_images
+        return self._batches(self._target(geometry), batch_size, workers, skip)
+
+    def _batches(self, target: Target, batch_size: int, workers: int | None, skip: bool) -> Iterator[Batch]:
+        seen, stop_at = 0, None
+        for good, pixels in self.images.read(self.indices, target, batch_size, workers):
+            rows = slice(seen, seen + len(good))
+            seen += len(good)
+            if stop_at is None and not (skip or good.all()):
+                stop_at = seen + LOOK_FURTHER
+            if stop_at is not None:  # the run will stop; first look for other bad images
+                if seen >= stop_at:
+                    break
+            elif len(pixels):
+                labels, ids = self.labels[rows][good], self.ids[rows][good]
+                yield Batch(torch.from_numpy(pixels), torch.from_numpy(labels), torch.from_numpy(ids))
+        if stop_at is not None:
+            raise self._bad_images_error(seen)
+
+    def _bad_images_error(self, seen: int) -> CossError:
+        bad = self.bad_images
+        named = "; ".join(f"{key} ({why})" for key, why in list(bad.items())[:5])
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        where = f"{seen:,} {self.name} images" if seen == len(self) else f"the first {seen:,} {self.name} images"
+        return CossError(
+            f"{len(bad)} of {where} cannot be read: {named}{more}; mend or remove them, or pass --skip-bad-images"
+        )
+
+    def _target(self, geometry: Geometry | None) -> Target:
+        if self.native_size is not None:
+            return self.native_size
+        if geometry is None:
+            raise UsageError(f"the {self.name} images are not all of one small size: batches need a geometry, got None")
+        return geometry
+
+
+def _check_fraction(fraction: float, *, below_one: bool = False) -> None:
+    if not 0 < fraction <= 1 or (below_one and fraction == 1):
+        raise UsageError(f"expected a fraction above 0 and {'below' if below_one else 'at most'} 1, got {fraction}")

@@ -1,0 +1,109 @@
+"""What `coss-eval list` and `coss-eval info` say; listing imports neither torch nor pandas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coss_eval.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from coss_eval.data.split import Split
+
+
+ARCHITECTURES = {
+    "resnet18": "any torchvision classification network by its name; --stem cifar, --width",
+    "rf29_resnet18": "RF-ResNet with a receptive field of 29 pixels (64 px images)",
+    "rf99_resnet50": "RF-ResNet with a receptive field of 99 pixels (224 px images)",
+    "timm:NAME": "any timm network (pip install 'coss-eval[timm]')",
+    "package.module:factory": "a network of your own",
+}
+ATTACKS = {
+    "fgsm:linf": "one step (Goodfellow et al. 2015)",
+    "pgd:linf": "projected gradient descent (Madry et al. 2018)",
+    "pgd:l2": "the same in the Euclidean ball",
+}
+
+
+def list_lines(kind: str | None = None) -> list[str]:
+    """All names of a kind (tasks, datasets, corruptions, attacks, architectures), or of every kind."""
+    from coss_eval import tasks
+    from coss_eval.corruptions.names import BENCHMARK, VALIDATION
+    from coss_eval.data.open import names
+
+    kinds = {
+        "tasks": tasks.NAMES,
+        "datasets": names(),
+        "corruptions": dict.fromkeys(BENCHMARK, "benchmark") | dict.fromkeys(VALIDATION, "validation"),
+        "attacks": ATTACKS,
+        "architectures": ARCHITECTURES,
+    }
+    if kind is not None and kind not in kinds:
+        raise unknown_name("kind of list", kind, kinds)
+    lines = []
+    for title, entries in kinds.items():
+        if kind in (None, title):
+            lines += [title, *(f"  {name:<24}{about}".rstrip() for name, about in entries.items())]
+    return lines
+
+
+def describe(what: str, *, data_root: Path | None = None, arch: str | None = None) -> list[str]:
+    """Lines on a results folder (provenance), a dataset (sizes, fingerprint) or a checkpoint (key report)."""
+    path = Path(what)
+    if (path / "run.json").is_file():
+        return _run_lines(path)
+    if path.is_file() or what.startswith(("torchvision:", "timm:")):
+        return _model_lines(what, arch)
+    if path.exists() or "/" not in what:
+        return _data_lines(what, data_root)
+    raise UsageError(f"{what}: neither a checkpoint file, a results folder nor a dataset; check the path")
+
+
+def _run_lines(path: Path) -> list[str]:
+    from coss_eval.store import Store
+
+    store = Store(path)
+    lines = [f"results     {path}: {len(store.records())} cells"]
+    for run in store.runs():
+        data = run["data"]
+        lines.append(f"run         {run['started']}  {run['command']}")
+        lines.append(
+            f"            {data['name']}, n={data['test']['n']}, limit {data['test']['limit']}, seed {run['seed']}"
+        )
+        lines += [f"            {model['name']}: {model['arch']}, {model['sha256'][:12]}" for model in run["models"]]
+        lines.append("            " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
+    return lines
+
+
+def _model_lines(source: str, arch: str | None) -> list[str]:
+    from coss_eval.models.load import load_model
+
+    model = load_model(source, arch=arch)
+    parameters = sum(p.numel() for p in model.backbone.parameters())
+    preprocessing = model.preprocessing
+    return [
+        f"model       {model.name}",
+        *(model.report.lines() if model.report else [f"arch        {model.arch}"]),
+        f"parameters  {parameters / 1e6:.2f} M in the backbone",
+        f"sites       {', '.join(model.backbone.sites)}",
+        f"classes     {len(model.classes) if model.classes else 'not named in the file'}",
+        f"mean, std   {_numbers(preprocessing.mean)}, {_numbers(preprocessing.std)} ({preprocessing.source})",
+        f"sha256      {model.sha256}",
+    ]
+
+
+def _data_lines(what: str, root: Path | None) -> list[str]:
+    from coss_eval.data.open import load_dataset
+
+    data = load_dataset(what, root=root)
+    splits = [split for split in (data.train, data.test) if split is not None]
+    return [f"data        {data.name}: {len(data.classes)} classes", *(_split_line(split) for split in splits)]
+
+
+def _split_line(split: Split) -> str:
+    size = "x".join(map(str, split.native_size)) + " px" if split.native_size else "sizes vary"
+    return f"{split.name:<12}{len(split)} images, {size}, fingerprint {split.fingerprint[:16]}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + " ".join(f"{value:.3f}" for value in values) + ")"

@@ -1,0 +1,22 @@
+"""Errors meant for a person: one line that says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CossError(Exception):
+    """A failure the user can mend; the CLI prints its message alone, without a traceback."""
+
+
+class UsageError(CossError):
+    """A wrong call (unknown name, value out of range, flags that do not fit): exit code 2."""
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+    """The error for a name that is not among ``choices``, with the nearest ones suggested."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return UsageError(f"unknown {kind} {name!r}; {hint}")

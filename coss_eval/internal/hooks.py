@@ -1,0 +1,126 @@
+"""Corruption of a running network through hooks that are always removed, and the clean statistics that noise needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from coss_eval.errors import UsageError
+from coss_eval.internal.corruption import Corruption
+from coss_eval.models.backbone import Backbone, Site, as_locations
+
+
+class HasBackbone(Protocol):
+    @property
+    def backbone(self) -> Backbone: ...
+
+
+class Images:
+    """Which images the next forward pass sees: set ``ids`` (B,) before each batch."""
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+
+
+@contextmanager
+def corrupted(
+    model: Backbone | HasBackbone,
+    site: str,
+    kind: str,
+    level: float,
+    ids: Tensor,
+    seed: int = 0,
+    *,
+    std: Tensor | None = None,
+    rescale: bool = False,
+    match_locations: int | None = None,
+) -> Iterator[Images]:
+    """While open, every forward pass of the network is damaged at ``site``; the network itself is never changed.
+
+    ``ids`` int64 (B,) names the images of the batch, and the damage to an image depends on (seed, id, site, kind)
+    alone; for further batches set ``.ids`` of what ``with`` yields. Kinds, levels and options: see ``Corruption``.
+
+        with corrupted(classifier, "stage2", "channel", 0.5, batch.ids, seed=0) as images:
+            logits = classifier(pixels)
+            images.ids = next_batch.ids
+    """
+    backbone = model if isinstance(model, Backbone) else model.backbone
+    place = find_site(backbone, site)
+    corruption = Corruption(place, kind, seed, std, rescale, match_locations)
+    corruption.check_level(level)
+    images = Images(ids)
+
+    def damage(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return corruption.apply(output, corruption.draw(output, images.ids), level)
+
+    handle = backbone.get_submodule(place.module).register_forward_hook(damage)
+    try:
+        yield images
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def captured(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
+    """While open, each forward pass leaves a copy of every site's output, by name, in the dictionary that it yields.
+
+    A copy, since the next module may work in place.
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor) -> None:
+        outputs[name] = output.clone()
+
+    with ExitStack() as stack:
+        for site in sites:
+            module = backbone.get_submodule(site.module)
+            hook = module.register_forward_hook(lambda _module, _inputs, output, name=site.name: keep(name, output))
+            stack.callback(hook.remove)
+        yield outputs
+
+
+@torch.inference_mode()
+def calibrate(
+    model: Backbone | HasBackbone, batches: Iterable[Tensor], sites: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """The channels' clean standard deviations (C,) at each site (all where None), from one pass in float64.
+
+    ``batches`` are normalised pixels (B, 3, H, W). The deviation is over images and locations together; class and
+    register tokens are left out.
+    """
+    backbone = model if isinstance(model, Backbone) else model.backbone
+    places = [find_site(backbone, name) for name in (backbone.sites if sites is None else sites)]
+    device = device_of(backbone)
+    sums: dict[str, tuple[int, Tensor, Tensor]] = {}
+    for pixels in batches:
+        with captured(backbone, places) as outputs:
+            backbone(pixels.to(device))
+        for place in places:
+            rows = (
+                as_locations(outputs[place.name], place.layout, place.prefix_tokens).flatten(0, 1).double()
+            )  # (BL, C)
+            count, total, square = sums.get(place.name, (0, torch.zeros(()), torch.zeros(())))
+            sums[place.name] = (count + len(rows), total.to(rows) + rows.sum(0), square.to(rows) + rows.square().sum(0))
+    if not sums:
+        raise UsageError("calibration needs at least one batch of clean images, but got none")
+    return {
+        name: (square / count - (total / count).square()).clamp(min=0).sqrt().float()
+        for name, (count, total, square) in sums.items()
+    }
+
+
+def find_site(backbone: Backbone, name: str) -> Site:
+    """The site of that name; a UsageError that lists the network's sites where there is none."""
+    sites = backbone.sites
+    if name not in sites:
+        raise UsageError(f"no site {name!r} in this network; it has {', '.join(sites)}")
+    return sites[name]
+
+
+def device_of(backbone: nn.Module) -> torch.device:
+    """Where the network's parameters are; the CPU for one without any."""
+    return next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))

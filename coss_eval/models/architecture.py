@@ -1,0 +1,164 @@
+"""What decides a network's function besides its weights, how to build it, and what of it the weights' shapes tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import isqrt
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+from coss_eval.errors import UsageError, unknown_name
+from coss_eval.models import zoo
+from coss_eval.models.backbone import Backbone
+from coss_eval.models.families import Pooling
+from coss_eval.models.model import lent_generator
+
+Stem = Literal["imagenet", "cifar", "solo-cifar", "lightly-cifar"]
+STEMS: tuple[Stem, ...] = ("imagenet", "cifar", "solo-cifar", "lightly-cifar")
+
+# (bottleneck, blocks, groups, inner width of stage 1 in units of the stem's) to torchvision's name
+RESNETS = {
+    (False, (2, 2, 2, 2), 1, 1): "resnet18",
+    (False, (3, 4, 6, 3), 1, 1): "resnet34",
+    (True, (3, 4, 6, 3), 1, 1): "resnet50",
+    (True, (3, 4, 23, 3), 1, 1): "resnet101",
+    (True, (3, 8, 36, 3), 1, 1): "resnet152",
+    (True, (3, 4, 6, 3), 1, 2): "wide_resnet50_2",
+    (True, (3, 4, 23, 3), 1, 2): "wide_resnet101_2",
+    (True, (3, 4, 6, 3), 32, 2): "resnext50_32x4d",
+    (True, (3, 4, 23, 3), 32, 4): "resnext101_32x8d",
+    (True, (3, 4, 23, 3), 64, 4): "resnext101_64x4d",
+}
+CONVNEXTS = {
+    (96, (3, 3, 9, 3)): "convnext_tiny",
+    (96, (3, 3, 27, 3)): "convnext_small",
+    (128, (3, 3, 27, 3)): "convnext_base",
+    (192, (3, 3, 27, 3)): "convnext_large",
+}
+# (dim, blocks, heads, patch) to torchvision's name
+VITS = {
+    (768, 12, 12, 16): "vit_b_16",
+    (768, 12, 12, 32): "vit_b_32",
+    (1024, 24, 16, 16): "vit_l_16",
+    (1024, 24, 16, 32): "vit_l_32",
+    (1280, 32, 16, 14): "vit_h_14",
+}
+VIT_SPEC = re.compile(r"vit_d(\d+)_l(\d+)_h(\d+)_p(\d+)")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """``arch``: a name that zoo.network knows, or "vit_d384_l12_h6_p16": a plain ViT's dim, blocks, heads and patch.
+
+    ``stem``: as zoo.network has it, or "lightly-cifar": the 3x3 stem without its ReLU. ``img_size``: the side a ViT's
+    position embedding is made for. ``pooling``: the global representation of token sequences.
+    """
+
+    arch: str
+    stem: Stem = "imagenet"
+    width: int = 64
+    img_size: int | None = None
+    pooling: Pooling = "own"
+
+    def __post_init__(self) -> None:
+        if self.stem not in STEMS:
+            raise unknown_name("stem", self.stem, STEMS)
+
+    def network(self, seed: int | None = 0, num_classes: int | None = None) -> nn.Module:
+        """The bare network with random weights; ``seed`` None draws from torch's CPU generator as it stands."""
+        spec = VIT_SPEC.fullmatch(self.arch)
+        if spec:
+            with lent_generator(seed) if seed is not None else nullcontext():
+                return _plain_vit(*map(int, spec.groups()), side=self.img_size or 224, classes=num_classes or 1000)
+        stem: Any = "cifar" if self.stem == "lightly-cifar" else self.stem
+        made = zoo.network(
+            self.arch, stem=stem, width=self.width, img_size=self.img_size, num_classes=num_classes, seed=seed
+        )
+        if self.stem == "lightly-cifar":
+            made.relu = nn.Identity()  # the only one outside the blocks
+        return made
+
+    def backbone(self, seed: int | None = None) -> Backbone:
+        """A Backbone of this architecture with random weights; see ``network``."""
+        backbone, _ = zoo.wrap(self.network(seed), self.arch, img_size=self.img_size, pooling=self.pooling)
+        return backbone
+
+    def options(self) -> dict[str, Any]:
+        """What stands beside the name in a protocol: the fields that are not at their default."""
+        defaults = asdict(Architecture(self.arch))
+        return {key: value for key, value in asdict(self).items() if value != defaults[key] and key != "img_size"}
+
+
+def _plain_vit(dim: int, blocks: int, heads: int, patch: int, *, side: int, classes: int) -> nn.Module:
+    if dim % heads or side % patch:
+        raise UsageError(f"a ViT's dim {dim} must divide by its {heads} heads, its side {side} by its patch {patch}")
+    made: nn.Module = VisionTransformer(
+        image_size=side,
+        patch_size=patch,
+        num_layers=blocks,
+        num_heads=heads,
+        hidden_dim=dim,
+        mlp_dim=4 * dim,
+        num_classes=classes,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    return made
+
+
+def infer(state: Mapping[str, Tensor], *, vit_heads: Mapping[int, int] | None = None) -> Architecture:
+    """The architecture whose shapes these are; ``state`` has torchvision's key names (see dialects).
+
+    ``vit_heads``: heads by width where a framework departs from 64 channels a head (shapes do not tell). Raises
+    UsageError that says what is not known.
+    """
+    if "layer1.0.conv1.weight" in state:
+        return _infer_resnet(state)
+    if "conv_proj.weight" in state:
+        return _infer_vit(state, vit_heads or {})
+    if "features.0.0.weight" in state:
+        blocks = tuple(_count(state, rf"features\.{i}\.(\d+)\.block\.0\.weight") for i in (1, 3, 5, 7))
+        dim = state["features.0.0.weight"].shape[0]
+        return Architecture(_known(CONVNEXTS, (dim, blocks), f"a ConvNeXt of width {dim} and blocks {blocks}"))
+    raise UsageError("the shapes are of no known network")
+
+
+def _infer_resnet(state: Mapping[str, Tensor]) -> Architecture:
+    blocks = tuple(_count(state, rf"layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
+    stem = state.get("conv1.weight")
+    if stem is None or stem.ndim != 4 or stem.shape[2] not in (3, 7):
+        raise UsageError("a ResNet whose stem is neither one 7x7 nor one 3x3 convolution")
+    bottleneck = "layer1.0.conv3.weight" in state
+    spatial = state["layer1.0.conv2.weight" if bottleneck else "layer1.0.conv1.weight"]
+    width, inner = stem.shape[0], state["layer1.0.conv1.weight"].shape[0]
+    groups = spatial.shape[0] // spatial.shape[1] if bottleneck else 1
+    kind = f"a {'bottleneck' if bottleneck else 'basic-block'} ResNet of blocks {blocks} and {groups} groups"
+    name = _known(RESNETS, (bottleneck, blocks, groups, inner / width), kind)
+    return Architecture(name, "imagenet" if stem.shape[2] == 7 else "cifar", width)
+
+
+def _infer_vit(state: Mapping[str, Tensor], vit_heads: Mapping[int, int]) -> Architecture:
+    dim, _, patch, _ = state["conv_proj.weight"].shape
+    blocks = _count(state, r"encoder\.layers\.encoder_layer_(\d+)\.ln_1\.weight")
+    positions = state.get("encoder.pos_embedding")
+    side = 0 if positions is None else isqrt(positions.shape[1] - 1)
+    if positions is None or side**2 + 1 != positions.shape[1]:
+        raise UsageError("a ViT whose positions are not one class token and a square grid")
+    heads = vit_heads.get(dim, 16 if dim == 1280 else max(1, dim // 64))
+    name = VITS.get((dim, blocks, heads, patch), f"vit_d{dim}_l{blocks}_h{heads}_p{patch}")
+    return Architecture(name, img_size=side * patch)
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return sum(re.fullmatch(pattern, key) is not None for key in state)
+
+
+def _known(table: Mapping[Any, str], signature: Any, description: str) -> str:
+    if signature not in table:
+        raise UsageError(f"{description} has no known name")
+    return table[signature]

@@ -1,0 +1,93 @@
+"""Pixels in [0, 1] to logits: normalisation, up-sampling and the head inside one module, as attacks require."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coss_eval.data.batches import Geometry
+from coss_eval.errors import UsageError
+from coss_eval.models.backbone import Backbone, Representations
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of its input, and where that knowledge comes from.
+
+    ``img_size`` is the side the network needs: larger or smaller pixels are resized inside the Classifier; None
+    means that it takes any size. ``source`` is "flag", "checkpoint", "layout" or "ASSUMED (ImageNet)".
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    img_size: int | None = None
+    crop_pct: float = 0.875
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    source: str = "ASSUMED (ImageNet)"
+
+    @property
+    def geometry(self) -> Geometry:
+        """How image files of varying size are brought to pixels for this network (224 where it takes any size)."""
+        return Geometry(self.img_size or 224, self.crop_pct, self.interpolation)
+
+    def protocol(self) -> dict[str, Any]:
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "source"}
+
+
+class Classifier(nn.Module):
+    """float32 pixels (B, 3, H, W) in [0, 1] to logits (B, K).
+
+    ``class_map`` (K,) restricts the head's logits to the dataset's classes, in the dataset's order. ``origin`` says
+    where the head comes from ("own head", "linear probe, strength 0.1", ...) and goes into every report.
+    """
+
+    mean: Tensor
+    std: Tensor
+    class_map: Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        preprocessing: Preprocessing,
+        *,
+        class_map: Tensor | None = None,
+        origin: str = "own head",
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.preprocessing, self.origin = backbone, head, preprocessing, origin
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
+        self.register_buffer("class_map", class_map)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(self.normalise(pixels)))
+        return logits if self.class_map is None else logits[:, self.class_map]
+
+    def represent(self, pixels: Tensor) -> Representations:
+        """Local (B, L, D) and global (B, D') representations of pixels in [0, 1]."""
+        return self.backbone.represent(self.normalise(pixels))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] to what the backbone takes: resized where it needs one size, then standardised."""
+        side = self.preprocessing.img_size
+        if side is not None and pixels.shape[-2:] != (side, side):
+            mode = self.preprocessing.interpolation
+            pixels = F.interpolate(pixels, size=(side, side), mode=mode, align_corners=False, antialias=True)
+            if mode == "bicubic":  # overshoots; cut a hair outside [0, 1], lest rounding cut the gradient of white
+                pixels = pixels.clamp(-1e-4, 1 + 1e-4)
+        return (pixels - self.mean) / self.std
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) to float32 in [0, 1], channels-last: what every Classifier takes."""
+    if images.dtype != torch.uint8:
+        raise UsageError(f"expected uint8 images in 0..255, but got {images.dtype}; pixels in [0, 1] need no to_float")
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -1,0 +1,212 @@
+"""Another framework's checkpoint to a Model: which network in it, of which architecture, and does it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models import zoo
+from coss_eval.models.architecture import VIT_SPEC, Architecture, infer
+from coss_eval.models.backbone import Backbone
+from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.dialects import Dialect, State, find_roots
+from coss_eval.models.fit import copy_into, head_line, linear_at, refuse_unless_complete, roots_by_name, slots_of
+from coss_eval.models.layouts import IMAGENET, Layout, Recognised, flatten, recognise
+from coss_eval.models.model import KeyReport, Model, named
+from coss_eval.models.wishes import Wishes
+
+STEM_NOTES = {
+    "cifar": "padded by 1, no max-pool",
+    "solo-cifar": "padded by 2, no max-pool, as solo-learn builds it",
+    "lightly-cifar": "no max-pool and no ReLU, as an nn.Sequential of lightly's ResNet computes",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The architecture to build, what the shapes say, and what of it was not given by the caller."""
+
+    architecture: Architecture
+    shapes: Architecture | None
+    inferred: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def foreign_model(name: str, content: dict[str, Any], wishes: Wishes) -> Model:
+    """The Model that a checkpoint of any known layout holds; its hash is not yet computed.
+
+    Raises UsageError where a flag must decide, CossError where the file does not fill the network.
+    """
+    tensors = flatten(content)
+    if not tensors:
+        raise CossError("it holds no tensors that could be weights")
+    roots = _roots(tensors, wishes)
+    found = recognise([*tensors, *content], roots)
+    branch = found.branch(wishes.weights)
+    root, dialect = found.roots[branch], roots[found.roots[branch]]
+    state = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
+    state = dialect.to_torchvision(state) if dialect else state
+
+    plan = _plan(state, dialect, found.layout, wishes)
+    architecture = plan.architecture
+    state, notes = _at_size(state, plan)
+    network = architecture.network()
+    slots = slots_of(network)
+    backbone, own_head = zoo.wrap(
+        network, architecture.arch, img_size=architecture.img_size, pooling=architecture.pooling
+    )
+    fit = copy_into(slots, backbone, state)
+    hints = _hints(plan, [other for other in found.roots if other != branch])
+    refuse_unless_complete(fit, architecture.arch, hints, allow_partial=wishes.allow_partial)
+
+    place, head = _head(tensors, state, slots, backbone, own_head, found, branch)
+    elsewhere = sum(not key.startswith(root) for key in tensors)
+    report = KeyReport(
+        layout=f"{found.layout.name} ({dialect.name})" if dialect else found.layout.name,
+        branch=branch,
+        branches=tuple(found.roots),
+        arch=architecture.arch,
+        inferred=plan.inferred,
+        matched=len(fit.matched),
+        missing=fit.missing + fit.misshapen,
+        unexpected=tuple(k for k in fit.misplaced + fit.unexpected if head is None or not k.startswith(place)),
+        head=head_line(place.rstrip("."), head),
+        notes=(
+            *plan.notes,
+            *notes,
+            *([] if fit.complete else [f"PARTIAL: {len(fit.missing + fit.misshapen)} tensors stay at random"]),
+            *([f"{elsewhere} tensors elsewhere in the file were not read"] if elsewhere else []),
+            *([backbone.note] if backbone.note else []),
+        ),
+    )
+    return Model(
+        name=name,
+        arch=architecture.arch,
+        backbone=backbone,
+        head=head,
+        classes=None,
+        preprocessing=wishes.preprocessing(_preprocessing(found.layout, architecture, backbone)),
+        sha256="",
+        layout=found.layout.name,
+        report=report,
+        architecture=architecture,
+    )
+
+
+def _roots(tensors: Mapping[str, Tensor], wishes: Wishes) -> dict[str, Dialect | None]:
+    """Where the file holds a network: of a known kind, or one with the key names of the architecture asked for."""
+    if wishes.arch is None or ":" not in wishes.arch:
+        known: dict[str, Dialect | None] = dict(find_roots(tensors))
+        if known:
+            return known
+    if wishes.arch is None:
+        raise UsageError(
+            f"no ResNet, ViT or ConvNeXt among its {named(tuple(tensors))} tensors; "
+            "give --arch (a torchvision name, timm:NAME or package.module:factory)"
+        )
+    architecture = Architecture(wishes.arch, wishes.stem or "imagenet", wishes.width or 64, wishes.img_size)
+    roots = roots_by_name(list(tensors), list(slots_of(architecture.network())))
+    if not roots:
+        raise CossError(f"none of its {named(tuple(tensors))} tensors has a name of {wishes.arch}; try another --arch")
+    return dict.fromkeys(roots)
+
+
+def _plan(state: State, dialect: Dialect | None, layout: Layout, wishes: Wishes) -> Plan:
+    shapes, reason = None, "its network is of no known kind"
+    if dialect is not None:
+        try:
+            shapes = infer(state, vit_heads=layout.vit_heads)
+        except UsageError as error:
+            reason = str(error)
+    if shapes is not None and shapes.stem == "cifar":
+        shapes = replace(shapes, stem=dialect.stem if dialect and dialect.stem else layout.cifar_stem)
+    elif shapes is not None and dialect is not None and dialect.stem:
+        raise UsageError("its ResNet has a 7x7 stem without max-pool; give --arch package.module:factory for it")
+    if wishes.arch is None and shapes is None:
+        raise UsageError(f"{reason}; give --arch (a torchvision name, timm:NAME or package.module:factory)")
+    by_shape = shapes is not None and wishes.arch in (None, shapes.arch)
+    base = shapes if shapes is not None and by_shape else Architecture(wishes.arch or "")
+    if shapes is not None and base.arch.startswith("vit_"):  # with another number of heads, perhaps
+        base = replace(base, img_size=shapes.img_size)
+    architecture = replace(
+        base,
+        stem=wishes.stem or base.stem,
+        width=wishes.width or base.width,
+        img_size=wishes.img_size or base.img_size,
+        pooling=wishes.pooling,
+    )
+    fields = ["arch", "img_size"] if architecture.arch.startswith("vit_") else ["arch", "stem", "width"]
+    inferred = tuple(name for name in fields if by_shape and getattr(wishes, name) is None)
+    return Plan(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
+
+
+def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str, ...]) -> list[str]:
+    """What no shape tells and was decided all the same."""
+    notes = []
+    if "stem" in inferred and architecture.stem != "imagenet":
+        notes.append(f"3x3 stem ASSUMED {architecture.stem} ({STEM_NOTES[architecture.stem]}); else give --stem")
+    if "arch" in inferred and (spec := VIT_SPEC.fullmatch(architecture.arch)):
+        dim, blocks, heads, patch = map(int, spec.groups())
+        why = f"as {layout.name} has" if dim in layout.vit_heads else "ASSUMED, 64 channels each"
+        notes.append(f"{heads} attention heads ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
+    return notes
+
+
+def _at_size(state: State, plan: Plan) -> tuple[State, tuple[str, ...]]:
+    """A ViT's position embedding resized to the side asked for, where that is not the one it was trained at."""
+    trained, side = plan.shapes.img_size if plan.shapes else None, plan.architecture.img_size
+    if trained is None or side in (None, trained):
+        return state, ()
+    patch = state["conv_proj.weight"].shape[-1]
+    if side % patch:
+        raise UsageError(f"--img-size {side} is not a multiple of the patch size {patch}")
+    note = f"position embedding resized from {trained} to {side} px (bicubic)"
+    return dict(interpolate_embeddings(side, patch, state)), (note,)  # type: ignore[arg-type]
+
+
+def _hints(plan: Plan, other_branches: list[str]) -> list[str]:
+    """The flags that would mend a network that the file does not fill."""
+    hints = []
+    if plan.shapes is not None and plan.shapes.arch != plan.architecture.arch:
+        hints.append(f"--arch {plan.shapes.arch}")
+    elif plan.shapes is not None and plan.shapes.stem != plan.architecture.stem:
+        hints.append(f"--stem {plan.shapes.stem}")
+    elif plan.shapes is None:
+        hints.append("another --arch")
+    return [*hints, *(f"--weights {name}" for name in other_branches)]
+
+
+def _head(
+    tensors: Mapping[str, Tensor],
+    state: State,
+    slots: Mapping[str, Tensor],
+    backbone: Backbone,
+    own_head: nn.Module | None,
+    found: Recognised,
+    branch: str,
+) -> tuple[str, nn.Linear | None]:
+    """The classifier in the file and its place: beside the network where the layout has it, or as its last layer."""
+    if own_head is None:
+        return "", None
+    for place in found.head_places(branch):
+        head = linear_at(tensors, place, backbone.dim)
+        if head is not None:
+            return place, head
+    if found.layout.own_fc:
+        weight = getattr(own_head, "weight", None)
+        for place in (key.removesuffix("weight") for key, slot in slots.items() if slot is weight):
+            return place, linear_at(state, place, backbone.dim)
+    return "", None
+
+
+def _preprocessing(layout: Layout, architecture: Architecture, backbone: Backbone) -> Preprocessing:
+    """What the layout's framework fixes. Its ImageNet constants do not hold where somebody gave it a CIFAR stem."""
+    known = Preprocessing(img_size=backbone.img_size)
+    if layout.moments is not None and not (layout.moments == IMAGENET and architecture.stem != "imagenet"):
+        known = replace(known, mean=layout.moments[0], std=layout.moments[1], source="layout")
+    return replace(known, interpolation=layout.interpolation or known.interpolation)

@@ -1,0 +1,244 @@
+"""How each framework lays a checkpoint out: one row a layout, with the branch that its paper evaluates.
+
+A file is flattened to dotted keys first ({"state_dict": {"module.x": ...}} to "state_dict.x", without the wrappers'
+segments); dialects.find_roots then finds the networks in it, and the rows say which root is which branch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from coss_eval.errors import UsageError
+from coss_eval.models.architecture import Stem
+from coss_eval.models.classifier import IMAGENET_MEAN, IMAGENET_STD
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Moments = (IMAGENET_MEAN, IMAGENET_STD)
+CIFAR: Moments = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+UNNORMALISED: Moments = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Segments of keys that DataParallel, torch.compile, FSDP and activation checkpointing add."""
+
+NOT_WEIGHTS = re.compile(r"optim|sched|scaler|loss|hooks|callbacks|loops|memory_bank", re.IGNORECASE)
+"""Names of dictionaries inside a training file that hold tensors, but no network."""
+
+SAME_ROLE = {"student": "online", "online": "student", "teacher": "target", "target": "teacher"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``branches``: for each branch, the possible ends of its network's root; "" is a state dict without prefix.
+
+    ``marks``: patterns that must each be found in some key (the file's own keys count as well). ``heads``: where a
+    linear classifier lies, beside the root. ``own_fc``: whether the network's own last layer is a classifier; it is a
+    projection head, or untrained, in many. ``moments``: mean and std where the framework's code fixes them.
+    """
+
+    name: str
+    branches: Mapping[str, tuple[str, ...]]
+    default: str = "online"
+    marks: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    own_fc: bool = True
+    moments: Moments | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    vit_heads: Mapping[int, int] = field(default_factory=dict)
+    cifar_stem: Stem = "cifar"  # what a 3x3 stem is in this framework
+
+
+LAYOUTS = (
+    Layout(
+        "MoCo v3",
+        {"online": ("base_encoder.",), "target": ("momentum_encoder.",)},
+        own_fc=False,
+        moments=IMAGENET,
+        vit_heads={384: 12},  # its ViT-S has 12 heads of 32 channels (vits.py)
+    ),
+    Layout(
+        "DINO",
+        {"student": ("student.backbone.",), "teacher": ("teacher.backbone.",)},
+        default="teacher",
+        moments=IMAGENET,
+        interpolation="bicubic",
+    ),
+    Layout(
+        "byol-pytorch",
+        {"online": ("online_encoder.net.", "net."), "target": ("target_encoder.net.",)},
+        marks=(r"\bonline_encoder\.net\.",),
+        own_fc=False,
+        moments=IMAGENET,
+    ),
+    Layout(
+        "BYOL (PyTorch-BYOL)",
+        {
+            "online": ("online_network_state_dict.encoder.", "encoder_state_dict."),
+            "target": ("target_network_state_dict.encoder.",),
+        },
+        marks=(r"^online_network_state_dict\b",),
+        own_fc=False,
+        moments=UNNORMALISED,  # its transforms end with ToTensor
+    ),
+    Layout(
+        "lightly, student and teacher",
+        {"student": ("student_backbone.",), "teacher": ("teacher_backbone.", "backbone.")},
+        default="teacher",
+        marks=(r"\bstudent_backbone\.",),
+        heads=("online_classifier.linear.",),
+        moments=IMAGENET,
+    ),
+    Layout(
+        "lightly, query and key",
+        {"online": ("query_backbone.",), "target": ("key_backbone.", "backbone.")},
+        marks=(r"\bquery_backbone\.",),
+        heads=("online_classifier.linear.",),
+        moments=IMAGENET,
+    ),
+    Layout(
+        "lightly",
+        {"online": ("backbone.",), "target": ("backbone_momentum.", "teacher_backbone.", "key_backbone.")},
+        marks=(r"\b(projection|prediction)_head\.",),
+        heads=("online_classifier.linear.",),
+        moments=IMAGENET,
+    ),
+    Layout(
+        "solo-learn",
+        {"online": ("backbone.", "encoder."), "target": ("momentum_backbone.", "momentum_encoder.")},
+        marks=(r"\bclassifier\.weight$", r"\b(projector|prototypes|predictor|momentum_backbone|momentum_encoder)\b"),
+        heads=("classifier.",),
+        cifar_stem="solo-cifar",
+    ),
+    Layout(
+        "mmselfsup",
+        {
+            "online": ("backbone.", "encoder_q.0.", "online_net.0."),
+            "target": ("encoder_k.0.", "target_net.0.", "momentum_encoder.0."),
+        },
+        marks=(r"^meta$|\bneck\.|\bencoder_q\.0\.|\bonline_net\.0\.",),
+        heads=("head.fc.",),
+        moments=IMAGENET,
+    ),
+    Layout(
+        "MoCo",
+        {"online": ("encoder_q.",), "target": ("encoder_k.",)},
+        own_fc=False,
+        moments=IMAGENET,
+    ),
+    Layout(
+        "VISSL",
+        {"online": ("trunk._feature_blocks.", "_feature_blocks.", "trunk.")},
+        marks=(r"\bclassy_state_dict\b|\b_feature_blocks\.",),
+        heads=("heads.0.clf.0.",),
+        moments=IMAGENET,
+    ),
+    Layout(
+        "SimSiam",
+        {"online": ("encoder.",)},
+        marks=(r"\bencoder\.fc\.", r"\bpredictor\."),
+        own_fc=False,
+        moments=IMAGENET,
+    ),
+    Layout(
+        "Barlow Twins or VICReg",
+        {"online": ("backbone.",)},
+        marks=(r"\bprojector\.",),
+        moments=IMAGENET,
+    ),
+    Layout(
+        "SimCLR (github.com/sthalles)",
+        {"online": ("backbone.",)},
+        marks=(r"\bbackbone\.fc\.[02]\.weight$",),
+        own_fc=False,
+        moments=UNNORMALISED,  # its transforms end with ToTensor
+    ),
+    Layout("SimCLR (github.com/leftthomas)", {"online": ("f.",)}, marks=(r"\bg\.0\.weight$",), moments=CIFAR),
+    Layout(
+        "weights with an average",
+        {"online": ("model.", "state_dict."), "target": ("model_ema.", "state_dict_ema.")},
+        marks=(r"^(model_ema|state_dict_ema)\.",),
+    ),
+    Layout(
+        "Lightning",
+        {"online": ("model.", "net.", "network.", "backbone.", "encoder.", "feature_extractor.", "state_dict.")},
+        marks=(r"^pytorch-lightning_version$",),
+        heads=("classifier.", "linear.", "fc.", "head."),
+    ),
+    Layout("state dict", {"online": ("",)}),
+)
+_BARE = re.compile(r"((state_dict|model_state_dict|model|net|network|weights|params|base_model)\.)*")
+_TEACHER = re.compile(r"teacher|target|momentum|ema|key|_k\b")
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A file's layout, and the root of each branch it holds."""
+
+    layout: Layout
+    roots: Mapping[str, str]
+    default: str
+
+    def branch(self, weights: str | None) -> str:
+        """The branch to read: the one asked for (student is online, teacher is target), or the layout's default."""
+        if weights is None:
+            if self.default in self.roots:
+                return self.default
+            raise UsageError(f"which of its networks? choose with --weights: {', '.join(self.roots)}")
+        for name in (weights, SAME_ROLE.get(weights, weights)):
+            if name in self.roots:
+                return name
+        raise UsageError(f"no branch {weights!r} in its layout ({self.layout.name}); it holds: {', '.join(self.roots)}")
+
+    def head_places(self, branch: str) -> list[str]:
+        """Where a classifier's weight and bias may lie, as prefixes of the flat keys."""
+        root = self.roots[branch]
+        ends = sorted(self.layout.branches.get(branch, ("",)), key=len, reverse=True)
+        beside = next((root.removesuffix(end) for end in ends if root.endswith(end)), root)
+        return [beside + head for head in self.layout.heads]
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by its dotted path, wrappers' segments left out; optimiser state is passed over."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in dict.items(content):  # a pickle can give an OrderedDict an attribute of the name "items"
+        if isinstance(value, Tensor):
+            tensors[plain_key(f"{prefix}{key}")] = value
+        elif isinstance(value, dict) and isinstance(key, str) and not NOT_WEIGHTS.search(key):
+            tensors |= flatten(value, f"{prefix}{key}.")
+    return tensors
+
+
+def plain_key(key: str) -> str:
+    """A key without the segments that wrappers add."""
+    return ".".join(segment for segment in key.split(".") if segment not in WRAPPERS)
+
+
+def recognise(keys: Iterable[str], roots: Iterable[str]) -> Recognised:
+    """The first row of LAYOUTS that fits; else the roots as they are, named by their words or by themselves."""
+    keys, roots = list(keys), list(roots)
+    for layout in LAYOUTS:
+        if not all(any(re.search(mark, key) for key in keys) for mark in layout.marks):
+            continue
+        found = {name: root for name, ends in layout.branches.items() if (root := _first(roots, ends)) is not None}
+        if layout.default in found:
+            return Recognised(layout, found, layout.default)
+    if len(roots) == 1:
+        return Recognised(Layout(f"network under {roots[0]!r}", {}), {"online": roots[0]}, "online")
+    teachers = [root for root in roots if _TEACHER.search(root)]
+    if len(roots) == 2 and len(teachers) == 1:
+        student = next(root for root in roots if root not in teachers)
+        layout = Layout(f"networks under {student!r} and {teachers[0]!r}", {})
+        return Recognised(layout, {"online": student, "target": teachers[0]}, "online")
+    return Recognised(Layout("several networks", {}), {root.rstrip(".") or "top level": root for root in roots}, "")
+
+
+def _first(roots: list[str], ends: tuple[str, ...]) -> str | None:
+    for end in ends:
+        for root in roots:
+            if _BARE.fullmatch(root) if end == "" else root == end or root.endswith(f".{end}"):
+                return root
+    return None

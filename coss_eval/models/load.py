@@ -1,0 +1,158 @@
+"""Any checkpoint file, or the name of a published network, to a Model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models import zoo
+from coss_eval.models.architecture import Architecture, Stem
+from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.families import Pooling
+from coss_eval.models.fit import head_line
+from coss_eval.models.foreign import foreign_model
+from coss_eval.models.model import HeadChoice, KeyReport, Model, lent_generator, weights_sha256
+from coss_eval.models.normalisation import normalisation_check as normalisation_check
+from coss_eval.models.own_format import CONFIG, own_model
+from coss_eval.models.own_format import save_model as save_model
+from coss_eval.models.unpickle import METADATA, read_checkpoint
+from coss_eval.models.wishes import Interpolation, Wishes
+
+GENERIC_NAMES = {"model", "checkpoint", "ckpt", "last", "best", "final", "model_best", "weights", "state_dict"}
+
+
+def load_model(
+    source: str | Path,
+    *,
+    arch: str | None = None,
+    stem: Stem | None = None,
+    width: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+    interpolation: Interpolation | None = None,
+    head: HeadChoice = "auto",
+    weights: str | None = None,
+    pooling: Pooling = "own",
+    allow_partial: bool = False,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """A Model from a checkpoint file of any known layout, or from "torchvision:NAME" or "timm:NAME".
+
+    ``arch``, ``stem``, ``width``: as zoo.network has them ("package.module:factory" for a network of one's own); None
+    reads them off the tensors' shapes. ``weights``: the branch of the file (student, teacher, online, target), or
+    which published weights. ``head``: how heads.resolve_head will treat the file's classifier; "probe" drops it.
+    ``allow_partial`` accepts a file that leaves parts of the backbone at random (drawn from seed 0). The model comes
+    in eval mode, without gradients for its parameters; nothing in the file is run, and torch's generator is left as
+    it was. Raises UsageError and CossError with one line that names the flag that would help.
+    """
+    if head not in ("auto", "own", "probe"):
+        raise UsageError(f"head must be auto, own or probe, not {head!r}")
+    wishes = Wishes(
+        arch=arch,
+        stem=stem,
+        width=width,
+        mean=mean,
+        std=std,
+        img_size=img_size,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        weights=weights,
+        pooling=pooling,
+        allow_partial=allow_partial,
+    )
+    if str(source).startswith(("torchvision:", "timm:")):
+        model = _published(str(source), wishes)
+    else:
+        model = _from_file(Path(source).expanduser(), wishes)
+    kept = None if head == "probe" else model.head
+    for module in (model.backbone, kept):
+        if module is not None:
+            module.to(device).eval().requires_grad_(False)
+    classes = model.classes if kept is not None else None
+    return replace(model, head=kept, classes=classes, head_choice=head).identified()
+
+
+def make_model(
+    arch: str,
+    *,
+    stem: Stem = "imagenet",
+    width: int = 64,
+    img_size: int | None = None,
+    pooling: Pooling = "own",
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    name: str | None = None,
+    seed: int = 0,
+) -> Model:
+    """A Model with random weights drawn from ``seed``, with a linear head for ``classes`` where they are given."""
+    architecture = Architecture(arch, stem, width, img_size, pooling)
+    with lent_generator(seed):
+        backbone = architecture.backbone()
+        head = nn.Linear(backbone.dim, len(classes)) if classes is not None else None
+    for module in (backbone, head):
+        if module is not None:
+            module.eval().requires_grad_(False)
+    known = preprocessing or Preprocessing()
+    return Model(
+        name=name or f"untrained {arch} (seed {seed})",
+        arch=arch,
+        backbone=backbone,
+        head=head,
+        classes=tuple(classes) if classes is not None else None,
+        preprocessing=replace(known, img_size=known.img_size or backbone.img_size),
+        sha256=weights_sha256(backbone, head),
+        layout="untrained",
+        architecture=architecture,
+    )
+
+
+def _published(spec: str, wishes: Wishes) -> Model:
+    """A torchvision or timm network; arch, stem and branch names are meant for files and say nothing here."""
+    source, _, name = spec.partition(":")
+    branch = wishes.weights in ("student", "teacher", "online", "target")
+    with lent_generator(0):
+        found = zoo.pretrained(spec, None if branch else wishes.weights, pooling=wishes.pooling)
+    side = found.backbone.img_size
+    if side is not None and wishes.img_size not in (None, side):
+        raise UsageError(f"{spec} takes images of side {side} only; leave --img-size {wishes.img_size} out")
+    arch = name.partition(":")[0] if source == "torchvision" else spec
+    report = KeyReport(
+        layout=source,
+        branch=None,
+        branches=(),
+        arch=arch,
+        inferred=(),
+        matched=len(found.backbone.state_dict()),
+        head=head_line("", found.head),
+    )
+    return Model(
+        name=name,
+        arch=arch,
+        backbone=found.backbone,
+        head=found.head,
+        classes=found.classes,
+        preprocessing=wishes.preprocessing(found.preprocessing),
+        sha256="",
+        layout=source,
+        report=report,
+        architecture=Architecture(arch, img_size=side, pooling=wishes.pooling),
+    )
+
+
+def _from_file(path: Path, wishes: Wishes) -> Model:
+    content = read_checkpoint(path)
+    config = content.get(METADATA, {}).get(CONFIG)
+    name = f"{path.absolute().parent.name}/{path.stem}" if path.stem in GENERIC_NAMES else path.stem
+    try:
+        if config is not None:
+            return own_model(name, content, config, wishes)
+        return foreign_model(name, content, wishes)
+    except CossError as error:
+        raise type(error)(f"{path.name}: {error}") from error

@@ -1,0 +1,138 @@
+"""What is evaluated: a backbone with its weights, its own head if it has one, and what it expects of its input."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from coss_eval.errors import CossError
+from coss_eval.models.backbone import Backbone
+from coss_eval.models.classifier import Preprocessing
+
+if TYPE_CHECKING:  # it builds networks, and their builder needs lent_generator
+    from coss_eval.models.architecture import Architecture
+
+HeadChoice = Literal["auto", "own", "probe"]
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """How the keys of a checkpoint met those of the network; printed before every run and kept in run.json."""
+
+    layout: str
+    branch: str | None  # student, teacher, online, target; None where the layout has one network only
+    branches: tuple[str, ...]  # those that the file holds
+    arch: str
+    inferred: tuple[str, ...]  # what was read off the tensors' shapes: "arch", "stem", "width", "img_size"
+    matched: int
+    missing: tuple[str, ...] = ()  # in the network, not in the file
+    unexpected: tuple[str, ...] = ()  # in the file's branch, not in the network (projection heads, ...)
+    head: str | None = None  # "fc: 512 to 10 classes"; None where no classifier head was found
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report as plain lines for a terminal."""
+        inferred = f" ({', '.join(self.inferred)} inferred from the shapes)" if self.inferred else ""
+        branch = f", {self.branch} of {' and '.join(self.branches)}" if len(self.branches) > 1 else ""
+        return [
+            f"layout      {self.layout}{branch}",
+            f"arch        {self.arch}{inferred}",
+            f"keys        {self.matched} matched, {named(self.missing)} missing, {named(self.unexpected)} unexpected",
+            f"head        {self.head or 'none found: a probe will be fitted'}",
+            *(f"note        {note}" for note in self.notes),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to be evaluated, in eval mode.
+
+    ``classes`` names the outputs of ``head`` in their order, where the file or the weights say them.
+    ``architecture`` is what builds the same network afresh; None for a network that somebody made by hand.
+    """
+
+    name: str
+    arch: str
+    backbone: Backbone
+    head: nn.Module | None
+    classes: tuple[str, ...] | None
+    preprocessing: Preprocessing
+    sha256: str
+    layout: str
+    report: KeyReport | None = None
+    head_choice: HeadChoice = "auto"
+    architecture: Architecture | None = None
+
+    def protocol(self) -> dict[str, Any]:
+        """All that a number depends on, as JSON: the weights themselves, the architecture and the preprocessing."""
+        options = self.architecture.options() if self.architecture else {}
+        return {"sha256": self.sha256, "arch": self.arch, **options, "preprocessing": self.preprocessing.protocol()}
+
+    def identified(self) -> Model:
+        """This model with the hash of the weights that it has now: for use after training them in place."""
+        return replace(self, sha256=weights_sha256(self.backbone, self.head))
+
+    def untrained(self, seed: int = 0) -> Model:
+        """The same architecture with random weights of its own initialisation, drawn from ``seed``, and no head."""
+        if self.architecture is None:
+            raise CossError(f"{self.name}: how to build {self.arch} afresh is not known; load it with load_model")
+        with lent_generator(seed):
+            backbone = self.architecture.backbone()
+        device = next(self.backbone.parameters()).device
+        return replace(
+            self,
+            name=f"untrained {self.arch} (seed {seed})",
+            backbone=backbone.to(device).eval().requires_grad_(False),
+            head=None,
+            classes=None,
+            sha256=weights_sha256(backbone, None),
+            layout="untrained",
+            report=None,
+            head_choice="probe",
+        )
+
+
+def weights_sha256(backbone: nn.Module, head: nn.Module | None) -> str:
+    """Identity of the weights in use: the same tensors give the same hash, however a file wraps or names them.
+
+    Counters of seen batches are left out: they change no output, and some frameworks drop them.
+    """
+    tensors: dict[str, Tensor] = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    if head is not None:
+        tensors |= {f"head.{key}": value for key, value in head.state_dict().items()}
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        if key.endswith("num_batches_tracked"):
+            continue
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def lent_generator(seed: int) -> Iterator[None]:
+    """Run a network's own initialisation from ``seed``: torch's CPU generator is lent to it and put back as it was.
+
+    Initialisers inside torchvision, timm and users' factories take no generator, so there is no other way to seed them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def named(keys: tuple[str, ...], show: int = 3) -> str:
+    """ "0", "2 (a, b)", "40 (a, b, c, ...)": a count of keys with the first few of them."""
+    if not keys:
+        return "0"
+    rest = ", ..." if len(keys) > show else ""
+    return f"{len(keys)} ({', '.join(keys[:show])}{rest})"

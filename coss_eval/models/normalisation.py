@@ -1,0 +1,67 @@
+"""A gross mismatch between a model's normalisation and the data it was trained on, seen at its first BatchNorm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.model import Model
+
+# Divergence in nats a channel. With the right normalisation, Tiny-ImageNet and CIFAR-10 are 0.1 apart at most; a range
+# of [-1, 1] for [0, 1] with ImageNet's constants makes 0.8 to 2.5, any other range more than 5.
+SUSPICIOUS, GROSS = 0.5, 2.0
+CLEARLY_BETTER = 0.25  # the share of it that another reading of the pixels must leave, to be believed
+
+
+def normalisation_check(model: Model, images: Tensor) -> str | None:
+    """One line where the first BatchNorm's running statistics do not fit what ``images`` give; None where they do.
+
+    ``images``: uint8 (B, 3, H, W). Other ranges of the same pixels (0 to 255, unnormalised, -1 to 1) are tried, and
+    the one that fits is named. It cannot tell ImageNet's constants from CIFAR's, nor BGR from RGB (natural images
+    differ too little between the two), and says nothing of networks without BatchNorm.
+    """
+    batch_norm = next((m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)), None)
+    if batch_norm is None or batch_norm.running_mean is None or not batch_norm.running_mean.any():
+        return None
+    pixels = to_float(images.to(batch_norm.running_mean.device))
+    classifier = Classifier(model.backbone, nn.Identity(), model.preprocessing).to(pixels.device)
+    normalised = classifier.normalise(pixels)
+    declared = _divergence(model.backbone, batch_norm, normalised)
+    if declared < SUSPICIOUS:
+        return None
+    resized = normalised * classifier.std + classifier.mean
+    readings = {
+        "pixels in 0 to 255 (mean 0, std 1/255)": resized * 255,
+        "unnormalised pixels in [0, 1] (mean 0, std 1)": resized,
+        "pixels in [-1, 1] (mean .5, std .5)": 2 * resized - 1,
+    }
+    found = {name: _divergence(model.backbone, batch_norm, values) for name, values in readings.items()}
+    best = min(found, key=found.__getitem__)
+    fits = found[best] < CLEARLY_BETTER * declared
+    if not fits and declared < GROSS:
+        return None
+    advice = f"they fit {best}" if fits else "check --mean and --std"
+    return (
+        f"{model.name}: the statistics of its first BatchNorm do not fit these images as normalised "
+        f"({model.preprocessing.source}; {declared:.1f} nats a channel apart); {advice}"
+    )
+
+
+def _divergence(backbone: nn.Module, batch_norm: nn.BatchNorm2d, pixels: Tensor) -> float:
+    """Median over channels of the symmetric divergence between two Gaussians: running statistics and this batch's."""
+    seen: list[Tensor] = []
+    handle = batch_norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    try:
+        with torch.no_grad():
+            backbone(pixels)
+    finally:
+        handle.remove()
+    assert batch_norm.running_mean is not None
+    assert batch_norm.running_var is not None
+    values = seen[0].double()
+    mean, var = values.mean((0, 2, 3)), values.var((0, 2, 3)) + batch_norm.eps
+    own_mean, own_var = batch_norm.running_mean.double(), batch_norm.running_var.double() + batch_norm.eps
+    apart = (mean - own_mean).square()
+    both = (var / own_var + own_var / var - 2 + apart * (1 / var + 1 / own_var)) / 2
+    return both.median().item()

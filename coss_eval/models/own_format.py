@@ -1,0 +1,102 @@
+"""Our own files: safetensors whose metadata says all that load_model needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from coss_eval._disk import write_atomically
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models.architecture import Architecture
+from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.fit import copy_into, head_line, linear_at, refuse_unless_complete, slots_of
+from coss_eval.models.layouts import flatten
+from coss_eval.models.model import KeyReport, Model
+from coss_eval.models.wishes import Wishes
+
+CONFIG = "coss_eval"  # the entry of the metadata that holds the config, as JSON
+
+
+def save_model(model: Model, path: str | Path) -> None:
+    """Write a model as safetensors that load_model reads without a flag: weights, classes, normalisation, architecture.
+
+    Written whole or not at all. Raises CossError for a head that is not one linear layer, or an unwritable path.
+    """
+    if model.architecture is None:
+        raise CossError(f"{model.name}: how to build {model.arch} is not known, so a file of it could not be read back")
+    if model.head is not None and not isinstance(model.head, nn.Linear):
+        raise CossError(f"{model.name}: only a linear head can be saved, not {type(model.head).__name__}")
+    tensors = {f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}
+    if model.head is not None:
+        tensors |= {f"head.{key}": value for key, value in model.head.state_dict().items()}
+    preprocessing = {k: v for k, v in asdict(model.preprocessing).items() if k != "source"}
+    config = {
+        "architecture": asdict(model.architecture),
+        "classes": model.classes,
+        "preprocessing": preprocessing,
+        "name": model.name,
+    }
+    content = safetensors.torch.save(
+        {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()},
+        {CONFIG: json.dumps(config)},
+    )
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), content)
+    except OSError as error:
+        raise CossError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+
+
+def own_model(name: str, content: dict[str, Any], config: str, wishes: Wishes) -> Model:
+    """The Model of a file that save_model wrote; its hash is not yet computed."""
+    try:
+        fields = json.loads(config)
+        architecture = Architecture(**fields["architecture"])
+        classes = tuple(map(str, fields["classes"])) if fields["classes"] else None
+        stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["preprocessing"].items()}
+        preprocessing = Preprocessing(**stored, source="checkpoint")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CossError(f"its {CONFIG} metadata cannot be read ({error}); write it again with save_model") from error
+    _agree(architecture.arch, wishes)
+    backbone = architecture.backbone(seed=0)
+    state = flatten(content)
+    weights = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    fit = copy_into(slots_of(backbone), backbone, weights)
+    refuse_unless_complete(fit, architecture.arch, (), allow_partial=wishes.allow_partial)
+    head = linear_at(state, "head.", backbone.dim)
+    report = KeyReport(
+        layout="coss-eval",
+        branch=None,
+        branches=(),
+        arch=architecture.arch,
+        inferred=(),
+        matched=len(fit.matched),
+        missing=fit.missing + fit.misshapen,
+        head=head_line("head", head),
+    )
+    return Model(
+        name=name,
+        arch=architecture.arch,
+        backbone=backbone,
+        head=head,
+        classes=classes if head is not None and classes and len(classes) == head.out_features else None,
+        preprocessing=wishes.preprocessing(preprocessing),
+        sha256="",
+        layout="coss-eval",
+        report=report,
+        architecture=architecture,
+    )
+
+
+def _agree(arch: str, wishes: Wishes) -> None:
+    if ":" in arch and not arch.startswith("timm:") and wishes.arch != arch:
+        raise UsageError(f"its network is made by {arch}, and a file runs no code: give --arch {arch} to allow it")
+    if wishes.arch not in (None, arch):
+        raise UsageError(f"it says that it is a {arch}; leave --arch out")
+    if wishes.weights not in (None, "student", "online"):
+        raise UsageError(f"no branch {wishes.weights!r}: it holds one network; leave --weights out")

@@ -1,0 +1,177 @@
+"""How much of the image a unit sees: in theory, as a gradient probe confirms it, and effectively (Luo et al. 2016)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from coss_eval.errors import UsageError, unknown_name
+from coss_eval.models.backbone import Backbone, Site, as_locations
+from coss_eval.models.field_rules import ACTIVATIONS, Field, FieldTracer, Reach, argument
+from coss_eval.models.generic import evaluating, outputs_of
+
+EFFECTIVE_LEVEL = 0.0455  # Luo et al.: what lies within two standard deviations of a Gaussian
+
+
+def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
+    """The theoretical receptive field of every module's output, in the order in which one forward pass reaches them.
+
+    Columns: ``module`` (dotted path), ``site`` (stage1, ..., prepool, global, where the module is a Backbone),
+    ``grid`` (units along a side), ``jump`` (pixels between neighbouring units), ``rf`` (pixels along the longer side)
+    and ``first`` (the leftmost pixel that unit 0 sees, negative in the padding). ``rf`` is infinite where a unit sees
+    the whole image whatever its size: global pooling, squeeze-and-excite, attention. The network runs once, on an
+    image of ``size`` pixels. Raises CossError for an operation whose effect is not known.
+    """
+    names = {site.module: site.name for site in module.sites.values()} if isinstance(module, Backbone) else {}
+    rows = []
+    for path, (output, reach) in fields(module, size).items():
+        field = reach if isinstance(reach, Field) else None
+        rows.append(
+            {
+                "module": path,
+                "site": names.get(path, ""),
+                "grid": _side(output, field) if field else 1,
+                "jump": field.rows.jump if field else size,
+                "rf": float(max(field.rows.size, field.columns.size)) if field else float("inf"),
+                "first": field.rows.low if field else 0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def fields(module: nn.Module, size: int = 224) -> dict[str, tuple[Tensor, Reach]]:
+    """Each submodule's last output on one image (1, 3, size, size), with its Field or WHOLE, in order of execution."""
+    parameter = next(module.parameters(), torch.empty(0))
+    image = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+    found: dict[str, tuple[Tensor, Reach]] = {}
+    tracer = FieldTracer(image)
+
+    def record(path: str, output: Any) -> None:
+        reach = tracer.of(output) if isinstance(output, Tensor) else None
+        if reach is not None:
+            found.pop(path, None)
+            found[path] = (output, reach)
+
+    handles = [
+        submodule.register_forward_hook(lambda _m, _args, output, path=path: record(path, output))
+        for path, submodule in module.named_modules()
+    ]
+    try:
+        with evaluating(module), tracer:
+            module(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _side(output: Tensor, field: Field) -> int:
+    units = output.shape[field.dims[0]]
+    return math.isqrt(units) if field.dims[0] == field.dims[1] else units
+
+
+def gradient_probe(backbone: Backbone, size: int) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+    """By site, the pixels that the middle unit of its map really depends on: ((top, bottom), (left, right)).
+
+    The check on ``theoretical``, by another road: with one channel, weights of one and averages for maxima no gradient
+    cancels, so that it is non-zero up to the edges of the receptive field, of which the image (``size`` pixels) may
+    cut something off. For networks of convolutions, poolings, concatenations and sums.
+    """
+    image = torch.ones(1, 3, size, size, dtype=torch.float64, requires_grad=True)
+    sites = {name: site for name, site in backbone.sites.items() if site.layout == "nchw"}
+    paths = {site.module for site in sites.values()}
+    with evaluating(backbone), torch.enable_grad(), outputs_of(backbone, paths) as outputs, _PositiveWeights():
+        backbone.prepool(backbone.features(image))
+    seen = {}
+    for name, site in sites.items():
+        units = outputs[site.module]  # (1, 1, H, W)
+        middle = units[..., units.shape[2] // 2, units.shape[3] // 2].sum()
+        (gradient,) = torch.autograd.grad(middle, image, retain_graph=True)
+        touched = gradient[0].ne(0).any(dim=0)  # (H, W)
+        seen[name] = (_extent(touched.any(dim=1)), _extent(touched.any(dim=0)))
+    return seen
+
+
+_CONVOLVING = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))  # position, name, default
+_AVERAGING = ("kernel_size", "stride", "padding", "ceil_mode")  # what max-pooling and average pooling share
+
+
+class _PositiveWeights(TorchFunctionMode):
+    """Runs a network as if it had one channel, weights of one and averages for maxima."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__
+        if name == "conv2d":
+            kernel = torch.ones(1, 1, *argument(args, kwargs, 1, "weight").shape[2:], dtype=args[0].dtype)
+            steps = {k: argument(args, kwargs, i, k, d) for i, k, d in _CONVOLVING}
+            return F.conv2d(args[0].mean(dim=1, keepdim=True), kernel, **steps)
+        if name == "max_pool2d":
+            return F.avg_pool2d(*args[:4], **{k: v for k, v in kwargs.items() if k in _AVERAGING})
+        if name.rstrip("_") in ACTIVATIONS | {"batch_norm", "dropout"}:
+            return args[0].clone()  # what follows may write into it
+        return func(*args, **kwargs)
+
+
+def _extent(touched: Tensor) -> tuple[int, int]:
+    (where,) = touched.nonzero(as_tuple=True)
+    return int(where[0]), int(where[-1])
+
+
+@dataclass(frozen=True)
+class EffectiveField:
+    """``map`` (H, W): mean absolute gradient of the middle unit, its peak 1. ``size``: pixels along a side."""
+
+    map: Tensor
+    size: float
+    site: str
+    n: int
+
+
+def effective(backbone: Backbone, batches: Iterable[Tensor], *, site: str = "prepool") -> EffectiveField:
+    """The effective receptive field of a site's middle unit (Luo et al., NeurIPS 2016).
+
+    ``batches``: normalised pixels (B, 3, H, W), all of one size, which belongs to the result: rankings of networks
+    change with it. A gradient of one goes in at every channel of the middle unit that is positive (as Ding et al., CVPR
+    2022, do: the sum of all channels is constant after a layer norm); the mean over images of its absolute value at
+    each pixel is the map. The size is the square root of the number of pixels above 4.55 % of the peak (of the centre
+    in the paper; strided 1x1 convolutions may skip the very centre).
+    """
+    if site not in backbone.sites:
+        raise unknown_name("site", site, backbone.sites)
+    place = backbone.sites[site]
+    total, n = torch.zeros(()), 0
+    for pixels in batches:
+        leaf = pixels.detach().clone().requires_grad_()
+        with evaluating(backbone), torch.enable_grad(), outputs_of(backbone, {place.module}) as outputs:
+            backbone(leaf)
+        locations = as_locations(outputs[place.module], place.layout, place.prefix_tokens)  # (B, L, D)
+        middle = locations[:, _middle(outputs[place.module], place)].relu().sum()
+        (gradient,) = torch.autograd.grad(middle, leaf)
+        total = total + gradient.abs().sum(dim=(0, 1)).double().cpu()
+        n += len(pixels)
+    if n == 0:
+        raise UsageError("the effective receptive field needs at least one image")
+    shown = total / total.max()
+    return EffectiveField(shown, float((shown > EFFECTIVE_LEVEL).sum()) ** 0.5, site, n)
+
+
+def _middle(output: Tensor, site: Site) -> int:
+    """The index of the middle location, in the order of as_locations."""
+    if site.layout == "nc":
+        return 0
+    if site.layout == "nlc":
+        height = width = math.isqrt(output.shape[1] - site.prefix_tokens)
+    else:
+        height, width = output.shape[2:] if site.layout == "nchw" else output.shape[1:3]
+    return height // 2 * width + width // 2

@@ -1,0 +1,130 @@
+"""Features of a split at any site of a network, in one pass, cached on disk under all that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coss_eval.data.split import Split
+from coss_eval.errors import CossError, UsageError
+from coss_eval.internal.hooks import find_site
+from coss_eval.models.backbone import Backbone, Site, as_locations
+from coss_eval.models.classifier import Classifier
+from coss_eval.models.model import Model
+from coss_eval.probes import cache as disk
+from coss_eval.probes.forward import outputs, ready
+from coss_eval.probes.forward import predict as predict
+from coss_eval.probes.forward import resolve_device as resolve_device
+
+VERSION = 1  # to be raised when the same protocol comes to mean other features
+
+
+@dataclass(frozen=True)
+class Features:
+    """One vector per image and site, in the split's order; images that could not be read are left out."""
+
+    ids: Tensor  # int64 (N,)
+    labels: Tensor  # int64 (N,)
+    values: Mapping[str, Tensor]  # by site, float32 (N, D)
+    cached: bool = False  # whether they were read from the disk
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def among(self, split: Split) -> Features:
+        """Those of the images of ``split``, a part of the split they were extracted from."""
+        rows = torch.from_numpy(np.isin(self.ids.numpy(), split.ids))
+        values = {site: value[rows] for site, value in self.values.items()}
+        return Features(self.ids[rows], self.labels[rows], values, self.cached)
+
+
+def extract(
+    model: Model,
+    split: Split,
+    *,
+    sites: Sequence[str] = ("global",),
+    batch_size: int = 256,
+    device: str | torch.device = "auto",
+    cache: bool = True,
+) -> Features:
+    """Features of every image of ``split`` at ``sites``, on the CPU; a site with locations gives their mean.
+
+    ``model.backbone`` is moved to the device; its modes, gradients and hooks are left as they were. With ``cache``,
+    features of the same weights, images, geometry and sites are read from the user's cache directory or kept there.
+    """
+    if not sites:
+        raise UsageError(f"no site to extract; this network has {', '.join(model.backbone.sites)}")
+    places = [find_site(model.backbone, name) for name in sites]
+    name = disk.key("features", protocol(model, split, sites))
+    if cache and (found := disk.load(name, ["ids", "labels", *map(_entry, sites)])) is not None:
+        arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
+        return Features(arrays["ids"], arrays["labels"], {site: arrays[_entry(site)] for site in sites}, cached=True)
+    features = _extract(model, split, places, batch_size, resolve_device(device))
+    if cache:
+        values = {_entry(site): value.numpy() for site, value in features.values.items()}
+        disk.save(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values})
+    return features
+
+
+def protocol(model: Model, split: Split, sites: Sequence[str] = ("global",)) -> dict[str, Any]:
+    """All that features depend on, as JSON."""
+    return {
+        "model": model.protocol(),
+        "data": split.fingerprint,
+        "geometry": split.protocol(model.preprocessing.geometry),
+        "sites": sorted(set(sites)),
+        "version": VERSION,
+    }
+
+
+def _entry(site: str) -> str:
+    return f"at {site}"
+
+
+def _extract(model: Model, split: Split, places: Sequence[Site], batch_size: int, device: torch.device) -> Features:
+    batches = split.batches(model.preprocessing.geometry, batch_size=batch_size)
+    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    ids, labels = (torch.empty(len(split), dtype=torch.int64) for _ in range(2))
+    values: dict[str, Tensor] = {}
+    seen = 0
+    with ready(network, device), _averages(model.backbone, places) as averages:
+
+        def compute(pixels: Tensor) -> dict[str, Tensor]:
+            network(pixels)
+            return dict(averages)
+
+        for batch, found in outputs(compute, batches, device):
+            if not values:
+                values = {site: torch.empty(len(split), average.shape[1]) for site, average in found.items()}
+            rows = slice(seen, seen + len(batch.ids))
+            ids[rows], labels[rows] = batch.ids, batch.labels
+            for site, average in found.items():
+                values[site][rows] = average
+            seen += len(batch.ids)
+    if not seen:
+        raise CossError(f"no image of the {split.name} split could be read, so there are no features")
+    return Features(ids[:seen], labels[:seen], {site: value[:seen] for site, value in values.items()})
+
+
+@contextmanager
+def _averages(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
+    """While open, each forward pass leaves every site's mean over its locations (B, D), by name, in what is yielded."""
+    averages: dict[str, Tensor] = {}
+
+    def average(site: Site) -> Any:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            averages[site.name] = as_locations(output, site.layout, site.prefix_tokens).mean(1)  # (B, L, D) -> (B, D)
+
+        return hook
+
+    with ExitStack() as stack:
+        for site in sites:
+            handle = backbone.get_submodule(site.module).register_forward_hook(average(site))
+            stack.callback(handle.remove)
+        yield averages

@@ -1,0 +1,135 @@
+"""From a model and labelled images to a classifier: the checkpoint's own head where it fits, else a linear probe."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coss_eval.data.dataset import Dataset
+from coss_eval.data.split import Split
+from coss_eval.errors import UsageError
+from coss_eval.models.classifier import Classifier
+from coss_eval.models.heads import resolve_head
+from coss_eval.models.model import HeadChoice, Model
+from coss_eval.probes import cache as disk
+from coss_eval.probes.features import Features, extract, protocol
+from coss_eval.probes.forward import resolve_device
+from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe
+
+HELD_OUT = 0.1  # of the training images, to choose the strength on
+FIXED_STRENGTH = 1.0  # where labels are too few to hold any out; near the best for one or two labels a class
+TENSORS = ("weight", "bias", "mean", "std")  # of a LinearProbe
+VERSION = 1  # to be raised when the same protocol comes to mean another probe
+
+
+def fit_classifier(
+    model: Model,
+    data: Dataset,
+    *,
+    head: HeadChoice | None = None,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+    cache: bool = True,
+) -> Classifier:
+    """Pixels in [0, 1] to the logits of ``data``'s classes, in eval mode on the device.
+
+    ``head``: "auto" takes the checkpoint's own head where its class names match, "own" insists on it, "probe" fits a
+    linear probe on the training split; None is what the model was loaded with. ``origin`` of the result says which it
+    was. The probe's strength is chosen on a tenth of the training images; the test split is never read.
+    """
+    target = resolve_device(device)
+    decision = resolve_head(model, data.classes, head)
+    if decision.use_own and model.head is not None:
+        class_map = None if decision.class_map is None else torch.tensor(decision.class_map)
+        classifier = Classifier(
+            model.backbone, model.head, model.preprocessing, class_map=class_map, origin=decision.why
+        )
+    elif data.train is None:
+        raise UsageError(
+            f"{data.name} has no training split to fit a probe on, and its classes need one ({decision.why}); "
+            "give a dataset with train/ and test/ folders, or a checkpoint whose head has these classes"
+        )
+    else:
+        probe = fitted_probe(model, data.train, device=target, batch_size=batch_size, cache=cache)
+        classifier = Classifier(model.backbone, probe.module(), model.preprocessing, origin=probe.describe())
+    return classifier.to(target).eval()
+
+
+def fitted_probe(
+    model: Model,
+    train: Split,
+    *,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+    cache: bool = True,
+) -> LinearProbe:
+    """The linear probe on the global representation of ``train``; kept in the cache, as its features are."""
+    name = disk.key(
+        "probe",
+        {
+            "features": protocol(model, train),
+            "classes": len(train.classes),
+            "strengths": STRENGTHS,
+            "held_out": HELD_OUT,
+            "version": VERSION,
+        },
+    )
+    probe = _load(name) if cache else None
+    if probe is None:
+        features = extract(model, train, device=device, batch_size=batch_size, cache=cache)
+        probe = choose_probe(features, train, device=device)
+        if cache:
+            _save(name, probe)
+    return probe
+
+
+def few_label_probe(
+    features: Features,
+    train: Split,
+    fraction: float,
+    *,
+    seed: int = 0,
+    site: str = "global",
+    device: str | torch.device = "auto",
+) -> LinearProbe:
+    """The probe from a class-balanced ``fraction`` (0.01, 0.1) of ``train``'s labels; no other label is looked at.
+
+    ``features`` are those of all of ``train``. The held-out images are among the labelled ones, too.
+    """
+    return choose_probe(features, train.few_labels(fraction, seed), site=site, device=device)
+
+
+def choose_probe(
+    features: Features, labelled: Split, *, site: str = "global", device: str | torch.device = "auto"
+) -> LinearProbe:
+    """The probe fitted on the images of ``labelled``, its strength chosen on a tenth of them held out.
+
+    With fewer than two labels a class there is nothing to hold out: the strength is FIXED_STRENGTH then, and
+    ``LinearProbe.describe`` says that it is fixed.
+    """
+    num_classes = len(labelled.classes)
+
+    def part(split: Split) -> tuple[Tensor, Tensor]:
+        chosen = features.among(split)
+        return chosen.values[site], chosen.labels
+
+    target = resolve_device(device)
+    if len(labelled) < 2 * len(np.unique(labelled.labels)):
+        return fit_probe(*part(labelled), num_classes=num_classes, strengths=[FIXED_STRENGTH], device=target)
+    fit, select = labelled.holdout(HELD_OUT)
+    return fit_probe(*part(fit), num_classes=num_classes, select=part(select), device=target)
+
+
+def _save(name: str, probe: LinearProbe) -> None:
+    tensors = {entry: getattr(probe, entry).numpy() for entry in TENSORS}
+    path = np.array(list(probe.path.items()), np.float64).reshape(-1, 2)
+    disk.save(name, {**tensors, "strength": np.array(probe.strength), "path": path})
+
+
+def _load(name: str) -> LinearProbe | None:
+    found = disk.load(name, [*TENSORS, "strength", "path"])
+    if found is None:
+        return None
+    weight, bias, mean, std = (torch.from_numpy(found[entry]) for entry in TENSORS)
+    return LinearProbe(weight, bias, mean, std, float(found["strength"]), dict(found["path"].tolist()))

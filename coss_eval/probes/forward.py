@@ -1,0 +1,130 @@
+"""One pass of a network over batches: where it runs, how batches get there ahead of time, what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from coss_eval.data.batches import Batch
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models.classifier import to_float
+from coss_eval.models.generic import evaluating
+
+T = TypeVar("T")
+
+
+class Predictions(NamedTuple):
+    """What a classifier says of each image, on the CPU, in the images' order."""
+
+    ids: Tensor  # int64 (N,)
+    labels: Tensor  # int64 (N,)
+    logits: Tensor  # float32 (N, K)
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu") from error
+    return resolved
+
+
+def predict(classifier: nn.Module, batches: Iterable[Batch], device: str | torch.device = "auto") -> Predictions:
+    """The logits of every image: eval mode, no gradients, exact float32; only logits are kept in memory.
+
+    ``classifier`` takes pixels in [0, 1] and is moved to the device; its mode is given back as it was.
+    """
+    target = resolve_device(device)
+    ids, labels, logits = [], [], []
+    with ready(classifier, target):
+        for batch, found in outputs(classifier, batches, target):
+            ids.append(batch.ids.cpu())
+            labels.append(batch.labels.cpu())
+            logits.append(found.cpu())
+    if not ids:
+        raise CossError("there is no image to predict: the batches are empty")
+    return Predictions(torch.cat(ids), torch.cat(labels), torch.cat(logits))
+
+
+@contextmanager
+def ready(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """``network`` on the device, channels-last, in eval mode, its products exact; its modes afterwards as before."""
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    with evaluating(network), exact_float32():
+        yield
+
+
+def outputs(
+    compute: Callable[[Tensor], T], batches: Iterable[Batch], device: torch.device
+) -> Iterator[tuple[Batch, T]]:
+    """Each batch with ``compute`` of its pixels, float32 in [0, 1].
+
+    A result is handed over when the next one is under way, so that copying it back does not hold up a GPU.
+    """
+    late: tuple[Batch, T] | None = None
+    for batch in ahead(batches, device):
+        with torch.inference_mode():
+            result = compute(to_float(batch.images))
+        if late is not None:
+            yield late
+        late = batch, result
+    if late is not None:
+        yield late
+
+
+def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches, images on the device: a thread fetches the next one while the caller works on this one."""
+    source = iter(batches)
+
+    def fetch() -> Batch | None:
+        batch = next(source, None)
+        if batch is None or batch.images.device == device:
+            return batch
+        images = batch.images.pin_memory() if device.type == "cuda" else batch.images
+        return batch._replace(images=images.to(device, non_blocking=True))
+
+    with ThreadPoolExecutor(1, "batches") as thread:
+        upcoming = thread.submit(fetch)
+        while (batch := upcoming.result()) is not None:
+            upcoming = thread.submit(fetch)
+            yield batch
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """No TF32 or bf16 inside float32 products, as torch lets cuDNN do by default; afterwards as it was."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracies as fractions, from logits or votes (N, K) and labels (N,): top1, top5 (where K > 5), mean_per_class.
+
+    ``mean_per_class`` averages the accuracies of the classes that occur, whatever their sizes.
+    """
+    if not len(labels) or logits.shape[:1] != labels.shape:
+        raise UsageError(f"expected (N, K) logits for N > 0 labels, got {tuple(logits.shape)} for {len(labels)}")
+    hits = logits.argmax(1) == labels
+    count = torch.bincount(labels, minlength=logits.shape[1])
+    right = torch.bincount(labels[hits], minlength=logits.shape[1])
+    present = count > 0
+    found = {"top1": hits.double().mean().item()}
+    if logits.shape[1] > 5:
+        found["top5"] = (logits.topk(5, dim=1).indices == labels[:, None]).any(1).double().mean().item()
+    return found | {"mean_per_class": (right[present] / count[present].double()).mean().item()}

@@ -1,0 +1,112 @@
+"""The redundancy of a network's local representations at one site, as a table of measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from coss_eval.errors import UsageError
+from coss_eval.models.backbone import Backbone, Site, as_locations
+from coss_eval.redundancy import locality, moments, similarity, spectrum
+
+Batches = Iterable[Tensor] | Callable[[], Iterable[Tensor]]
+
+
+def measure(
+    backbone: Backbone,
+    batches: Batches,
+    site: str = "prepool",
+    *,
+    receptive_field: tuple[int, int] | None = None,
+    border: int = 0,
+) -> pd.DataFrame:
+    """Redundancy of the local representations at ``site``: one row a metric, columns metric, value, n, low, high.
+
+    ``batches`` are normalised pixels, float (B, 3, H, W) on any device, and are read TWICE (for the dataset mean, then
+    for the moments): pass a list, an object that starts afresh at every iteration, or a function that returns an
+    iterator; a generator is refused. ``backbone`` must be in eval mode.
+
+    ``n`` counts images; ``low`` and ``high`` bound a 95 % interval over images (block jackknife) and are NaN for the
+    spectral rows. ``within_at_distance_3`` is the mean cosine at the Chebyshev distance 3 on the grid.
+    ``receptive_field`` (size, jump in pixels) adds the rows ``within_overlapping`` and ``within_disjoint``. ``border``
+    leaves out that many cells at each side of the grid: zero padding makes border cells alike.
+
+    A number means little alone: ReLU and overlapping fields inflate it, so print an untrained network's row beside it.
+    """
+    if backbone.training:
+        raise UsageError("redundancy needs the backbone in eval mode, but it is in train mode; call backbone.eval()")
+    place = _place(backbone, site)
+    start = batches if callable(batches) else _restartable(batches)
+    return _table(moments.collect(lambda: _locals_and_globals(backbone, start(), place, border)), receptive_field)
+
+
+def _table(collected: moments.Moments, receptive_field: tuple[int, int] | None) -> pd.DataFrame:
+    missing = float("nan")
+    rows: list[tuple[str, float, float, float]] = [
+        *((name, *estimate) for name, estimate in similarity.estimates(collected).items()),
+        *((name, *estimate) for name, estimate in locality.by_overlap(collected, receptive_field).items()),
+        *((name, value, missing, missing) for name, value in spectrum.spectra(collected).items()),
+        *((f"within_at_distance_{d}", *estimate) for d, estimate in locality.by_distance(collected).items()),
+    ]
+    frame = pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
+    frame.insert(2, "n", collected.images)
+    return frame
+
+
+def _place(backbone: Backbone, name: str) -> Site:
+    sites = {site.name: site for site in backbone.sites.values() if site.layout != "nc"}
+    if name not in sites:
+        choices = f"expected one of {', '.join(sites)}" if sites else "it has none"
+        raise UsageError(f"no site {name!r} with locations in this network; {choices}")
+    return sites[name]
+
+
+def _restartable(batches: Iterable[Tensor]) -> Callable[[], Iterable[Tensor]]:
+    if iter(batches) is batches:
+        raise UsageError(
+            "batches are read twice, but got an iterator that ends after one pass; pass a list or a function"
+        )
+    return lambda: batches
+
+
+def _locals_and_globals(
+    backbone: Backbone, batches: Iterable[Tensor], site: Site, border: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for pixels in batches:
+        output, global_ = _forward(backbone, pixels, site)
+        field = _field(output, site)
+        if border:
+            if field.dim() != 4 or min(field.shape[1:3]) <= 2 * border:
+                shape = " x ".join(map(str, field.shape[1:-1]))
+                raise UsageError(f"border {border} leaves nothing of the {shape} locations at {site.name!r}; lower it")
+            field = field[:, border:-border, border:-border]
+        yield field, global_
+
+
+def _field(output: Tensor, site: Site) -> Tensor:
+    """A site's output as (B, H, W, D); (B, L, D) for a sequence that is no square of patches."""
+    if site.layout == "nchw":
+        return output.permute(0, 2, 3, 1)
+    if site.layout == "nhwc":
+        return output
+    local = as_locations(output, site.layout, site.prefix_tokens)
+    side = math.isqrt(local.shape[1])
+    return local.reshape(len(local), side, side, -1) if side * side == local.shape[1] else local
+
+
+@torch.inference_mode()
+def _forward(backbone: Backbone, pixels: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+    """The site's output and the global representation, of one forward pass."""
+    outputs: list[Tensor] = []
+    module = backbone.get_submodule(site.module)
+    hook = module.register_forward_hook(lambda _module, _input, output: outputs.append(output))
+    try:
+        parameter = next(backbone.parameters(), pixels)
+        global_ = backbone(pixels.to(parameter.device))
+    finally:
+        hook.remove()
+    return outputs[0], global_

@@ -1,0 +1,98 @@
+"""How much the locations of one image share: cosines and shares of variance, each with a jackknife interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from scipy import stats
+from torch import Tensor
+
+from coss_eval.redundancy.moments import Moments, Sums
+
+Statistic = Callable[[Sums, int], Tensor]
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % interval over images (delete-one-block jackknife, Student's t)."""
+
+    value: float
+    low: float
+    high: float
+
+
+def within(sums: Sums, locations: int) -> Tensor:
+    """Mean cosine of two different locations of one image: (Q - N L) / (N L (L - 1))."""
+    n = sums.images
+    return (sums.unit_square - n * locations) / (n * locations * (locations - 1))
+
+
+def between(sums: Sums, locations: int) -> Tensor:
+    """Mean cosine of two locations of different images: (||T||^2 - Q) / (N (N - 1) L^2)."""
+    n = sums.images
+    return (sums.unit.square().sum(-1) - sums.unit_square) / (n * (n - 1) * locations**2)
+
+
+def normalised(sums: Sums, locations: int) -> Tensor:
+    """(within - between) / (1 - between): 0 where locations agree no more than images do, 1 where all are equal."""
+    baseline = between(sums, locations)
+    return (within(sums, locations) - baseline) / (1 - baseline)
+
+
+def r2(sums: Sums, locations: int) -> Tensor:
+    """Share of the variance explained by the image's mean: tr S_B / tr S_T. Its floor is 1 / L, not 0."""
+    shift = sums.mean.square().sum(-1) / sums.images  # the mean of a subset of images is not mu
+    return (sums.mean_square - shift) / (sums.square - shift)
+
+
+def icc(sums: Sums, locations: int) -> Tensor:
+    """Intraclass correlation ICC(1), over traces: (MSB - MSW) / (MSB + (L - 1) MSW) (Shrout and Fleiss 1979)."""
+    n = sums.images
+    shift = sums.mean.square().sum(-1) / n
+    msb = locations * (sums.mean_square - shift) / (n - 1)
+    msw = locations * (sums.square - sums.mean_square) / (n * (locations - 1))
+    return (msb - msw) / (msb + (locations - 1) * msw)
+
+
+def local_global_leave_one_out(sums: Sums, locations: int) -> Tensor:
+    """Mean of cos(u_l, S - u_l): a location against the mean of the OTHERS.
+
+    The plain cosine with a mean-pooled global holds the location itself: it is the norm of the mean unit vector,
+    tells nothing beyond ``within`` and has a floor of about 1 / sqrt(L).
+    """
+    return sums.leave_one_out / sums.images
+
+
+def local_global(sums: Sums, locations: int) -> Tensor:
+    """Mean cosine of a location with the network's own global representation, both centred; only where D' = D."""
+    return sums.local_global / sums.images
+
+
+def estimates(moments: Moments) -> dict[str, Estimate]:
+    """Every similarity that is defined for these moments, by metric name."""
+    statistics: dict[str, Statistic] = {
+        "within": within,
+        "between": between,
+        "normalised": normalised,
+        "r2": r2,
+        "icc": icc,
+        "local_global_leave_one_out": local_global_leave_one_out,
+    }
+    if moments.cross.shape[0] == moments.cross.shape[1] and not moments.global_is_mean:
+        statistics["local_global"] = local_global
+    return {name: jackknife(statistic, moments) for name, statistic in statistics.items()}
+
+
+def jackknife(statistic: Statistic, moments: Moments) -> Estimate:
+    """The statistic of all images with its interval; the centring mean mu is held fixed when a block is left out.
+
+    With fewer than three images no block can be left out of a comparison of images: the interval is NaN.
+    """
+    value = float(statistic(moments.sums.total(), moments.locations))
+    if moments.images < 3:
+        return Estimate(value, float("nan"), float("nan"))
+    left_out = statistic(moments.sums.without_each(), moments.locations)  # (K,)
+    blocks = len(left_out)
+    variance = (blocks - 1) / blocks * float((left_out - left_out.mean()).square().sum())
+    half_width = float(stats.t.ppf(0.975, blocks - 1)) * variance**0.5
+    return Estimate(value, value - half_width, value + half_width)

@@ -1,0 +1,66 @@
+"""From a store to a report: report.md, report.html, tables/ and figures/. Reads the store only; no torch.
+
+pandas and matplotlib are imported when something is written, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coss_eval.errors import CossError
+from coss_eval.store import Store
+
+if TYPE_CHECKING:
+    from coss_eval.reports.results import Results
+
+__all__ = ["headline_text", "write"]
+
+
+def write(
+    store_path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, baseline: str | None = None
+) -> list[Path]:
+    """Write the report of a results folder into it (or into ``out``); the paths written.
+
+    ``baseline`` names the checkpoint that differences refer to (default: the first). Writes report.md, report.html,
+    tables/<name>.csv and .tex, tables/measurements.csv (every number, as fractions) and figures/<name>.png and .pdf.
+    Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for an
+    unknown baseline.
+    """
+    from coss_eval.reports import document, figures, html, layout, markdown
+    from coss_eval.reports.files import write_file
+
+    folder = Path(store_path if out is None else out)
+    results = _results(Store(store_path))
+    base = document.resolve_baseline(results, baseline)
+    everything = results.frame.to_csv(index=False, lineterminator="\n")
+    paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early
+    drawn = figures.write(results, folder / "figures")
+    pictures = {path.stem: path.read_bytes() for path in drawn if path.suffix == ".png"}
+    page = document.build(results, base, list(pictures))
+    paths.append(write_file(folder / "report.md", markdown.render(page)))
+    paths.append(write_file(folder / "report.html", html.render(page, pictures)))
+    for table in page.tables:
+        paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
+        paths.append(write_file(folder / "tables" / f"{table.name}.tex", layout.latex(table)))
+    return paths + drawn
+
+
+def headline_text(store: Store) -> str:
+    """The headline table as plain text for a terminal, a row a measure and a column a checkpoint."""
+    from coss_eval.reports import document, headline, layout
+
+    results = _results(store)
+    table = document.headline_table(results, headline.columns(results))
+    shown = layout.text(layout.transposed(table))
+    return f"{shown}\n{table.gaps} not measured ({layout.GAP})" if table.gaps else shown
+
+
+def _results(store: Store) -> Results:
+    from coss_eval.reports.results import Results
+
+    results = Results(store)
+    if not results.records:
+        raise CossError(f"no finished cells in {store.path}; give a results folder that coss-eval has evaluated into")
+    return results

@@ -1,0 +1,151 @@
+"""What a report says, before it is Markdown or HTML: the headline, a section a task, and the provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from coss_eval.errors import unknown_name
+from coss_eval.reports import headline, provenance
+from coss_eval.reports.layout import Number, Row, Table, transposed
+from coss_eval.reports.results import Estimate, Results, difference
+from coss_eval.reports.scores import Score, TaskScores, task_scores
+from coss_eval.statistics import holm
+
+CAPTIONS = {
+    "corruptions_by_severity": "Accuracy by severity for each corruption. Bands: 95 % (Wilson).",
+    "corruptions_mean": "Mean over the benchmark's 15 corruptions by severity. Bands: 95 %, images as clusters.",
+    "attacks_by_eps": "Robust accuracy by eps; at 0 the clean accuracy on the same images. Bands: 95 % (Wilson).",
+    "internal_by_level": "Accuracy by the level of damage inside the network; mean over the masks. Bands: 95 %.",
+    "redundancy": "Redundancy of the local representations, beside the same network untrained (hollow). Bars: 95 %.",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs, tables, and figures with their captions by name."""
+
+    title: str
+    paragraphs: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    title: str
+    subtitle: str
+    warnings: list[str]
+    sections: list[Section]
+
+    @property
+    def tables(self) -> list[Table]:
+        return [table for section in self.sections for table in section.tables]
+
+
+def build(results: Results, baseline: str | None = None, figures: Sequence[str] = ()) -> Document:
+    """The whole report. ``baseline`` names the checkpoint that differences refer to (default: the first)."""
+    base = resolve_baseline(results, baseline)
+    columns = headline.columns(results)
+    spec = TaskScores("headline", "Headline", "", columns)
+    differences = difference_table(results, spec, base)
+    others = [] if differences is None else [transposed(differences)]
+    sections = [Section("Headline", [], [headline_table(results, columns), *others])]
+    for task in results.tasks:
+        spec = task_scores(results, task)
+        drawn = {name: CAPTIONS[name] for name in figures if name.split("_")[0] == task}
+        lines = [line for line in (protocol_line(results, task), *results.notes(task)) if line]
+        sections.append(Section(spec.title, lines, task_tables(results, spec, base), drawn))
+    sections.append(Section("Provenance", [provenance.STATISTICS], provenance.tables(results)))
+    data = ", ".join(dict.fromkeys(str(name) for name in results.frame["data"].dropna()))
+    count = len(results.labels)
+    subtitle = f"{count} checkpoint{'s' if count != 1 else ''} on {data or 'unnamed data'}"
+    return Document("coss-eval report", subtitle, provenance.warnings(results), sections)
+
+
+def resolve_baseline(results: Results, baseline: str | None) -> str:
+    """The label of the checkpoint that differences refer to. Raises UsageError for a name that is not there."""
+    if baseline is None:
+        return results.labels[0]
+    models = dict(zip(results.frame["model"], results.frame["checkpoint"], strict=True))
+    label = baseline if baseline in results.labels else models.get(baseline)
+    if label not in results.labels:
+        raise unknown_name("baseline", baseline, results.labels)
+    return str(label)
+
+
+def headline_table(results: Results, scores: Sequence[Score]) -> Table:
+    """One row a checkpoint. The corner has the n of most columns; another n stands in its column's head."""
+    found = {label: [score.of(label) for score in scores] for label in results.labels}
+    n_texts = [_n_text([found[label][i] for label in found], results) for i in range(len(scores))]
+    usual = max(n_texts, key=n_texts.count, default="")
+    units = [" %" if score.unit == "percent" else "" for score in scores]
+    names = [
+        f"{score.name}{unit}" + (f" ({n})" if n != usual else "")
+        for score, unit, n in zip(scores, units, n_texts, strict=True)
+    ]
+    heads = {label: dict.fromkeys(head.split(",")[0] for head in results.heads(label)) for label in found}
+    rows = [Row(label, ["; ".join(heads[label]), *map(_number, scores, found[label])]) for label in found]
+    return Table("headline", "Headline", f"{usual}", ["head", *names], rows, headline.CAPTION)
+
+
+def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
+    """The checkpoints side by side, the baseline first, and the differences from it."""
+    measured = [label for label in results.labels if any(s.of(label) is not None for s in spec.scores)]
+    labels = sorted(measured, key=lambda label: label != base)  # stable: the others keep their order
+    found = [[score.of(label) for label in labels] for score in spec.scores]
+    corner = f"{spec.quantity}, {_n_text([e for row in found for e in row], results, spec.task)}"
+    rows = [Row(s.name, [_number(s, e) for e in row], s.group) for s, row in zip(spec.scores, found, strict=True)]
+    columns = [f"{label} (baseline)" if label == base and len(labels) > 1 else label for label in labels]
+    absent = [label for label in results.labels if label not in labels]
+    caption = " ".join([spec.caption, *([f"Not measured here: {', '.join(absent)}."] if absent else [])]).strip()
+    tables = [Table(spec.task, spec.title, corner, columns, rows, caption)]
+    differences = difference_table(results, spec, base)
+    return tables if differences is None else [*tables, differences]
+
+
+def difference_table(results: Results, spec: TaskScores, base: str) -> Table | None:
+    """Every other checkpoint minus the baseline, in points; None where there is nothing to compare."""
+    scores = [s for s in spec.scores if s.unit == "percent" and s.of(base) is not None]
+    others = [label for label in results.labels if label != base and any(s.of(label) is not None for s in scores)]
+    if not scores or not others:
+        return None
+    columns = []
+    for label in others:
+        found = [difference(score.of(label), score.of(base)) for score in scores]
+        adjusted = holm([float("nan") if d is None else d.p for d in found])
+        columns.append(
+            [
+                None if d is None else Number(d.difference, d.low, d.high, p=float(p), signed=True)
+                for d, p in zip(found, adjusted, strict=True)
+            ]
+        )
+    rows = [Row(s.name, [column[i] for column in columns], s.group) for i, s in enumerate(scores)]
+    title = f"{spec.title}: difference from {base}"
+    n = _n_text([score.of(label) for score in scores for label in others], results)
+    return Table(f"{spec.task}_differences", title, f"points from {base}, {n}", others, rows)
+
+
+def protocol_line(results: Results, task: str) -> str:
+    """The parameters that all cells of a task share, and those few that vary: backend, table, seed, steps ..."""
+    cells = results.cells(task)
+    named = {name for cell in cells for m in cell["measurements"] for name in m["condition"]} - {"seed"}
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, value in cell["params"].items():
+            if name not in named and value is not None and not isinstance(value, list | dict):
+                values.setdefault(name, set()).add(str(value))
+    texts = [f"{name} {' / '.join(sorted(value))}" for name, value in values.items() if len(value) <= 3]
+    return f"Protocol: {', '.join(texts)}." if texts else ""
+
+
+def _number(score: Score, estimate: Estimate | None) -> Number | None:
+    return None if estimate is None else Number(estimate.value, estimate.low, estimate.high, score.unit)
+
+
+def _n_text(estimates: Sequence[Estimate | None], results: Results, task: str | None = None) -> str:
+    """ "n = 1000, limit": how many images, and whether the test split was cut to a subset."""
+    counts = sorted({e.n for e in estimates if e is not None})
+    rows = results.frame if task is None else results.rows(task)
+    shown = " to ".join(map(str, counts if len(counts) < 3 else [counts[0], counts[-1]]))
+    return f"n = {shown}" + (", limit" if rows["limit"].notna().any() else "")

@@ -1,0 +1,138 @@
+"""The headline: one row a checkpoint, one column a kind of robustness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from coss_eval.corruptions.names import BENCHMARK, SEVERITIES
+from coss_eval.corruptions.score import mce
+from coss_eval.errors import UsageError
+from coss_eval.reports.results import Estimate, Results, aligned, from_shares, mean, ratio
+from coss_eval.reports.scores import (
+    Score,
+    area_of,
+    attack_families,
+    attack_rows,
+    corrupted,
+    eps_text,
+    mean_of,
+    site_order,
+)
+
+Columns = dict[str, Callable[[Results, str], Estimate | None]]
+
+
+def columns(results: Results) -> list[Score]:
+    """The headline's columns, without those that no checkpoint has or that repeat the one before."""
+    percent: Columns = {
+        "clean top-1": clean,
+        "linear probe": partial(probe, metric="top1"),
+        "kNN": partial(probe, metric="knn_top1"),
+        "corrupted": benchmark,
+        "kept": relative,
+        "mCE": mean_corruption_error,
+        **{f"PGD {eps_text(eps)}": partial(pgd, eps=eps) for eps in chosen_eps(results)},
+        "kept, channels masked": partial(masked, kind="channel"),
+        "kept, locations masked": partial(masked, kind="location"),
+    }
+    plain: Columns = {
+        "redundancy": partial(normalised_redundancy, state="trained"),
+        "redundancy, untrained": partial(normalised_redundancy, state="untrained"),
+    }
+    scores = [Score(name, partial(of, results)) for name, of in percent.items()]
+    scores += [Score(name, partial(of, results), "plain") for name, of in plain.items()]
+    values = {s.name: [e.value if e else None for e in map(s.of, results.labels)] for s in scores}
+    if values["linear probe"] == values["clean top-1"]:  # the classifier IS the probe
+        values.pop("linear probe")
+    return [s for s in scores if any(value is not None for value in values.get(s.name, []))]
+
+
+CAPTION = (
+    "clean top-1: of the classifier named under head · corrupted: mean over the benchmark's 15 corruptions and 5 "
+    "severities · kept: the share of the clean accuracy that remains · PGD: robust accuracy, Linf · masked: area under "
+    "accuracy over the share masked before pooling · redundancy: normalised, (within - between)/(1 - between) cosine."
+)
+
+
+def clean(results: Results, label: str) -> Estimate | None:
+    """Clean top-1 of the classifier that the robustness tasks use."""
+    found = corrupted(results, label, "clean", 0)
+    return found if found is not None else probe(results, label, "top1")
+
+
+def probe(results: Results, label: str, metric: str) -> Estimate | None:
+    """An unconditional measurement of the probe task."""
+    return results.estimate(label, "probe", metric, metric)
+
+
+def benchmark(results: Results, label: str) -> Estimate | None:
+    """Mean accuracy over the 15 corruptions and five severities; a gap unless all 75 are there."""
+    return mean([corrupted(results, label, name, severity) for name in BENCHMARK for severity in SEVERITIES])
+
+
+def relative(results: Results, label: str) -> Estimate | None:
+    """The share of its clean accuracy that a checkpoint keeps over the benchmark."""
+    return ratio(benchmark(results, label), corrupted(results, label, "clean", 0))
+
+
+def mean_corruption_error(results: Results, label: str) -> Estimate | None:
+    """mCE, AlexNet-normalised: only where score.py defines it (ImageNet, 224 px, ImageNet-C's table)."""
+    keys = [(name, severity) for name in BENCHMARK for severity in SEVERITIES]
+    known = [e for e in (corrupted(results, label, *key) for key in keys) if e is not None]
+    cell = next((r for r in results.cells("corruptions", label) if "table" in r["params"]), None)
+    if len(known) < len(keys) or cell is None:
+        return None
+    protocol = cell["protocol"]
+    side = protocol.get("geometry", {}).get("size")
+    sides = {int(s) for s in (side if isinstance(side, list) else [side]) if s is not None}
+    where = {"dataset": protocol["data"]["name"], "side": max(sides, default=0), "table": cell["params"]["table"]}
+    try:
+        value = mce({key: 1 - e.value for key, e in zip(keys, known, strict=True)}, **where)
+    except UsageError:  # not defined on this data
+        return None
+    columns = aligned(known)
+    if columns is None:
+        return Estimate(value, None, None, min(e.n for e in known), data=known[0].data)
+    ids, table = columns
+    shares = mce({key: 1 - table[:, i] for i, key in enumerate(keys)}, **where)
+    return from_shares(value, pd.Series(shares, index=ids), known[0].data)
+
+
+def chosen_eps(results: Results) -> list[float]:
+    """The two eps shown: 0.5/255 and 2/255 where PGD in Linf has both, else a third and two thirds up its list."""
+    if ("pgd", "linf") not in attack_families(results):
+        return []
+    found = sorted({float(eps) for eps in attack_rows(results, "pgd", "linf")["eps"]} - {0.0})
+    wanted = [e for e in found if np.isclose(e * 255, [0.5, 2]).any()]
+    last = len(found) - 1
+    return wanted if len(wanted) == 2 else [found[i] for i in sorted({last // 3, 2 * last // 3})] if found else []
+
+
+def pgd(results: Results, label: str, eps: float) -> Estimate | None:
+    """Robust accuracy under PGD in Linf."""
+    rows = attack_rows(results, "pgd", "linf")
+    return mean_of(results, "attacks", rows[rows["eps"] == eps])(label)
+
+
+def masked(results: Results, label: str, kind: str) -> Estimate | None:
+    """The share of clean accuracy kept under masking: its area over the levels, before pooling or at the last site."""
+    rows = results.rows("internal")
+    if rows.empty:
+        return None
+    rows = rows[(rows["metric"] == "accuracy") & (rows["kind"] == kind)]
+    sites = sorted(set(rows["site"]), key=site_order)
+    site = "prepool" if "prepool" in sites else next(reversed(sites), None)
+    return ratio(area_of(results, rows[rows["site"] == site])(label), clean(results, label))
+
+
+def normalised_redundancy(results: Results, label: str, state: str) -> Estimate | None:
+    """Normalised redundancy of the trained or untrained network."""
+    rows = results.rows("redundancy")
+    rows = rows[rows["metric"] == "normalised"]
+    if "weights" in rows:
+        rows = rows[rows["weights"].fillna("trained") == state]
+    return mean_of(results, "redundancy", rows)(label) if len(rows) else None

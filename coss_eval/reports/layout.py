@@ -1,0 +1,204 @@
+"""A table ready to be shown, and its forms: terminal text, Markdown, CSV and LaTeX (booktabs). HTML is in html.py."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from coss_eval.reports.scores import Unit
+
+GAP = "—"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value with its interval; ``p`` (adjusted over its table) and ``signed`` belong to differences."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: Unit = "percent"
+    p: float | None = None
+    signed: bool = False
+
+    @property
+    def main(self) -> str:
+        """ "76.1", or "+3.2" where signed."""
+        return self._format(self.value)
+
+    @property
+    def interval(self) -> str:
+        """ "[75.2, 77.0]"; empty where there is none."""
+        if not (_known(self.low) and _known(self.high)):
+            return ""
+        return f"[{self._format(self.low)}, {self._format(self.high)}]"  # type: ignore[arg-type]
+
+    @property
+    def p_text(self) -> str:
+        """ "p = .012"; empty where there is none."""
+        if self.p is None or not _known(self.p):
+            return ""
+        return "p < .001" if self.p < 0.001 else f"p = {self.p:.3f}".replace("0.", ".", 1)
+
+    @property
+    def clear(self) -> bool:
+        """A difference that stands after adjustment for the table's other rows."""
+        return self.p is not None and self.p < 0.05
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.main, self.interval, self.p_text) if part)
+
+    def _format(self, value: float) -> str:
+        sign = "+" if self.signed else ""
+        if self.unit == "percent":
+            text = f"{100 * value:{sign}.1f}"
+        else:
+            digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+            text = f"{value:{sign}.{digits}f}"
+        return text.replace("-", "−") if float(text) != 0 else text.lstrip("+-")
+
+
+Entry = Number | str | None  # None: a gap
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table; ``group`` heads the lines that share it."""
+
+    name: str
+    entries: Sequence[Entry]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """``name`` is its file's; ``corner`` heads the first column and says what the numbers are, with n and limit."""
+
+    name: str
+    title: str
+    corner: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    caption: str = ""
+
+    @property
+    def gaps(self) -> int:
+        return sum(entry is None for row in self.rows for entry in row.entries)
+
+    @property
+    def footnote(self) -> str:
+        """The caption, with the gaps counted."""
+        gaps = f"{self.gaps} of {sum(len(r.entries) for r in self.rows)} not measured ({GAP})." if self.gaps else ""
+        return " ".join(part for part in (self.caption, gaps) if part)
+
+    def grouped(self) -> Iterable[tuple[str, Row]]:
+        """Rows, each with the heading that goes before it (empty where the group goes on)."""
+        before = ""
+        for row in self.rows:
+            yield (row.group if row.group != before else "", row)
+            before = row.group
+
+
+def markdown(table: Table) -> str:
+    """A pipe table."""
+    lines = [_pipes([table.corner, *table.columns]), "|:--|" + "--:|" * len(table.columns)]
+    for heading, row in table.grouped():
+        if heading:
+            lines.append(_pipes([f"*{heading}*", *[""] * len(table.columns)]))
+        lines.append(_pipes([row.name, *map(_shown, row.entries)]))
+    return "\n".join(lines)
+
+
+def text(table: Table) -> str:
+    """Aligned plain text for a terminal."""
+    lines = [[table.corner, *table.columns]]
+    for heading, row in table.grouped():
+        lines += [[heading, *[""] * len(table.columns)]] if heading else []
+        lines.append([f"  {row.name}" if row.group else row.name, *map(_shown, row.entries)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    return "\n".join([shown[0], "─" * max(map(len, shown)), *shown[1:]])
+
+
+def transposed(table: Table) -> Table:
+    """Rows for columns, for a terminal narrower than the table."""
+    rows = [Row(name, [row.entries[i] for row in table.rows]) for i, name in enumerate(table.columns)]
+    return Table(table.name, table.title, table.corner, [row.name for row in table.rows], rows, table.caption)
+
+
+def to_csv(table: Table) -> str:
+    """Percent as in the table but with four more digits; low, high and p beside each value; a gap is empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    parts = ["", " low", " high"] + ([" p"] if _has_p(table) else [])
+    writer.writerow(["group", table.corner, *(f"{column}{part}" for column in table.columns for part in parts)])
+    for row in table.rows:
+        cells = [value for entry in row.entries for value in _values(entry, len(parts))]
+        writer.writerow([row.group, row.name, *cells])
+    return buffer.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A booktabs table to \\input; needs \\usepackage{booktabs}."""
+    width = len(table.columns) + 1
+    lines = [
+        f"% {table.title}; made by coss-eval",
+        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        "\\toprule",
+        " & ".join(map(escape, [table.corner, *table.columns])) + " \\\\",
+        "\\midrule",
+    ]
+    for heading, row in table.grouped():
+        if heading:
+            lines += [] if lines[-1] == "\\midrule" else ["\\addlinespace"]
+            lines.append(f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{escape(heading)}}}}} \\\\")
+        lines.append(" & ".join([escape(row.name), *map(_latex_entry, row.entries)]) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "[": "{[}", "]": "{]}", "<": r"\textless{}", ">": r"\textgreater{}",  # "[" would be an argument of the \\ before
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "−": r"$-$", "×": r"$\times$", "±": r"$\pm$", "²": r"$^2$", "—": "---", "…": r"\ldots{}", "·": r"$\cdot$",
+}  # fmt: skip
+
+
+def escape(text: str) -> str:
+    """Any text as LaTeX shows it literally."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex_entry(entry: Entry) -> str:
+    if not isinstance(entry, Number):
+        return escape(_shown(entry))
+    small = " ".join(part for part in (entry.interval, entry.p_text) if part)
+    small = f" {{\\scriptsize ${small.replace(' = ', '{=}').replace(' < ', '{<}')}$}}" if small else ""
+    return f"${entry.main}${small}".replace("−", "-").replace(" p{", "\\;p{")
+
+
+def _shown(entry: Entry) -> str:
+    return GAP if entry is None else str(entry)
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _values(entry: Entry, count: int) -> list[str]:
+    if not isinstance(entry, Number):
+        return [entry or "", *[""] * (count - 1)]
+    scale = 100 if entry.unit == "percent" else 1
+    bounds = [f"{scale * v:.6g}" if v is not None and _known(v) else "" for v in (entry.value, entry.low, entry.high)]
+    return [*bounds, f"{entry.p:.4g}" if entry.p is not None and _known(entry.p) else ""][:count]
+
+
+def _has_p(table: Table) -> bool:
+    return any(isinstance(e, Number) and e.p is not None for row in table.rows for e in row.entries)
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)

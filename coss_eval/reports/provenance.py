@@ -1,0 +1,111 @@
+"""Which weights, data, protocol and versions the numbers of a report belong to, and what a reader must know first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from coss_eval.reports.layout import Row, Table
+from coss_eval.reports.results import Results
+
+STATISTICS = (
+    "Brackets are 95 % intervals over images: Wilson's for a proportion, Wilson's with the images as clusters for a "
+    "mean or an area over conditions of the same images, Student's on the images' shares for ratios, a jackknife for "
+    "redundancy. Differences are paired over the same images (Newcombe's interval and McNemar's mid-p for one "
+    "condition, Student's t on the images' means for several), and p is adjusted over its column of the table (Holm). "
+    "They compare these checkpoints; methods are compared over training seeds."
+)
+
+
+def tables(results: Results) -> list[Table]:
+    """Checkpoints, data and runs."""
+    return [_models(results), _data(results), *_runs(results)]
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must know first."""
+    found = [warning for run in results.runs for warning in run.get("warnings", [])] + results.warnings
+    limits = sorted({int(limit) for limit in results.frame["limit"].dropna()})
+    if limits:
+        shown = ", ".join(map(str, limits))
+        found.insert(0, f"LIMITED: some or all numbers are from a subset of the test split (limit {shown}).")
+    if "digits" in set(results.frame["data"]):
+        found.insert(0, "A demonstration: scikit-learn's digits support no ranking of methods.")
+    devices = sorted({str(run["device"]).split(":")[0] for run in results.runs if run.get("device")})
+    if len(devices) > 1:
+        found.append(
+            f"Runs used several device types ({', '.join(devices)}): perturbations are equal within a type only."
+        )
+    missing = [cell for run in results.runs for cell in run.get("cells", [])]
+    done = {record["key"] for record in results.records}
+    absent = {cell["key"]: f"{cell['model']}: {cell['task']}" for cell in missing if cell["key"] not in done}
+    if absent:
+        shown = ", ".join(f"{name} ({count})" for name, count in Counter(absent.values()).items())
+        found.append(f"{len(absent)} planned cells are missing: {shown}. The same command goes on with them.")
+    return list(dict.fromkeys(found))
+
+
+def _models(results: Results) -> Table:
+    entries = {m["name"]: m for run in results.runs for m in run.get("models", [])}
+    rows = []
+    for model, label in dict(zip(results.frame["model"], results.frame["checkpoint"], strict=True)).items():
+        cell = next(r for r in results.records if r["model"] == model)
+        known = {**cell["protocol"].get("model", {}), **entries.get(model, {})}
+        preprocessing = known.get("preprocessing") or {}
+        numbers = {name: preprocessing[name] for name in ("mean", "std") if name in preprocessing}
+        shown = "; ".join(f"{name} {', '.join(f'{v:.4g}' for v in value)}" for name, value in numbers.items())
+        source = known.get("normalisation_source")
+        rows.append(
+            Row(
+                model,
+                [
+                    str(known.get("arch", "")),
+                    str(known["sha256"])[:16] if "sha256" in known else "",
+                    str(known.get("layout", "")),
+                    "; ".join(results.heads(label)),
+                    f"{shown} ({source})" if source else shown,
+                ],
+            )
+        )
+    columns = ["architecture", "weights (sha256)", "layout", "head", "normalisation"]
+    return Table("models", "Checkpoints", "model", columns, rows)
+
+
+def _data(results: Results) -> Table:
+    rows, columns = {}, ["split", "limit", "fingerprint", "geometry"]
+    for record in results.records:
+        data, geometry = record["protocol"].get("data", {}), record["protocol"].get("geometry") or {}
+        shown = ", ".join(f"{name} {_plain(value)}" for name, value in geometry.items())
+        limit = data.get("limit")
+        entries = [
+            str(data.get("split", "")),
+            "none" if limit is None else str(limit),
+            str(data.get("fingerprint", "")),
+            shown,
+        ]
+        rows[str(entries)] = Row(str(data.get("name", "?")), entries)
+    return Table("data", "Data", "dataset", columns, list(rows.values()))
+
+
+def _runs(results: Results) -> list[Table]:
+    if not results.runs:
+        return []
+    rows = []
+    for run in results.runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
+        device = " ".join(str(run[name]) for name in ("device", "device_name") if run.get(name))
+        threads = f", {run['threads']} threads" if run.get("threads") else ""
+        commit = str(run.get("git_commit") or "")
+        rows.append(
+            Row(
+                str(run.get("started", "?")),
+                [f"`{run['command']}`" if run.get("command") else "", f"{device}{threads}",
+                 "" if run.get("seed") is None else str(run["seed"]), versions,
+                 commit[:12] + ("+" if commit.endswith("+") else "")],
+            )
+        )  # fmt: skip
+    return [Table("runs", "Runs", "started", ["command", "device", "seed", "versions", "commit"], rows)]
+
+
+def _plain(value: Any) -> str:
+    return " × ".join(map(str, value)) if isinstance(value, list) else str(value)

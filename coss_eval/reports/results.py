@@ -1,0 +1,202 @@
+"""What a store knows, as estimates: a value with its interval and, where samples exist, each image's share of it.
+
+Every score here is linear in the images or has been made so (a ratio by its first-order terms), so that means over
+conditions, areas, ratios and paired differences all follow from the shares: the image is the unit throughout.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from coss_eval.reports.tables import TASKS, Record, checkpoint_labels, head_origin, model_order, tidy_records
+from coss_eval.statistics import Difference, clustered_wilson, paired_difference
+from coss_eval.store import Store, StoreWarning, column_name
+
+Shares = pd.Series  # of floats, indexed by sample id
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number of one checkpoint. ``shares`` has it image by image (their mean is ``value``), where that is known."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    shares: Shares | None = None
+    data: str | None = None  # fingerprint of the images: only shares of the same images are paired
+
+
+class Results:
+    """A store read once: its tidy frame, its checkpoints' labels in order, and estimates by name."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", StoreWarning)
+            self.records: list[Record] = list(store.records())
+            self.runs = store.runs()
+        self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
+        self.frame = tidy_records(self.records, model_order(self.runs))
+        self._samples: dict[str, pd.DataFrame | None] = {}
+        self._labels = checkpoint_labels(self.records)
+        self._base = {label.text: label.base for label in self._labels.values()}
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Checkpoints in order. One with variants ("r18 [seed=1]") stands for its base, whose numbers it inherits."""
+        texts = list(dict.fromkeys(self.frame["checkpoint"]))
+        inherited = {base for text, base in self._base.items() if text != base}
+        return [text for text in texts if text not in inherited]
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Tasks in the report's order."""
+        found = list(dict.fromkeys(self.frame["task"]))
+        return sorted(found, key=lambda task: TASKS.index(task) if task in TASKS else len(TASKS))
+
+    def rows(self, task: str) -> pd.DataFrame:
+        """The tidy rows of a task."""
+        return self.frame[self.frame["task"] == task]
+
+    def heads(self, label: str) -> list[str]:
+        """Where this checkpoint's logits came from."""
+        mine = (r for r in self.records if self._labels[r["key"]].text in (label, self._base[label]))
+        return sorted({origin for record in mine if (origin := head_origin(record)) is not None})
+
+    def notes(self, task: str) -> list[str]:
+        """What the cells of a task noted, with the checkpoints' names where not all did. Heads have a column."""
+        noted: dict[str, list[str]] = {}
+        for record in self.records:
+            for note in record.get("notes", []) if record["task"] == task else []:
+                noted.setdefault(note, []).append(self._labels[record["key"]].text)
+        everyone = set(self.rows(task)["checkpoint"])
+        return [
+            note if set(labels) == everyone else f"{', '.join(dict.fromkeys(labels))}: {note}"
+            for note, labels in noted.items()
+            if not note.startswith("head: ")
+        ]
+
+    def cells(self, task: str, label: str | None = None) -> list[Record]:
+        """The stored cells of a task, of one checkpoint or of all."""
+        mine = {label, self._base.get(label)} if label is not None else set(self._base)
+        return [r for r in self.records if r["task"] == task and self._labels[r["key"]].text in mine]
+
+    def estimate(self, label: str, task: str, metric: str, condition: str) -> Estimate | None:
+        """A stored measurement with its samples; ``condition`` as in ``column_name``. None where it is missing."""
+        found = self._index.get((label, task, metric, condition)) or self._index.get(
+            (self._base.get(label, label), task, metric, condition)
+        )
+        if found is None or found[1]["value"] is None:
+            return None
+        record, m = found
+        column = self._verdicts(record["key"], condition)
+        # a column belongs to the measurement whose value is its mean: one condition may have several metrics
+        if column is not None and abs(float(column.mean()) - m["value"]) > 1e-9:
+            column = None
+        data = record["protocol"].get("data", {}).get("fingerprint")
+        return Estimate(m["value"], m["low"], m["high"], m["n"], column, data)
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str, str, str], tuple[Record, Record]]:
+        """Record and measurement by checkpoint, task, metric and condition."""
+        return {
+            (self._labels[r["key"]].text, r["task"], m["metric"], column_name(m["metric"], m["condition"])): (r, m)
+            for r in self.records
+            for m in r["measurements"]
+        }
+
+    def _verdicts(self, key: str, column: str) -> Shares | None:
+        if key not in self._samples:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", StoreWarning)
+                self._samples[key] = self.store.samples(key)
+            self.warnings += [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
+        table = self._samples[key]
+        return table[column].astype(float) if table is not None and column in table else None
+
+
+def mean(parts: Sequence[Estimate | None], weights: Sequence[float] | None = None) -> Estimate | None:
+    """The (weighted) mean over conditions of one checkpoint; None, a gap, if any is missing.
+
+    Interval: image-clustered Wilson for means of verdicts, Student's on the images' shares otherwise; none without
+    samples, since conditions that share images are not independent. Weights sum to 1.
+    """
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    if len(known) == 1:
+        return known[0]
+    w = np.full(len(known), 1 / len(known)) if weights is None else np.asarray(weights, dtype=float)
+    value = float(np.dot(w, [part.value for part in known]))
+    n, data = min(part.n for part in known), known[0].data
+    columns = aligned(known)
+    if columns is None:
+        return Estimate(value, None, None, n, data=data)
+    ids, table = columns
+    shares = pd.Series(table @ w, index=ids)
+    if bool(np.isin(table, (0.0, 1.0)).all()) and bool((w >= 0).all()):
+        low, high = clustered_wilson(table if weights is None else (table @ w).clip(0, 1))
+        return Estimate(value, low, high, len(ids), shares, data)
+    return from_shares(value, shares, data)
+
+
+def area(levels: Sequence[float], parts: Sequence[Estimate | None]) -> Estimate | None:
+    """Trapezoidal area under the estimates over ``levels`` (rising), divided by their range."""
+    x = np.asarray(levels, dtype=float)
+    if len(x) < 2:
+        return None
+    steps = np.diff(x) / (x[-1] - x[0])
+    return mean(parts, np.concatenate([[0.0], steps / 2]) + np.concatenate([steps / 2, [0.0]]))
+
+
+def ratio(top: Estimate | None, bottom: Estimate | None) -> Estimate | None:
+    """top / bottom of one checkpoint. Its shares are the first-order terms (delta method) about the ratio."""
+    if top is None or bottom is None or bottom.value <= 0:
+        return None
+    value = top.value / bottom.value
+    columns = aligned([top, bottom])
+    if columns is None:
+        return Estimate(value, None, None, min(top.n, bottom.n), data=top.data)
+    ids, table = columns
+    shares = value + (table[:, 0] - value * table[:, 1]) / bottom.value
+    return from_shares(value, pd.Series(shares, index=ids), top.data)
+
+
+def from_shares(value: float, shares: Shares, data: str | None) -> Estimate:
+    """An estimate whose interval is Student's on its images' shares."""
+    interval = paired_difference(shares.to_numpy()[:, None], np.zeros((len(shares), 1)))
+    shift = value - interval.difference
+    return Estimate(value, interval.low + shift, interval.high + shift, len(shares), shares, data)
+
+
+def difference(a: Estimate | None, b: Estimate | None) -> Difference | None:
+    """a - b, paired over the images that both saw; interval and p are NaN where they cannot be paired."""
+    if a is None or b is None:
+        return None
+    columns = aligned([a, b]) if a.data == b.data else None
+    if columns is None:
+        return Difference(a.value - b.value, float("nan"), float("nan"), float("nan"), min(a.n, b.n))
+    _, table = columns
+    return paired_difference(table[:, 0], table[:, 1])
+
+
+def aligned(parts: Sequence[Estimate]) -> tuple[pd.Index, NDArray[np.float64]] | None:
+    """Ids (N,) and shares (N, C) of the images that all parts have; None where one has no shares."""
+    series = [part.shares for part in parts if part.shares is not None]
+    if len(series) < len(parts):
+        return None
+    ids = series[0].index
+    for one in series[1:]:
+        if not one.index.equals(ids):
+            ids = ids.intersection(one.index)
+    if len(ids) == 0:
+        return None
+    return ids, np.column_stack([one.reindex(ids).to_numpy() for one in series])

@@ -1,0 +1,249 @@
+"""What each task's table shows: its rows, as scores that any checkpoint may have or lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from typing import Literal
+
+import pandas as pd
+
+from coss_eval.corruptions.names import (
+    BENCHMARK,
+    CATEGORIES,
+    CATEGORY,
+    NAMES,
+    SEEN_LIKE,
+    SEVERITIES,
+    UNSEEN,
+    VALIDATION,
+)
+from coss_eval.reports.results import Estimate, Results, area, mean
+from coss_eval.store import column_name
+
+Unit = Literal["percent", "plain"]
+
+METRIC_NAMES = {
+    "top1": "linear probe top-1",
+    "top5": "linear probe top-5",
+    "mean_per_class": "linear probe, mean per class",
+    "knn_top1": "kNN top-1",
+    "knn_top5": "kNN top-5",
+    "knn_mean_per_class": "kNN, mean per class",
+    "robust_accuracy": "robust accuracy",
+    "relative_accuracy": "relative accuracy",
+    "r2": "R² of the image mean",
+    "icc": "ICC(1)",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of a table: what it is called and its estimate for a checkpoint (None: a gap), computed once."""
+
+    name: str
+    of: Callable[[str], Estimate | None]
+    unit: Unit = "percent"
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "of", cache(self.of))
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The rows of one task, and what the numbers in it are."""
+
+    task: str
+    title: str
+    quantity: str  # heads the table: "accuracy %"
+    scores: list[Score]
+    caption: str = ""
+
+
+def task_scores(results: Results, task: str) -> TaskScores:
+    """The table of a task; one that this module does not know gets a row a measurement."""
+    makers = {"corruptions": corruptions, "attacks": attacks, "internal": internal, "redundancy": redundancy}
+    return makers[task](results) if task in makers else listed(results, task)
+
+
+def listed(results: Results, task: str) -> TaskScores:
+    """One row for each metric and condition; seeds of one condition are averaged over."""
+    scores = _plain_rows(results, task, results.rows(task))
+    title = {"probe": "Probes"}.get(task, task.capitalize())
+    return TaskScores(task, title, "value" if any(s.unit == "plain" for s in scores) else "accuracy %", scores)
+
+
+def _plain_rows(results: Results, task: str, rows: pd.DataFrame) -> list[Score]:
+    groups = _grouped(rows, without=("seed",))
+    place = {name: i for i, name in enumerate(METRIC_NAMES)}
+    groups.sort(key=lambda group: (place.get(group[0][0], len(place)), group[0][1] != ""))  # stable
+    return [
+        Score(", ".join([metric_name(metric), *condition_texts(text)]), mean_of(results, task, group), _unit(metric))
+        for (metric, text), group in groups
+    ]
+
+
+def metric_name(metric: str) -> str:
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def condition_texts(text: str) -> list[str]:
+    """A condition for reading: "labels=0.01,area=0.2" is "1 % of the labels" and "area 0.2"."""
+    parts = (part.partition("=") for part in text.split(",") if part)
+    return [
+        f"{100 * float(value):g} % of the labels" if name == "labels" else f"{name} {value}" for name, _, value in parts
+    ]
+
+
+def corruptions(results: Results) -> TaskScores:
+    """Means over the severities by corruption, over the benchmark, by category, and seen-like and unseen apart."""
+    rows = results.rows("corruptions")
+    rows = rows[rows["metric"] == "accuracy"]
+    present = [str(name) for name in dict.fromkeys(rows["corruption"])]
+    named = [*(n for n in NAMES if n in present), *(n for n in present if n not in (*NAMES, "clean"))]
+    severities = sorted({int(s) for s in rows.loc[rows["corruption"] != "clean", "severity"]})
+
+    def over(names: Iterable[str]) -> Callable[[str], Estimate | None]:
+        wanted = [(name, severity) for name in names for severity in severities]
+        return lambda label: mean([corrupted(results, label, *condition) for condition in wanted])
+
+    sets = {"all 15 (benchmark)": BENCHMARK}
+    sets |= {category: tuple(n for n in BENCHMARK if CATEGORY[n] == category) for category in CATEGORIES}
+    sets |= {"seen-like (5 of 19)": SEEN_LIKE, "unseen (14 of 19)": UNSEEN}
+    whole = {name: members for name, members in sets.items() if set(members) <= set(present)}
+    group = {name: CATEGORY[name] for name in BENCHMARK} | dict.fromkeys(VALIDATION, "held out for validation")
+    scores = [Score("clean", lambda label: corrupted(results, label, "clean", 0))]
+    scores += [Score(name, over(members), group="means") for name, members in whole.items()]
+    scores += [Score(n.replace("_", " "), over([n]), group=group.get(n, "other")) for n in named]
+    shown = "1 to 5" if severities == [*SEVERITIES] else ", ".join(map(str, severities)) or "none yet"
+    return TaskScores("corruptions", "Corruptions", f"accuracy %, mean over severities {shown}", scores)
+
+
+def corrupted(results: Results, label: str, name: str, severity: int) -> Estimate | None:
+    """Accuracy under one corruption at one severity."""
+    condition = column_name("accuracy", {"corruption": name, "severity": severity})
+    return results.estimate(label, "corruptions", "accuracy", condition)
+
+
+def attacks(results: Results) -> TaskScores:
+    """One row an attack, norm and eps; what else the task measured below them."""
+    scores = []
+    for attack, norm in attack_families(results):
+        rows = attack_rows(results, attack, norm)
+        for eps in sorted(set(rows["eps"])):
+            name = f"eps {eps_text(eps, norm)}" if eps else "clean, same images"
+            of = mean_of(results, "attacks", rows[rows["eps"] == eps])
+            scores.append(Score(name, of, group=f"{attack.upper()}, {norm_name(norm)}"))
+    rest = results.rows("attacks")
+    scores += _plain_rows(results, "attacks", rest[rest["metric"] != "robust_accuracy"])
+    caption = "Robust accuracy counts an image as right only if it is right without and under the attack."
+    return TaskScores("attacks", "Attacks", "robust accuracy %", scores, caption)
+
+
+def attack_families(results: Results) -> list[tuple[str, str]]:
+    """The pairs of attack and norm, PGD first."""
+    rows = results.rows("attacks")
+    rows = rows[rows["metric"] == "robust_accuracy"]
+    if rows.empty:
+        return []
+    pairs = {(str(attack), str(norm)) for attack, norm in zip(rows["attack"], rows["norm"], strict=True)}
+    return sorted(pairs, key=lambda pair: (pair[0] != "pgd", pair[0], pair[1] != "linf", pair[1]))
+
+
+def attack_rows(results: Results, attack: str, norm: str) -> pd.DataFrame:
+    """Robust accuracies under one attack in one norm."""
+    rows = results.rows("attacks")
+    return rows[(rows["metric"] == "robust_accuracy") & (rows["attack"] == attack) & (rows["norm"] == norm)]
+
+
+def eps_text(eps: float, norm: str = "linf") -> str:
+    """An Linf eps in 255ths ("1/255", "0.25/255"), others as a fraction where they are one."""
+    if norm == "linf":
+        return f"{eps * 255:.4g}/255"
+    fraction = Fraction(eps).limit_denominator(128)
+    return str(fraction) if abs(float(fraction) - eps) < 1e-9 else f"{eps:.4g}"
+
+
+def norm_name(norm: str) -> str:
+    return {"linf": "Linf", "l2": "L2"}.get(norm, norm)
+
+
+def internal(results: Results) -> TaskScores:
+    """Areas under accuracy over the level of damage, by kind and site; the masks' seeds are averaged over."""
+    rows = results.rows("internal")
+    places = sorted(
+        {(str(kind), str(site)) for kind, site in zip(rows["kind"], rows["site"], strict=True)},
+        key=lambda place: (place[0], site_order(place[1])),
+    )
+    scores = []
+    for metric in (name for name in ("accuracy", "auc") if name in set(rows["metric"])):
+        for kind, site in places:
+            group = rows[(rows["metric"] == metric) & (rows["kind"] == kind) & (rows["site"] == site)]
+            of = mean_of(results, "internal", group) if metric == "auc" else area_of(results, group)
+            scores.append(Score(site, of, group=f"{kind}, {'relative ' if metric == 'auc' else ''}accuracy"))
+    caption = (
+        "Area under the curve over the level: the share masked, or the noise relative to the channels' deviation; the "
+        "mean over the masks' seeds. Relative: (accuracy - chance)/(clean - chance)."
+    )
+    return TaskScores("internal", "Corruption inside the network", "area under accuracy %", scores, caption)
+
+
+def site_order(site: str) -> tuple[int, int, str]:
+    """Sites from the input to the output: stem, stages and blocks by number, before pooling, the global one."""
+    late = {"stem": -1, "prepool": 1, "pool": 2, "global": 3}
+    digits = "".join(filter(str.isdigit, site))
+    return late.get(site, 0), int(digits or 0), site
+
+
+def redundancy(results: Results) -> TaskScores:
+    """One row a metric, the untrained network's beside it; metrics by distance are in measurements.csv."""
+    rows = results.rows("redundancy")
+    if "distance" in rows:
+        rows = rows[rows["distance"].isna()]
+    weights = rows["weights"] if "weights" in rows else pd.Series("trained", index=rows.index)
+    scores = []
+    for metric in dict.fromkeys(rows["metric"]):
+        for state in ("trained", "untrained"):
+            group = rows[(rows["metric"] == metric) & (weights.fillna("trained") == state)]
+            if len(group):
+                name = metric_name(metric)
+                shown = name if state == "trained" else "… untrained network"
+                scores.append(Score(shown, mean_of(results, "redundancy", group), "plain"))
+    caption = (
+        "ReLU, padding and overlapping receptive fields raise these in any network: read each beside its untrained row."
+    )
+    return TaskScores("redundancy", "Redundancy of the local representations", "value", scores, caption)
+
+
+def _grouped(rows: pd.DataFrame, without: tuple[str, ...]) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """Rows by metric and by their condition, except for ``without``; in the order they come."""
+    if rows.empty:
+        return []
+    texts = (
+        rows["condition"]
+        .where(rows["condition"] != rows["metric"], "")
+        .map(lambda text: ",".join(part for part in text.split(",") if part.split("=")[0] not in without))
+    )
+    groups = rows.groupby([rows["metric"], texts], sort=False)
+    return [((str(metric), str(text)), group) for (metric, text), group in groups]
+
+
+def mean_of(results: Results, task: str, group: pd.DataFrame) -> Callable[[str], Estimate | None]:
+    """The mean over the conditions of ``group`` (seeds, mostly), which a checkpoint must all have."""
+    wanted = list(dict.fromkeys(zip(group["metric"], group["condition"], strict=True)))
+    return lambda label: mean([results.estimate(label, task, metric, text) for metric, text in wanted])
+
+
+def area_of(results: Results, group: pd.DataFrame) -> Callable[[str], Estimate | None]:
+    """The area over levels, each the mean over its seeds."""
+    levels = sorted(set(group["level"])) if len(group) else []
+    at = [mean_of(results, "internal", group[group["level"] == level]) for level in levels]
+    return lambda label: area(levels, [of(label) for of in at])
+
+
+def _unit(metric: str) -> Unit:
+    proportions = ("top1", "top5", "accuracy", "mean_per_class")
+    return "percent" if any(name in metric for name in proportions) else "plain"

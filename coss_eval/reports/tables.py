@@ -1,0 +1,134 @@
+"""The store as one tidy table, and the names its checkpoints go by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from coss_eval.store import Store, canonical_json, column_name
+
+Record = Mapping[str, Any]
+
+# what tells two sets of numbers of one checkpoint apart wherever the store holds more than one value of it
+ALWAYS_SHOWN = ("data", "split", "limit")
+
+TASKS = ("probe", "corruptions", "attacks", "internal", "crops", "redundancy")
+
+COLUMNS_BEFORE = ["checkpoint", "model", "task", "metric"]
+COLUMNS_AFTER = ["value", "low", "high", "n", "limit", "data", "head", "seconds", "condition", "key"]
+
+
+class Label(NamedTuple):
+    """What a cell's checkpoint is called: ``text``, and ``base`` where the store has it under one protocol only."""
+
+    text: str
+    base: str
+
+
+def tidy(store: Store) -> pd.DataFrame:
+    """One row a measurement; checkpoints in the order of the runs that measured them, tasks in the report's order.
+
+    Columns: checkpoint (the model's name, with what tells it apart where the store holds several protocols of it),
+    model, task, metric, one column a condition (corruption, severity, eps ...), value, low, high (fractions), n, limit
+    (None where the whole split was used), data, head, seconds, condition (the text that names its samples), key.
+    """
+    return tidy_records(store.records(), model_order(store.runs()))
+
+
+def model_order(runs: Iterable[Record]) -> list[str]:
+    """The models' names as the runs gave them, each once."""
+    return list(dict.fromkeys(str(model["name"]) for run in runs for model in run.get("models", [])))
+
+
+def tidy_records(records: Sequence[Record], names: Iterable[str] = ()) -> pd.DataFrame:
+    """``tidy`` of records that were read already; models appear in the order of ``names``, the others after them."""
+    order = {name: i for i, name in enumerate(dict.fromkeys([*names, *sorted(str(r["model"]) for r in records)]))}
+    labels = checkpoint_labels(records)
+
+    def rank(record: Record) -> tuple[object, ...]:
+        task = record["task"]
+        place = TASKS.index(task) if task in TASKS else len(TASKS)
+        return order[str(record["model"])], labels[record["key"]].text, place, task, canonical_json(record["params"])
+
+    ranked = sorted(records, key=rank)
+    rows = [row for record in ranked for row in _rows(record, labels[record["key"]].text)]
+    conditions = dict.fromkeys(name for r in records for m in r["measurements"] for name in m["condition"])
+    frame = pd.DataFrame(rows, columns=[*COLUMNS_BEFORE, *conditions, *COLUMNS_AFTER])
+    return frame.astype({"value": float, "low": float, "high": float})
+
+
+def _rows(record: Record, label: str) -> Iterable[dict[str, Any]]:
+    data = record["protocol"].get("data", {})
+    shared = {
+        "checkpoint": label,
+        "model": record["model"],
+        "task": record["task"],
+        "limit": data.get("limit"),
+        "data": data.get("name"),
+        "head": head_origin(record),
+        "seconds": record.get("seconds"),
+        "key": record["key"],
+    }
+    for m in record["measurements"]:
+        yield m["condition"] | m | shared | {"condition": column_name(m["metric"], m["condition"])}
+
+
+def head_origin(record: Record) -> str | None:
+    """Where a cell's logits came from, as its task noted it: "own head", "linear probe, strength 0.1"."""
+    noted = (note.removeprefix("head: ") for note in record.get("notes", []) if note.startswith("head: "))
+    return next(noted, (record["protocol"].get("head") or {}).get("head"))
+
+
+def checkpoint_labels(records: Sequence[Record]) -> dict[str, Label]:
+    """A display name for the checkpoint of each cell, by key.
+
+    Cells share a label only if their numbers may stand in one row. Where a store holds one measurement twice (another
+    limit, backend, seed, or other weights under the same name), the label gains what differs: "r18 [limit=100]".
+    """
+    facts = {record["key"]: _facts(record) for record in records}
+    everywhere = {name for name in ALWAYS_SHOWN if _varies(facts.values(), name)}
+    differing = _differing(records, facts)
+    labels = {}
+    for record in records:
+        model, own = str(record["model"]), facts[record["key"]]
+        more = differing.get((model, record["task"]), set())
+        labels[record["key"]] = Label(_named(model, own, everywhere | more), _named(model, own, everywhere))
+    return labels
+
+
+def _differing(records: Sequence[Record], facts: Mapping[str, dict[str, str]]) -> dict[tuple[str, str], set[str]]:
+    """For each model and task, the facts in which cells with the same measurement differ."""
+    twins: dict[tuple[str, str, str, str], set[str]] = {}
+    for record in records:
+        for m in record["measurements"]:
+            name = (str(record["model"]), record["task"], m["metric"], column_name(m["metric"], m["condition"]))
+            twins.setdefault(name, set()).add(record["key"])
+    found: dict[tuple[str, str], set[str]] = {}
+    for (model, task, *_), keys in twins.items():
+        group = [facts[key] for key in keys]
+        found.setdefault((model, task), set()).update(name for name in set().union(*group) if _varies(group, name))
+    return found
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """Everything a cell's numbers depend on, flat and short."""
+    protocol = record["protocol"]
+    data, model = protocol.get("data", {}), protocol.get("model", {})
+    facts: dict[str, Any] = dict(record["params"])
+    facts |= {"algorithm_version": record.get("algorithm_version", 1), "geometry": protocol.get("geometry")}
+    facts |= {name: data.get(name) for name in ("split", "limit", "fingerprint")} | {"data": data.get("name")}
+    facts |= {"head": (protocol.get("head") or {}).get("head"), "preprocessing": model.get("preprocessing")}
+    facts |= {"sha256": str(model.get("sha256", ""))[:8]}
+    texts = {name: value if isinstance(value, str) else canonical_json(value) for name, value in facts.items()}
+    return {name: text if len(text) <= 32 else f"{text[:31]}…" for name, text in texts.items()}
+
+
+def _varies(facts: Iterable[dict[str, str]], name: str) -> bool:
+    return len({fact.get(name) for fact in facts}) > 1
+
+
+def _named(model: str, facts: dict[str, str], shown: set[str]) -> str:
+    text = ", ".join(f"{name}={facts[name]}" for name in sorted(shown) if name in facts)
+    return f"{model} [{text}]" if text else model

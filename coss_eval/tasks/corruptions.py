@@ -1,0 +1,115 @@
+"""Accuracy under image corruptions: one cell a corruption, with all its severities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coss_eval.corruptions import corrupt, resolve_table
+from coss_eval.corruptions.engine import Backend
+from coss_eval.corruptions.names import NAMES, check_name
+from coss_eval.corruptions.severity import Flavour
+from coss_eval.data.batches import Batch
+from coss_eval.errors import UsageError
+from coss_eval.models.classifier import to_float
+from coss_eval.store import Cell
+from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task
+
+
+@dataclass(frozen=True)
+class Corruptions(Task):
+    """The ImageNet-C corruptions (Hendrycks & Dietterich 2019), applied to the stored uint8 pixels on the fly."""
+
+    name: ClassVar[str] = "corruptions"
+
+    names: tuple[str, ...] = tuple(NAMES)
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    backend: Backend = "native"
+    flavour: Flavour = "imagecorruptions"
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            check_name(name)
+        if not self.severities or any(severity not in range(1, 6) for severity in self.severities):
+            raise UsageError(f"severities must be among 1 to 5, got {list(self.severities)}")
+
+    def cells(self, subject: Subject, seed: int) -> list[Cell]:
+        table = resolve_table(self.table, subject.image_size, self.backend)
+        shared = {"backend": self.backend, "flavour": self.flavour, "table": table, "seed": seed}
+        clean = Cell(self.name, {"corruption": "clean"})
+        return [clean] + [
+            Cell(self.name, {"corruption": name, "severities": list(self.severities), **shared}) for name in self.names
+        ]
+
+    def forwards(self, cell: Cell, subject: Subject) -> float:
+        return len(subject.data.test) * len(cell.params.get("severities", [0]))
+
+    def measure(self, cell: Cell, subject: Subject) -> Result:
+        return next(self.run(cell, [subject]))
+
+    def run(self, cell: Cell, subjects: Sequence[Subject]) -> Iterator[Result]:
+        """Every subject sees the same corrupted pixels: each batch is corrupted once, beside the forward passes."""
+        name, severities = cell.params["corruption"], cell.params.get("severities", [0])
+        ids: list[Ints] = []
+        verdicts: dict[tuple[int, int], list[Bools]] = {
+            (index, severity): [] for index in range(len(subjects)) for severity in severities
+        }
+        for batch, severity, images in _overlapped(_corrupted(cell, subjects[0])):
+            if severity == severities[0]:
+                ids.append(batch.ids.cpu().numpy())
+            for index, subject in enumerate(subjects):
+                verdicts[index, severity].append(_correct(subject, images, batch.labels))
+        for index in range(len(subjects)):
+            yield Result.of_verdicts(
+                "accuracy",
+                np.concatenate(ids),
+                (
+                    ({"corruption": name, "severity": severity}, np.concatenate(verdicts[index, severity]))
+                    for severity in severities
+                ),
+            )
+
+
+def _corrupted(cell: Cell, subject: Subject) -> Iterator[tuple[Batch, int, Tensor]]:
+    params = cell.params
+    for batch in subject.batches():
+        for severity in params.get("severities", [0]):
+            if params["corruption"] == "clean":
+                yield batch, severity, batch.images
+                continue
+            yield (
+                batch,
+                severity,
+                corrupt(
+                    batch.images,
+                    params["corruption"],
+                    severity,
+                    batch.ids,
+                    seed=params["seed"],
+                    table=params["table"],
+                    flavour=params["flavour"],
+                    backend=params["backend"],
+                ),
+            )
+
+
+def _overlapped(items: Iterator[tuple[Batch, int, Tensor]]) -> Iterator[tuple[Batch, int, Tensor]]:
+    """The same items, each made in a thread while the consumer still works on the one before."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
+
+
+@torch.inference_mode()
+def _correct(subject: Subject, images: Tensor, labels: Tensor) -> Bools:
+    logits = subject.classifier(to_float(images))
+    return np.asarray((logits.argmax(1) == labels).cpu())

@@ -1,0 +1,120 @@
+"""Accuracy while activations inside the network are damaged: one cell a site and kind, with its levels and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from coss_eval.errors import UsageError, unknown_name
+from coss_eval.internal import DEFAULT_LEVELS, KINDS, calibrate, kinds_at
+from coss_eval.internal.hooks import find_site
+from coss_eval.internal.scores import area_under_curve
+from coss_eval.internal.sweep import sweep
+from coss_eval.models.classifier import to_float
+from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.task import Bools, Result, Subject, Task
+
+CALIBRATION_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Internal(Task):
+    """Masking (or noise) after each stage and before pooling, one mask an image, the same masks at every level.
+
+    ``sites`` None takes every stage and the map before pooling; ``levels`` None the defaults of each kind. ``seeds``
+    counts masks an image: seed, seed + 1, ... Noise is relative to the channels' deviation on training images.
+    """
+
+    name: ClassVar[str] = "internal"
+
+    sites: tuple[str, ...] | None = None
+    kinds: tuple[str, ...] = ("channel", "location")
+    levels: tuple[float, ...] | None = None
+    seeds: int = 5
+    rescale: bool = False
+    match_locations: int | None = None
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise unknown_name("kind of internal corruption", kind, KINDS)
+        if self.seeds < 1:
+            raise UsageError(f"internal corruption needs at least 1 seed, got {self.seeds}")
+
+    def cells(self, subject: Subject, seed: int) -> list[Cell]:
+        backbone = subject.model.backbone
+        names = self.sites or tuple(name for name in backbone.sites if name != "global")
+        defaults = {"rescale": False, "match_locations": None}
+        cells = []
+        for site in (find_site(backbone, name) for name in names):
+            for kind in self.kinds:
+                if kind not in kinds_at(site) or (self.match_locations is not None and site.name != "prepool"):
+                    continue
+                params: dict[str, Any] = {"site": site.name, "kind": kind}
+                params["levels"] = list(self.levels or DEFAULT_LEVELS[kind])
+                params |= {"seeds": [seed + i for i in range(self.seeds)]}
+                params |= {"rescale": self.rescale, "match_locations": self.match_locations}
+                if kind.startswith("noise"):
+                    params["calibration"] = {"images": CALIBRATION_IMAGES, "split": "train"}
+                cells.append(Cell(self.name, params, defaults=defaults))
+        return cells
+
+    def forwards(self, cell: Cell, subject: Subject) -> float:
+        """Levels run the rest of the network only: about half of it, seen over all sites."""
+        levels = len(cell.params["levels"]) * len(cell.params["seeds"])
+        return len(subject.data.test) * (1 + 0.5 * levels * _share_after(cell, subject))
+
+    def measure(self, cell: Cell, subject: Subject) -> Result:
+        site, kind = cell.params["site"], cell.params["kind"]
+        found = sweep(
+            subject.classifier,
+            subject.batches(),
+            [site],
+            [kind],
+            levels={kind: cell.params["levels"]},
+            seeds=cell.params["seeds"],
+            std=_clean_deviation(subject, site) if kind.startswith("noise") else None,
+            rescale=cell.params["rescale"],
+            match_locations=cell.params["match_locations"],
+        )[site, kind]
+        place = {"site": site, "kind": kind}
+
+        def verdicts() -> Iterator[tuple[dict[str, Any], Bools]]:
+            for s, seed in enumerate(found.seeds):
+                yield place | {"level": 0.0, "seed": seed}, found.baseline[s].numpy()
+                for e, level in enumerate(found.levels):
+                    yield place | {"level": level, "seed": seed}, found.correct[s, e].numpy()
+
+        result = Result.of_verdicts("accuracy", found.ids.numpy(), verdicts())
+        result.notes += found.notes
+        table = found.table(chance=1 / len(subject.data.classes))
+        for row in table.to_dict("records"):
+            condition = place | {"level": row["level"], "seed": row["seed"]}
+            for metric in ("relative_accuracy", "snr_db"):
+                result.measurements.append(Measurement(metric, row[metric], row["n"], condition=condition))
+        for seed in found.seeds:
+            relative = table.loc[table["seed"] == seed, "relative_accuracy"].tolist()
+            area = area_under_curve(found.levels, relative)
+            result.measurements.append(Measurement("auc", area, len(found.ids), condition=place | {"seed": seed}))
+        return result
+
+
+def _share_after(cell: Cell, subject: Subject) -> float:
+    """Which part of the network lies after the site, counted in sites."""
+    names: Sequence[str] = list(subject.model.backbone.sites)
+    return 1 - names.index(cell.params["site"]) / len(names)
+
+
+def _clean_deviation(subject: Subject, site: str) -> dict[str, Tensor]:
+    """The channels' deviation at the site on clean training images."""
+    train = subject.data.train
+    if train is None:
+        raise UsageError(f"{subject.data.name} has no training split, which noise inside the network is calibrated on")
+    split = train.limited(CALIBRATION_IMAGES, 0)
+    normalise = subject.classifier.normalise
+    return calibrate(
+        subject.classifier, (normalise(to_float(batch.images)) for batch in subject.batches(split)), [site]
+    )

@@ -1,0 +1,99 @@
+"""How much a frozen global representation knows of the classes: linear probe, few-label probes, kNN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from coss_eval.data.split import Split
+from coss_eval.errors import UsageError
+from coss_eval.probes import extract, few_label_probe, fitted_probe, knn, scores
+from coss_eval.probes.features import Features
+from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.task import Result, Subject, Task
+
+
+@dataclass(frozen=True)
+class Probe(Task):
+    """Features are extracted in one pass and cached; strengths are chosen on a tenth of the (labelled) training images.
+
+    ``fractions`` are few-label probes, class-balanced and seeded. kNN as in DINO: cosine, ``k``, ``temperature``.
+    """
+
+    name: ClassVar[str] = "probe"
+    uses_head: ClassVar[bool] = False
+
+    fractions: tuple[float, ...] = (0.01, 0.1)
+    k: int = 20
+    temperature: float = 0.07
+
+    def cells(self, subject: Subject, seed: int) -> list[Cell]:
+        train = {"train": _training_split(subject).fingerprint}
+        return [
+            Cell(self.name, {"method": "linear", **train}),
+            *(
+                Cell(self.name, {"method": "linear", "labels": fraction, "seed": seed, **train})
+                for fraction in self.fractions
+            ),
+            Cell(self.name, {"method": "knn", "k": self.k, "temperature": self.temperature, **train}),
+        ]
+
+    def forwards(self, cell: Cell, subject: Subject) -> float:
+        """All cells share one pass over the features; the fits cost about as much again."""
+        return 2 * (len(_training_split(subject)) + len(subject.data.test)) / (2 + len(self.fractions))
+
+    def measure(self, cell: Cell, subject: Subject) -> Result:
+        params, train = cell.params, _training_split(subject)
+        options: dict[str, Any] = {
+            "batch_size": subject.settings.batch_size,
+            "device": subject.settings.device,
+            "cache": subject.settings.cache,
+        }
+        test = extract(subject.model, subject.data.test, **options)
+        if params["method"] == "knn":
+            logits, how = self._votes(cell, subject, extract(subject.model, train, **options), test)
+        elif "labels" in params:
+            features = extract(subject.model, train, **options)
+            probe = few_label_probe(features, train, params["labels"], seed=params["seed"], device=options["device"])
+            logits, how = probe.module()(test.values["global"]), probe.describe()
+        else:
+            probe = fitted_probe(subject.model, train, **options)
+            logits, how = probe.module()(test.values["global"]), probe.describe()
+        return _scored(logits.detach(), test, cell, how)
+
+    def _votes(self, cell: Cell, subject: Subject, train: Features, test: Features) -> tuple[Tensor, str]:
+        k = min(cell.params["k"], len(train))
+        votes = knn.predict(
+            train.values["global"],
+            train.labels,
+            test.values["global"],
+            num_classes=len(subject.data.classes),
+            k=k,
+            temperature=cell.params["temperature"],
+            device=subject.settings.device,
+        )
+        return votes, f"kNN, k={k}, temperature {cell.params['temperature']}"
+
+
+def _training_split(subject: Subject) -> Split:
+    if subject.data.train is None:
+        raise UsageError(
+            f"{subject.data.name} has no training split, which probes are fitted on; leave the task probe out"
+        )
+    return subject.data.train
+
+
+def _scored(logits: Tensor, test: Features, cell: Cell, how: str) -> Result:
+    """top1 with its interval and verdicts, top5 and mean per class beside it; kNN's are called knn_..."""
+    prefix = "knn_" if cell.params["method"] == "knn" else ""
+    condition = {"labels": f"{cell.params['labels']:.3g}"} if "labels" in cell.params else {}
+    correct = (logits.argmax(1) == test.labels).numpy()
+    result = Result.of_verdicts(f"{prefix}top1", np.asarray(test.ids), [(condition, correct)])
+    for metric, value in scores(logits, test.labels).items():
+        if metric != "top1":
+            result.measurements.append(Measurement(prefix + metric, value, len(correct), None, None, condition))
+    result.notes.append(how)
+    return result

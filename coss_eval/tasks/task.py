@@ -1,0 +1,134 @@
+"""What a task is: it lists the cells it consists of and measures one cell on one or several subjects."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from coss_eval.data.batches import Batch
+from coss_eval.data.open import Dataset
+from coss_eval.data.split import Split
+from coss_eval.models.classifier import Classifier
+from coss_eval.models.heads import resolve_head
+from coss_eval.models.model import Model
+from coss_eval.probes import fit_classifier
+from coss_eval.statistics import wilson
+from coss_eval.store import Cell, Measurement, column_name
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a measurement is made with but does not depend on (the seed apart, which cells carry themselves)."""
+
+    device: torch.device
+    batch_size: int = 256
+    seed: int = 0
+    cache: bool = True
+
+
+@dataclass
+class Subject:
+    """One model on one dataset: what a task measures."""
+
+    model: Model
+    data: Dataset
+    settings: Settings
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The model's own head where its class names match the dataset's, else a linear probe fitted on train."""
+        # whoever asks first: weights made in inference mode could not be attacked later
+        with torch.inference_mode(False):
+            return fit_classifier(
+                self.model,
+                self.data,
+                device=self.settings.device,
+                batch_size=self.settings.batch_size,
+                cache=self.settings.cache,
+            )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the pixels that corruptions act on and eps counts in."""
+        size = self.geometry["size"]
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        return self.data.test.protocol(self.model.preprocessing.geometry)
+
+    def head_protocol(self) -> dict[str, Any]:
+        """Where the logits come from, as far as a number depends on it; known before any probe is fitted."""
+        choice = resolve_head(self.model, self.data.classes, self.model.head_choice)
+        if choice.use_own:
+            return {"head": "own"} if choice.class_map is None else {"head": "own", "class_map": choice.class_map}
+        return {"head": "probe", "train": None if self.data.train is None else self.data.train.fingerprint}
+
+    def batches(self, split: Split | None = None, *, batch_size: int | None = None) -> Iterator[Batch]:
+        """Batches of the test split (or another) in this model's geometry, on the device."""
+        split = self.data.test if split is None else split
+        batch_size = batch_size or self.settings.batch_size
+        for batch in split.batches(self.model.preprocessing.geometry, batch_size=batch_size):
+            yield Batch(*(tensor.to(self.settings.device, non_blocking=True) for tensor in batch))
+
+
+@dataclass
+class Result:
+    """What a task found in one cell. ``samples``: "id" and one verdict column a condition, for paired tests."""
+
+    measurements: list[Measurement]
+    samples: dict[str, Bools | Ints] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_verdicts(cls, metric: str, ids: Ints, verdicts: Iterable[tuple[dict[str, Any], Bools]]) -> Result:
+        """Proportions with Wilson intervals from (condition, correct (N,)) pairs, the verdicts kept by sample id."""
+        result = cls([], {"id": ids})
+        for condition, correct in verdicts:
+            result.measurements.append(proportion(metric, correct, **condition))
+            result.samples[column_name(metric, condition)] = correct
+        return result
+
+
+class Task(ABC):
+    """A family of measurements. Its fields are its options; they go into the cells' parameters."""
+
+    name: ClassVar[str]
+    uses_head: ClassVar[bool] = True
+
+    @abstractmethod
+    def cells(self, subject: Subject, seed: int) -> list[Cell]:
+        """The cells to compute; cheap, no image is read."""
+
+    @abstractmethod
+    def measure(self, cell: Cell, subject: Subject) -> Result:
+        """One cell on one subject."""
+
+    def run(self, cell: Cell, subjects: Sequence[Subject]) -> Iterator[Result]:
+        """One cell on several subjects of the same data and geometry, in their order."""
+        for subject in subjects:
+            yield self.measure(cell, subject)
+
+    def forwards(self, cell: Cell, subject: Subject) -> float:
+        """The cell's cost in forward passes over single images, for the estimate of time (backward counts as two)."""
+        return float(len(subject.data.test))
+
+    def overhead(self, cell: Cell, subject: Subject) -> float:
+        """Seconds of work beside the forward passes, for the estimate of time."""
+        return 0.0
+
+
+def proportion(metric: str, correct: Bools, **condition: Any) -> Measurement:
+    """The share of True in ``correct`` with its Wilson interval."""
+    successes, n = int(correct.sum()), len(correct)
+    low, high = wilson(successes, n)
+    return Measurement(metric, successes / n, n, low, high, condition)

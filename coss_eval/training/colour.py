@@ -1,0 +1,91 @@
+"""Colour operations on float images (B, 3, H, W) in [0, 1], each image with its own parameters, as torchvision has them.
+
+Functions that end in an underscore change the images in place and return nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers of the four operations
+_LUMA = (0.2989, 0.587, 0.114)
+
+
+def on_rows_(x: Tensor, rows: Tensor, change_: Callable[[Tensor, Tensor], None]) -> None:
+    """``change_(images, rows)`` in place on the images of ``rows`` int64 (n,), which lie on the CPU."""
+    if len(rows) == len(x):
+        change_(x, rows)
+    elif len(rows):
+        index = rows.to(x.device, non_blocking=True)
+        part = x.index_select(0, index)
+        change_(part, rows)
+        x.index_copy_(0, index, part)
+
+
+def grey(x: Tensor) -> Tensor:
+    """Luma as torchvision weighs it, (B, 1, H, W)."""
+    red, green, blue = (x[:, channel : channel + 1] for channel in range(3))
+    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+
+
+def jitter_(x: Tensor, order: Tensor, factors: Tensor, drawn: Tensor) -> None:
+    """ColorJitter on the images ``drawn``: the four operations in each image's own order.
+
+    ``order`` int64 (B, 4) lists the operations as they are applied, ``factors`` float32 (B, 4) holds the factors of
+    brightness, contrast, saturation and the hue's shift in turns, ``drawn`` bool (B,). All three are on the CPU, so that
+    no step waits for the device. Brightness, contrast and saturation are the same map, x to keep x + to_grey grey(x)
+    + to_mean mean(grey(x)), so three such steps, each with a clamp, do all orders at once; the hue goes in between.
+    """
+    affine = order[order != HUE].view(-1, 3)  # (B, 3): the other operations, in order
+    factor = torch.where(drawn[:, None], factors.gather(1, affine), 1.0)
+    to_grey = torch.where(affine == SATURATION, 1 - factor, 0.0)
+    to_mean = torch.where(affine == CONTRAST, 1 - factor, 0.0)
+    steps = torch.stack((factor, to_grey, to_mean)).to(x.device, non_blocking=True)  # (3, B, 3)
+    hue_place = torch.where(drawn & (factors[:, HUE] != 0), (order == HUE).long().argmax(1), -1)  # -1: never
+    for place in range(4):
+        if place:
+            _blend_(x, *steps[:, :, place - 1, None, None, None])
+        turned = torch.nonzero(hue_place == place).flatten()
+        on_rows_(x, turned, lambda part, rows: rotate_hue_(part, factors[rows, HUE]))
+
+
+def _blend_(x: Tensor, keep: Tensor, to_grey: Tensor, to_mean: Tensor) -> None:
+    """Coefficients (B, 1, 1, 1)."""
+    shade = grey(x)
+    mean = shade.mean((1, 2, 3), keepdim=True)
+    x.mul_(keep).add_(shade.mul_(to_grey).add_(mean.mul_(to_mean))).clamp_(0, 1)
+
+
+def rotate_hue_(x: Tensor, turns: Tensor) -> None:
+    """The hue moved by ``turns`` (B,) of a full turn, saturation and value of HSV kept.
+
+    A channel of a colour of hue h is low + chroma * clamp(6 d - 1, 0, 1), where d in [0, 1/2] is how far h is, in turns
+    around the circle, from the hue opposite to that channel (red 1/2, green 5/6, blue 1/6).
+    """
+    red, green, blue = x.unbind(1)  # (B, H, W) each
+    high = torch.maximum(red, green).maximum(blue)
+    low = torch.minimum(red, green).minimum(blue)
+    chroma = high - low
+    is_red, is_green = red == high, green == high
+    hue = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))  # in sixths of a turn
+    hue.div_((chroma * 6).clamp_min_(1e-12)).add_(torch.where(is_red, 1.0, torch.where(is_green, 4 / 3, 5 / 3)))
+    hue.add_(turns.to(x.device, non_blocking=True)[:, None, None])  # the whole turn above keeps it positive
+    low.sub_(chroma)
+    chroma.mul_(6)
+    # frac() - 1/2 is the signed distance to where frac() is 1/2: nothing for red, a third of a turn for the others
+    for channel, offset in zip((red, green, blue), (0.0, 2 / 3, 1 / 3), strict=True):
+        distance = (hue + offset).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
+        torch.addcmul(low, chroma, distance, out=channel)
+
+
+def greyscale_(x: Tensor) -> None:
+    """All three channels become the luma."""
+    x.copy_(grey(x).expand_as(x))
+
+
+def solarise_(x: Tensor) -> None:
+    """Values of 1/2 and more are inverted: min(x, 1 - x)."""
+    torch.minimum(x, 1 - x, out=x)

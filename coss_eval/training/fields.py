@@ -1,0 +1,73 @@
+"""Frozen dataclasses from what a person wrote: unknown names with a suggestion, values of the right type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from coss_eval.errors import UsageError, unknown_name
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:
+    """``cls(**values)``, every value checked against its annotation; ``kind`` ("field of byol") names them in errors.
+
+    Whole numbers pass as floats, and lists as tuples. A mapping becomes the dataclass that its field asks for.
+    """
+    known = {field.name: field for field in _fields(cls)}
+    hints = get_type_hints(cls)
+    for name in values:
+        if name not in known:
+            raise unknown_name(kind, name, known)
+    return cls(**{name: _fitting(value, hints[name], kind, name) for name, value in values.items()})
+
+
+def _fields(cls: type) -> tuple[Field[Any], ...]:
+    return fields(cls)
+
+
+def _fitting(value: Any, hint: Any, kind: str, name: str) -> Any:
+    options = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
+    if get_origin(hint) in (dict, tuple):
+        options = (hint,)
+    for option in options:
+        fits, fitting = _try(value, option, name)
+        if fits:
+            return fitting
+    raise UsageError(f"{kind} {name!r}: expected {_shown(options)}, got {value!r}")
+
+
+def _try(value: Any, option: Any, name: str) -> tuple[bool, Any]:
+    """Whether the value fits one option of an annotation, and the value as that type."""
+    origin = get_origin(option)
+    if origin is Literal:
+        return value in get_args(option), value
+    if origin is dict:
+        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
+    if origin is tuple:
+        return isinstance(value, (list, tuple)), tuple(value) if isinstance(value, (list, tuple)) else value
+    if option is Any:
+        return True, value
+    if hasattr(option, "__dataclass_fields__"):
+        if isinstance(value, Mapping):
+            return True, build(option, value, f"field of {name}")
+        return isinstance(value, option), value
+    if option is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number, float(value) if number else value
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, option), value
+
+
+def _shown(options: tuple[Any, ...]) -> str:
+    names = []
+    for option in options:
+        if get_origin(option) is Literal:
+            names += [repr(choice) for choice in get_args(option)]
+        else:
+            names.append("nothing" if option is NoneType else getattr(option, "__name__", str(option)))
+    return " or ".join(names)

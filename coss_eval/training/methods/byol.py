@@ -1,0 +1,34 @@
+"""BYOL: predict the target network's projection of the other view (Grill et al. 2020, arXiv 2006.07733)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from coss_eval.training.methods.method import Comparison, Heads, Method, mlp
+
+
+class NormalisedDistance(Comparison):
+    """|| p/||p|| - z/||z|| ||^2 = 2 - 2 cos(p, z), averaged over online vectors (equation 2)."""
+
+    def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        return 2 - 2 * F.cosine_similarity(online.float(), target.float()[index]).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BYOL(Method):
+    """The two symmetric terms are SUMMED, as in the paper; averaging them halves the learning rate in effect."""
+
+    name: ClassVar[str] = "byol"
+
+    hidden: int = 4096
+    out: int = 256
+
+    def heads(self, dim: int) -> Heads:
+        return Heads(mlp(dim, self.hidden, self.out), mlp(self.out, self.hidden, self.out))
+
+    def comparison(self) -> Comparison:
+        return NormalisedDistance()

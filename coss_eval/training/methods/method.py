@@ -1,0 +1,88 @@
+"""What a method is to the trainer: heads, a comparison, and where its targets come from.
+
+A method says nothing of optimisers, data or local representations. Its comparison takes any number of online vectors
+with the target that each belongs to, so the same code serves the global term (one online vector an image) and the CO
+term (one for every location).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+Targets = Literal["momentum", "stop-gradient", "online", "labels"]
+
+
+class Comparison(nn.Module, ABC):
+    """The loss of ONE direction. It may hold state of its own (DINO's centre), so each term has its own.
+
+    It is called outside autocast, and brings what it gets to float32.
+    """
+
+    @abstractmethod
+    def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        """A scalar from online (N, P) and target (M, P); online row i belongs to target row ``index[i]``."""
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimiser step with the share of training done in [0, 1]."""
+
+
+class Heads(nn.Module):
+    """Projector and predictor over vectors (N, D); the target network has the projector alone."""
+
+    def __init__(self, projector: nn.Module, predictor: nn.Module | None = None) -> None:
+        super().__init__()
+        self.projector = projector
+        self.predictor = predictor if predictor is not None else nn.Identity()
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        out: Tensor = self.predictor(self.projector(vectors))
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A method's heads and comparison; its fields are its hyper-parameters.
+
+    ``targets``: from a momentum copy of the network, from the online network without gradient, or with it, or the
+    labels. ``couples_samples``: the loss of an image depends on the others of its batch, so gradients cannot be
+    accumulated over smaller batches. ``directions`` says whether the two directions are summed or averaged.
+    ``kept`` is the network that is handed on, ``constant_predictor`` keeps the predictor's learning rate at its peak.
+    """
+
+    name: ClassVar[str]
+    targets: ClassVar[Targets] = "momentum"
+    couples_samples: ClassVar[bool] = False
+    directions: ClassVar[Literal["sum", "mean"]] = "sum"
+    kept: ClassVar[Literal["online", "target"]] = "online"
+    constant_predictor: ClassVar[bool] = False
+
+    @abstractmethod
+    def heads(self, dim: int) -> Heads:
+        """The online heads over vectors of ``dim``; the target's projector starts as a copy of this one's."""
+
+    @abstractmethod
+    def comparison(self) -> Comparison:
+        """A fresh comparison, with state of its own."""
+
+    def before_step(self, heads: Heads, progress: float) -> None:  # noqa: B027 - for DINO's frozen layer
+        """Called after the backward pass, before the optimiser, with the share of training done."""
+
+
+def mlp(dim: int, hidden: int, out: int, *, layers: int = 2, last_norm: bool = False, affine: bool = True) -> nn.Module:
+    """Linear, BatchNorm and ReLU, ``layers`` - 1 times, then a linear layer, and a BatchNorm with ``last_norm``.
+
+    Layers that a BatchNorm follows have no bias. ``affine`` is about the last BatchNorm alone.
+    """
+    widths = [dim, *[hidden] * (layers - 1)]
+    parts: list[nn.Module] = []
+    for inside, outside in pairwise(widths):
+        parts += [nn.Linear(inside, outside, bias=False), nn.BatchNorm1d(outside), nn.ReLU(inplace=True)]
+    parts.append(nn.Linear(widths[-1], out, bias=not last_norm))
+    if last_norm:
+        parts.append(nn.BatchNorm1d(out, affine=affine))
+    return nn.Sequential(*parts)

@@ -1,0 +1,50 @@
+"""MoCo v3: contrast with the momentum network's keys of the batch (Chen, Xie and He 2021, arXiv 2104.02057)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from coss_eval.training.gather import gather, rank
+from coss_eval.training.methods.method import Comparison, Heads, Method, mlp
+
+
+class InfoNCE(Comparison):
+    """Cross-entropy of each query over the keys of all images of all ranks, times 2 T (algorithm 1)."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        queries = F.normalize(online.float())
+        keys = gather(F.normalize(target.float()))  # (world * M, P)
+        logits = queries @ keys.T / self.temperature  # (N, world * M)
+        return F.cross_entropy(logits, index + rank() * len(target)) * (2 * self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoCoV3(Method):
+    """Projector and predictor whose last BatchNorm has no affine part; in-batch negatives, no queue.
+
+    In CO every location is a query and the globals of the other view are the keys: aligned with its own image's
+    global, contrasted with the other images' globals.
+    """
+
+    name: ClassVar[str] = "mocov3"
+    couples_samples: ClassVar[bool] = True
+
+    hidden: int = 4096
+    out: int = 256
+    temperature: float = 0.2
+
+    def heads(self, dim: int) -> Heads:
+        projector = mlp(dim, self.hidden, self.out, last_norm=True, affine=False)
+        predictor = mlp(self.out, self.hidden, self.out, last_norm=True, affine=False)
+        return Heads(projector, predictor)
+
+    def comparison(self) -> Comparison:
+        return InfoNCE(self.temperature)

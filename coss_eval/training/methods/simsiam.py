@@ -1,0 +1,39 @@
+"""SimSiam: predict the projection of the other view, which passes no gradient (Chen and He 2021, arXiv 2011.10566)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp
+
+
+class NegativeCosine(Comparison):
+    """-cos(p, z), averaged over online vectors (equation 1)."""
+
+    def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        return -F.cosine_similarity(online.float(), target.float()[index]).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimSiam(Method):
+    """Three-layer projector whose last BatchNorm has no affine part, bottleneck predictor; no momentum network."""
+
+    name: ClassVar[str] = "simsiam"
+    targets: ClassVar[Targets] = "stop-gradient"
+    directions: ClassVar[Literal["sum", "mean"]] = "mean"
+    constant_predictor: ClassVar[bool] = True
+
+    hidden: int = 2048
+    out: int = 2048
+    bottleneck: int = 512
+
+    def heads(self, dim: int) -> Heads:
+        projector = mlp(dim, self.hidden, self.out, layers=3, last_norm=True, affine=False)
+        return Heads(projector, mlp(self.out, self.bottleneck, self.out))
+
+    def comparison(self) -> Comparison:
+        return NegativeCosine()

@@ -1,0 +1,40 @@
+"""Supervised classification, the reference that every representation is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coss_eval.training.methods.method import Comparison, Heads, Method, Targets
+
+
+class LabelCrossEntropy(Comparison):
+    """Cross-entropy of logits (N, K) with the labels int64 (M,)."""
+
+    def __init__(self, smoothing: float) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        return F.cross_entropy(online.float(), target[index], label_smoothing=self.smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Method):
+    """One linear head, which is the classifier; every view is compared with its label, so one view is enough."""
+
+    name: ClassVar[str] = "supervised"
+    targets: ClassVar[Targets] = "labels"
+    directions: ClassVar[Literal["sum", "mean"]] = "mean"
+
+    classes: int = 0  # set from the data
+    smoothing: float = 0.1
+
+    def heads(self, dim: int) -> Heads:
+        return Heads(nn.Linear(dim, self.classes))
+
+    def comparison(self) -> Comparison:
+        return LabelCrossEntropy(self.smoothing)

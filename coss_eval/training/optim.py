@@ -1,0 +1,114 @@
+"""Optimisers, schedules and the moving average of the target network, without a synchronisation in any step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from coss_eval.errors import UsageError, unknown_name
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling with momentum (You, Gitman and Ginsburg 2017, arXiv 1708.03888).
+
+    For each adapted parameter the step is lr * trust * ||w|| / ||g + weight_decay w||, or lr where either norm is
+    zero; ``clip`` bounds that ratio at 1 (LARC). Groups with ``adapt`` False (biases and normalisation) are plain SGD.
+    All arithmetic is over lists of tensors, and the norms stay on the device.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 1e-3,
+        clip: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "clip": clip}
+        super().__init__(params, defaults | {"adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        if closure is not None:
+            raise UsageError("LARS takes no closure")
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            steps: Sequence[Tensor] = _decayed(params, group["weight_decay"])
+            if group["adapt"]:
+                ratios = _trust_ratios(params, steps, group)
+                steps = torch._foreach_mul(steps, ratios)
+            buffers = [self._buffer(p) for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, steps)
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def _decayed(params: list[Tensor], weight_decay: float) -> Sequence[Tensor]:
+    grads = [p.grad for p in params if p.grad is not None]
+    return torch._foreach_add(grads, params, alpha=weight_decay)
+
+
+def _trust_ratios(params: list[Tensor], steps: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """One scalar tensor a parameter; 1 where a norm is zero, as for weights that start at zero."""
+    norms, step_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, steps))
+    ratios = torch.where((norms > 0) & (step_norms > 0), group["trust"] * norms / step_norms, 1.0)
+    if group["clip"]:
+        ratios = (ratios / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else ratios.clamp(max=1.0)
+    return list(ratios.unbind())
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Kernels and matrices with decay and adaptation; biases, normalisation and other vectors with neither."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay, "adapt": True},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+    ]
+
+
+def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """The optimiser "lars", "sgd" or "adamw" over a module's trainable parameters."""
+    groups = parameter_groups(module, weight_decay)
+    if name == "lars":
+        return LARS(groups, lr=lr, **options)
+    plain = [{key: value for key, value in group.items() if key != "adapt"} for group in groups]
+    if name == "sgd":
+        return SGD(plain, lr=lr, **{"momentum": 0.9, "foreach": True} | options)
+    if name == "adamw":
+        return AdamW(plain, lr=lr, **{"foreach": True} | options)
+    raise unknown_name("optimiser", name, ["lars", "sgd", "adamw"])
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From ``start`` at progress 0 to ``end`` at progress 1 along half a cosine."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+
+
+def warm_up_cosine(peak: float, step: int, *, warm_up: int, total: int, final: float = 0.0) -> float:
+    """Learning rate at ``step``: linear from 0 to ``peak`` over ``warm_up`` steps, then a cosine to ``final``."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    return cosine(peak, final, (step - warm_up) / max(1, total - warm_up))
+
+
+@torch.no_grad()
+def ema_update(target: list[Tensor], online: list[Tensor], tau: float) -> None:
+    """target = tau target + (1 - tau) online, in place, over parameters only: buffers are the target's own."""
+    torch._foreach_lerp_(target, online, 1 - tau)

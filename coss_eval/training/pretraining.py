@@ -1,0 +1,244 @@
+"""The training objective as one module: views in, losses out. Backbone, heads, target network, global and local term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from coss_eval.errors import UsageError
+from coss_eval.internal.hooks import find_site
+from coss_eval.models.backbone import Backbone, Site
+from coss_eval.training.local import LocalConfig, LocalTerm, choose, regional
+from coss_eval.training.methods.method import Heads, Method
+from coss_eval.training.optim import ema_update
+
+
+class Losses(NamedTuple):
+    total: Tensor
+    global_: Tensor
+    local: Tensor | None  # None without the CO term
+
+
+class Encoded(NamedTuple):
+    """One view: the map where targets are pooled, the map where locals are taken, and the global (B, D')."""
+
+    features: Tensor
+    site: Tensor
+    global_: Tensor
+
+
+class Targets(NamedTuple):
+    """What one full view sets as targets."""
+
+    global_: Tensor  # (B, P)
+    local: Tensor | None  # (B, R, P), through the local term's projector
+
+
+class Branch(nn.Module):
+    """A backbone with the projectors of both terms: the momentum copy of the online network."""
+
+    def __init__(self, backbone: Backbone, projector: nn.Module, local_projector: nn.Module | None) -> None:
+        super().__init__()
+        self.backbone, self.projector, self.local_projector = backbone, projector, local_projector
+
+
+class Pretraining(nn.Module):
+    """A method, with or without the CO term, around a backbone.
+
+    The target network starts as a copy of the online one, projectors included, takes its own batch statistics in train
+    mode, and gets no gradient. Every view is forwarded on its own, since one BatchNorm over several views is another
+    method. With ``bf16`` networks and heads run under autocast, and the losses in float32.
+    """
+
+    def __init__(
+        self, backbone: Backbone, method: Method, local: LocalConfig | None = None, *, bf16: bool = False
+    ) -> None:
+        super().__init__()
+        if local is not None and method.targets == "labels":
+            raise UsageError(f"{method.name} compares no views, so it has no local term; leave co- out")
+        self.method, self.local, self.bf16 = method, local, bf16
+        self.backbone = backbone
+        self.heads = method.heads(backbone.dim)
+        self.compare = method.comparison()
+        self.term: LocalTerm | None = None
+        if local is not None:
+            self.site = find_site(backbone, local.site)
+            self.term = LocalTerm(local, method, local_dim=_width_at(backbone, self.site), dim=backbone.dim)
+        self.target: Branch | None = None
+        if method.targets == "momentum":
+            self.target = deepcopy(self._online()).requires_grad_(False)
+
+    def _online(self) -> Branch:
+        """The online network's part that the target network copies."""
+        own = self.term.heads if self.term is not None else None
+        return Branch(self.backbone, self.heads.projector, own.projector if own is not None else None)
+
+    @property
+    def kept(self) -> Backbone:
+        """The backbone that the method hands on."""
+        return self.target.backbone if self.target is not None and self.method.kept == "target" else self.backbone
+
+    def forward(
+        self,
+        views: Sequence[Tensor],
+        labels: Tensor | None = None,
+        *,
+        full: int | None = None,
+        ids: Tensor | None = None,
+        epoch: int = 0,
+    ) -> Losses:
+        """The losses of normalised ``views`` (B, 3, S, S), of which the first ``full`` (None: all) set targets.
+
+        ``labels`` (B,) for a supervised method. ``ids`` (B,) and ``epoch`` choose random subsets of locals.
+        """
+        full = len(views) if full is None else full
+        with self._autocast(views[0]):
+            encoded = [self._encode(self.backbone, view) for view in views]
+            projected = [self.heads.projector(view.global_) for view in encoded]
+            online = [self.heads.predictor(vectors) for vectors in projected]
+            targets = self.targets(views[:full], encoded[:full], projected[:full])
+            locals_ = self._locals(encoded, ids, epoch)
+        global_ = self._global_term(online, targets, labels)
+        if self.term is None or self.local is None:
+            return Losses(global_, global_.detach(), None)
+        local = self._local_term(self.term, locals_, targets)
+        total = self.local.global_weight * global_ + self.local.local_weight * local
+        return Losses(total, global_.detach(), local.detach())
+
+    def ema(self, tau: float) -> None:
+        """Move the target network's parameters: tau of themselves, 1 - tau of the online ones. Buffers are its own."""
+        if self.target is not None:
+            ema_update(*self._pairs, tau)
+
+    @cached_property
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        assert self.target is not None
+        return list(self.target.parameters()), list(self._online().parameters())
+
+    def targets(
+        self, views: Sequence[Tensor], encoded: Sequence[Encoded], projected: Sequence[Tensor]
+    ) -> list[Targets]:
+        """The targets that full views set, from the momentum network or from what the online one made of them."""
+        if self.method.targets == "labels":
+            return []
+        if self.target is not None:
+            with torch.no_grad():
+                return [self._targets_of(self.target, self._encode(self.target.backbone, view)) for view in views]
+        online = self._online()
+        found = [self._targets_of(online, *pair) for pair in zip(encoded, projected, strict=True)]
+        if self.method.targets == "online":
+            return found
+        return [Targets(*(None if t is None else t.detach() for t in target)) for target in found]
+
+    def _targets_of(self, branch: Branch, view: Encoded, projected: Tensor | None = None) -> Targets:
+        projected = branch.projector(view.global_) if projected is None else projected
+        if self.local is None:
+            return Targets(projected, None)
+        if self.local.regions == 1:
+            if branch.local_projector is None:
+                return Targets(projected, projected[:, None])
+            return Targets(projected, branch.local_projector(view.global_)[:, None])
+        backbone = branch.backbone
+        parts = regional(view.features, self.local.regions, backbone.prepool_layout, backbone.prefix_tokens)
+        vectors = (branch.local_projector or branch.projector)(backbone.pool(parts))  # (B * R, P)
+        return Targets(projected, vectors.unflatten(0, (len(projected), -1)))
+
+    def _encode(self, backbone: Backbone, pixels: Tensor) -> Encoded:
+        features, at_site = self._features(backbone, pixels)
+        return Encoded(features, at_site, backbone.global_(backbone.pool(features)))
+
+    def _features(self, backbone: Backbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The map before pooling, and the map where the local term takes its locals."""
+        if self.local is None or self.local.site == "prepool" or backbone is not self.backbone:
+            features = backbone.prepool(backbone.features(pixels))
+            return features, features
+        seen: list[Tensor] = []
+        module = backbone.get_submodule(self.site.module)
+        handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            features = backbone.prepool(backbone.features(pixels))
+        finally:
+            handle.remove()
+        return features, seen[0]
+
+    def _locals(self, encoded: Sequence[Encoded], ids: Tensor | None, epoch: int) -> list[Tensor]:
+        """Every view's locals through the local term's heads: (B, L, P) each, with L of its own."""
+        if self.term is None or self.local is None:
+            return []
+        heads = self.term.heads or self.heads
+        if ids is None:
+            ids = torch.arange(len(encoded[0].global_))
+        found = []
+        for number, view in enumerate(encoded):
+            draw = ids, epoch * len(encoded) + number
+            chosen = choose(view.site, self.local, self.site.layout, self.site.prefix_tokens, draw)
+            found.append(self.term.online(chosen, heads))
+        return found
+
+    def _global_term(self, online: Sequence[Tensor], targets: Sequence[Targets], labels: Tensor | None) -> Tensor:
+        index = torch.arange(len(online[0]), device=online[0].device)
+        if self.method.targets == "labels":
+            if labels is None:
+                raise UsageError(f"{self.method.name} needs labels")
+            return torch.stack([self.compare(logits, labels, index) for logits in online]).mean()
+        pairs = _pairs(len(online), len(targets), "other")
+        return self._directions([self.compare(online[s], targets[t].global_, index) for s, t in pairs])
+
+    def _local_term(self, term: LocalTerm, locals_: Sequence[Tensor], targets: Sequence[Targets]) -> Tensor:
+        losses = []
+        for s, t in _pairs(len(locals_), len(targets), term.config.view):
+            local = targets[t].local
+            assert local is not None
+            losses.append(term.loss(locals_[s], local))
+        return self._directions(losses)
+
+    def _directions(self, losses: list[Tensor]) -> Tensor:
+        """The mean over directions, twice that where a method sums its two; so more views do not weigh more."""
+        return torch.stack(losses).mean() * (2 if self.method.directions == "sum" else 1)
+
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def before_step(self, progress: float) -> None:
+        """The methods' own work between backward pass and optimiser."""
+        self.method.before_step(self.heads, progress)
+        if self.term is not None and self.term.heads is not None:
+            self.method.before_step(self.term.heads, progress)
+
+    def after_step(self, progress: float) -> None:
+        """The comparisons' own work after the optimiser (DINO's centre and temperature)."""
+        self.compare.after_step(progress)
+        if self.term is not None:
+            self.term.compare.after_step(progress)
+
+
+def _pairs(students: int, teachers: int, view: str) -> list[tuple[int, int]]:
+    """(online view, target view) for every direction; small views are students only."""
+    return [(s, t) for s in range(students) for t in range(teachers) if (s != t) == (view == "other")]
+
+
+def _width_at(backbone: Backbone, site: Site) -> int:
+    """The channels of a site, from one tiny forward pass where it is not the last map."""
+    if site.name == "prepool":
+        return backbone.local_dim
+    if site.name == "global":
+        return backbone.dim
+    widths: list[int] = []
+    module = backbone.get_submodule(site.module)
+    channels = {"nchw": 1}.get(site.layout, -1)
+    handle = module.register_forward_hook(lambda _module, _inputs, output: widths.append(output.shape[channels]))
+    mode = backbone.training
+    side = backbone.img_size or 64
+    parameter = next(backbone.parameters())
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        handle.remove()
+        backbone.train(mode)
+    return widths[0]

@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests: the real images, found next to the checkout or through COSS_DATA_ROOT."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real datasets; tests that need it skip where it is absent."""
+    root = Path(os.environ.get("COSS_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
+    if not (root / "tiny-imagenet-50").is_dir():
+        pytest.skip("real images are absent: set COSS_DATA_ROOT to a folder that holds tiny-imagenet-50")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or leaves anything in the user's cache directory."""
+    monkeypatch.setenv("COSS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -1,0 +1,223 @@
+"""What is wrong with a dataset is said in one line, with what was expected and what to do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from written_datasets import (
+    image_of,
+    png,
+    put,
+    write_class_folders,
+    write_hugging_face,
+    write_parquet,
+    write_shards,
+    write_tiny_imagenet,
+)
+
+from coss_eval.data.batches import Geometry
+from coss_eval.data.open import load_dataset
+from coss_eval.errors import CossError, UsageError
+
+ROW = (png(image_of("train", 0, 0)), 0)
+
+
+def no_folder(at: Path) -> str:
+    return str(at / "missing")
+
+
+def no_relative_folder(at: Path) -> str:
+    return "./data/missing"
+
+
+def empty_folder(at: Path) -> str:
+    at.mkdir()
+    return str(at)
+
+
+def a_file(at: Path) -> str:
+    put(at / "train.parquet", b"")
+    return str(at / "train.parquet")
+
+
+def images_without_classes(at: Path) -> str:
+    put(at / "a.png", ROW[0])
+    return str(at)
+
+
+def train_only(at: Path) -> str:
+    write_class_folders(at)
+    shutil.rmtree(at / "val")
+    return str(at)
+
+
+def empty_val(at: Path) -> str:
+    write_class_folders(at)
+    shutil.rmtree(at / "val")
+    (at / "val").mkdir()
+    return str(at)
+
+
+def parquet_train_only(at: Path) -> str:
+    write_hugging_face(at)
+    (at / "val.parquet").unlink()
+    return str(at)
+
+
+def unlabelled_parquet(at: Path) -> str:
+    write_hugging_face(at)
+    write_parquet(at / "val.parquet", [(ROW[0], -1)] * 3)
+    return str(at)
+
+
+def empty_class(at: Path) -> str:
+    write_class_folders(at)
+    (at / "train" / "n02b").mkdir()
+    (at / "val" / "n02b").mkdir()
+    return str(at)
+
+
+def class_missing_in_val(at: Path) -> str:
+    write_class_folders(at)
+    shutil.rmtree(at / "val" / "n02")
+    return str(at)
+
+
+def label_out_of_range(at: Path) -> str:
+    write_hugging_face(at)
+    write_parquet(at / "val.parquet", [ROW, (ROW[0], 3), (ROW[0], 7)])
+    return str(at)
+
+
+def label_missing(at: Path) -> str:
+    write_hugging_face(at)
+    write_parquet(at / "train.parquet", [ROW, (ROW[0], None)])
+    return str(at)
+
+
+def empty_parquet(at: Path) -> str:
+    write_hugging_face(at)
+    write_parquet(at / "train.parquet", [])
+    return str(at)
+
+
+def other_class_names(at: Path) -> str:
+    write_hugging_face(at)
+    write_parquet(at / "val.parquet", [ROW], names=("n01", "n03", "n02"))
+    return str(at)
+
+
+def no_parquet_inside(at: Path) -> str:
+    write_hugging_face(at)
+    put(at / "val.parquet", b"PAR1 but no more")
+    return str(at)
+
+
+def no_image_column(at: Path) -> str:
+    write_hugging_face(at)
+    write_parquet(at / "val.parquet", [ROW], columns=("picture", "label"))
+    return str(at)
+
+
+def labels_of_another_kind(at: Path) -> str:
+    write_hugging_face(at)
+    write_parquet(at / "val.parquet", [(ROW[0], 0.5)])
+    return str(at)
+
+
+def shard_missing(at: Path) -> str:
+    write_shards(at)
+    (at / "data" / "train-00000-of-00002.parquet").unlink()
+    return str(at)
+
+
+def broken_titles(at: Path) -> str:
+    write_hugging_face(at)
+    (at / "classes.json").write_text("{")
+    return str(at)
+
+
+def unknown_wnid(at: Path) -> str:
+    write_tiny_imagenet(at)
+    with (at / "val" / "val_annotations.txt").open("a") as file:
+        file.write("\nval_9.JPEG\tn98\t0\t0\t9\t9\n")
+    return str(at)
+
+
+def tiny_imagenet_without_train(at: Path) -> str:
+    write_tiny_imagenet(at)
+    shutil.rmtree(at / "train")
+    return str(at)
+
+
+WRONG: list[tuple[Callable[[Path], str], type[CossError], str]] = [
+    (no_folder, UsageError, "there is no folder"),
+    (no_relative_folder, UsageError, "there is no folder ./data/missing"),
+    (empty_folder, CossError, "is no dataset: expected train/ and val/.*got an empty folder"),
+    (a_file, UsageError, "is a file; pass the folder"),
+    (images_without_classes, CossError, "is no dataset.*got a.png"),
+    (train_only, CossError, "has no test split"),
+    (empty_val, CossError, "has no test split"),
+    (parquet_train_only, CossError, "has no test split"),
+    (unlabelled_parquet, CossError, "has no test split"),
+    (empty_class, CossError, "n02b holds no images"),
+    (class_missing_in_val, CossError, "must be the same; 1 are in one only: n02"),
+    (label_out_of_range, CossError, r"2 of 3 labels of the test split.*expected 0 to 2, got 3 for val/1"),
+    (label_missing, CossError, r"1 of 2 labels of the train split.*got -1 for train/1"),
+    (empty_parquet, CossError, "the train split of .* holds no images"),
+    (other_class_names, CossError, "class names of .* must be the same"),
+    (no_parquet_inside, CossError, "cannot read .*val.parquet"),
+    (no_image_column, CossError, "no column image or img; it has picture, label"),
+    (labels_of_another_kind, CossError, "expected column label .* integers or names, got double"),
+    (shard_missing, CossError, "train shards .* not complete.*all 2 of train"),
+    (broken_titles, CossError, "cannot read .*classes.json"),
+    (unknown_wnid, CossError, "classes that train/ has not: n98"),
+    (tiny_imagenet_without_train, CossError, "no train/"),
+]
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), WRONG, ids=[make.__name__ for make, _, _ in WRONG])
+def test_one_line_says_what_is_wrong(
+    make: Callable[[Path], str], kind: type[CossError], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CossError, match=message) as caught:
+        load_dataset(make(tmp_path / "set"))
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("cifar-10", "cifar10"), ("didgits", "digits"), ("tiny-imgenet", "tiny-imagenet"), ("Flowers102", "flowers102")],
+)
+def test_unknown_names_come_with_the_nearest(name: str, suggestion: str, tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "tiny-imagenet")
+    with pytest.raises(UsageError, match=f"unknown dataset '{name}'; did you mean .*{suggestion}"):
+        load_dataset(name, root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet", "dtd"])
+def test_names_that_need_files_ask_for_the_root(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COSS_DATA_ROOT", raising=False)
+    with pytest.raises(UsageError, match="--data-root or set COSS_DATA_ROOT"):
+        load_dataset(name)
+    with pytest.raises(CossError, match="--data-root") as caught:
+        load_dataset(name, root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_varied_sizes_need_a_geometry(varied: Path) -> None:
+    split = load_dataset(varied).train
+    with pytest.raises(UsageError, match="need a geometry"):
+        split.batches()
+    with pytest.raises(UsageError, match="need a geometry"):
+        split.protocol()
+    assert split.protocol(Geometry()) == {
+        "size": 224,
+        "crop_pct": 0.875,
+        "interpolation": "bilinear",
+        "decoder": "PIL",
+    }

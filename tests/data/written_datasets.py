@@ -1,0 +1,145 @@
+"""The same small dataset in every layout, so that each reader can be held against what was written."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+CLASSES = ("n01", "n02", "n03")
+COUNTS = {"train": 5, "val": 3}  # images a class
+
+
+@dataclass(frozen=True)
+class Written:
+    """A dataset on disk and what it must be read as: key -> (label, pixels (H, W, 3))."""
+
+    folder: Path
+    train: dict[str, tuple[int, np.ndarray]]
+    test: dict[str, tuple[int, np.ndarray]]
+
+
+Write = Callable[[Path], Written]
+
+
+def image_of(split: str, label: int, index: int, side: int = 12) -> np.ndarray:
+    """uint8 (side, side, 3), another one for every argument."""
+    seed = [len(split), label, index]
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def samples(split: str) -> Iterator[tuple[int, int, np.ndarray]]:
+    for label in range(len(CLASSES)):
+        for index in range(COUNTS[split]):
+            yield label, index, image_of(split, label, index)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+
+def write_tree(folder: Path, path: Callable[[str, str, int], str]) -> Written:
+    """Files named ``path(split, class, index)``, whose keys are those paths."""
+    found: dict[str, dict[str, tuple[int, np.ndarray]]] = {"train": {}, "val": {}}
+    for split in found:
+        for label, index, pixels in samples(split):
+            key = path(split, CLASSES[label], index)
+            put(folder / key, png(pixels))
+            found[split][key] = (label, pixels)
+    return Written(folder, found["train"], found["val"])
+
+
+def write_class_folders(folder: Path) -> Written:
+    return write_tree(folder, lambda split, name, i: f"{split}/{name}/{i}.png")
+
+
+def write_nested_folders(folder: Path) -> Written:
+    return write_tree(folder, lambda split, name, i: f"{'test' if split == 'val' else split}/{name}/deep/er{i}/a.PNG")
+
+
+def write_tiny_imagenet(folder: Path) -> Written:
+    """Tiny-ImageNet's own layout, with the boxes, the unlabelled test/ and the words.txt it comes with."""
+
+    def path(split: str, name: str, i: int) -> str:
+        return f"val/images/val_{name}_{i}.JPEG" if split == "val" else f"train/{name}/images/{name}_{i}.JPEG"
+
+    written = write_tree(folder, path)  # PNG bytes under these names: PIL goes by content
+    rows = [f"{Path(key).name}\t{CLASSES[label]}\t0\t0\t9\t9" for key, (label, _) in written.test.items()]
+    (folder / "val" / "val_annotations.txt").write_text("\n".join(reversed(rows)))
+    for name in CLASSES:
+        (folder / "train" / name / f"{name}_boxes.txt").write_text("0 0 9 9")
+    put(folder / "test" / "images" / "test_0.JPEG", png(image_of("test", 0, 0)))
+    (folder / "words.txt").write_text("n01\tone\nn02\ttwo, second\nn99\tnot here\n")
+    return written
+
+
+def write_parquet(
+    file: Path,
+    rows: list[tuple[object, object]],
+    *,
+    paths: list[str | None] | None = None,
+    names: tuple[str, ...] | None = CLASSES,
+    columns: tuple[str, str] = ("image", "label"),
+    group: int = 4,
+) -> None:
+    """Rows of (encoded image, label) as Hugging Face's datasets write them."""
+    images = [{"bytes": raw, "path": paths[i] if paths else None} for i, (raw, _) in enumerate(rows)]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    labels = pa.array([label for _, label in rows]) if rows else pa.array([], pa.int64())
+    table = pa.table({columns[0]: pa.array(images, struct), columns[1]: labels})
+    if names is not None:
+        features = {columns[0]: {"_type": "Image"}, columns[1]: {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file, row_group_size=group)
+
+
+def write_hugging_face(folder: Path) -> Written:
+    found: dict[str, dict[str, tuple[int, np.ndarray]]] = {}
+    for split in COUNTS:
+        rows = [(png(pixels), label) for label, _, pixels in samples(split)]
+        paths = [f"{CLASSES[label]}_{index}.png" for label, index, _ in samples(split)]
+        write_parquet(folder / f"{split}.parquet", rows, paths=paths)
+        found[split] = {
+            f"{split}/{path}": (label, pixels) for path, (label, _, pixels) in zip(paths, samples(split), strict=True)
+        }
+    (folder / "classes.json").write_text(json.dumps({"n01": "one", "n02": "two, second"}))
+    return Written(folder, found["train"], found["val"])
+
+
+def write_shards(folder: Path) -> Written:
+    """Shards in data/, as on the hub: no paths, another image column, names as labels, an unlabelled test split."""
+    found: dict[str, dict[str, tuple[int, np.ndarray]]] = {}
+    for split, hub_name in (("train", "train"), ("val", "validation")):
+        rows = [(png(pixels), CLASSES[label]) for label, _, pixels in samples(split)]
+        for shard in range(2):
+            part = rows[:7] if shard == 0 else rows[7:]
+            file = folder / "data" / f"{hub_name}-{shard:05d}-of-00002.parquet"
+            write_parquet(file, part, names=None, columns=("img", "label"))
+        found[split] = {f"{hub_name}/{row}": (label, pixels) for row, (label, _, pixels) in enumerate(samples(split))}
+    unlabelled = [(png(image_of("test", 0, i)), -1) for i in range(4)]
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", unlabelled, names=None, columns=("img", "label"))
+    return Written(folder, found["train"], found["val"])
+
+
+FORMATS: dict[str, Write] = {
+    "class folders": write_class_folders,
+    "nested folders": write_nested_folders,
+    "Tiny-ImageNet": write_tiny_imagenet,
+    "Hugging Face": write_hugging_face,
+    "shards": write_shards,
+}

@@ -1,0 +1,151 @@
+"""RF-ResNets: reachable sizes, parameter counts of the reference table, presets, and the MLP after pooling."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models import resnet18, resnet50
+
+from coss_eval.errors import UsageError
+from coss_eval.models import zoo
+from coss_eval.models.receptive_field import gradient_probe, theoretical
+from coss_eval.models.rf_resnet import PRESETS, Kept, RFResNet, Strides, reachable, rf_of, rf_resnet
+
+
+def unfilled(depth: int, **fields: Any) -> RFResNet:
+    """Without memory for its weights, on which neither sizes nor counts depend."""
+    with torch.device("meta"):
+        return RFResNet(depth, **fields)
+
+
+def parameters(network: RFResNet) -> int:
+    """Of the backbone, without the classifier."""
+    return sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in network.fc.parameters())
+
+
+@pytest.mark.parametrize(
+    ("depth", "kept", "strides", "millions"),
+    [
+        (50, (2, 2, 2, 0), "torchvision", 14.825),
+        (50, (2, 2, 1, 1), "torchvision", 16.397),
+        (50, (0, 1, 3, 0), "torchvision", 15.152),
+        (50, (2, 4, 1, 0), "torchvision", 14.562),
+        (50, (3, 4, 0, 0), "v1", 14.071),
+    ],
+)
+def test_choices_for_rf_99(depth: int, kept: Kept, strides: Strides, millions: float) -> None:
+    assert rf_of(depth, kept, strides=strides) == 99
+    assert parameters(unfilled(depth, kept=kept, strides=strides)) / 1e6 == pytest.approx(millions, abs=5e-4)
+
+
+def test_the_choice_for_rf_29() -> None:
+    assert rf_of(18, (4, 4, 1, 0), stem="cifar") == 29
+    assert parameters(unfilled(18, kept=(4, 4, 1, 0), stem="cifar")) / 1e6 == pytest.approx(2.256, abs=5e-4)
+
+
+@pytest.mark.parametrize(("layers", "millions"), [(0, 0.0), (1, 4.196), (2, 8.393)])
+def test_parameters_of_the_mlp(layers: int, millions: float) -> None:
+    kept = (2, 2, 2, 0)
+    added = parameters(unfilled(50, kept=kept, mlp_layers=layers)) - parameters(unfilled(50, kept=kept))
+    assert added / 1e6 == pytest.approx(millions, abs=5e-4)
+
+
+def test_there_are_eleven_ways_to_rf_99() -> None:
+    assert sum(rf_of(50, kept) == 99 for kept in product(range(4), range(5), range(7), range(4))) == 11
+
+
+@pytest.mark.parametrize(
+    ("depth", "stem", "sizes"),
+    [
+        (18, "imagenet", range(11, 436, 8)),
+        (34, "imagenet", range(11, 900, 8)),
+        (50, "imagenet", range(11, 428, 8)),
+        (18, "cifar", range(3, 110, 2)),
+        (50, "cifar", range(3, 108, 2)),
+    ],
+)
+def test_reachable_sizes(depth, stem, sizes: range) -> None:
+    found = reachable(depth, stem=stem)
+    assert list(found) == list(sizes)
+    assert all(rf_of(depth, kept, stem=stem) == rf for rf, kept in found.items())
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_arithmetic_propagation_and_gradients_agree(data: st.DataObject) -> None:
+    depth = data.draw(st.sampled_from([18, 50]))
+    counts = (4, 4, 4, 4) if depth == 18 else (3, 4, 6, 3)
+    kept: Kept = tuple(data.draw(st.integers(0, count)) for count in counts)  # type: ignore[assignment]
+    stem = data.draw(st.sampled_from(["imagenet", "cifar"]))
+    strides = data.draw(st.sampled_from(["torchvision", "v1"])) if depth == 50 else "torchvision"
+    backbone, _ = zoo.wrap(unfilled(depth, kept=kept, stem=stem, strides=strides))
+    expected = rf_of(depth, kept, stem=stem, strides=strides)
+    table = theoretical(backbone, 128).set_index("site")
+    assert table.rf["prepool"] == expected
+    size = expected + 64  # so that the middle unit's field fits in
+    (top, bottom), (left, right) = gradient_probe(backbone, size)["prepool"]
+    assert (bottom - top + 1, right - left + 1) == (expected, expected)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_size_in_their_name(name: str) -> None:
+    preset = PRESETS[name]
+    assert name == f"rf{preset.rf}_resnet{preset.depth}"
+    with torch.device("meta"):
+        backbone, head = zoo.wrap(preset.network(num_classes=5))
+    table = theoretical(backbone, 128).set_index("site")
+    assert table.rf["prepool"] == preset.rf
+    size = preset.rf + 64
+    (top, bottom), (left, right) = gradient_probe(backbone, size)["prepool"]
+    assert bottom - top + 1 == right - left + 1 == preset.rf
+    assert isinstance(head, nn.Linear)
+
+
+def test_the_global_representation_is_the_mlp_of_the_mean_of_the_locals() -> None:
+    network = RFResNet(18, kept=(4, 4, 1, 0), stem="cifar", width=8, mlp_layers=2, mlp_width=20).eval()
+    mlp = network.mlp
+    assert [type(layer) for layer in mlp] == [nn.Linear, nn.ReLU, nn.Linear]
+    backbone, _ = zoo.wrap(network)
+    local, global_ = backbone.eval().represent(torch.rand(2, 3, 64, 64))
+    assert local.shape == (2, 64, 64)
+    assert torch.allclose(mlp(local.mean(dim=1)), global_, atol=1e-6)
+
+
+@pytest.mark.parametrize(("depth", "plain"), [(18, resnet18), (50, resnet50)])
+def test_with_everything_kept_it_is_torchvisions_network(depth, plain) -> None:
+    network, state = RFResNet(depth).eval(), plain().eval()
+    network.load_state_dict(state.state_dict())
+    pixels = torch.rand(1, 3, 64, 64)
+    assert torch.equal(network(pixels), state(pixels))
+
+
+def test_rf_resnet_finds_the_smallest_choice() -> None:
+    found = rf_resnet(50, 99, width=8, mlp_layers=1)
+    assert [len(stage) for stage in (found.layer1, found.layer2)] == [3, 4]
+    kernels = [
+        sum(module.kernel_size == (3, 3) for module in stage.modules() if isinstance(module, nn.Conv2d))
+        for stage in (found.layer1, found.layer2, found.layer3, found.layer4)
+    ]
+    assert kernels == [2, 4, 1, 0]
+    assert [type(layer) for layer in found.mlp] == [nn.Linear]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: rf_resnet(50, 100), "nearest: .*91, 99, 107"),
+        (lambda: rf_resnet(18, 29), "imagenet stem cannot .* of 29; nearest: .*27, 35"),
+        (lambda: RFResNet(20), "no ResNet of depth 20; known: 18, 34, 50"),
+        (lambda: RFResNet(18, kept=(4, 4, 5, 0)), "stage 3 has 4 3x3 convolutions; cannot keep 5"),
+        (lambda: RFResNet(18, strides="v1"), "bottleneck"),
+    ],
+)
+def test_what_cannot_be_had_is_said(call, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        call()

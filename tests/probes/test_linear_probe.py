@@ -1,0 +1,211 @@
+"""The linear probe against scikit-learn, its selection, and its folding into one layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from coss_eval.errors import CossError, UsageError
+from coss_eval.probes.linear import STRENGTHS, fit_probe
+from coss_eval.probes.logistic import Logistic, standardisation
+
+TIGHT = 1e-13
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """Raw digits: 64 features, three of them constant."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    return torch.from_numpy(images[order]), torch.from_numpy(labels[order])
+
+
+def correlated(n: int, classes: int, dim: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Badly conditioned features, far from zero mean, of overlapping classes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    latent = rng.normal(size=(n, dim)) + rng.normal(size=(classes, dim))[labels]
+    mixing = rng.normal(size=(dim, dim)) @ np.diag(np.logspace(0, -3, dim)) @ rng.normal(size=(dim, dim))
+    return torch.from_numpy(latent @ mixing + 5), torch.from_numpy(labels)
+
+
+DATA = {
+    "digits": lambda: (*digits(), 10),
+    "correlated": lambda: (*correlated(600, 5), 5),
+    "two classes": lambda: (*correlated(400, 2), 2),
+    "more features than images": lambda: (*correlated(40, 4, dim=100), 4),
+}
+
+
+def sklearn_fit(features: Tensor, labels: Tensor, strength: float, tol: float) -> LogisticRegression:
+    penalty = strength * len(features) / (2 if int(labels.max()) == 1 else 1)  # one weight vector for two classes
+    scaled = StandardScaler().fit_transform(features.numpy())
+    return LogisticRegression(C=1 / penalty, tol=tol, max_iter=20_000).fit(scaled, labels.numpy())
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("name", DATA)
+def test_coefficients_are_scikit_learns(name: str, strength: float) -> None:
+    features, labels, classes = DATA[name]()
+    probe = fit_probe(features, labels, num_classes=classes, strengths=[strength], tolerance=TIGHT)
+    ours = probe.weight - probe.weight.mean(0)  # equal shifts of all classes change no probability
+    theirs = torch.from_numpy(sklearn_fit(features, labels, strength, 1e-9).coef_)
+    if classes == 2:
+        theirs = torch.cat([-theirs, theirs]) / 2
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_accuracy_is_scikit_learns_at_the_default_tolerance_in_float32(name: str) -> None:
+    features, labels, classes = DATA[name]()
+    for strength in (0.1, 1e-3, 1e-5):
+        probe = fit_probe(features.float(), labels, num_classes=classes, strengths=[strength])
+        reference = sklearn_fit(features, labels, strength, 1e-6)
+        theirs = reference.score(StandardScaler().fit_transform(features.numpy()), labels.numpy())
+        ours = (probe.module()(features.float()).argmax(1) == labels).double().mean().item()
+        assert abs(ours - theirs) <= 0.002
+
+
+def test_gradient_is_that_of_the_stated_objective() -> None:
+    features, labels = correlated(300, 5)
+    problem = Logistic(features, labels, 5)
+    point = torch.randn(5, 25, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    penalty = 0.3 * torch.cat([torch.ones(24), torch.zeros(1)]).double()
+    scaled = torch.from_numpy(StandardScaler().fit_transform(features.numpy()))
+    weight, bias = problem.to_standardised(point)
+    expected = torch.nn.functional.cross_entropy(scaled @ weight.T + bias, labels) + 0.15 * weight.square().sum()
+    expected.backward()
+    loss, gradient = problem._loss(point.detach(), penalty)
+    assert loss == pytest.approx(expected.item(), rel=1e-10)
+    torch.testing.assert_close(gradient, point.grad)
+
+
+def test_loss_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = digits()
+    point, penalty = torch.full((10, 65), 0.01, dtype=torch.float64), torch.zeros(65, dtype=torch.float64)
+    whole = Logistic(features, labels, 10)._loss(point, penalty)
+    monkeypatch.setattr("coss_eval.probes.logistic.CPU_ROWS", 100)
+    parts = Logistic(features, labels, 10)._loss(point, penalty)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-12)
+
+
+def split_digits() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    features, labels = digits()
+    return features[200:].float(), labels[200:], (features[:200].float(), labels[:200])
+
+
+def test_selection_follows_the_path_and_refits_on_all() -> None:
+    features, labels, select = split_digits()
+    probe = fit_probe(features, labels, num_classes=10, select=select)
+    assert list(probe.path) == list(STRENGTHS)
+    assert len(STRENGTHS) >= 12
+    best = max(probe.path.values())
+    assert probe.strength == max(strength for strength, accuracy in probe.path.items() if accuracy == best)
+    together = torch.cat([features, select[0]]), torch.cat([labels, select[1]])
+    refit = fit_probe(*together, num_classes=10, strengths=[probe.strength])
+    assert torch.equal(probe.mean, refit.mean)
+    rows = together[0]
+    assert (probe.module()(rows).argmax(1) == refit.module()(rows).argmax(1)).double().mean() >= 0.998
+    assert "the best of 15" in probe.describe()
+    assert "fixed" in refit.describe()
+
+
+@pytest.mark.parametrize("strength", [10.0, 1e-2, 1e-5])
+def test_the_warm_started_path_passes_through_each_cold_fit(strength: float) -> None:
+    features, labels, _ = split_digits()
+    chain = [s for s in STRENGTHS if s >= strength]
+    problem = Logistic(features.double(), labels, 10)
+    coefficients = None
+    for s in chain:
+        coefficients = problem.minimise(s, coefficients, tolerance=TIGHT)
+    cold = Logistic(features.double(), labels, 10).minimise(strength, tolerance=TIGHT)
+    assert coefficients is not None
+    torch.testing.assert_close(coefficients, cold, rtol=1e-2, atol=1e-3)
+
+
+def test_held_out_images_choose_but_do_not_fit() -> None:
+    """Labels of the held-out images that are pure noise change which strength wins, not the fits they judge."""
+    features, labels, select = split_digits()
+    noise = torch.randint(0, 10, (len(select[1]),), generator=torch.Generator().manual_seed(0))
+    honest = fit_probe(features, labels, num_classes=10, select=select)
+    noisy = fit_probe(features, labels, num_classes=10, select=(select[0], noise))
+    assert max(noisy.path.values()) < 0.3 < max(honest.path.values())
+
+
+def test_module_folds_the_standardisation() -> None:
+    features, labels = correlated(300, 5)
+    probe = fit_probe(features, labels, num_classes=5, strengths=[1e-3])
+    expected = ((features - probe.mean) / probe.std) @ probe.weight.T + probe.bias
+    linear = probe.module()
+    assert (linear.in_features, linear.out_features) == (24, 5)
+    assert not any(parameter.requires_grad for parameter in linear.parameters())
+    folded = features @ linear.weight.double().T + linear.bias.double()
+    torch.testing.assert_close(folded, expected, rtol=0, atol=1e-4)
+
+
+def test_fits_are_deterministic_and_leave_the_generator_alone() -> None:
+    features, labels, select = split_digits()
+    state = torch.get_rng_state()
+    first, second = (fit_probe(features, labels, num_classes=10, select=select) for _ in range(2))
+    assert torch.equal(first.weight, second.weight)
+    assert first.path == second.path
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 12345.678])
+def test_constant_features_count_for_nothing(value: float) -> None:
+    features, labels, _ = split_digits()
+    constant = torch.full((len(features), 1), value)
+    with_it = fit_probe(torch.cat([features, constant], 1), labels, num_classes=10, strengths=[1e-2])
+    without = fit_probe(features, labels, num_classes=10, strengths=[1e-2])
+    assert with_it.std[-1] == 1
+    assert with_it.weight[:, -1].abs().max() < 1e-4
+    torch.testing.assert_close(with_it.weight[:, :-1], without.weight, rtol=0, atol=1e-2)
+
+
+def test_standardisation_is_that_of_scikit_learn() -> None:
+    features, _ = digits()
+    scaler = StandardScaler().fit(features.numpy())
+    mean, std = standardisation(features.float())
+    torch.testing.assert_close(mean, torch.from_numpy(scaler.mean_))
+    torch.testing.assert_close(std, torch.from_numpy(scaler.scale_))
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(20, dtype=torch.int64), torch.arange(20) % 3])
+def test_classes_without_images_are_never_predicted(labels: Tensor) -> None:
+    features = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    probe = fit_probe(features, labels, num_classes=5, strengths=[1e-2])
+    assert set(probe.module()(features).argmax(1).tolist()) <= set(labels.tolist())
+
+
+X, Y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "options", "message"),
+    [
+        (X[:, 0], Y, {}, "features must be float32 or float64 (N, D)"),
+        (X.half(), Y, {}, "got torch.float16"),
+        (X[:0], Y[:0], {}, "N > 0"),
+        (X, Y[:5], {}, "one label for each of 12 features"),
+        (X, Y + 1, {}, "labels must lie in 0 ... 2, got 1 ... 3"),
+        (X, Y, {"strengths": [0.0]}, "strengths must be above 0"),
+        (X, Y, {"strengths": []}, "at least one"),
+        (X, Y, {}, "15 strengths need held-out images"),
+    ],
+)
+def test_wrong_calls(features: Tensor, labels: Tensor, options: dict[str, list[float]], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        fit_probe(features, labels, num_classes=3, **options)
+    assert message in str(error.value)
+
+
+def test_features_that_are_not_numbers() -> None:
+    broken = X.clone()
+    broken[3, 1] = torch.nan
+    with pytest.raises(CossError, match="1 of 3 features hold NaN"):
+        fit_probe(broken, Y, num_classes=3, strengths=[1.0])

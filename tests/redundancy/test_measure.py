@@ -1,0 +1,118 @@
+"""``measure`` on real small networks: sites, layouts, batches, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from small_networks import FAMILIES, network, pixels
+
+from coss_eval.errors import UsageError
+from coss_eval.models.zoo import build
+from coss_eval.redundancy import measure
+
+IMAGES = pixels(40)
+
+
+def values(frame: pd.DataFrame) -> dict[str, float]:
+    return dict(zip(frame["metric"], frame["value"], strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_site(family: str) -> None:
+    backbone = network(family)
+    for site in ("stage1", "prepool"):
+        frame = measure(backbone, IMAGES.split(16), site)
+        assert list(frame.columns) == ["metric", "value", "n", "low", "high"]
+        found = frame.set_index("metric")
+        assert found.index.is_unique
+        assert {"within", "between", "normalised", "r2", "icc", "lidar", "within_at_distance_1"} <= set(found.index)
+        assert (frame["n"] == 40).all()
+        assert frame["value"].notna().all()
+        bounded = frame.dropna(subset="low")
+        assert ((bounded["low"] <= bounded["value"]) & (bounded["value"] <= bounded["high"])).all()
+    assert ("local_global" in found.index) == (
+        family == "class token"
+    )  # before pooling, elsewhere the mean or of other D
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "timm:vit_tiny_patch16_224"])
+def test_real_networks(arch: str) -> None:
+    if arch.startswith("timm:"):
+        pytest.importorskip("timm")
+    backbone, _ = build(arch, img_size=64 if arch.startswith("timm:") else None)
+    images = pixels(6, size=64)
+    with torch.no_grad():
+        local = backbone.eval().represent(images).local
+    frame = measure(backbone, [images]).set_index("metric")
+    assert frame["value"].notna().all()
+    centred = (local - local.mean((0, 1))).double()
+    s = torch.nn.functional.normalize(centred, dim=-1).sum(1)
+    locations = local.shape[1]
+    expected = (s.square().sum() - 6 * locations) / (6 * locations * (locations - 1))
+    assert frame.loc["within", "value"] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_the_same_numbers_whatever_the_batch_size_or_kind_of_source() -> None:
+    backbone, images = network("cnn").double(), IMAGES.double()
+    expected = values(measure(backbone, images.split(7)))
+    sources: list[Any] = [[images], images.split(1), lambda: iter(images.split(13))]
+    for source in sources:
+        assert values(measure(backbone, source)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_map_and_channels_last_networks_agree() -> None:
+    one, other = network("cnn"), network("nhwc")
+    other.load_state_dict(one.state_dict(), strict=False)
+    for first, second in (("layer1", "first"), ("layer2", "second")):
+        other.get_submodule(second).stage.load_state_dict(one.get_submodule(first).state_dict())  # type: ignore[operator,union-attr]
+    assert values(measure(other, [IMAGES])) == pytest.approx(values(measure(one, [IMAGES])), rel=1e-4, abs=1e-5)
+
+
+def test_border_leaves_the_inner_cells() -> None:
+    backbone = network("cnn")
+    inner = measure(backbone, [IMAGES], "stage1", border=2).set_index("metric")
+    assert "within_at_distance_3" in inner.index  # 8 x 8 less two cells on each side
+    assert "within_at_distance_4" not in inner.index
+    assert (
+        inner.loc["within", "value"] != measure(backbone, [IMAGES], "stage1").set_index("metric").loc["within", "value"]
+    )
+
+
+def test_receptive_field_adds_rows() -> None:
+    frame = measure(network("cnn"), [IMAGES], "stage1", receptive_field=(5, 2)).set_index("metric")
+    assert {"within_overlapping", "within_disjoint"} <= set(frame.index)
+
+
+def test_nothing_is_left_behind() -> None:
+    backbone = network("cnn")
+    state = copy.deepcopy(backbone.state_dict())
+    measure(backbone, [IMAGES])
+    assert all(not module._forward_hooks for module in backbone.modules())
+    assert all(torch.equal(state[key], value) for key, value in backbone.state_dict().items())
+    with pytest.raises(RuntimeError):
+        measure(backbone, [torch.zeros(4, 5, 16, 16)])
+    assert all(not module._forward_hooks for module in backbone.modules())
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "unknown site": (lambda: measure(network("cnn"), [IMAGES], "stage9"), "expected one of stage1, stage2, prepool"),
+    "site without locations": (lambda: measure(network("cnn"), [IMAGES], "global"), "expected one of stage1"),
+    "generator": (lambda: measure(network("cnn"), (b for b in [IMAGES])), "read twice"),
+    "train mode": (lambda: measure(network("cnn").train(), [IMAGES]), "eval mode"),
+    "no batch": (lambda: measure(network("cnn"), []), "at least 2, but got 0"),
+    "one image": (lambda: measure(network("cnn"), [IMAGES[:1]]), "at least 2, but got 1"),
+    "border": (lambda: measure(network("cnn"), [IMAGES], border=2), "border 2 leaves nothing of the 4 x 4"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_calls_are_one_line(name: str) -> None:
+    call, message = REFUSED[name]
+    with pytest.raises(UsageError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

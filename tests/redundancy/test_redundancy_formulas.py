@@ -1,0 +1,236 @@
+"""Every redundancy formula against a naive double loop, on constructed data, and its invariances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from coss_eval.errors import CossError, UsageError
+from coss_eval.redundancy import locality, moments, similarity, spectrum
+
+Data = tuple[Tensor, Tensor]
+
+
+def data(n: int = 23, grid: tuple[int, int] = (3, 4), dim: int = 6, global_dim: int = 6, seed: int = 0) -> Data:
+    """Locals (N, H, W, D) that share part of their image's vector, and a global that is no plain mean; float64."""
+    generator = torch.Generator().manual_seed(seed)
+    randn = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    local = 2 * randn(n, 1, 1, dim) + randn(n, *grid, dim) + 3 * randn(dim)
+    return local, torch.tanh(local.mean((1, 2)) @ randn(dim, global_dim))
+
+
+def collect(local: Tensor, global_: Tensor | None = None, batch: int = 5) -> moments.Moments:
+    global_ = local.flatten(1, -2).mean(1) if global_ is None else global_
+    return moments.collect(lambda: zip(local.split(batch), global_.split(batch), strict=True))
+
+
+def metrics(m: moments.Moments) -> dict[str, float]:
+    values = {name: estimate.value for name, estimate in similarity.estimates(m).items()}
+    values |= {f"distance {d}": estimate.value for d, estimate in locality.by_distance(m).items()}
+    return values | spectrum.spectra(m)
+
+
+def naive(local: Tensor, global_: Tensor) -> dict[str, float]:
+    """The definitions, loop by loop, in NumPy."""
+    z = local.flatten(1, -2).numpy()
+    n, locations, dim = z.shape
+    x = z - z.mean((0, 1))
+    u = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    g = global_.numpy() - global_.numpy().mean(0)
+    inside = [u[i, a] @ u[i, b] for i in range(n) for a in range(locations) for b in range(locations) if a != b]
+    outside = [np.mean(u[i] @ u[j].T) for i in range(n) for j in range(n) if i != j]
+    cos = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
+    rows = {
+        "within": np.mean(inside),
+        "between": np.mean(outside),
+        "normalised": (np.mean(inside) - np.mean(outside)) / (1 - np.mean(outside)),
+        "r2": np.trace(np.cov(x.mean(1).T, bias=True)) / np.trace(np.cov(x.reshape(-1, dim).T, bias=True)),
+        "local_global_leave_one_out": np.mean(
+            [cos(u[i, a], u[i].sum(0) - u[i, a]) for i in range(n) for a in range(locations)]
+        ),
+        "local_global": np.mean([cos(x[i, a], g[i]) for i in range(n) for a in range(locations)]),
+    }
+    msb = locations * ((x.mean(1)) ** 2).sum() / (n - 1)
+    msw = ((x - x.mean(1, keepdims=True)) ** 2).sum() / (n * (locations - 1))
+    rows["icc"] = (msb - msw) / (msb + (locations - 1) * msw)
+    height, width = local.shape[1:3]
+    places = [(r, c) for r in range(height) for c in range(width)]
+    for distance in range(1, max(height, width)):
+        rows[f"distance {distance}"] = np.mean(
+            [
+                u[i, a] @ u[i, b]
+                for i in range(n)
+                for a, (ra, ca) in enumerate(places)
+                for b, (rb, cb) in enumerate(places)
+                if max(abs(ra - rb), abs(ca - cb)) == distance
+            ]
+        )
+    s = {
+        "between": np.cov(x.mean(1).T, bias=True),
+        "within": np.mean([np.cov(x[i].T, bias=True) for i in range(n)], axis=0),
+        "total": np.cov(x.reshape(-1, dim).T, bias=True),
+    }
+    matrices = {"between": x.mean(1), "within": x - x.mean(1, keepdims=True), "total": x}
+    for name, covariance in s.items():
+        rows[f"participation_ratio_{name}"] = np.trace(covariance) ** 2 / (covariance**2).sum()
+        rows[f"effective_rank_{name}"] = rank(np.linalg.svd(matrices[name].reshape(-1, dim), compute_uv=False))
+    rows["rankme_global"] = rank(np.linalg.svd(global_.numpy(), compute_uv=False))
+    scale = np.trace(s["total"]) / dim
+    lidar = np.linalg.inv(s["within"] / scale + 1e-4 * np.eye(dim)) @ s["between"] / scale
+    rows["lidar"] = rank(np.linalg.eigvals(lidar).real)
+    paired = np.repeat(g, locations, axis=0)  # each location beside its image's global
+    flat = x.reshape(-1, dim)
+    norms = np.linalg.norm(flat.T @ flat) * np.linalg.norm(paired.T @ paired)
+    rows["local_global_cka"] = np.linalg.norm(paired.T @ flat) ** 2 / norms
+    return {name: float(value) for name, value in rows.items()}
+
+
+def rank(sigma: np.ndarray) -> float:
+    p = sigma / sigma.sum() + 1e-7
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (1, 5), (4, 4)])
+def test_every_metric_equals_its_naive_reference(grid: tuple[int, int]) -> None:
+    local, global_ = data(grid=grid)
+    fast, slow = metrics(collect(local, global_)), naive(local, global_)
+    assert set(fast) - set(slow) == {"gaussian_mutual_information"}  # has tests of its own
+    for name, value in slow.items():
+        precision = 1e-7 if "rank" in name else 1e-9  # small singular values lose digits in a second moment
+        assert fast[name] == pytest.approx(value, abs=precision, rel=precision), name
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_batch_size_changes_nothing(batch: int) -> None:
+    local, global_ = data(n=41)
+    expected, found = metrics(collect(local, global_, 10)), metrics(collect(local, global_, batch))
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    intervals = [similarity.estimates(collect(local, global_, size)) for size in (10, batch)]
+    for name, estimate in intervals[0].items():
+        assert intervals[1][name] == pytest.approx(estimate, rel=1e-9, abs=1e-9)
+
+
+SYMMETRIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "scale": lambda x: 1000 * x,
+    "small scale": lambda x: 1e-4 * x,
+    "shift of every location": lambda x: x + torch.arange(x.shape[-1]),
+    "rotation": lambda x: x @ torch.linalg.qr(data(6, (1, 1), seed=9)[0].flatten(0, 2))[0],
+}
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_what_redundancy_is_blind_to(name: str) -> None:
+    local, _ = data()
+    before, after = metrics(collect(local)), metrics(collect(SYMMETRIES[name](local)))
+    for metric, value in before.items():
+        if not (metric == "rankme_global" and "shift" in name):  # RankMe is not centred, as in its paper
+            assert after[metric] == pytest.approx(value, rel=1e-6, abs=1e-9), metric
+
+
+def test_memory_order_of_the_map_changes_nothing() -> None:
+    local, global_ = data()
+    stored = local.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)  # an NCHW map seen as (B, H, W, D)
+    assert metrics(collect(stored, global_)) == pytest.approx(metrics(collect(local, global_)), rel=1e-12)
+
+
+def test_identical_locations_are_fully_redundant() -> None:
+    image = torch.randn(30, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = metrics(collect(image.expand(30, 3, 3, 8)))
+    for name in ("within", "normalised", "r2", "icc", "local_global_leave_one_out", "local_global_cka", "distance 2"):
+        assert found[name] == pytest.approx(1), name
+    assert abs(found["between"]) < 0.1
+
+
+def test_independent_locations_are_not_redundant() -> None:
+    local = torch.randn(200, 3, 3, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = similarity.estimates(collect(local))
+    for name in ("within", "between", "normalised", "icc", "local_global_leave_one_out"):
+        assert abs(found[name].value) < 0.01, name
+    assert found["r2"].value == pytest.approx(1 / 9, abs=0.01)  # its floor is 1 / L
+
+
+def test_locality_sees_neighbours_that_share_a_field() -> None:
+    """Box-filtered noise: fields of 3 cells overlap up to distance 2 and are disjoint from distance 3."""
+    noise = torch.randn(300, 32, 10, 10, generator=torch.Generator().manual_seed(0))
+    m = collect(torch.nn.functional.avg_pool2d(noise, 3, 1).permute(0, 2, 3, 1))
+    by_distance = {d: e.value for d, e in locality.by_distance(m).items()}
+    assert by_distance[1] > by_distance[2] > 0.05
+    assert all(abs(by_distance[d]) < 0.02 for d in (3, 4, 5, 6, 7))
+    overlap = {name: e.value for name, e in locality.by_overlap(m, (3, 1)).items()}
+    assert overlap["within_overlapping"] > 0.2 > 0.02 > abs(overlap["within_disjoint"])
+    assert set(locality.by_overlap(m, (1000, 1))) == {"within_overlapping"}  # no disjoint pair: no row
+    assert locality.by_overlap(m, None) == {}
+
+
+def test_sequences_without_a_grid_have_no_distances() -> None:
+    local, global_ = data()
+    m = collect(local.flatten(1, 2), global_)
+    assert locality.by_distance(m) == {}
+    assert similarity.estimates(m)["within"].value == pytest.approx(metrics(collect(local, global_))["within"])
+
+
+def test_global_that_is_the_mean_gives_no_plain_local_global_row() -> None:
+    """The trap: such a cosine is the norm of the mean unit vector, and positive even for independent locations."""
+    local, global_ = data()
+    assert "local_global" not in similarity.estimates(collect(local))
+    assert "local_global" in similarity.estimates(collect(local, global_))
+    assert "local_global" not in similarity.estimates(collect(*data(global_dim=4)))
+    independent = torch.randn(100, 3, 3, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    trapped = similarity.local_global(collect(independent).sums.total(), 9)
+    assert float(trapped) == pytest.approx(1 / 3, abs=0.02)  # 1 / sqrt(L)
+
+
+def test_intervals_cover_the_truth() -> None:
+    """With a share q of the variance between images, R2 = q + (1 - q) / L: 95 % intervals hold it about that often."""
+    q, locations, hits = 0.5, 4, 0
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        shared = torch.randn(60, 1, 1, 8, generator=generator, dtype=torch.float64) * q**0.5
+        local = shared + torch.randn(60, 2, 2, 8, generator=generator, dtype=torch.float64) * (1 - q) ** 0.5
+        estimate = similarity.estimates(collect(local, batch=60))["r2"]
+        hits += estimate.low <= q + (1 - q) / locations <= estimate.high
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_gaussian_mutual_information_of_known_gaussians(correlation: float) -> None:
+    """Locations that correlate by r in each of D dimensions share -D/2 log(1 - r^2) nats."""
+    generator, dim = torch.Generator().manual_seed(0), 4
+    shared = torch.randn(4000, 1, 1, dim, generator=generator, dtype=torch.float64) * correlation**0.5
+    own = torch.randn(4000, 2, 2, dim, generator=generator, dtype=torch.float64) * (1 - correlation) ** 0.5
+    found = metrics(collect(shared + own, batch=500))["gaussian_mutual_information"]
+    assert found == pytest.approx(-dim / 2 * np.log(1 - correlation**2), rel=0.05, abs=0.01)
+
+
+def test_mutual_information_stays_finite_with_fewer_images_than_dimensions() -> None:
+    image = torch.randn(5, 1, 1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert np.isfinite(metrics(collect(image.expand(5, 2, 2, 32)))["gaussian_mutual_information"])
+
+
+def test_spectral_ranks_count_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))[0][:3]
+    local = torch.randn(500, 2, 2, 3, generator=generator, dtype=torch.float64) @ basis
+    found = metrics(collect(local))
+    for name in ("participation_ratio_total", "effective_rank_total", "rankme_global", "lidar"):
+        assert found[name] == pytest.approx(3, rel=0.03), name
+
+
+BROKEN: dict[str, tuple[Tensor, type[CossError], str]] = {
+    "one image": (torch.ones(1, 2, 2, 3), UsageError, "at least 2, but got 1"),
+    "one location": (torch.ones(4, 1, 1, 3), UsageError, "at least 2 an image, but got 1"),
+    "constant": (torch.full((4, 2, 2, 3), 0.3), CossError, "the same at every location"),
+    "NaN": (torch.full((4, 2, 2, 3), float("nan")), CossError, "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bad_input_is_one_line(name: str) -> None:
+    local, error, message = BROKEN[name]
+    with pytest.raises(error, match=message) as caught:
+        collect(local)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,94 @@
+"""Two runs compared: pairing of checkpoints, the numbers, the warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_runs import Writer
+
+from coss_eval.errors import CossError, UsageError
+from coss_eval.reports.compare import compare, text
+from coss_eval.statistics import paired_difference
+from coss_eval.store import Store
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Writer]:
+    """A checkpoint in a run of its own (or in another's, by the run's name)."""
+
+    def writer(run: str, name: str, skill: float, **options: object) -> Writer:
+        return Writer(Store(tmp_path / run), name, skill, **options)
+
+    return writer
+
+
+def test_two_checkpoints_of_other_names_are_paired(make: Callable[..., Writer]) -> None:
+    a, b = make("one", "weak", 0.2).everything(), make("two", "stronger", 1.2).everything()
+    frame = compare(a.store.path, b.store.path)
+    top1 = frame[(frame["task"] == "probe") & (frame["score"] == "linear probe top-1")].iloc[0]
+    expected = paired_difference(b.verdicts(0), a.verdicts(0))
+    assert tuple(top1[["difference", "low", "high", "p", "n"]]) == pytest.approx(tuple(expected))
+    assert (top1["a"], top1["b"]) == ("weak", "stronger")
+    assert (frame["p_holm"].fillna(1) >= frame["p"].fillna(0)).all()
+    assert set(frame["task"]) == {"headline", "probe", "corruptions", "attacks", "internal", "redundancy"}
+    assert frame.attrs["warnings"] == []
+    assert "linear probe top-1" in text(frame)
+
+
+def test_same_names_pair_among_several(make: Callable[..., Writer]) -> None:
+    for run in ("one", "two"):
+        for name in ("r18", "r50"):
+            make(run, name, 0.5).probe()
+    folder = make("one", "x", 0).store.path.parent
+    frame = compare(folder / "one", folder / "two")
+    assert set(zip(frame["a"], frame["b"], strict=True)) == {("r18", "r18"), ("r50", "r50")}
+    assert np.allclose(frame["difference"], 0)
+    assert "r18, one" in text(frame)
+
+
+def test_other_names_among_several_cannot_be_paired(make: Callable[..., Writer]) -> None:
+    for run, names in (("one", "ab"), ("two", "cd")):
+        for name in names:
+            make(run, name, 0.5).probe()
+    folder = make("one", "x", 0).store.path.parent
+    with pytest.raises(UsageError, match="first run has a, b, the second c, d"):
+        compare(folder / "one", folder / "two")
+
+
+def test_what_makes_two_runs_hard_to_compare_is_said(make: Callable[..., Writer]) -> None:
+    a, b = make("one", "m", 0.2), make("two", "m", 0.2, limit=60)
+    a.corruptions(["fog"])
+    b.corruptions(["fog"], backend="reference")
+    a.store.record_run({"device": "cpu"})
+    b.store.record_run({"device": "cuda:0"})
+    warnings = compare(a.store.path, b.store.path).attrs["warnings"]
+    assert "limits differ: None and 60" in warnings
+    assert "device types differ: cpu and cuda" in warnings
+    assert "corruptions: backend differs: native and reference" in warnings
+
+
+def test_other_images_give_a_difference_without_an_interval(make: Callable[..., Writer]) -> None:
+    a, b = make("one", "m", 0.2), make("two", "m", 0.9)
+    b.protocol["data"] = b.protocol["data"] | {"fingerprint": "beef"}
+    a.probe()
+    b.probe()
+    frame = compare(a.store.path, b.store.path)
+    assert frame["difference"].notna().all()
+    assert frame[["low", "high", "p", "p_holm"]].isna().all().all()
+    assert any("fingerprints" in warning for warning in frame.attrs["warnings"])
+
+
+def test_runs_without_a_common_task_say_so(make: Callable[..., Writer]) -> None:
+    a, b = make("one", "m", 0.2), make("two", "m", 0.9)
+    a.redundancy()
+    b.attacks()
+    with pytest.raises(UsageError, match="no score in common"):
+        compare(a.store.path, b.store.path)
+
+
+def test_an_empty_run_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CossError, match="no finished cells"):
+        compare(tmp_path, tmp_path)

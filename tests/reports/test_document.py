@@ -1,0 +1,202 @@
+"""What a report says: headline, tables with n and limit, gaps, warnings, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from coss_eval.corruptions.names import BENCHMARK, SEVERITIES
+from coss_eval.corruptions.score import mce
+from coss_eval.errors import UsageError
+from coss_eval.reports import headline
+from coss_eval.reports.document import build, protocol_line, resolve_baseline
+from coss_eval.reports.layout import Number, Table
+from coss_eval.reports.results import Results
+from coss_eval.store import Cell, Measurement, Store
+
+
+def table(document: object, name: str) -> Table:
+    return next(t for t in document.tables if t.name == name)  # type: ignore[attr-defined]
+
+
+def entry(table: Table, row: str, column: str) -> object:
+    found = next(r for r in table.rows if r.name == row)
+    return found.entries[list(table.columns).index(column)]
+
+
+def test_the_headline_has_a_row_a_checkpoint_and_a_column_a_kind(full: Store) -> None:
+    shown = table(build(Results(full)), "headline")
+    assert [row.name for row in shown.rows] == ["b", "a_1"]
+    assert shown.corner == "n = 60"
+    assert list(shown.columns) == [
+        "head",
+        "clean top-1 %",
+        "kNN %",
+        "corrupted %",
+        "kept %",
+        "PGD 0.5/255 %",
+        "PGD 2/255 %",
+        "kept, channels masked %",
+        "kept, locations masked %",
+        "redundancy",
+        "redundancy, untrained",
+    ]
+    assert entry(shown, "a_1", "head") == "linear probe"  # its strength is in the provenance
+    assert entry(shown, "a_1", "corrupted %") is None  # frost is missing: no mean over the other 14
+    assert shown.gaps == 2
+    assert "2 of 22 not measured" in shown.footnote
+
+
+def test_the_headline_s_means_are_those_of_the_measurements(full: Store) -> None:
+    results = Results(full)
+    rows = results.rows("corruptions")
+    rows = rows[(rows["checkpoint"] == "b") & rows["corruption"].isin(BENCHMARK)]
+    found = headline.benchmark(results, "b")
+    assert found is not None
+    assert found.value == pytest.approx(rows["value"].mean())
+    assert found.low is not None
+    pooled = 60 * 75
+    assert found.high - found.low > 2 / np.sqrt(pooled)  # type: ignore[operator]  # wider than 4,500 images would be
+
+
+def test_every_task_has_its_table_and_differences(full: Store) -> None:
+    document = build(Results(full))
+    names = [t.name for t in document.tables]
+    for task in ("probe", "corruptions", "attacks", "internal"):
+        assert {task, f"{task}_differences"} <= set(names)
+    assert "redundancy_differences" not in names  # no samples to pair
+    corruptions = table(document, "corruptions")
+    assert list(corruptions.columns) == ["b (baseline)", "a_1"]
+    assert entry(corruptions, "frost", "a_1") is None
+    assert entry(corruptions, "weather", "a_1") is None
+    assert isinstance(entry(corruptions, "noise", "a_1"), Number)
+    internal = table(document, "internal")
+    assert [row.name for row in internal.rows][:3] == ["stage2", "stage10", "prepool"]  # in the network's order
+
+
+def test_differences_are_against_the_baseline(full: Store) -> None:
+    results = Results(full)
+    forward = table(build(results, "b"), "probe_differences")
+    backward = table(build(results, "a_1"), "probe_differences")
+    one, other = forward.rows[0].entries[0], backward.rows[0].entries[0]
+    assert isinstance(one, Number)
+    assert isinstance(other, Number)
+    assert one.value == -other.value
+    assert one.p == other.p
+    assert one.low == pytest.approx(-other.high)  # type: ignore[operator]
+    assert list(table(build(results, "a_1"), "probe").columns) == ["a_1 (baseline)", "b"]
+
+
+def test_p_is_adjusted_over_the_column(full: Store) -> None:
+    results = Results(full)
+    shown = table(build(results), "attacks_differences")
+    raw = [row.entries[0].p for row in shown.rows]  # type: ignore[union-attr]
+    assert all(p is not None and 0 <= p <= 1 for p in raw)
+    assert "Holm" in " ".join(build(results).sections[-1].paragraphs)
+
+
+def test_an_unknown_baseline_is_answered_with_the_names(full: Store) -> None:
+    with pytest.raises(UsageError, match="unknown baseline 'a1'; did you mean a_1"):
+        resolve_baseline(Results(full), "a1")
+
+
+def test_a_limit_is_in_every_table_s_head(store: Store, writer: Callable) -> None:
+    for name in ("one", "two"):
+        writer(name, 0.4, limit=60).everything()
+    document = build(Results(store))
+    for shown in document.tables:
+        if shown.name not in ("models", "data", "runs"):
+            assert "n = 60, limit" in shown.corner, shown.name
+    assert document.warnings[0].startswith("LIMITED")
+
+
+def test_the_protocol_names_backend_and_table(full: Store) -> None:
+    results = Results(full)
+    assert protocol_line(results, "corruptions") == "Protocol: backend native, table tiny-imagenet."
+    assert protocol_line(results, "attacks") == "Protocol: steps 20, images 60."
+    attacks = next(s for s in build(results).sections if s.title == "Attacks")
+    assert "attacks use 60 of 90 test images, balanced over classes" in attacks.paragraphs
+
+
+def test_provenance_names_weights_data_and_runs(full: Store) -> None:
+    document = build(Results(full))
+    models = table(document, "models")
+    assert entry(models, "b", "layout") == "dino"
+    assert len(str(entry(models, "b", "weights (sha256)"))) == 16
+    assert entry(table(document, "data"), "tiny", "fingerprint") == "f00d"
+    assert entry(table(document, "runs"), "2025-01-01T00:00:00+0000", "device") == "cpu, 4 threads"
+
+
+def test_warnings_say_what_a_reader_must_know(full: Store, writer: Callable) -> None:
+    full.record_run({"device": "cuda:0", "warnings": ["b: the pixels look like BGR"], "cells": [
+        {"key": "0" * 20, "model": "b", "task": "crops"}, {"key": full.records()[0]["key"], "model": "b", "task": "x"},
+    ]})  # fmt: skip
+    warnings = " | ".join(build(Results(full)).warnings)
+    assert "b: the pixels look like BGR" in warnings
+    assert "several device types (cpu, cuda)" in warnings
+    assert "1 planned cells are missing: b: crops (1)" in warnings
+
+
+def test_digits_are_called_a_demonstration(store: Store, writer: Callable) -> None:
+    writer("m", data="digits", side=32).probe()
+    assert "support no ranking" in build(Results(store)).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "side", "defined"), [("imagenet", 224, True), ("imagenet", 64, False), ("tiny", 224, False)]
+)
+def test_mce_stands_only_where_it_is_defined(
+    data: str, side: int, *, defined: bool, store: Store, writer: Callable
+) -> None:
+    m = writer("m", data=data, side=side)
+    m.corruptions(BENCHMARK, table="imagenet")
+    results = Results(store)
+    found = headline.mean_corruption_error(results, "m")
+    assert (found is not None) == defined
+    assert ("mCE %" in table(build(results), "headline").columns) == defined
+    if found is not None:
+        rows = results.rows("corruptions")
+        errors = {
+            (name, severity): 1
+            - float(rows[(rows["corruption"] == name) & (rows["severity"] == severity)]["value"].iloc[0])
+            for name in BENCHMARK
+            for severity in SEVERITIES
+        }
+        assert found.value == pytest.approx(mce(errors, dataset="imagenet", side=224, table="imagenet"))
+        assert found.low < found.value < found.high  # type: ignore[operator]
+
+
+def test_a_task_of_tomorrow_gets_a_plain_table(store: Store, writer: Callable) -> None:
+    m = writer("m")
+    rows = [("accuracy", {"area": area, "seed": seed}, m.verdicts(0, seed)) for area in (0.2, 0.5) for seed in (0, 1)]
+    m.write(Cell("crops", {"areas": [0.2, 0.5]}), rows)
+    shown = table(build(Results(store)), "crops")
+    assert [row.name for row in shown.rows] == ["accuracy, area 0.2", "accuracy, area 0.5"]
+
+
+def test_what_is_no_accuracy_gets_a_row_of_its_own(store: Store, writer: Callable) -> None:
+    m = writer("m")
+    m.attacks()
+    m.put(Cell("attacks", {"summary": 1}), [Measurement("median_smallest_eps", 0.01, 60, condition={"attack": "pgd"})])
+    rows = writer("m").verdicts(0)
+    m.write(Cell("probe", {"labels": 0.01}), [("top1", {"labels": "0.01"}, rows)])
+    document = build(Results(store))
+    assert table(document, "attacks").rows[-1].name == "median smallest eps, attack pgd"
+    assert table(document, "probe").rows[0].name == "linear probe top-1, 1 % of the labels"
+
+
+def test_notes_name_their_checkpoint_unless_all_have_them(store: Store, writer: Callable) -> None:
+    for name, own in (("a", "strength 1"), ("b", "strength 3")):
+        m = writer(name)
+        m.write(Cell("probe", {}), [("top1", {}, m.verdicts(0))], notes=["k=20", own])
+    assert set(Results(store).notes("probe")) == {"k=20", "a: strength 1", "b: strength 3"}
+
+
+def test_a_checkpoint_without_a_task_is_named_below_it(store: Store, writer: Callable) -> None:
+    writer("m").everything()
+    writer("other").probe()
+    shown = table(build(Results(store)), "attacks")
+    assert "Not measured here: other." in shown.footnote
+    assert list(shown.columns) == ["m (baseline)"] or list(shown.columns) == ["m"]

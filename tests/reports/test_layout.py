@@ -1,0 +1,89 @@
+"""Numbers and tables in each of their forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import pytest
+
+from coss_eval.reports.layout import GAP, Number, Row, Table, escape, latex, markdown, text, to_csv, transposed
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (Number(0.7613, 0.752, 0.77), "76.1 [75.2, 77.0]"),
+        (Number(0.7613), "76.1"),
+        (Number(0.7613, math.nan, math.nan), "76.1"),
+        (Number(1.0, 0.99, 1.0), "100.0 [99.0, 100.0]"),
+        (Number(0.032, 0.011, 0.053, p=0.0123, signed=True), "+3.2 [+1.1, +5.3] p = .012"),
+        (Number(-0.032, -0.053, -0.011, p=1e-9, signed=True), "−3.2 [−5.3, −1.1] p < .001"),
+        (Number(-0.0001, signed=True, p=1.0), "0.0 p = 1.000"),
+        (Number(0.4321, 0.4, 0.5, "plain"), "0.432 [0.400, 0.500]"),
+        (Number(35.217, unit="plain"), "35.22"),
+        (Number(180.66, unit="plain"), "180.7"),
+    ],
+)
+def test_numbers(number: Number, shown: str) -> None:
+    assert str(number) == shown
+
+
+TABLE = Table(
+    "probe",
+    "Probes",
+    "accuracy %, n = 100, limit",
+    ["r18_a", "50 % | x"],
+    [
+        Row("top-1", [Number(0.5, 0.4, 0.6), None]),
+        Row("fog", [Number(0.25), Number(-0.01, -0.02, 0.0, p=0.04, signed=True)], "weather"),
+        Row("snow", [Number(0.2), "own head"], "weather"),
+    ],
+    "Caption.",
+)
+
+
+def test_gaps_are_counted() -> None:
+    assert TABLE.gaps == 1
+    assert TABLE.footnote == f"Caption. 1 of 6 not measured ({GAP})."
+    assert transposed(TABLE).gaps == 1
+
+
+def test_markdown_is_a_table_of_one_width() -> None:
+    lines = markdown(TABLE).splitlines()
+    assert lines[0] == "| accuracy %, n = 100, limit | r18_a | 50 % \\| x |"
+    assert lines[3] == "| *weather* |  |  |"
+    assert {line.replace("\\|", "").count("|") for line in lines} == {4}
+
+
+def test_text_is_aligned() -> None:
+    lines = text(TABLE).splitlines()
+    assert len({len(line) for line in lines if not line.startswith("weather")}) == 1
+    assert lines[-1].startswith("  snow")
+
+
+def test_csv_reads_back() -> None:
+    rows = list(csv.reader(io.StringIO(to_csv(TABLE))))
+    assert rows[0][:6] == ["group", "accuracy %, n = 100, limit", "r18_a", "r18_a low", "r18_a high", "r18_a p"]
+    assert rows[1] == ["", "top-1", "50", "40", "60", "", "", "", "", ""]
+    assert rows[2] == ["weather", "fog", "25", "", "", "", "-1", "-2", "0", "0.04"]
+    assert {len(row) for row in rows} == {10}
+
+
+def test_latex_is_booktabs_and_escaped() -> None:
+    lines = latex(TABLE).splitlines()
+    assert lines[1] == r"\begin{tabular}{lrr}"
+    assert lines[3] == r"accuracy \%, n = 100, limit & r18\_a & 50 \% | x \\"
+    assert lines[5] == r"top-1 & $50.0$ {\scriptsize $[40.0, 60.0]$} & --- \\"
+    assert lines[7] == r"\multicolumn{3}{l}{\emph{weather}} \\"
+    assert lines[8] == r"fog & $25.0$ & $-1.0$ {\scriptsize $[-2.0, 0.0]\;p{=}.040$} \\"
+    assert [line for line in lines if "rule" in line] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    assert all(line.count("&") == 2 for line in lines if line.endswith(r"\\") and "multicolumn" not in line)
+
+
+def test_latex_escapes_every_special_character() -> None:
+    assert escape("a_b & 5% {x} $y$ #1 ~^\\") == (
+        r"a\_b \& 5\% \{x\} \$y\$ \#1 \textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
+    assert escape("[limit=1]") == "{[}limit=1{]}"  # after a line's \\ it would be an argument

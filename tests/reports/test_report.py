@@ -1,0 +1,170 @@
+"""The whole report on disk: files, HTML that stands alone, errors, and nothing heavy imported."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from synthetic_runs import Writer
+
+from coss_eval import reports
+from coss_eval.errors import CossError, UsageError
+from coss_eval.reports import figures
+from coss_eval.reports.results import Results
+from coss_eval.store import Store
+
+FIGURES = ["attacks_by_eps", "corruptions_by_severity", "corruptions_mean", "internal_by_level", "redundancy"]
+
+
+@pytest.fixture(scope="module")
+def module_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One store for the tests that only read it: drawing takes seconds."""
+    store = Store(tmp_path_factory.mktemp("report") / "run")
+    Writer(store, "b", 0.5).everything()
+    Writer(store, "untrained <b> & co", -1.0).everything()
+    return store
+
+
+@pytest.fixture(scope="module")
+def written(module_store: Store) -> list[Path]:
+    return reports.write(module_store.path)
+
+
+class Checker(HTMLParser):
+    """Open and close tags must match; notes every address the page refers to."""
+
+    VOID = ("meta", "img", "br", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_everything_is_written_and_named(module_store: Store, written: list[Path]) -> None:
+    names = {str(path.relative_to(module_store.path)) for path in written}
+    assert {
+        "report.md",
+        "report.html",
+        "tables/measurements.csv",
+        "tables/headline.csv",
+        "tables/headline.tex",
+    } <= names
+    assert {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")} <= names
+    assert all(path.stat().st_size > 0 for path in written)
+
+
+def test_html_stands_alone_and_is_well_formed(module_store: Store, written: list[Path]) -> None:
+    page = (module_store.path / "report.html").read_text()
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in checker.sources)
+    assert page.count("<img") == len(FIGURES)
+    assert "untrained <b>" not in page
+    assert "untrained &lt;b&gt; &amp; co" in page
+
+
+def test_markdown_links_figures_that_exist(module_store: Store, written: list[Path]) -> None:
+    page = (module_store.path / "report.md").read_text()
+    links = re.findall(r"\]\((figures/[^)]+)\)", page)
+    assert len(links) == len(FIGURES)
+    assert all((module_store.path / link).exists() for link in links)
+    assert page.index("## Headline") < page.index("## Probes") < page.index("## Provenance")
+
+
+def test_measurements_csv_has_every_number(module_store: Store, written: list[Path]) -> None:
+    with (module_store.path / "tables" / "measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(record["measurements"]) for record in module_store.records())
+
+
+def test_the_same_store_gives_the_same_report(module_store: Store, written: list[Path], tmp_path: Path) -> None:
+    again = {path.name: path for path in reports.write(module_store.path, out=tmp_path)}
+    for path in written:
+        assert again[path.name].read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_headline_for_a_terminal(module_store: Store) -> None:
+    lines = reports.headline_text(module_store).splitlines()
+    assert lines[0].split() == ["n", "=", "60", "b", "untrained", "<b>", "&", "co"]
+    assert any(line.startswith("clean top-1 %") for line in lines)
+
+
+def test_figures_leave_the_caller_s_matplotlib_alone(module_store: Store) -> None:
+    before = dict(mpl.rcParams)
+    with mpl.rc_context({"lines.linewidth": 9.0}):
+        with figures.style():
+            assert mpl.rcParams["lines.linewidth"] < 2
+        assert mpl.rcParams["lines.linewidth"] == 9.0
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_gap_breaks_the_line(full: Store) -> None:
+    results = Results(full)
+    with figures.style():
+        mean = figures.corruptions_mean(results)
+        by_severity = figures.corruptions_by_severity(results)
+    assert mean is not None
+    assert "a_1" in mean.axes[0].get_title(loc="left")  # left out, and said so
+    assert by_severity is not None
+    frost = next(axis for axis in by_severity.axes if axis.get_title(loc="left") == "frost")
+    finite = [sum(y == y for y in line.get_ydata()) for line in frost.lines]
+    assert finite == [6, 1]  # the second has its clean accuracy only
+
+
+def test_looks_differ_and_untrained_networks_are_grey() -> None:
+    with figures.style():
+        looks = figures.looks([f"m{i}" for i in range(15)] + ["untrained resnet18"])
+    assert len(set(looks.values())) == 16
+    assert looks["untrained resnet18"].color == "#8a8a8a"
+
+
+def test_a_store_of_one_task_is_enough(store: Store, writer: Callable) -> None:
+    writer("m").redundancy()
+    names = {path.name for path in reports.write(store.path)}
+    assert "redundancy.png" in names
+    assert "corruptions_mean.png" not in names
+
+
+def test_no_cells_is_one_line(tmp_path: Path) -> None:
+    for call in (lambda: reports.write(tmp_path), lambda: reports.headline_text(Store(tmp_path))):
+        with pytest.raises(CossError, match="no finished cells in"):
+            call()
+
+
+def test_an_unknown_baseline_writes_nothing(module_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown baseline"):
+        reports.write(module_store.path, out=tmp_path / "new", baseline="nobody")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unwritable_out_is_one_line(module_store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CossError, match="give another --out"):
+        reports.write(module_store.path, out=tmp_path / "file" / "report")
+
+
+def test_reports_import_no_torch_and_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, coss_eval.reports; print({'torch', 'pandas', 'matplotlib'} & set(sys.modules));"
+        "import coss_eval.reports.compare, coss_eval.reports.figures, coss_eval.reports.html;"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "set()\nFalse\n"

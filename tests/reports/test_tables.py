@@ -1,0 +1,63 @@
+"""The tidy frame and the labels that keep different protocols in different rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coss_eval.reports.results import Results
+from coss_eval.reports.tables import tidy
+from coss_eval.store import Cell, Store
+
+
+def test_tidy_has_one_row_a_measurement_in_the_runs_order(full: Store) -> None:
+    frame = tidy(full)
+    assert len(frame) == sum(len(record["measurements"]) for record in full.records())
+    assert list(dict.fromkeys(frame["checkpoint"])) == ["b", "a_1"]  # as the run gave them, not by name
+    assert list(dict.fromkeys(frame["task"])) == ["probe", "corruptions", "attacks", "internal", "redundancy"]
+    fog = frame[(frame["corruption"] == "fog") & (frame["severity"] == 3) & (frame["model"] == "b")]
+    assert fog[["task", "metric", "n", "data", "head"]].to_numpy().tolist() == [
+        ["corruptions", "accuracy", 60, "tiny", "linear probe, strength 0.1"]
+    ]
+    assert frame["limit"].isna().all()
+
+
+def test_an_empty_store_is_an_empty_frame(store: Store) -> None:
+    assert tidy(store).empty
+    assert "checkpoint" in tidy(store)
+
+
+def test_a_limit_beside_the_whole_split_is_always_in_the_name(store: Store, writer: Callable) -> None:
+    writer("r18").probe()
+    writer("r18", limit=100).probe()
+    assert sorted(set(tidy(store)["checkpoint"])) == ["r18 [limit=100]", "r18 [limit=null]"]
+
+
+def test_two_protocols_of_one_measurement_get_two_rows(store: Store, writer: Callable) -> None:
+    r18 = writer("r18")
+    r18.probe()
+    for backend in ("native", "reference"):
+        r18.corruptions(["fog"], backend=backend)
+    results = Results(store)
+    assert results.labels == ["r18 [backend=native]", "r18 [backend=reference]"]
+    # both stand for the same weights, whose probe has one protocol
+    top1 = [results.estimate(label, "probe", "top1", "top1") for label in results.labels]
+    assert top1[0] is not None
+    assert top1[0].value == top1[1].value  # type: ignore[union-attr]
+
+
+def test_other_weights_under_the_same_name_are_told_apart(store: Store, writer: Callable) -> None:
+    one, other = writer("r18"), writer("r18")
+    other.protocol["model"] = {"sha256": "12345678" * 8, "arch": "resnet18"}
+    one.probe()
+    other.probe()
+    labels = set(tidy(store)["checkpoint"])
+    assert len(labels) == 2
+    assert "r18 [sha256=12345678]" in labels
+
+
+def test_cells_of_different_conditions_share_a_name(store: Store, writer: Callable) -> None:
+    r18 = writer("r18")
+    for seed in range(3):
+        rows = [("accuracy", {"labels": "1 %", "seed": seed}, r18.verdicts(0, seed))]
+        r18.write(Cell("probe", {"labels": 0.01, "seed": seed}), rows)
+    assert set(tidy(store)["checkpoint"]) == {"r18"}

@@ -1,0 +1,217 @@
+"""The pipe from models and data to stored measurements: completeness, resume, independence of the batch, gaps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import coss_eval as ce
+from coss_eval import evaluation
+from coss_eval.data.dataset import Dataset
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models.load import make_model, save_model
+from coss_eval.models.model import Model
+from coss_eval.store import Store
+from coss_eval.tasks.attacks import Attacks
+from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.internal import Internal
+from coss_eval.tasks.probe import Probe
+from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.task import Task
+from coss_eval.training.supervised import Recipe, train_supervised
+
+TASKS: list[Task] = [
+    Probe(),
+    Corruptions(("gaussian_noise", "fog", "jpeg_compression"), (1, 5)),
+    Attacks(eps={"linf": (0.5 / 255, 4 / 255), "l2": (0.1, 0.5)}, steps=5),
+    Internal(levels=(0.3, 0.7), seeds=2),
+    Redundancy(),
+]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    data = ce.load_dataset("digits")
+    assert data.train is not None
+    return replace(data, train=data.train.limited(500, 0), test=data.test.limited(90, 0))
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    recipe = Recipe(arch="resnet18", stem="cifar", width=16, epochs=3, batch_size=50, lr=0.1, padding=1)
+    out = tmp_path_factory.mktemp("trained")
+    model = train_supervised(digits, recipe, out=out)
+    assert ce.load_model(out / "model.safetensors").sha256 == model.sha256
+    return model
+
+
+@pytest.fixture(scope="session")
+def full_run(trained: Model, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> evaluation.Run:
+    return ce.evaluate([trained, trained.untrained(0)], digits, TASKS, out=tmp_path_factory.mktemp("full"))
+
+
+def stored(path: Path) -> dict[str, list[dict[str, object]]]:
+    return {record["key"]: record["measurements"] for record in Store(path).records()}
+
+
+def test_every_task_measures_every_model_with_intervals(full_run: evaluation.Run, trained: Model) -> None:
+    table = full_run.table()
+    assert full_run.failures == ()
+    assert set(table["task"]) == {"probe", "corruptions", "attacks", "internal", "redundancy"}
+    assert table["model"].nunique() == 2
+    clean = table[(table["task"] == "corruptions") & (table["corruption"] == "clean")].set_index("model")["value"]
+    assert clean[trained.name] > 0.8
+    shares = table[table["metric"].isin(["accuracy", "robust_accuracy", "top1"])]
+    assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
+
+
+def test_the_report_is_written(full_run: evaluation.Run) -> None:
+    written = full_run.report()
+    names = {path.name for path in written}
+    assert {"report.md", "report.html"} <= names
+    assert any(name.endswith(".tex") for name in names)
+    assert any(name.endswith(".png") for name in names)
+    assert "digits" in (full_run.path / "report.md").read_text()
+
+
+def test_robust_accuracy_never_rises_with_eps(full_run: evaluation.Run) -> None:
+    table = full_run.table()
+    attacks = table[table["task"] == "attacks"]
+    for _, curve in attacks.groupby(["model", "attack", "norm"]):
+        values = curve.sort_values("eps")["value"].to_numpy()
+        assert (np.diff(values) <= 0).all() or curve["attack"].iloc[0] == "fgsm"
+
+
+def test_a_finished_run_computes_nothing_again(full_run: evaluation.Run, trained: Model, digits: Dataset) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (full_run.path / "cells").glob("*.json")}
+    planned = evaluation.plan([trained, trained.untrained(0)], digits, tasks=TASKS, out=full_run.path)
+    assert planned.missing == 0
+    assert planned.cells == len(before)
+    evaluation.execute(planned)
+    assert {path: path.stat().st_mtime_ns for path in (full_run.path / "cells").glob("*.json")} == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_no_number_depends_on_the_batch_size(batch_size: int, trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    few = replace(digits, test=digits.test.limited(20, 0))
+    tasks = [task for task in TASKS if not isinstance(task, Probe)]
+    runs = [
+        stored(ce.evaluate(trained, few, tasks, out=tmp_path / str(size), batch_size=size).path)
+        for size in (64, batch_size)
+    ]
+    assert runs[0].keys() == runs[1].keys()
+    for key, expected in runs[0].items():
+        for one, other in zip(expected, runs[1][key], strict=True):
+            assert one["condition"] == other["condition"]
+            assert one["n"] == other["n"]
+            # verdicts may flip where the margin is below 1e-4; on these 20 images none is
+            assert one["value"] == pytest.approx(other["value"], abs=1e-4)
+
+
+def test_a_limit_is_in_the_key_and_in_every_record(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    task = Corruptions(("fog",), (1,))
+    ce.evaluate(trained, digits, [task], out=tmp_path)
+    ce.evaluate(trained, digits, [task], out=tmp_path, limit=30)
+    records = Store(tmp_path).records()
+    assert sorted(str(r["protocol"]["data"]["limit"]) for r in records) == ["30", "30", "90", "90"]
+    assert {m["n"] for r in records for m in r["measurements"]} == {30, 90}
+
+
+def test_a_failed_cell_is_a_gap_and_the_others_run(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    broken = Internal(sites=("nowhere",), levels=(0.5,), seeds=1)
+    with pytest.raises(UsageError, match="stage1"):
+        ce.evaluate(trained, digits, [broken], out=tmp_path)
+    no_train = replace(digits, train=None)
+    untrained = trained.untrained(0)
+    run = ce.evaluate(untrained, no_train, [Corruptions(("fog",), (1,)), Redundancy()], out=tmp_path)
+    assert len(run.failures) == 2
+    assert "train" in run.failures[0]
+    assert {record["task"] for record in Store(tmp_path).records()} == {"redundancy"}
+
+
+def test_the_same_weights_twice_are_refused(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="twice"):
+        ce.evaluate([trained, replace(trained, name="again")], digits, out=tmp_path)
+
+
+def test_an_unwritable_folder_is_one_line(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CossError, match="--out"):
+        ce.evaluate(trained, digits, [Redundancy()], out=tmp_path / "file" / "results")
+
+
+def test_numbers_do_not_move_the_global_generator(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    few = replace(digits, test=digits.test.limited(20, 0))
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    ce.evaluate(trained, few, TASKS, out=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == before_numpy).all()  # noqa: NPY002
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+import coss_eval as ce
+from coss_eval.tasks.corruptions import Corruptions
+data = ce.load_dataset("digits")
+data = replace(data, test=data.test.limited(60, 0))
+names = ("gaussian_noise", "fog", "snow", "frost", "contrast", "brightness", "pixelate", "shot_noise")
+run = ce.evaluate(sys.argv[1], data, [Corruptions(names)], out=sys.argv[2])
+print(len(run.failures))
+"""
+
+
+def _start(checkpoint: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(checkpoint), str(out)]
+    return subprocess.Popen(command, env=os.environ, text=True, stdout=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.fixture
+def checkpoint(trained: Model, tmp_path: Path) -> Path:
+    save_model(trained, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.slow
+def test_kill_9_loses_at_most_the_cell_in_flight(checkpoint: Path, tmp_path: Path) -> None:
+    cells = tmp_path / "out" / "cells"
+    process = _start(checkpoint, tmp_path / "out")
+    deadline = time.monotonic() + 120
+    while len(list(cells.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    survived = {path: path.read_bytes() for path in cells.glob("*.json")}
+    assert len(survived) >= 3
+    assert all(json.loads(content)["measurements"] for content in survived.values())
+    assert _start(checkpoint, tmp_path / "out").communicate(timeout=300)[0].strip() == "0"
+    assert all(path.read_bytes() == content for path, content in survived.items())
+    assert len(list(cells.glob("*.json"))) == 9
+    uninterrupted = _start(checkpoint, tmp_path / "whole")
+    uninterrupted.communicate(timeout=300)
+    assert stored(tmp_path / "out") == stored(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_store(checkpoint: Path, tmp_path: Path) -> None:
+    both = [_start(checkpoint, tmp_path / "out") for _ in range(2)]
+    assert [process.communicate(timeout=300)[0].strip() for process in both] == ["0", "0"]
+    assert len(Store(tmp_path / "out").records()) == 9
+    assert len(Store(tmp_path / "out").runs()) == 2
+
+
+def test_a_model_built_by_hand_runs_through_all_tasks(digits: Dataset, tmp_path: Path) -> None:
+    model = make_model("timm:vit_tiny_patch16_224", img_size=32)
+    few = replace(digits, test=digits.test.limited(20, 0))
+    run = ce.evaluate(model, few, TASKS, out=tmp_path)
+    assert run.failures == ()

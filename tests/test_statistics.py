@@ -1,0 +1,265 @@
+"""Intervals and tests against published worked examples, closed forms, and their own coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from coss_eval.errors import UsageError
+from coss_eval.statistics import (
+    area_under_curve,
+    clustered_wilson,
+    hierarchical_bootstrap,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    paired_difference,
+    spread,
+    wilson,
+)
+
+
+def pairs(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two correctness arrays with the given 2 x 2 table."""
+    a = np.repeat([True, True, False, False], [both, only_a, only_b, neither])
+    b = np.repeat([True, False, True, False], [both, only_a, only_b, neither])
+    return a, b
+
+
+# Newcombe (1998), Statistics in Medicine 17, 857, table I, method 3
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0),
+    ],
+)
+def test_wilson_gives_the_published_limits(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_is_scipy_s_and_symmetric(n: int, share: float, level: float) -> None:
+    k = round(share * n)
+    low, high = wilson(k, n, level)
+    peer = stats.binomtest(k, n).proportion_ci(level, method="wilson")
+    assert (low, high) == pytest.approx((peer.low, peer.high), abs=1e-12)
+    assert 0 <= low <= k / n <= high <= 1
+    assert wilson(n - k, n, level) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_wilson_of_nothing_knows_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("successes", "n", "level"), [(3, 2, 0.95), (-1, 2, 0.95), (1, 2, 95)])
+def test_wilson_refuses_impossible_counts_and_levels(successes: int, n: int, level: float) -> None:
+    with pytest.raises(UsageError):
+        wilson(successes, n, level)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.5, 0.9])
+def test_wilson_covers(p: float) -> None:
+    n = 300
+    k = np.arange(n + 1)
+    covered = np.array([low <= p <= high for low, high in (wilson(int(i), n) for i in k)])
+    assert 0.925 < float(stats.binom.pmf(k, n, p)[covered].sum()) < 0.985
+
+
+def test_clustered_wilson_of_one_condition_is_wilson() -> None:
+    correct = np.repeat([True, False], [70, 30])
+    assert clustered_wilson(correct) == pytest.approx(wilson(70, 100), abs=2e-3)
+    copies = np.repeat(correct[:, None], 75, axis=1)  # 75 copies of one verdict say no more than one
+    assert clustered_wilson(copies) == pytest.approx(clustered_wilson(correct), abs=1e-12)
+
+
+def test_clustered_wilson_at_the_ends_counts_images() -> None:
+    assert clustered_wilson(np.ones((50, 20))) == wilson(50, 50)
+    assert clustered_wilson(np.zeros((50, 20))) == wilson(0, 50)
+
+
+def test_clustered_wilson_covers_where_the_pooled_interval_does_not() -> None:
+    rng = np.random.default_rng(0)
+    repeats, images, conditions, truth = 400, 200, 20, 0.6
+    hits = pooled = 0
+    for _ in range(repeats):
+        difficulty = rng.beta(1.2, 0.8, size=(images, 1))  # mean .6: images differ much
+        correct = rng.random((images, conditions)) < difficulty
+        low, high = clustered_wilson(correct)
+        hits += low <= truth <= high
+        low, high = wilson(int(correct.sum()), correct.size)
+        pooled += low <= truth <= high
+    assert 0.92 < hits / repeats < 0.98
+    assert pooled / repeats < 0.75
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "exact", "mid"),
+    [
+        (1, 9, 22 / 1024, 22 / 1024 - 10 / 1024),  # tail (1 + 10) / 2^10
+        (1, 7, 0.0703125, 0.0390625),  # Fagerland, Lydersen & Laake (2013): .070 and .039
+        (0, 5, 2 / 32, 1 / 32),
+        (4, 4, 1.0, 1.0),
+        (0, 0, 1.0, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(only_a: int, only_b: int, exact: float, mid: float) -> None:
+    a, b = pairs(20, only_a, only_b, 7)
+    assert mcnemar(a, b, method="exact") == pytest.approx(exact)
+    assert mcnemar(a, b) == pytest.approx(mid)
+    assert mcnemar(b, a) == mcnemar(a, b)
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_exact_mcnemar_is_the_binomial_test(only_a: int, only_b: int) -> None:
+    a, b = pairs(3, only_a, only_b, 3)
+    peer = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert mcnemar(a, b, method="exact") == pytest.approx(peer, abs=1e-12)
+
+
+def test_mid_p_keeps_its_level() -> None:
+    """P(p <= .05) under no difference, summed exactly over the discordant pairs."""
+    for discordant in (10, 31, 100):
+        p_values = [mcnemar(*pairs(0, k, discordant - k, 0)) for k in range(discordant + 1)]
+        probability = stats.binom.pmf(np.arange(discordant + 1), discordant, 0.5)
+        assert float(probability[np.array(p_values) <= 0.05].sum()) < 0.06
+
+
+# Newcombe (1998), Statistics in Medicine 17, 2635, method 10; Fagerland, Lydersen & Laake (2014) for the last two
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # negative association: phi is not corrected
+        ((20, 12, 2, 16), 0.0562, 0.3292),
+        ((1, 1, 7, 12), -0.507, -0.026),
+        ((59, 6, 16, 80), -0.119, -0.005),
+    ],
+)
+def test_newcombe_gives_the_published_limits(table: tuple[int, ...], low: float, high: float) -> None:
+    a, b = pairs(*table)
+    result = paired_difference(a, b)
+    assert result.difference == pytest.approx((table[1] - table[2]) / sum(table))
+    assert result.low <= result.difference <= result.high
+    assert (result.low, result.high) == pytest.approx((low, high), abs=5.1e-4)
+    mirrored = paired_difference(b, a)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-result.high, -result.low))
+
+
+@pytest.mark.parametrize("table", [(0.5, 0.1, 0.05, 0.35), (0.9, 0.04, 0.01, 0.05)])
+def test_paired_difference_covers(table: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(1)
+    truth = table[1] - table[2]
+    hits = 0
+    for _ in range(400):
+        result = paired_difference(*pairs(*rng.multinomial(200, table)))
+        hits += result.low <= truth <= result.high
+    assert 0.925 < hits / 400 < 0.985
+
+
+def test_paired_difference_over_conditions_is_student_on_images() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.random((80, 5)) < 0.7, rng.random((80, 5)) < 0.6
+    result = paired_difference(a, b)
+    peer = stats.ttest_rel(a.mean(axis=1), b.mean(axis=1))
+    interval = peer.confidence_interval()
+    assert (result.low, result.high, result.p) == pytest.approx((interval.low, interval.high, peer.pvalue))
+    assert result.n == 80
+
+
+def test_one_difference_in_every_image_is_no_chance() -> None:
+    a = np.full((50, 3), 0.1) + 0.2  # 0.30000000000000004: rounding must not pass for evidence
+    assert paired_difference(a, np.full((50, 3), 0.3)).p == 1.0
+    assert paired_difference(a, np.full((50, 3), 0.2)).p == 0.0
+
+
+def test_bootstrap_agrees_with_the_closed_form_and_repeats() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.random((500, 4)) < 0.7, rng.random((500, 4)) < 0.65
+    closed = paired_difference(a, b)
+    first = paired_bootstrap(a, b, seed=7)
+    assert first == paired_bootstrap(a, b, seed=7)
+    assert first == pytest.approx((closed.difference, closed.low, closed.high), abs=4e-3)
+
+
+def test_bootstrap_takes_any_statistic() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.random((300, 2)) < [0.8, 0.6], rng.random((300, 2)) < [0.8, 0.3]
+    difference, low, high = paired_bootstrap(a, b, lambda x: float(x[:, 1].mean() / x[:, 0].mean()), resamples=500)
+    assert 0 < low < difference < high
+    assert difference == pytest.approx(0.375, abs=0.12)
+
+
+def method_runs(
+    rng: np.random.Generator, seeds: int, accuracy: float, sd: float, difficulty: np.ndarray
+) -> list[np.ndarray]:
+    """Correctness of ``seeds`` trainings: each shifts every image's chance by its own amount."""
+    return [rng.random(len(difficulty)) < accuracy + rng.normal(0, sd) + difficulty for _ in range(seeds)]
+
+
+@pytest.mark.parametrize("sd", [0.02, 0.0])
+def test_hierarchical_bootstrap_covers_the_methods_difference(sd: float) -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for repeat in range(150):
+        difficulty = rng.uniform(-0.2, 0.2, 200)
+        a, b = method_runs(rng, 6, 0.65, sd, difficulty), method_runs(rng, 6, 0.6, sd, difficulty)
+        result = hierarchical_bootstrap(a, b, resamples=200, seed=repeat)
+        hits += result.low <= 0.05 <= result.high
+    assert hits / 150 > 0.92
+
+
+def test_hierarchical_bootstrap_sees_the_seeds_that_mcnemar_does_not() -> None:
+    rng = np.random.default_rng(6)
+    difficulty = rng.uniform(-0.2, 0.2, 5000)
+    a, b = method_runs(rng, 3, 0.6, 0.05, difficulty), method_runs(rng, 3, 0.6, 0.05, difficulty)
+    methods = hierarchical_bootstrap(a, b)
+    checkpoints = paired_difference(a[0], b[0])
+    assert methods.high - methods.low > 3 * (checkpoints.high - checkpoints.low)
+
+
+def test_hierarchical_bootstrap_needs_seeds() -> None:
+    run = np.ones(10)
+    with pytest.raises(UsageError, match="at least 2 seeds"):
+        hierarchical_bootstrap([run], [run])
+    with pytest.raises(UsageError, match="as many runs"):
+        hierarchical_bootstrap([run, run], [run, run, run], paired_seeds=True)
+    with pytest.raises(UsageError, match="same images"):
+        hierarchical_bootstrap([run, run], [run[:5], run[:5]])
+
+
+def test_spread_is_student_s() -> None:
+    values = [0.61, 0.64, 0.60, 0.66]
+    result = spread(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (result.mean, result.sd, result.low, result.high) == pytest.approx(
+        (np.mean(values), np.std(values, ddof=1), low, high)
+    )
+    assert math.isnan(spread([0.5]).sd)
+    with pytest.raises(UsageError):
+        spread([])
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([math.nan, 0.04, 0.9])[1:] == pytest.approx([0.08, 0.9])
+    assert holm([0.8, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def test_area_under_curve_is_the_mean_height() -> None:
+    assert area_under_curve([0, 0.5, 1], [1, 0.5, 0]) == pytest.approx(0.5)
+    assert area_under_curve([1.0, 0.2, 0.6], [3, 3, 3]) == pytest.approx(3)  # any order, any width
+    with pytest.raises(UsageError, match="2 different levels"):
+        area_under_curve([0.5, 0.5], [1, 0])
+
+
+def test_different_images_are_refused() -> None:
+    with pytest.raises(UsageError, match="same images"):
+        paired_difference(np.ones(3), np.ones(4))
