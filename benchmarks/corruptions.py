@@ -45,15 +45,16 @@ def photographs(count: int, size: int) -> Pixels:
 
 
 def time_published(images: Pixels, name: str, severity: int, at_least: float) -> float:
-    """Seconds an image in this process, repeated for ``at_least`` seconds."""
+    """Seconds an image in this process: the median over as many images as take ``at_least`` seconds."""
     cv2.setNumThreads(1)
     function = published_functions(np.random.RandomState(0), np.random.default_rng(0))[name]
     function(Image.fromarray(images[0]), severity)
-    done, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < at_least or not done:
-        np.uint8(function(Image.fromarray(images[done % len(images)]), severity))
-        done += 1
-    return elapsed / done
+    durations: list[float] = []
+    while not durations or sum(durations) < at_least:
+        start = time.perf_counter()
+        np.uint8(function(Image.fromarray(images[len(durations) % len(images)]), severity))
+        durations.append(time.perf_counter() - start)
+    return float(np.median(durations))
 
 
 def time_reference(images: Pixels, name: str, cores: int, at_least: float) -> float:
@@ -66,10 +67,10 @@ def time_reference(images: Pixels, name: str, cores: int, at_least: float) -> fl
 
 
 def time_native(images: Tensor, name: str, at_least: float) -> float:
-    """Milliseconds an image, averaged over severities, the best of several repetitions."""
+    """Milliseconds an image, averaged over severities, the median of several repetitions."""
     ids = torch.arange(len(images), device=images.device)
-    best = [seconds(lambda s=severity: corrupt(images, name, s, ids), at_least) for severity in SEVERITIES]
-    return 1000 * sum(best) / len(best) / len(images)
+    each = [seconds(lambda s=severity: corrupt(images, name, s, ids), at_least) for severity in SEVERITIES]
+    return 1000 * sum(each) / len(each) / len(images)
 
 
 def seconds(call: Callable[[], Tensor], at_least: float) -> float:

@@ -46,7 +46,7 @@ def check(models: list[Model], data: Dataset, *, device: str = "auto") -> int:
             except CossError as error:
                 failures = (str(error),)
             seconds = time.perf_counter() - started
-            verdict = f"ok, {planned.cells} cells" if not failures else failures[0]
+            verdict = f"ok, {len(planned.cells)} cells" if not failures else failures[0]
             say(f"{task.name:<12}{verdict} ({seconds:.1f} s)")
             failed |= bool(failures)
     say(

@@ -55,7 +55,7 @@ class Plan:
     store: Store
     subjects: list[Subject]
     jobs: list[Job]
-    cells: int
+    cells: list[dict[str, str]]  # key, task and model of each, stored or not
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -82,7 +82,7 @@ class Plan:
             f"data        {data.name}: {len(data.test)} test images{limit}, {len(data.classes)} classes",
             f"geometry    {self.subjects[0].geometry}",
             f"device      {self.subjects[0].settings.device}, seed {self.subjects[0].settings.seed}",
-            f"cells       {self.cells}, of which {self.missing} to compute: {todo}",
+            f"cells       {len(self.cells)}, of which {self.missing} to compute: {todo}",
             *(f"WARNING     {warning}" for warning in self.warnings),
         ]
 
@@ -132,14 +132,14 @@ def plan(
     loaded = [model if isinstance(model, Model) else load_model(model) for model in given]
     subjects = [Subject(model, dataset, settings) for model in _distinct_names(loaded)]
     store = Store(Path(out))
-    cells = 0
+    cells: list[dict[str, str]] = []
     jobs: list[Job] = []
     for task in chosen:
         groups: dict[tuple[str, str], Job] = {}
         for subject in subjects:
             for cell in task.cells(subject, seed):
-                cells += 1
                 key = store.key(protocol(task, subject), cell)
+                cells.append({"key": key, "task": task.name, "model": subject.model.name})
                 if not overwrite and store.read(key) is not None:
                     continue
                 group = (str(subject.geometry), store.key({}, cell))
@@ -265,7 +265,7 @@ def provenance(planned: Plan) -> dict[str, Any]:
             "numpy": numpy.__version__,
         },
         "device": str(settings.device),
-        "device_name": torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else "cpu",
+        "device_name": torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "seed": settings.seed,
         "batch_size": settings.batch_size,
@@ -285,6 +285,7 @@ def provenance(planned: Plan) -> dict[str, Any]:
             for subject in planned.subjects
         ],
         "warnings": planned.warnings,
+        "cells": planned.cells,  # so that a report can show what is missing
     }
 
 

@@ -49,6 +49,7 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["train", "--method", "supervise"], "supervised"),
         (["train", "--arch", "resnet19"], "resnet18"),
         (["attacks", "--eps", "8/x", "--ckpt", "x"], "8/x"),
+        (["attacks", "--eps", "8/255,4/255", "--ckpt", "x"], "rising"),
         (["attacks", "--attack", "pgd:l3", "--ckpt", "x"], "pgd:l3"),
         (["corruptions", "--names", "fogg", "--ckpt", "x"], "fog"),
         (["corruptions", "--severities", "6", "--ckpt", "x"], "1 to 5"),

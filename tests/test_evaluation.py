@@ -48,7 +48,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="session")
 def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    recipe = Recipe(arch="resnet18", stem="cifar", width=16, epochs=3, batch_size=50, lr=0.1, padding=1)
+    recipe = Recipe(arch="resnet18", stem="cifar", width=16, epochs=8, batch_size=25, lr=0.4, padding=1)
     out = tmp_path_factory.mktemp("trained")
     model = train_supervised(digits, recipe, out=out)
     assert ce.load_model(out / "model.safetensors").sha256 == model.sha256
@@ -96,7 +96,7 @@ def test_a_finished_run_computes_nothing_again(full_run: evaluation.Run, trained
     before = {path: path.stat().st_mtime_ns for path in (full_run.path / "cells").glob("*.json")}
     planned = evaluation.plan([trained, trained.untrained(0)], digits, tasks=TASKS, out=full_run.path)
     assert planned.missing == 0
-    assert planned.cells == len(before)
+    assert len(planned.cells) == len(before)
     evaluation.execute(planned)
     assert {path: path.stat().st_mtime_ns for path in (full_run.path / "cells").glob("*.json")} == before
 
@@ -142,6 +142,12 @@ def test_a_failed_cell_is_a_gap_and_the_others_run(trained: Model, digits: Datas
 def test_the_same_weights_twice_are_refused(trained: Model, digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="twice"):
         ce.evaluate([trained, replace(trained, name="again")], digits, out=tmp_path)
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(limit: int, trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="limit"):
+        ce.evaluate(trained, digits, out=tmp_path, limit=limit)
 
 
 def test_an_unwritable_folder_is_one_line(trained: Model, digits: Dataset, tmp_path: Path) -> None:

@@ -88,8 +88,9 @@ def pgd(
 
     classifier: pixels in [0, 1] to logits (B, K), normalisation inside; it is put in evaluation mode for the call.
     images float32 (B, 3, H, W) in [0, 1]; labels, ids int64 (B,). eps, step_size: in pixels of [0, 1]; step_size None
-    is rel_step * eps, and that by default 2.5 eps / steps. loss: "ce", "dlr" or "ce+dlr" (the minimum over both). targeted: int64 (B,), the classes to
-    reach instead of any wrong one; robust then means not reached. batch_size: how many images are attacked at a time.
+    is rel_step * eps, by default 2.5 eps / steps. loss: "ce", "dlr" or "ce+dlr" (the minimum over both). targeted:
+    int64 (B,), the classes to reach instead of any wrong one; robust then means not reached. batch_size: how many
+    images are attacked at a time.
 
     The random start of an image comes from (seed, id, norm, eps, restart), so its verdict does not depend on the
     images beside it. An image broken at one eps counts as broken at all larger ones. backend "reference" is foolbox.

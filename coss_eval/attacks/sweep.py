@@ -157,7 +157,7 @@ class Sweep:
         """Images at the beginning of their way."""
         clean = self.images[rows.to(self.images.device)].to(self.device).contiguous(memory_format=self.layout)
         level = torch.full_like(rows, self.schedule.first_level)
-        return self._begin(rows, level, torch.zeros_like(rows), clean, clean, self.clean_margin[rows])
+        return self._begin(rows, level, torch.zeros_like(rows), clean, clean.clone(), self.clean_margin[rows])
 
     def _begin(
         self, row: Tensor, level: Tensor, attempt: Tensor, clean: Tensor, best: Tensor, best_margin: Tensor

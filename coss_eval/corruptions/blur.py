@@ -37,11 +37,11 @@ def defocus_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
     height, width = images.shape[-2:]
     reach = kernel.shape[0] // 2
     padded = pad(images.float(), reach, reach, "reflect101")
-    taps = [(row, column, float(kernel[row, column])) for row, column in kernel.nonzero().tolist()]
-    if len(taps) <= _MOST_TAPS:
+    if int(kernel.count_nonzero()) <= _MOST_TAPS:
+        taps = [(row, column, float(kernel[row, column])) for row, column in kernel.nonzero().tolist()]
         return to_pixels(shifted_sum(padded, taps, height, width))
     size = (next_fast_len(padded.shape[-2], real=True), next_fast_len(padded.shape[-1], real=True))
-    spectrum = torch.fft.rfft2(kernel, s=size).to(images.device)  # of the kernel in the corner; it is symmetric
+    spectrum = _spectrum(kernel, size).to(images.device)
     # One image at a time: a plan for another batch size might round differently.
     blurred = [torch.fft.irfft2(torch.fft.rfft2(x, s=size).mul_(spectrum), s=size) for x in padded]
     inner = [x[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width] for x in blurred]
@@ -61,6 +61,13 @@ def disk(radius: float, smoothing: float) -> Tensor:
     down = shifted_sum(padded, [(i, 0, tap) for i, tap in enumerate(taps)], 2 * reach + 1, padded.shape[1])
     smoothed = shifted_sum(down, [(0, i, tap) for i, tap in enumerate(taps)], 2 * reach + 1, 2 * reach + 1)
     return torch.where(smoothed > 1e-7, smoothed, 0).float()
+
+
+@lru_cache(maxsize=32)
+def _spectrum(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """The transform of a symmetric kernel that stands in the corner of an image of ``size``."""
+    spectrum: Tensor = torch.fft.rfft2(kernel, s=size)
+    return spectrum
 
 
 def zoom_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:

@@ -35,7 +35,8 @@ def impulse_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
     """Salt or pepper, equally likely, in a share of the elements."""
     (amount,) = condition.parameters
     field = draws.uniform(*images.shape[1:])
-    return images.masked_fill(field < amount, 0).masked_fill_(field < amount / 2, 255)
+    kept, salt = (field >= amount).view(torch.uint8), (field < amount / 2).view(torch.uint8)
+    return images.mul(kept).bitwise_or_(salt.mul_(255))  # masks as factors: several times faster than masked_fill
 
 
 def shot_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:

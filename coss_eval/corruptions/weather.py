@@ -46,23 +46,29 @@ def fog(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
 def plasma(draws: Draws, side: int, decay: float) -> Tensor:
     """Diamond-square height maps (B, side, side) in [0, 1]; ``side`` is a power of two, and edges wrap around."""
     jitter = draws.uniform(side * side - 1).mul_(2).sub_(1)  # in the order of use: 3 n^2 on the level of n x n squares
+    jitter *= _amplitudes(side, decay).to(jitter.device)
     field = jitter.new_zeros(len(jitter), side, side)
-    step, wobble, used = side, 100.0, 0
+    step, used = side, 0
     while step >= 2:
-        half, count = step // 2, side // step
-        middle = slice(half, side, step)
-        noise = jitter[:, used : used + 3 * count**2].view(-1, 3, count, count) * wobble**2
+        count, middle = side // step, slice(step // 2, side, step)
+        noise = jitter[:, used : used + 3 * count**2].view(-1, 3, count, count)
         corners = field[:, ::step, ::step]
-        squares = corners + corners.roll(-1, 1)
-        squares = squares + squares.roll(-1, 2)
-        centres = squares.div_(4).add_(noise[:, 0])
+        across, down = corners + corners.roll(-1, 2), corners + corners.roll(-1, 1)
+        centres = (across + across.roll(-1, 1)).mul_(0.25).add_(noise[:, 0])
         field[:, middle, middle] = centres
-        field[:, ::step, middle] = (centres + centres.roll(1, 1) + corners + corners.roll(-1, 2)) / 4 + noise[:, 1]
-        field[:, middle, ::step] = (centres + centres.roll(1, 2) + corners + corners.roll(-1, 1)) / 4 + noise[:, 2]
-        step, wobble, used = half, wobble / decay, used + 3 * count**2
+        field[:, ::step, middle] = across.add_(centres).add_(centres.roll(1, 1)).mul_(0.25).add_(noise[:, 1])
+        field[:, middle, ::step] = down.add_(centres).add_(centres.roll(1, 2)).mul_(0.25).add_(noise[:, 2])
+        step, used = step // 2, used + 3 * count**2
     lowest = field.amin(dim=(1, 2), keepdim=True)
     highest = field.amax(dim=(1, 2), keepdim=True)
     return field.sub_(lowest).div_(highest - lowest)
+
+
+@lru_cache(maxsize=16)
+def _amplitudes(side: int, decay: float) -> Tensor:
+    """How far each draw of ``plasma`` reaches (side^2 - 1,): 100^2, and 1 / decay^2 of it from level to level."""
+    levels = side.bit_length() - 1
+    return torch.cat([torch.full((3 * 4**level,), (100.0 / decay**level) ** 2) for level in range(levels)])
 
 
 def frost(images: Tensor, condition: Condition, draws: Draws) -> Tensor:

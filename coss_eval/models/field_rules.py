@@ -64,9 +64,9 @@ ACTIVATIONS = _names(
     "relu relu6 leaky_relu prelu elu selu celu gelu silu mish sigmoid tanh hardswish hardsigmoid hardtanh softplus"
 )
 _POINTWISE = ACTIVATIONS | _names(
-    "exp sqrt rsqrt square pow abs neg clamp clip clamp_min erf log dropout dropout1d dropout2d alpha_dropout batch_norm "
-    "local_response_norm add radd iadd sub rsub isub mul rmul imul div rdiv truediv rtruediv idiv maximum minimum "
-    "where lerp addcmul float half double to type_as contiguous clone detach fill masked_fill"
+    "exp log sqrt rsqrt square pow abs neg erf clamp clip clamp_min dropout dropout1d dropout2d alpha_dropout "
+    "batch_norm local_response_norm add radd iadd sub rsub isub mul rmul imul div rdiv truediv rtruediv idiv "
+    "maximum minimum where lerp addcmul float half double to type_as contiguous clone detach fill masked_fill"
 )
 _RESHAPING = _names(
     "permute transpose swapaxes swapdims movedim reshape view reshape_as view_as flatten unflatten squeeze unsqueeze "
@@ -212,6 +212,8 @@ def _reduced(field: Field, args: tuple[Any, ...], kwargs: Mapping[str, Any], sha
     dims = argument(args, kwargs, 1, "dim", None)
     if dims is None:
         return WHOLE
+    if isinstance(dims, Tensor):
+        return field  # the larger of two maps
     gone = {dim % len(shape) for dim in ((dims,) if isinstance(dims, int) else dims)}
     if gone & set(field.dims):
         return WHOLE

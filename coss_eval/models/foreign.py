@@ -15,7 +15,7 @@ from coss_eval.models.architecture import VIT_SPEC, Architecture, infer
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.dialects import Dialect, State, find_roots
-from coss_eval.models.fit import copy_into, head_line, linear_at, refuse_unless_complete, roots_by_name, slots_of
+from coss_eval.models.fit import Fit, copy_into, head_line, linear_at, refuse_unless_complete, roots_by_name, slots_of
 from coss_eval.models.layouts import IMAGENET, Layout, Recognised, flatten, recognise
 from coss_eval.models.model import KeyReport, Model, named
 from coss_eval.models.wishes import Wishes
@@ -61,7 +61,7 @@ def foreign_model(name: str, content: dict[str, Any], wishes: Wishes) -> Model:
         network, architecture.arch, img_size=architecture.img_size, pooling=architecture.pooling
     )
     fit = copy_into(slots, backbone, state)
-    hints = _hints(plan, [other for other in found.roots if other != branch])
+    hints = _hints(plan, fit, [other for other in found.roots if other != branch])
     refuse_unless_complete(fit, architecture.arch, hints, allow_partial=wishes.allow_partial)
 
     place, head = _head(tensors, state, slots, backbone, own_head, found, branch)
@@ -79,7 +79,7 @@ def foreign_model(name: str, content: dict[str, Any], wishes: Wishes) -> Model:
         notes=(
             *plan.notes,
             *notes,
-            *([] if fit.complete else [f"PARTIAL: {len(fit.missing + fit.misshapen)} tensors stay at random"]),
+            *([] if fit.complete else [_partial(fit)]),
             *([f"{elsewhere} tensors elsewhere in the file were not read"] if elsewhere else []),
             *([backbone.note] if backbone.note else []),
         ),
@@ -169,16 +169,21 @@ def _at_size(state: State, plan: Plan) -> tuple[State, tuple[str, ...]]:
     return dict(interpolate_embeddings(side, patch, state)), (note,)  # type: ignore[arg-type]
 
 
-def _hints(plan: Plan, other_branches: list[str]) -> list[str]:
+def _hints(plan: Plan, fit: Fit, other_branches: list[str]) -> list[str]:
     """The flags that would mend a network that the file does not fill."""
     hints = []
     if plan.shapes is not None and plan.shapes.arch != plan.architecture.arch:
         hints.append(f"--arch {plan.shapes.arch}")
     elif plan.shapes is not None and plan.shapes.stem != plan.architecture.stem:
         hints.append(f"--stem {plan.shapes.stem}")
-    elif plan.shapes is None:
-        hints.append("another --arch")
+    elif plan.shapes is None or fit.misplaced:  # layer scale, squeeze-and-excite, ...: a relative of what was built
+        hints.append("another --arch (timm:NAME, package.module:factory)")
     return [*hints, *(f"--weights {name}" for name in other_branches)]
+
+
+def _partial(fit: Fit) -> str:
+    at_random, unused = len(fit.missing + fit.misshapen), len(fit.misplaced)
+    return f"PARTIAL: {at_random} of the network's tensors stay at random, {unused} of the file's have no place in it"
 
 
 def _head(

@@ -20,7 +20,10 @@ _POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, 
 
 
 class SplitBackbone(Backbone):
-    """A network cut in two at its last global pooling: ``body`` gives the map, ``tail`` pools it and goes on."""
+    """A network cut in two at its last global pooling: ``body`` gives the map, ``tail`` pools it and goes on.
+
+    Both hold the network's own modules, and run its code as it was traced, in eval mode.
+    """
 
     def __init__(self, body: fx.GraphModule, tail: fx.GraphModule, layout: Layout, prefix_tokens: int) -> None:
         super().__init__()

@@ -50,6 +50,7 @@ class Layout:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     vit_heads: Mapping[int, int] = field(default_factory=dict)
     cifar_stem: Stem = "cifar"  # what a 3x3 stem is in this framework
+    alone: bool = False  # only for a file that holds no other network
 
 
 LAYOUTS = (
@@ -167,8 +168,9 @@ LAYOUTS = (
         {"online": ("model.", "net.", "network.", "backbone.", "encoder.", "feature_extractor.", "state_dict.")},
         marks=(r"^pytorch-lightning_version$",),
         heads=("classifier.", "linear.", "fc.", "head."),
+        alone=True,
     ),
-    Layout("state dict", {"online": ("",)}),
+    Layout("state dict", {"online": ("",)}, alone=True),
 )
 _BARE = re.compile(r"((state_dict|model_state_dict|model|net|network|weights|params|base_model)\.)*")
 _TEACHER = re.compile(r"teacher|target|momentum|ema|key|_k\b")
@@ -221,6 +223,8 @@ def recognise(keys: Iterable[str], roots: Iterable[str]) -> Recognised:
     """The first row of LAYOUTS that fits; else the roots as they are, named by their words or by themselves."""
     keys, roots = list(keys), list(roots)
     for layout in LAYOUTS:
+        if layout.alone and len(roots) > 1:
+            continue
         if not all(any(re.search(mark, key) for key in keys) for mark in layout.marks):
             continue
         found = {name: root for name, ends in layout.branches.items() if (root := _first(roots, ends)) is not None}

@@ -147,12 +147,15 @@ def _published(spec: str, wishes: Wishes) -> Model:
 
 
 def _from_file(path: Path, wishes: Wishes) -> Model:
+    stem = Path(path.name.removesuffix(".tar")).stem
+    name = f"{path.absolute().parent.name}/{stem}" if stem in GENERIC_NAMES else stem
     content = read_checkpoint(path)
-    config = content.get(METADATA, {}).get(CONFIG)
-    name = f"{path.absolute().parent.name}/{path.stem}" if path.stem in GENERIC_NAMES else path.stem
     try:
+        config = content.get(METADATA, {}).get(CONFIG)
         if config is not None:
             return own_model(name, content, config, wishes)
         return foreign_model(name, content, wishes)
+    except RecursionError as error:
+        raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
     except CossError as error:
         raise type(error)(f"{path.name}: {error}") from error

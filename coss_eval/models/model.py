@@ -39,7 +39,7 @@ class KeyReport:
     def lines(self) -> list[str]:
         """The report as plain lines for a terminal."""
         inferred = f" ({', '.join(self.inferred)} inferred from the shapes)" if self.inferred else ""
-        branch = f", {self.branch} of {' and '.join(self.branches)}" if len(self.branches) > 1 else ""
+        branch = f", branch {self.branch} of {', '.join(self.branches)}" if len(self.branches) > 1 else ""
         return [
             f"layout      {self.layout}{branch}",
             f"arch        {self.arch}{inferred}",

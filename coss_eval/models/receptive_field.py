@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from coss_eval.errors import UsageError, unknown_name
+from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone, Site, as_locations
 from coss_eval.models.field_rules import ACTIVATIONS, Field, FieldTracer, Reach, argument
 from coss_eval.models.generic import evaluating, outputs_of
@@ -70,6 +70,8 @@ def fields(module: nn.Module, size: int = 224) -> dict[str, tuple[Tensor, Reach]
     finally:
         for handle in handles:
             handle.remove()
+    if "" not in found:
+        raise CossError(f"the image could not be followed through {type(module).__name__} (compiled or scripted code?)")
     return found
 
 

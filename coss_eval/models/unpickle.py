@@ -71,7 +71,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CossError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors (a state dict)")
     items = dict.items(content)  # a pickle can give an OrderedDict an attribute of the name "items"
-    return {str(key): _module_state(value) if isinstance(value, Stub) else value for key, value in items}
+    try:
+        return {str(key): _module_state(value) if isinstance(value, Stub) else value for key, value in items}
+    except RecursionError as error:
+        raise CossError(f"{path} holds itself, so it is no checkpoint of a network") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

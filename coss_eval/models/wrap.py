@@ -137,7 +137,8 @@ def as_linear(classifier: nn.Module) -> nn.Linear | None:
         return classifier
     if not isinstance(classifier, nn.Conv2d) or classifier.kernel_size != (1, 1):
         return None
-    linear = nn.Linear(classifier.in_channels, classifier.out_channels, bias=classifier.bias is not None)
+    with torch.device("meta"):  # no weights are drawn
+        linear = nn.Linear(classifier.in_channels, classifier.out_channels, bias=False)
     linear.weight = nn.Parameter(classifier.weight.detach().flatten(1))
     linear.bias = classifier.bias  # type: ignore[assignment]  # None where it has none
     return linear

@@ -56,6 +56,7 @@ def network(
     planes of a ResNet's first stage. ``num_classes`` None keeps the architecture's default, and a factory decides for
     itself. ``seed`` None draws from torch's CPU generator as it stands; with an int that is left untouched.
     """
+    arch = arch.removeprefix("torchvision:")
     with lent_generator(seed) if seed is not None else nullcontext():
         if arch in PRESETS:
             if stem != "imagenet" or width != 64:

@@ -35,7 +35,7 @@ class LinearProbe:
     def module(self) -> nn.Linear:
         """The probe as a layer on the raw features (B, D), float32, the standardisation folded in."""
         weight = self.weight / self.std
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")  # draws no initial weights
         linear.weight = nn.Parameter(weight.float(), requires_grad=False)
         linear.bias = nn.Parameter((self.bias - weight @ self.mean).float(), requires_grad=False)
         return linear

@@ -15,9 +15,10 @@ class Augmentation:
 
     ``size`` is the side of the view in pixels. ``crop_min_scale`` (the paper's c_min) and ``crop_max_scale`` bound the
     crop's share of the image's area, ``ratio`` its width / height. ``flip``, ``jitter``, ``greyscale``, ``blur`` and
-    ``solarise`` are probabilities. Factors of brightness, contrast and saturation are uniform in [max(0, 1 - x), 1 + x],
-    the hue moves by up to ``hue`` of a turn. ``blur_sigma`` is in pixels of the view; ``blur_kernel`` None is a tenth of
-    the size, made odd (23 at 224 px, as SimCLR and BYOL have it). Solarisation inverts values of 1/2 and more.
+    ``solarise`` are probabilities. Factors of brightness, contrast and saturation are uniform in
+    [max(0, 1 - x), 1 + x], the hue moves by up to ``hue`` of a turn. ``blur_sigma`` is in pixels of the view;
+    ``blur_kernel`` None is a tenth of the size, made odd (23 at 224 px, as SimCLR and BYOL have it). Solarisation
+    inverts values of 1/2 and more.
     """
 
     size: int

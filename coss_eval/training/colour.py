@@ -1,4 +1,4 @@
-"""Colour operations on float images (B, 3, H, W) in [0, 1], each image with its own parameters, as torchvision has them.
+"""Colour operations on float images (B, 3, H, W) in [0, 1], each image with its own parameters, as in torchvision.
 
 Functions that end in an underscore change the images in place and return nothing.
 """
@@ -14,7 +14,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers of the
 _LUMA = (0.2989, 0.587, 0.114)
 
 
-def on_rows_(x: Tensor, rows: Tensor, change_: Callable[[Tensor, Tensor], None]) -> None:
+def on_rows_(x: Tensor, rows: Tensor, change_: Callable[[Tensor, Tensor], object]) -> None:
     """``change_(images, rows)`` in place on the images of ``rows`` int64 (n,), which lie on the CPU."""
     if len(rows) == len(x):
         change_(x, rows)
@@ -35,9 +35,10 @@ def jitter_(x: Tensor, order: Tensor, factors: Tensor, drawn: Tensor) -> None:
     """ColorJitter on the images ``drawn``: the four operations in each image's own order.
 
     ``order`` int64 (B, 4) lists the operations as they are applied, ``factors`` float32 (B, 4) holds the factors of
-    brightness, contrast, saturation and the hue's shift in turns, ``drawn`` bool (B,). All three are on the CPU, so that
-    no step waits for the device. Brightness, contrast and saturation are the same map, x to keep x + to_grey grey(x)
-    + to_mean mean(grey(x)), so three such steps, each with a clamp, do all orders at once; the hue goes in between.
+    brightness, contrast, saturation and the hue's shift in turns, ``drawn`` bool (B,). All three are on the CPU, so
+    that no step waits for the device. Brightness, contrast and saturation are the same map, x to keep x +
+    to_grey grey(x) + to_mean mean(grey(x)), so three such steps, each with a clamp, do all orders at once; the hue
+    goes in between.
     """
     affine = order[order != HUE].view(-1, 3)  # (B, 3): the other operations, in order
     factor = torch.where(drawn[:, None], factors.gather(1, affine), 1.0)
@@ -62,23 +63,20 @@ def _blend_(x: Tensor, keep: Tensor, to_grey: Tensor, to_mean: Tensor) -> None:
 def rotate_hue_(x: Tensor, turns: Tensor) -> None:
     """The hue moved by ``turns`` (B,) of a full turn, saturation and value of HSV kept.
 
-    A channel of a colour of hue h is low + chroma * clamp(6 d - 1, 0, 1), where d in [0, 1/2] is how far h is, in turns
-    around the circle, from the hue opposite to that channel (red 1/2, green 5/6, blue 1/6).
+    The hue itself comes without cases: on the scale where a colour's lowest channel is 0 and its highest 1, it lies
+    (1 + green + blue - red) / 6 of a turn from red, towards green where green exceeds blue. A channel of hue h is then
+    low + chroma clamp(6 d - 1, 0, 1), d in [0, 1/2] being how far h is, around the circle, from the channel's opposite.
     """
     red, green, blue = x.unbind(1)  # (B, H, W) each
-    high = torch.maximum(red, green).maximum(blue)
     low = torch.minimum(red, green).minimum(blue)
-    chroma = high - low
-    is_red, is_green = red == high, green == high
-    hue = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))  # in sixths of a turn
-    hue.div_((chroma * 6).clamp_min_(1e-12)).add_(torch.where(is_red, 1.0, torch.where(is_green, 4 / 3, 5 / 3)))
-    hue.add_(turns.to(x.device, non_blocking=True)[:, None, None])  # the whole turn above keeps it positive
-    low.sub_(chroma)
-    chroma.mul_(6)
-    # frac() - 1/2 is the signed distance to where frac() is 1/2: nothing for red, a third of a turn for the others
-    for channel, offset in zip((red, green, blue), (0.0, 2 / 3, 1 / 3), strict=True):
+    six_chroma = torch.maximum(red, green).maximum(blue).sub_(low).mul_(6)
+    hue = (green + blue).sub_(red).sub_(low).div_(six_chroma.clamp_min(1e-12)).add_(1 / 6)
+    hue.copysign_(green - blue).add_(turns.to(x.device, non_blocking=True)[:, None, None])
+    low.sub_(six_chroma, alpha=1 / 6)
+    # frac() - 1/2 is 0 where the hue is the channel's opposite: at 1/2, 5/6 and 1/6; whole turns keep frac() positive
+    for channel, offset in zip((red, green, blue), (2, 2 - 1 / 3, 2 + 1 / 3), strict=True):
         distance = (hue + offset).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
-        torch.addcmul(low, chroma, distance, out=channel)
+        torch.addcmul(low, six_chroma, distance, out=channel)
 
 
 def greyscale_(x: Tensor) -> None:

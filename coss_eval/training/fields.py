@@ -56,11 +56,20 @@ def _try(value: Any, option: Any, name: str) -> tuple[bool, Any]:
             return True, build(option, value, f"field of {name}")
         return isinstance(value, option), value
     if option is float:
+        value = _number(value)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number, float(value) if number else value
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     return isinstance(value, option), value
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-6 for a text (it wants 1.0e-6); people take it for a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _shown(options: tuple[Any, ...]) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.models.backbone import Layout, as_locations
+from coss_eval.models.backbone import Layout, Site, as_locations
 from coss_eval.randomness import uniform
 from coss_eval.training.methods.method import Comparison, Heads, Method
 
@@ -88,22 +88,27 @@ def loss_by_loops(compare: Comparison, online: Tensor, targets: Tensor) -> Tenso
     return torch.stack(losses).mean()
 
 
-def choose(
-    features: Tensor, config: LocalConfig, layout: Layout, prefix_tokens: int, draw: tuple[Tensor, int]
-) -> Tensor:
-    """The locals (B, L, D) of a map or token sequence that the config asks for.
+class Draw(NamedTuple):
+    """What a random subset of locations belongs to: the samples ``ids`` (B,), not their batch."""
 
-    ``draw``: sample ids (B,) and a number that is another one for each view and epoch; a random subset belongs to them.
-    """
+    ids: Tensor
+    seed: int
+    epoch: int
+    view: int
+
+
+def choose(features: Tensor, config: LocalConfig, site: Site, draw: Draw) -> Tensor:
+    """The locals (B, L, D) of a map or token sequence at ``site`` that the config asks for."""
     grid = config.local_grid
-    locations = as_locations(features, layout, prefix_tokens)  # (B, L, D)
-    if grid is None or layout == "nc":
+    locations = as_locations(features, site.layout, site.prefix_tokens)  # (B, L, D)
+    if grid is None or site.layout == "nc":
         return locations
     if config.sampling == "subset":
-        ids, number = draw
-        order = uniform(ids, "locations", number, shape=(locations.shape[1],)).argsort(1)[:, : grid**2]  # (B, n * n)
+        shape = (locations.shape[1],)
+        order = uniform(draw.ids, draw.seed, "locations", draw.epoch, draw.view, shape=shape).argsort(1)
+        order = order[:, : grid**2]  # (B, n * n)
         return locations.gather(1, order[:, :, None].expand(-1, -1, locations.shape[2]).to(locations.device))
-    planes = as_map(features, layout, prefix_tokens)
+    planes = as_map(features, site.layout, site.prefix_tokens)
     if grid >= max(planes.shape[2:]):
         return locations
     return pooled(planes, grid).flatten(2).transpose(1, 2)
@@ -133,7 +138,7 @@ def as_map(features: Tensor, layout: Layout, prefix_tokens: int) -> Tensor:
     side = isqrt(tokens.shape[1])
     if side**2 != tokens.shape[1]:
         raise UsageError(f"a grid of locals needs a square number of tokens, got {tokens.shape[1]}")
-    return tokens.transpose(1, 2).unflatten(2, (side, side))
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
 
 
 def pooled(planes: Tensor, side: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,10 +43,9 @@ class LARS(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            steps: Sequence[Tensor] = _decayed(params, group["weight_decay"])
+            steps = _decayed(params, group["weight_decay"])
             if group["adapt"]:
-                ratios = _trust_ratios(params, steps, group)
-                steps = torch._foreach_mul(steps, ratios)
+                steps = list(torch._foreach_mul(steps, _trust_ratios(params, steps, group)))
             buffers = [self._buffer(p) for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, steps)
@@ -60,12 +59,12 @@ class LARS(Optimizer):
         return buffer
 
 
-def _decayed(params: list[Tensor], weight_decay: float) -> Sequence[Tensor]:
+def _decayed(params: list[Tensor], weight_decay: float) -> list[Tensor]:
     grads = [p.grad for p in params if p.grad is not None]
-    return torch._foreach_add(grads, params, alpha=weight_decay)
+    return list(torch._foreach_add(grads, params, alpha=weight_decay))
 
 
-def _trust_ratios(params: list[Tensor], steps: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
+def _trust_ratios(params: list[Tensor], steps: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     """One scalar tensor a parameter; 1 where a norm is zero, as for weights that start at zero."""
     norms, step_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, steps))
     ratios = torch.where((norms > 0) & (step_norms > 0), group["trust"] * norms / step_norms, 1.0)
@@ -74,25 +73,46 @@ def _trust_ratios(params: list[Tensor], steps: Sequence[Tensor], group: dict[str
     return list(ratios.unbind())
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Kernels and matrices with decay and adaptation; biases, normalisation and other vectors with neither."""
-    params = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay, "adapt": True},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
-    ]
+def parameter_groups(
+    module: nn.Module, weight_decay: float, *, constant: nn.Module | None = None, vector_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Kernels and matrices with decay and adaptation; biases, normalisation and other vectors with neither.
+
+    Parameters of ``constant`` keep their learning rate at its peak (SimSiam's predictor); that of vectors is scaled
+    by ``vector_scale`` (Barlow Twins' biases). ``set_lr`` follows both. Frozen parameters are left out.
+    """
+    steady = {id(p) for p in constant.parameters()} if constant is not None else set()
+    groups = []
+    for is_constant in (False, True):
+        params = [p for p in module.parameters() if p.requires_grad and (id(p) in steady) == is_constant]
+        for matrices in (True, False):
+            chosen = [p for p in params if (p.ndim > 1) == matrices]
+            groups.append(
+                {
+                    "params": chosen,
+                    "weight_decay": weight_decay if matrices else 0.0,
+                    "adapt": matrices,
+                    "constant": is_constant,
+                    "scale": 1.0 if matrices else vector_scale,
+                }
+            )
+    return [group for group in groups if group["params"]]
 
 
-def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
-    """The optimiser "lars", "sgd" or "adamw" over a module's trainable parameters."""
-    groups = parameter_groups(module, weight_decay)
+def set_lr(optimizer: Optimizer, lr: float, peak: float) -> None:
+    """The schedule's learning rate in every group, or its peak in the constant ones."""
+    for group in optimizer.param_groups:
+        group["lr"] = (peak if group["constant"] else lr) * group["scale"]
+
+
+def make_optimizer(name: str, groups: list[dict[str, Any]], *, lr: float, **options: Any) -> Optimizer:
+    """The optimiser "lars", "sgd" or "adamw" over ``parameter_groups``."""
     if name == "lars":
         return LARS(groups, lr=lr, **options)
-    plain = [{key: value for key, value in group.items() if key != "adapt"} for group in groups]
     if name == "sgd":
-        return SGD(plain, lr=lr, **{"momentum": 0.9, "foreach": True} | options)
+        return SGD(groups, lr=lr, **{"momentum": 0.9, "foreach": True} | options)
     if name == "adamw":
-        return AdamW(plain, lr=lr, **{"foreach": True} | options)
+        return AdamW(groups, lr=lr, **{"foreach": True} | options)
     raise unknown_name("optimiser", name, ["lars", "sgd", "adamw"])
 
 

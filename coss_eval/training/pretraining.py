@@ -1,4 +1,4 @@
-"""The training objective as one module: views in, losses out. Backbone, heads, target network, global and local term."""
+"""The training objective as one module, views in and losses out: networks, heads, global and local term."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from coss_eval.errors import UsageError
 from coss_eval.internal.hooks import find_site
 from coss_eval.models.backbone import Backbone, Site
-from coss_eval.training.local import LocalConfig, LocalTerm, choose, regional
-from coss_eval.training.methods.method import Heads, Method
+from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, regional
+from coss_eval.training.methods.method import Method
 from coss_eval.training.optim import ema_update
 
 
@@ -56,12 +56,12 @@ class Pretraining(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, method: Method, local: LocalConfig | None = None, *, bf16: bool = False
+        self, backbone: Backbone, method: Method, local: LocalConfig | None = None, *, bf16: bool = False, seed: int = 0
     ) -> None:
         super().__init__()
         if local is not None and method.targets == "labels":
             raise UsageError(f"{method.name} compares no views, so it has no local term; leave co- out")
-        self.method, self.local, self.bf16 = method, local, bf16
+        self.method, self.local, self.bf16, self.seed = method, local, bf16, seed
         self.backbone = backbone
         self.heads = method.heads(backbone.dim)
         self.compare = method.comparison()
@@ -113,10 +113,10 @@ class Pretraining(nn.Module):
     def ema(self, tau: float) -> None:
         """Move the target network's parameters: tau of themselves, 1 - tau of the online ones. Buffers are its own."""
         if self.target is not None:
-            ema_update(*self._pairs, tau)
+            ema_update(*self._followed, tau)
 
     @cached_property
-    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _followed(self) -> tuple[list[Tensor], list[Tensor]]:
         assert self.target is not None
         return list(self.target.parameters()), list(self._online().parameters())
 
@@ -133,7 +133,7 @@ class Pretraining(nn.Module):
         found = [self._targets_of(online, *pair) for pair in zip(encoded, projected, strict=True)]
         if self.method.targets == "online":
             return found
-        return [Targets(*(None if t is None else t.detach() for t in target)) for target in found]
+        return [Targets(t.global_.detach(), None if t.local is None else t.local.detach()) for t in found]
 
     def _targets_of(self, branch: Branch, view: Encoded, projected: Tensor | None = None) -> Targets:
         projected = branch.projector(view.global_) if projected is None else projected
@@ -145,8 +145,9 @@ class Pretraining(nn.Module):
             return Targets(projected, branch.local_projector(view.global_)[:, None])
         backbone = branch.backbone
         parts = regional(view.features, self.local.regions, backbone.prepool_layout, backbone.prefix_tokens)
-        vectors = (branch.local_projector or branch.projector)(backbone.pool(parts))  # (B * R, P)
-        return Targets(projected, vectors.unflatten(0, (len(projected), -1)))
+        projector = branch.projector if branch.local_projector is None else branch.local_projector
+        vectors = projector(backbone.pool(parts))  # (B * R, P)
+        return Targets(projected, vectors.view(len(projected), -1, vectors.shape[1]))
 
     def _encode(self, backbone: Backbone, pixels: Tensor) -> Encoded:
         features, at_site = self._features(backbone, pixels)
@@ -159,7 +160,8 @@ class Pretraining(nn.Module):
             return features, features
         seen: list[Tensor] = []
         module = backbone.get_submodule(self.site.module)
-        handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        # a copy, since the next stage may work in place
+        handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
         try:
             features = backbone.prepool(backbone.features(pixels))
         finally:
@@ -175,8 +177,7 @@ class Pretraining(nn.Module):
             ids = torch.arange(len(encoded[0].global_))
         found = []
         for number, view in enumerate(encoded):
-            draw = ids, epoch * len(encoded) + number
-            chosen = choose(view.site, self.local, self.site.layout, self.site.prefix_tokens, draw)
+            chosen = choose(view.site, self.local, self.site, Draw(ids, self.seed, epoch, number))
             found.append(self.term.online(chosen, heads))
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -75,7 +75,9 @@ def train_supervised(
     )
     assert model.head is not None
     network = nn.Sequential(model.backbone, model.head)
-    network.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    network.to(device).train().requires_grad_(True)
+    if recipe.width % 16 == 0:  # oneDNN corrupts memory in channels-last weight gradients of narrower layers
+        network.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(
         _groups(network, recipe.weight_decay), lr=recipe.lr, momentum=0.9, nesterov=True, foreach=True
     )
@@ -104,7 +106,7 @@ def train_supervised(
         if on_epoch is not None:
             on_epoch(epoch + 1, mean_loss, len(losses) * recipe.batch_size / (time.perf_counter() - started))
     network.eval().requires_grad_(False)
-    model = model.identified()
+    model = replace(model, layout="coss-eval").identified()
     if out is not None:
         save_model(model, out / "model.safetensors")
     return model

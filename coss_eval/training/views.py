@@ -1,7 +1,7 @@
 """Views of image batches, made on the training device: ``draw`` decides what happens to each image, ``apply`` does it.
 
-What is drawn belongs to (seed, epoch, view, sample id): batch size, sharding, order and resuming do not change it. It is
-drawn on the CPU, so ``apply`` knows there which images an operation concerns and never waits for the device. The
+What is drawn belongs to (seed, epoch, view, sample id): batch size, sharding, order and resuming do not change it. It
+is drawn on the CPU, so ``apply`` knows there which images an operation concerns and never waits for the device. The
 operations are those of torchvision.transforms.v2 on float tensors (bilinear with antialiasing), in BYOL's order: crop
 and flip in one resampling, colour jitter, greyscale, blur, solarisation.
 """
@@ -148,8 +148,8 @@ def apply(
 ) -> Tensor:
     """The view float32 (B, 3, S, S) of uint8 images on their device, in [0, 1], or normalised by ``mean`` and ``std``.
 
-    ``images`` are (B, 3, H, W), or a sequence of B images (3, H, W) of any sizes. Where ``parameters.boxes`` is None they
-    are taken as cropped and flipped, (B, 3, S, S).
+    ``images`` are (B, 3, H, W), or a sequence of B images (3, H, W) of any sizes. Where ``parameters.boxes`` is None
+    they are taken as cropped and flipped, (B, 3, S, S).
     """
     if len(images) != len(parameters):
         raise UsageError(f"expected as many images as parameters, got {len(images)} and {len(parameters)}")
@@ -160,7 +160,8 @@ def apply(
     step = max(1, _CHUNK_VALUES.get(device.type, 2**26) // (3 * size * size))
     for start in range(0, len(images), step):
         rows = slice(start, start + step)
-        torch.addcmul(shift, _unnormalised(images[rows], parameters.rows(rows)), scale, out=views[rows])
+        view = _unnormalised(images[rows], parameters.rows(rows))
+        views[rows].copy_(view.mul_(scale).add_(shift))
     return views
 
 

@@ -230,7 +230,7 @@ def test_8_targets_are_reached(norm: str, loss: str, network: nn.Module, digits:
     targets = (labels + 3) % 10
     eps = {"linf": 0.6, "l2": 10.0}[norm]
     result = attacks.pgd(network, images, labels, eps, ids, norm, 40, loss=loss, targeted=targets)
-    assert result.robust_accuracy[0] <= 0.02
+    assert result.robust_accuracy[0] <= 0.05
     with torch.no_grad():
         reached = network(result.adversarial(0)).argmax(1) == targets
     assert torch.equal(reached, ~result.robust[0])

@@ -21,6 +21,8 @@ from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.load import load_model, make_model, normalisation_check, save_model
+from coss_eval.models.model import weights_sha256
+from coss_eval.models.unpickle import read_checkpoint
 
 made = cache(lambda name: FILES[name]())
 
@@ -174,7 +176,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     [
         (lambda s: {k: v for k, v in s.items() if not k.startswith("layer4.1")}, "no known name|12 .*missing"),
         (lambda s: {k: v for k, v in s.items() if k != "layer2.0.bn1.weight"}, r"1 \(layer2.0.bn1.weight\) missing"),
-        (lambda s: s | {"layer2.0.se.fc1.weight": torch.ones(3)}, r"1 \(layer2.0.se.fc1.weight\) without a place"),
+        (lambda s: s | {"layer2.0.se.fc1.weight": torch.ones(3)}, r"1 \(layer2.0.se.fc1.weight\) without .*timm:NAME"),
         (lambda s: s | {"layer1.0.conv1.bias": torch.ones(16)}, r"1 \(layer1.0.conv1.bias\) without a place"),
         (lambda s: s | {"bn1.weight": torch.ones(3)}, r"bn1.weight is 3 in the file, 16 in the network"),
     ],
@@ -254,11 +256,9 @@ def test_a_file_cannot_name_code_to_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     model = make_model("checkpoint_files:OwnNetwork")
     save_model(model, tmp_path / "own.safetensors")
-    (tmp_path / "evil.safetensors").write_bytes(
-        (tmp_path / "own.safetensors")
-        .read_bytes()
-        .replace(b"checkpoint_files:OwnNetwork", b"planted:AFactoryOfTheSame_")
-    )
+    content = read_checkpoint(tmp_path / "own.safetensors")
+    config = content.pop("__metadata__")["coss_eval"].replace("checkpoint_files:OwnNetwork", "planted:network")
+    safetensors.torch.save_file(content, tmp_path / "evil.safetensors", {"coss_eval": config})
     for name in ("evil", "own"):
         with pytest.raises(UsageError, match="a file runs no code: give --arch"):
             load_model(tmp_path / f"{name}.safetensors")
@@ -298,7 +298,7 @@ READINGS = {
 
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_gross_mismatch_of_the_normalisation_is_seen(reading: str, shared_data: Path) -> None:
-    images = next(load_dataset(str(shared_data / "tiny-imagenet-50")).test.batches(batch_size=64)).images
+    images = next(load_dataset(str(shared_data / "tiny-imagenet-50")).test.batches(batch_size=64, workers=0)).images
     model = make_model("resnet18", seed=1)
     read, expected = READINGS[reading]
     network: Any = model.backbone.network
@@ -318,13 +318,35 @@ def test_networks_without_running_statistics_raise_no_alarm() -> None:
     assert normalisation_check(make_model("vit_d64_l1_h2_p16", img_size=32), images) is None
 
 
+def test_the_hash_of_weights_stays_what_it_was() -> None:
+    """It is in the key of every stored number."""
+    layer = nn.BatchNorm1d(2)
+    for value in layer.state_dict().values():
+        value.fill_(1)
+    assert weights_sha256(layer, None) == "c6733a8bea929335a1c5a21d70ee68ce5214ebdef52825cb4dd77486ee564864"
+
+
+def test_published_networks_come_with_their_classes_and_preprocessing(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        net = torchvision.models.squeezenet1_1()
+    path = save(net.state_dict(), tmp_path / "squeezenet1_1-b8a52dc0.pth")
+    random_state = torch.get_rng_state()
+    model = load_model("torchvision:squeezenet1_1", weights=str(path), std=(0.2, 0.2, 0.2), mean=(0.5, 0.5, 0.5))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert (model.layout, model.name, model.arch) == ("torchvision", "squeezenet1_1", "squeezenet1_1")
+    assert (model.preprocessing.img_size, model.preprocessing.source) == (224, "flag")
+    assert model.untrained(1).sha256 != model.sha256
+    with pytest.raises(CossError, match="unknown"):
+        load_model("torchvision:squeezenet9")
+
+
 def test_a_projection_head_is_no_classifier_and_is_named(moco: Path) -> None:
     report = load_model(moco).report
     assert report is not None
     assert report.head is None
     assert report.unexpected == ("fc.0.weight", "fc.2.weight")
     text = "\n".join(report.lines())
-    assert "MoCo (ResNet), online of online and target" in text
+    assert "MoCo (ResNet), branch online of online, target" in text
     assert "120 matched, 0 missing, 2 (fc.0.weight, fc.2.weight) unexpected" in text
 
 

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -68,7 +67,7 @@ def test_the_reference_table(name: str) -> None:
 def unfilled(name: str) -> Backbone:
     """A torchvision network without memory for its weights, which no receptive field depends on."""
     with torch.device("meta"):
-        return zoo.wrap(torchvision.models.get_model(name))[0]
+        return zoo.build(name, seed=None)[0]
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -161,6 +160,7 @@ OPERATIONS = {
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), WHOLE),
     "windows": (lambda x: x.view(1, 8, 4, 4, 4, 4).transpose(3, 4), WHOLE),
     "grids that differ": (lambda x: x[:, :, ::2, ::2] + F.conv2d(x, weight)[:, :, :8, :8], WHOLE),
+    "larger of two maps": (lambda x: torch.max(x, F.conv2d(x, weight, padding=1)), (7, 2, -3)),
     "in place": (lambda x: F.relu(x, inplace=True).add_(F.conv2d(x, weight, padding=1)), (7, 2, -3)),
     "control flow": (lambda x: F.avg_pool2d(x, 2) if x.mean() < 1e9 else x, (5, 4, -1)),
 }
@@ -181,6 +181,15 @@ def test_rows_and_columns_are_kept_apart() -> None:
 def test_an_operation_that_is_not_known_is_named() -> None:
     with pytest.raises(CossError, match="'interpolate'"):
         theoretical(Operation(lambda x: F.interpolate(x, scale_factor=2)), 32)
+
+
+def test_code_that_cannot_be_followed_is_said() -> None:
+    class Scripted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.from_numpy(x.numpy() * 2)
+
+    with pytest.raises(CossError, match="could not be followed"):
+        theoretical(Scripted(), 32)
 
 
 class Convolutions(Backbone):

@@ -77,7 +77,7 @@ def test_reachable_sizes(depth, stem, sizes: range) -> None:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_arithmetic_propagation_and_gradients_agree(data: st.DataObject) -> None:
     depth = data.draw(st.sampled_from([18, 50]))
     counts = (4, 4, 4, 4) if depth == 18 else (3, 4, 6, 3)

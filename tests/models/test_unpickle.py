@@ -258,6 +258,17 @@ def test_a_pickle_cannot_hide_methods_of_its_dictionaries(tmp_path: Path) -> Non
         load_model(path)
 
 
+def test_what_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"weight": torch.ones(2)}
+    content["state_dict"] = content
+    with pytest.raises(CossError, match="holds itself"):
+        load_model(save(content, tmp_path / "dict.pth"))
+    module = nn.Module()
+    module._modules["child"] = module
+    with pytest.raises(CossError, match="holds itself"):
+        load_model(save({"model": module}, tmp_path / "module.pth"))
+
+
 def bad(kind: str, folder: Path) -> Path:
     path = folder / "file.pth"
     if kind == "folder":

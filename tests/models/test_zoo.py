@@ -40,7 +40,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("arch", "options", "dim"),
     [
         ("resnet18", {}, 512),
-        ("resnet18", {"stem": "cifar"}, 512),
+        ("torchvision:resnet18", {"stem": "cifar"}, 512),
         ("resnet18", {"width": 16}, 128),
         ("resnet34", {"width": 16, "stem": "cifar"}, 128),
         ("rf29_resnet18", {}, 512),

@@ -11,20 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from training_parts import SMALL
 
 from coss_eval.errors import UsageError
 from coss_eval.training.methods import METHODS, make_method, names, split_name
 from coss_eval.training.methods.dino import DINO, CentredCrossEntropy, PrototypeHead
 from coss_eval.training.methods.method import Comparison
-
-SMALL: dict[str, dict[str, int]] = {
-    name: {"hidden": 16, "out": 8} for name in ("byol", "mocov3", "simclr", "vicreg", "barlow")
-} | {
-    "simsiam": {"hidden": 16, "out": 12, "bottleneck": 6},
-    "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 20},
-    "supervised": {"classes": 5},
-}
-COUPLED = ("mocov3", "simclr", "vicreg", "barlow")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,51 @@
+"""The trainer's state on disk: written whole or not at all, and enough to go on bit for bit."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coss_eval._disk import write_atomically
+from coss_eval.errors import CossError, UsageError
+from coss_eval.training.config import Config
+
+VERSION = 1
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Replace ``path``; where the disk is full the old file stays, and a CossError says so."""
+    buffer = io.BytesIO()
+    torch.save({"version": VERSION, **state}, buffer)
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        kept = f"; {path} still holds the last good state" if path.exists() else ""
+        raise CossError(f"cannot write {path}: {error.strerror}{kept}; make room and --resume") from error
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state that ``save`` wrote. Nothing in the file is run."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CossError(
+            f"{path} is no trainer state ({str(error).splitlines()[0]}); remove it to start anew"
+        ) from error
+    if state.get("version") != VERSION:
+        raise CossError(f"{path} is of version {state.get('version')}, this program writes {VERSION}; start anew")
+    return state
+
+
+def refuse_other(state: dict[str, Any], config: Config, data: str, path: Path) -> None:
+    """Raise UsageError that lists every difference where ``state`` is of another configuration or other images."""
+    differences = config.differences(state["config"])
+    if state["data"] != data:
+        differences.append("the training images are others")
+    if differences:
+        raise UsageError(
+            f"{path.parent} holds a run of another configuration ({'; '.join(differences)}); resume with the same one, "
+            "or choose another folder"
+        )

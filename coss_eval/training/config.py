@@ -1,0 +1,187 @@
+"""The configuration of a run: preset, method and overrides put together; its differences from another run's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+
+from coss_eval.errors import UsageError, unknown_name
+from coss_eval.models.architecture import Stem
+from coss_eval.models.families import Pooling
+from coss_eval.training.fields import build
+from coss_eval.training.local import LocalConfig
+from coss_eval.training.methods import METHODS, Method, make_method, split_name
+
+LOCAL_FIELDS = tuple(f.name for f in fields(LocalConfig))
+BOOKKEEPING = ("probe_every", "checkpoint_every", "keep_every", "log_every")  # they change no weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that the weights of a run depend on, beside the data and the number of threads.
+
+    ``size``: side of the views in pixels; None takes the images' own, and a ViT's. ``recipe`` names the variant of the
+    method's views (see augmentation.views_for), which ``crop_min_scale`` (the paper's c_min), ``small_views`` and
+    ``small_size`` change. ``lr`` is for a batch of 256 and scaled by batch / 256. ``clip_trust`` bounds LARS's step
+    (LARC), ``vector_lr`` scales the rate of biases and normalisation, ``clip_gradient`` is a norm, 0 for none.
+    ``ema``: the target's tau at first, rising to 1 along a cosine. ``accumulate``: micro-batches a step; BatchNorm
+    then sees micro-batches. ``holdout``: share of the training images kept out for the online probes, 0 for none.
+    ``normalise``: by the data's own mean and deviation, or ImageNet's. ``options``: fields of the method itself.
+    """
+
+    method: str
+    preset: str = ""
+
+    arch: str = "resnet18"
+    stem: Stem = "cifar"
+    width: int = 64
+    pooling: Pooling = "own"
+
+    size: int | None = None
+    recipe: Literal["imagenet", "cifar"] = "cifar"
+    crop_min_scale: float | None = None
+    small_views: int | None = None
+    small_size: int | None = None
+    normalise: Literal["data", "imagenet"] = "data"
+    holdout: float = 0.1
+
+    epochs: int = 100
+    batch_size: int = 256
+    accumulate: int = 1
+    optimizer: Literal["lars", "sgd", "adamw"] = "sgd"
+    lr: float = 0.06
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    trust: float = 1e-3
+    clip_trust: bool = False
+    vector_lr: float = 1.0
+    clip_gradient: float = 0.0
+    warm_up_epochs: float = 10.0
+    ema: float = 0.99
+    seed: int = 0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = False
+
+    local: LocalConfig | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    probe_every: int = 10
+    checkpoint_every: int = 1
+    keep_every: int = 0
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "warm_up_epochs", "clip_gradient", "probe_every", "keep_every"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.ema <= 1 or not 0 <= self.holdout < 1:
+            raise UsageError(f"ema must lie in 0 ... 1 and holdout below 1, got {self.ema} and {self.holdout}")
+        if self.batch_size % self.accumulate:
+            raise UsageError(f"a batch of {self.batch_size} does not divide into {self.accumulate} micro-batches")
+        if self.batch_size // self.accumulate < 2:
+            raise UsageError("BatchNorm needs two images at a time; take a larger batch_size or less accumulate")
+        if self.accumulate > 1 and METHODS[self.base].couples_samples:
+            raise UsageError(
+                f"{self.base}'s loss compares the images of a batch, so gradients cannot be accumulated over smaller "
+                "ones; leave accumulate at 1"
+            )
+
+    @property
+    def base(self) -> str:
+        return split_name(self.method)[0]
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr * self.batch_size / 256
+
+    def make_method(self, classes: int) -> Method:
+        """The method with its options; a supervised one with a head for so many classes."""
+        own = {"classes": classes} if METHODS[self.base].targets == "labels" else {}
+        return make_method(self.base, **own, **self.options)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON and YAML have it; ``from_dict`` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        return build(cls, values, "field of the configuration")
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What another run's ``as_dict`` has otherwise, as lines "lr: 0.5, there 0.3"; bookkeeping does not count."""
+        mine, theirs = _flat(self.as_dict()), _flat(other)
+        return [
+            f"{name}: {mine.get(name)!r}, there {theirs.get(name)!r}"
+            for name in sorted({*mine, *theirs})
+            if name not in BOOKKEEPING and mine.get(name) != theirs.get(name)
+        ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def presets() -> dict[str, str]:
+    """Every preset's name with the first line of its file, which says what it is."""
+    folder = resources.files("coss_eval.training").joinpath("presets")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+
+
+def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
+    """The configuration of ``method``: defaults, then the preset, its part for this method, then ``overrides``.
+
+    Overrides are fields of Config, of LocalConfig (for a co- method) or of the method itself, without a prefix. Raises
+    UsageError for unknown presets, methods and fields, with what was meant.
+    """
+    base, co = split_name(method)
+    values: dict[str, Any] = {"method": method, "preset": preset or ""}
+    layers = [*_preset_layers(preset, base, co), overrides]
+    local: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    own = {f.name for f in fields(METHODS[base])}
+    config_fields = {f.name for f in fields(Config)} - {"method", "preset"}
+    for layer in layers:
+        for name, value in layer.items():
+            if name == "local":
+                local |= value
+            elif name == "options":
+                options |= value
+            elif name in config_fields:
+                values[name] = value
+            elif name in LOCAL_FIELDS:
+                local[name] = value
+            elif name in own:
+                options[name] = value
+            else:
+                raise unknown_name("field", name, config_fields | own | (set(LOCAL_FIELDS) if co else set()))
+    if not co and any(name in LOCAL_FIELDS for layer in layers[-1:] for name in (*layer, *layer.get("local", ()))):
+        raise UsageError(f"fields of the local term need the method co-{base}, not {method}")
+    values["local"] = build(LocalConfig, local, "field of the local term") if co else None
+    values["options"] = options
+    config = Config.from_dict(values)
+    make_method(base, **options)  # a wrong option is told before the data are opened
+    return config
+
+
+def _preset_layers(preset: str | None, base: str, co: bool) -> list[dict[str, Any]]:
+    if preset is None:
+        return []
+    if preset not in presets():
+        raise unknown_name("preset", preset, presets())
+    path = resources.files("coss_eval.training").joinpath("presets", f"{preset}.yaml")
+    common: dict[str, Any] = yaml.safe_load(path.read_text())
+    methods: dict[str, dict[str, Any]] = common.pop("methods", {})
+    parent = common.pop("like", None)
+    layers = _preset_layers(parent, base, co) if parent else []
+    return [*layers, common, methods.get(base, {})]

@@ -1,0 +1,143 @@
+"""Crops of image files of any size, decoded, cropped and flipped by worker processes; the device does the rest.
+
+A file is decoded once for all of its views. The crops are what ``views.draw`` gives for (seed, epoch, view, sample id),
+so the number of workers and the batches do not change them; ``views.finish_views`` applies the colour operations.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from coss_eval.data.choose import Bools, Ints
+from coss_eval.data.decode import UNREADABLE, reason, to_rgb
+from coss_eval.data.images import Images
+from coss_eval.data.split import Split
+from coss_eval.errors import CossError, UsageError
+from coss_eval.training.augmentation import Views
+from coss_eval.training.views import draw
+
+_KEEP = 2  # a JPEG may be decoded at a fraction of its size where every crop keeps this many pixels a pixel of its view
+
+
+class Crops(NamedTuple):
+    """One batch: a tensor uint8 (B, 3, S, S) for each view, cropped and flipped, and which samples they are of."""
+
+    views: list[Tensor]
+    labels: Tensor  # int64 (B,)
+    ids: Tensor  # int64 (B,)
+
+
+def crop_batches(
+    split: Split, parts: Sequence[Ints], views: Views, *, seed: int, epoch: int, workers: int = 4
+) -> Iterator[Crops]:
+    """The images at the places ``parts`` of ``split``, one batch a part, in that order.
+
+    For encoded images; sets of one small size are in memory and go through ``views.make_views``. Images that cannot be
+    read raise a CossError, or are left out of their batch where the split skips bad images.
+    """
+    if split.native_size is not None:
+        raise UsageError(f"the {split.name} images all have {split.native_size} pixels: make their views in memory")
+    indices, ids = ([array[part] for part in parts] for array in (split.indices, split.ids))
+    work = _Cropper(split.images, indices, ids, views, seed, epoch)
+    loader = DataLoader(
+        work,
+        batch_size=None,
+        num_workers=min(workers, len(parts)),
+        collate_fn=_as_is,
+        generator=torch.Generator(),  # else DataLoader draws a number from the global one
+    )
+    for part, (crops, failures) in zip(parts, loader, strict=True):
+        good: Bools = ~np.isin(split.indices[part], list(failures))
+        split.images.bad.update(failures)
+        if failures and not split.skip_bad_images:
+            index, why = next(iter(failures.items()))
+            raise CossError(
+                f"{split.images.keys[index].as_py()} cannot be read ({why}); mend or remove it, or pass "
+                "--skip-bad-images"
+            )
+        yield Crops(
+            [torch.from_numpy(view[good]) for view in crops],
+            torch.from_numpy(split.labels[part][good]),
+            torch.from_numpy(split.ids[part][good]),
+        )
+
+
+class _Cropper(Dataset[tuple[list[NDArray[np.uint8]], dict[int, str]]]):
+    """What a worker process gets; item n is the crops of batch n and why some of its images could not be read."""
+
+    def __init__(
+        self, images: Images, indices: list[Ints], ids: list[Ints], views: Views, seed: int, epoch: int
+    ) -> None:
+        self.images, self.indices, self.ids = images, indices, ids
+        self.views, self.seed, self.epoch = views, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> tuple[list[NDArray[np.uint8]], dict[int, str]]:
+        indices, failures = self.indices[number], dict[int, str]()
+        crops = [np.zeros((len(indices), 3, view.size, view.size), np.uint8) for view in self.views]
+        opened = [self._open(int(index), failures) for index in indices]
+        sizes = torch.tensor([(image.height, image.width) if image else (1, 1) for image in opened])
+        ids = torch.from_numpy(self.ids[number])
+        drawn = [
+            draw(augmentation, ids, sizes, seed=self.seed, epoch=self.epoch, view=view)
+            for view, augmentation in enumerate(self.views)
+        ]
+        boxes = np.stack([p.boxes.numpy() for p in drawn if p.boxes is not None], 1)  # (B, V, 4)
+        flips = np.stack([p.flip.numpy() for p in drawn], 1)  # (B, V)
+        targets = np.array([augmentation.size for augmentation in self.views])
+        for place, image in enumerate(opened):
+            if image is not None:
+                try:
+                    rgb, on_rgb = _decoded(image, boxes[place], targets)
+                except UNREADABLE as error:
+                    failures[int(indices[place])] = reason(error)
+                    continue
+                for crop, box, flip in zip(crops, on_rgb, flips[place], strict=True):
+                    crop[place] = _cropped(rgb, box, crop.shape[-1], bool(flip))
+        return crops, failures
+
+    def _open(self, index: int, failures: dict[int, str]) -> Any:
+        """The PIL image with its header read, or None and the reason in ``failures``."""
+        try:
+            return Image.open(io.BytesIO(self.images.raw(index)))
+        except UNREADABLE as error:
+            failures[index] = reason(error)
+            return None
+
+
+def _decoded(image: Any, boxes: Ints, targets: Ints) -> tuple[Any, Ints]:
+    """The image as RGB, and the boxes (V, 4) on it.
+
+    A JPEG larger than all of its crops need is decoded at 1/2, 1/4 or 1/8, which is several times as fast.
+    """
+    needed = _KEEP * (targets[:, None] / boxes[:, 2:]).max()  # share of the full size
+    size = image.size
+    if needed <= 0.5:
+        image.draft("RGB", (int(np.ceil(size[0] * needed)), int(np.ceil(size[1] * needed))))
+        across, down = image.size[0] / size[0], image.size[1] / size[1]
+        boxes = np.maximum(np.rint(boxes * np.array((down, across, down, across))).astype(np.int64), (0, 0, 1, 1))
+    return to_rgb(image), boxes
+
+
+def _cropped(rgb: Any, box: Ints, size: int, flip: bool) -> NDArray[np.uint8]:
+    """uint8 (3, S, S). Cropped before it is resized, as PIL's ``box`` would mix in what lies beyond the crop."""
+    top, left, height, width = box.tolist()
+    patch = rgb.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(patch).transpose(2, 0, 1)
+    return pixels[:, :, ::-1] if flip else pixels
+
+
+def _as_is(item: Any) -> Any:
+    """NumPy arrays go through a pipe; tensors would need shared memory, which containers often limit to 64 MB."""
+    return item

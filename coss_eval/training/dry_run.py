@@ -1,0 +1,114 @@
+"""What a run would cost, from two real steps: parameters, FLOPs, memory, images a second, time."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from coss_eval.data.batches import Batch
+from coss_eval.data.dataset import Dataset
+from coss_eval.training.config import resolve
+from coss_eval.training.distributed import process_group
+from coss_eval.training.loop import Run
+from coss_eval.training.pretraining import Pretraining
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Measured on two steps; FLOPs count multiplications and additions, of all views of one image."""
+
+    parameters: int  # trained ones
+    parameters_target: int
+    forward: float  # FLOPs an image, online network and heads
+    backward: float
+    target: float
+    peak_memory: int  # bytes: of the GPU, else of the whole process
+    images_per_second: float
+    steps: int
+    seconds: float  # of the whole run, probes and checkpoints left out
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        giga, hours = 1e9, self.seconds / 3600
+        return [
+            f"parameters  {self.parameters / 1e6:.2f} M trained, {self.parameters_target / 1e6:.2f} M in the target",
+            f"GFLOPs      an image: forward {self.forward / giga:.2f}, backward {self.backward / giga:.2f}, target "
+            f"{self.target / giga:.2f}",
+            f"memory      {self.peak_memory / 2**30:.2f} GiB at its peak",
+            f"speed       {self.images_per_second:,.0f} images/s, so {hours:.2f} h for {self.steps:,} steps",
+        ]
+
+
+def dry_run(
+    method: str, data: Dataset, *, preset: str | None = None, device: str | torch.device = "auto", **overrides: Any
+) -> Cost:
+    """Two steps of the run that ``train`` would do with these arguments; nothing is written."""
+    config = resolve(method, preset, **overrides)
+    with process_group(device) as own:
+        run = Run(config, data, Path(), own, resume=True)
+        batches = run.task.feed.epoch(0)
+        first = next(batches)
+        forward, backward, target = _flops(run, first)
+        if own.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(own)
+        run.take_step(first)  # the first one warms up
+        _wait(own)
+        started = time.perf_counter()
+        run.take_step(next(batches, first))
+        _wait(own)
+        rate = config.batch_size / (time.perf_counter() - started)
+    trained = [p.numel() for p in run.objective.parameters() if p.requires_grad]
+    kept = [p.numel() for p in run.objective.parameters() if not p.requires_grad]
+    steps = run.task.total
+    return Cost(
+        parameters=sum(trained),
+        parameters_target=sum(kept),
+        forward=forward,
+        backward=backward,
+        target=target,
+        peak_memory=_peak_memory(own),
+        images_per_second=rate,
+        steps=steps,
+        seconds=steps * config.batch_size / rate,
+    )
+
+
+def _flops(run: Run, batch: Batch) -> tuple[float, float, float]:
+    """FLOPs an image of the online forward pass, the backward pass and the target network, from four images."""
+    few = Batch(*(tensor[:4] for tensor in batch))
+    objective: Pretraining = run.objective
+    state = {key: value.clone() for key, value in objective.state_dict().items()}
+    views, labels = run.task.views_of(few, 0), few.labels.to(run.device)
+    full = len(run.task.views.full)
+    with FlopCounterMode(display=False) as target:
+        if objective.target is not None:
+            objective.targets(views[:full], [], [])
+    with FlopCounterMode(display=False) as forward:
+        losses = objective(views, labels, full=full, ids=few.ids)
+    with FlopCounterMode(display=False) as backward:
+        losses.total.backward()
+    for parameter in objective.parameters():
+        parameter.grad = None
+    objective.after_step(0.0)
+    objective.load_state_dict(state)
+    n, own = len(few.ids), target.get_total_flops()
+    return (forward.get_total_flops() - own) / n, backward.get_total_flops() / n, own / n
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024

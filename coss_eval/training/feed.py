@@ -1,0 +1,94 @@
+"""Training images by epoch: a shuffled order that depends on (seed, epoch) alone, each rank's share of every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coss_eval.data.batches import Batch, Geometry
+from coss_eval.data.split import Split
+from coss_eval.errors import UsageError
+from coss_eval.probes.forward import ahead
+from coss_eval.training.gather import rank, world_size
+
+DEVICE_SHARE = 0.4  # of a GPU's free memory, for images that stay there
+
+
+class Feed:
+    """Batches of a split, images uint8 on the device; labels and ids stay on the CPU.
+
+    All images lie on a GPU where they fit there. ``batch_size`` is that of all ranks together; the rest of an epoch
+    that fills no batch is left out, another one in each epoch.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, device: torch.device, *, seed: int, geometry: Geometry | None = None
+    ) -> None:
+        ranks = world_size()
+        if len(split) < batch_size:
+            raise UsageError(
+                f"{len(split):,} training images are fewer than a batch of {batch_size}; take a smaller one"
+            )
+        if batch_size % ranks or batch_size // ranks < 2:
+            raise UsageError(f"a batch of {batch_size} cannot be shared by {ranks} processes, two images or more each")
+        self.split, self.batch_size, self.device, self.seed, self.geometry = split, batch_size, device, seed, geometry
+        self.share = batch_size // ranks
+        self._resident = self._load() if device.type == "cuda" else None
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return len(self.split) // self.batch_size
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The images of an epoch in the order of all ranks together, (steps, batch_size)."""
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+        return shuffled[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """This rank's part of every batch of an epoch."""
+        places = self.order(number)[:, rank() * self.share : (rank() + 1) * self.share]
+        if self._resident is None:
+            part = self.split.subset(places.ravel())
+            yield from ahead(part.batches(self.geometry, batch_size=self.share), self.device)
+            return
+        images, labels, ids = self._resident
+        chosen = torch.from_numpy(places)
+        on_device = chosen.to(self.device)
+        for here, there in zip(chosen, on_device, strict=True):
+            yield Batch(images[there], labels[here], ids[here])
+
+    def _load(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """All images on the GPU, or None where they take too much of it."""
+        batches = self.split.batches(self.geometry, batch_size=1024)
+        first = next(batches)
+        if len(self.split) * first.images[0].numel() > DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            return None
+        images = torch.empty(len(self.split), *first.images.shape[1:], dtype=torch.uint8, device=self.device)
+        found, seen = [], 0
+        for batch in chain([first], batches):
+            images[seen : seen + len(batch.ids)] = batch.images.to(self.device)
+            seen += len(batch.ids)
+            found.append((batch.labels, batch.ids))
+        if seen < len(self.split):  # unreadable ones, left out by the person's wish
+            return None
+        return images, torch.cat([labels for labels, _ in found]), torch.cat([ids for _, ids in found])
+
+
+def statistics(split: Split, geometry: Geometry | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1], over all images (2,048 of large files)."""
+    images = split if split.native_size is not None else split.limited(2048)
+    count, total, square = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for batch in images.batches(geometry, batch_size=512):
+        values = batch.images.transpose(0, 1).flatten(1).to(torch.float32).div_(255)  # (3, B * H * W)
+        count += values.shape[1]
+        total += values.sum(1, dtype=torch.float64)
+        square += values.square_().sum(1, dtype=torch.float64)
+    mean = total / count
+    std = (square / count - mean.square()).clamp(min=1e-8).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())

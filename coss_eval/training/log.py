@@ -1,0 +1,54 @@
+"""What a run writes down: one JSON object a line, TensorBoard beside it where that is installed."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from coss_eval._disk import write_atomically
+
+
+class RunLog:
+    """Lines appended to out/log.jsonl. A resumed run drops the lines after its checkpoint first."""
+
+    def __init__(self, out: Path, steps_done: int) -> None:
+        self._path = out / "log.jsonl"
+        if self._path.exists():
+            kept = [line for line in _lines(self._path) if line["step"] <= steps_done]
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._board: Any = None
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_done)  # type: ignore[no-untyped-call]
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One line {"kind", "step", ...}; numbers also go to TensorBoard as kind/name."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """All lines of a run's log."""
+    return _lines(out / "log.jsonl")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; the last one may have been cut by a kill."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

@@ -1,0 +1,372 @@
+"""The training loop: steps without a synchronisation, epochs that end in a checkpoint, and exact resumption."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from coss_eval._disk import Lock, remove_leftovers
+from coss_eval.data.batches import Batch, Geometry
+from coss_eval.data.dataset import Dataset
+from coss_eval.data.split import Split
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.load import make_model, save_model
+from coss_eval.models.model import Model, lent_generator
+from coss_eval.training import checkpoint
+from coss_eval.training.config import Config, resolve
+from coss_eval.training.distributed import process_group
+from coss_eval.training.feed import Feed, statistics
+from coss_eval.training.gather import mean_over_ranks, rank, world_size
+from coss_eval.training.log import RunLog
+from coss_eval.training.monitor import Monitor
+from coss_eval.training.optim import cosine, make_optimizer, parameter_groups, set_lr, warm_up_cosine
+from coss_eval.training.pretraining import Losses, Pretraining
+from coss_eval.training.sync_norm import synchronised
+from coss_eval.training.views import Views, make_views, views_for
+
+LAST = "last.pt"
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: for the progress line."""
+
+    epoch: int  # the one in progress, from 1
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+    knn: float | None = None
+
+
+def train(
+    method: str,
+    data: Dataset,
+    *,
+    preset: str | None = None,
+    out: str | Path,
+    resume: bool = False,
+    device: str | torch.device = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    **overrides: Any,
+) -> Model:
+    """Train ``method`` on ``data.train`` and return the Model, also written to out/model.safetensors.
+
+    ``overrides``: fields of Config, LocalConfig or the method. ``out`` gets last.pt (the trainer's state),
+    log.jsonl and the model. ``resume`` goes on from last.pt, where there is one, exactly as if never interrupted; it
+    stops where the configuration or the images are others. ``on_note`` gets what a person should know (alarms).
+    """
+    config = resolve(method, preset, **overrides)
+    with process_group(device) as own:
+        return Run(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
+
+
+class Task:
+    """A configuration bound to data and a device: what is trained, on which images, with which views."""
+
+    def __init__(self, config: Config, data: Dataset, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.fit, self.select = _parts(data, config.holdout)
+        size = _size(config, self.fit)
+        self.geometry = None if self.fit.native_size is not None else Geometry(round(size * 8 / 7), 1.0)
+        self.views: Views = views_for(
+            config.base,
+            size,
+            variant=config.recipe,
+            crop_min_scale=config.crop_min_scale,
+            small_views=config.small_views,
+            small_size=config.small_size,
+        )
+        self.feed = Feed(self.fit, config.batch_size, device, seed=config.seed, geometry=self.geometry)
+        self.model = self._model(size)
+        self.objective = self._objective(len(data.classes))
+        self.total = self.feed.steps * config.epochs
+
+    def _model(self, size: int) -> Model:
+        config = self.config
+        preprocessing = Preprocessing(source="checkpoint", img_size=size if self.geometry else None)
+        if config.normalise == "data":
+            mean, std = statistics(self.fit, self.geometry)
+            preprocessing = replace(preprocessing, mean=mean, std=std)
+        model = make_model(
+            config.arch,
+            stem=config.stem,
+            width=config.width,
+            img_size=size if "vit" in config.arch else None,
+            pooling=config.pooling,
+            preprocessing=preprocessing,
+            name=config.method,
+            seed=config.seed,
+        )
+        only = model.backbone.img_size
+        if only is not None and any(view.size != only for view in self.views):
+            raise UsageError(f"{config.arch} takes {only} px only; leave small_views at 0 and size at {only}")
+        return model
+
+    def _objective(self, classes: int) -> Pretraining:
+        config = self.config
+        self.model.backbone.requires_grad_(True)
+        with lent_generator(config.seed + 1):
+            made = Pretraining(
+                self.model.backbone,
+                config.make_method(classes),
+                config.local,
+                bf16=config.precision == "bf16",
+                seed=config.seed,
+            )
+        synchronised(made.to(self.device), self.device)
+        for branch in (made, made.target):
+            if branch is not None:
+                branch.backbone.to(memory_format=torch.channels_last)
+                if config.compile and self.device.type == "cuda":
+                    branch.backbone.features = torch.compile(branch.backbone.features)  # type: ignore[method-assign]
+        return made.train()
+
+    def views_of(self, batch: Batch, epoch: int) -> list[Tensor]:
+        """All views of a batch, normalised, on the device."""
+        p = self.model.preprocessing
+        return make_views(
+            batch.images, batch.ids, self.views, seed=self.config.seed, epoch=epoch, mean=p.mean, std=p.std
+        )
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        config, method = self.config, self.objective.method
+        constant = self.objective.heads.predictor if method.constant_predictor else None
+        groups = parameter_groups(self.objective, config.weight_decay, constant=constant, vector_scale=config.vector_lr)
+        options: dict[str, Any] = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
+        if config.optimizer == "lars":
+            options |= {"trust": config.trust, "clip": config.clip_trust}
+        return make_optimizer(config.optimizer, groups, lr=config.peak_lr, **options)
+
+    def trained_model(self, data: Dataset) -> Model:
+        """The network that the method hands on, in eval mode, with its head where the method makes one."""
+        head = self.objective.heads.projector if self.config.base == "supervised" else None
+        classes = data.classes if head is not None else None
+        model = replace(self.model, backbone=self.objective.kept, head=head, classes=classes)
+        for module in (model.backbone, head):
+            if module is not None:
+                module.eval().requires_grad_(False)
+        return model.identified()
+
+
+class Run:
+    """One run in a folder: steps, log, alarms, checkpoints."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        out: Path,
+        device: torch.device,
+        *,
+        resume: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.config, self.data, self.out, self.device, self.resume = config, data, out, device, resume
+        self.on_progress, self.on_note = on_progress, on_note
+        self.first = rank() == 0
+        if (out / LAST).exists() and not resume:
+            raise UsageError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder")
+        self.task = Task(config, data, device)
+        self.objective = self.task.objective
+        self.optimizer = self.task.optimizer()
+        self.network = self._network()
+        self.epoch = self.step = 0
+        self._recent: list[Tensor] = []
+        self._knn: float | None = None
+
+    def _network(self) -> nn.Module:
+        if world_size() == 1:
+            return self.objective
+        ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.objective, device_ids=ids, broadcast_buffers=False)
+
+    def run(self) -> Model:
+        """All epochs that are left; the Model, written to out/model.safetensors by the first process."""
+        if self.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+        lock = Lock.take(self.out / "lock") if self.first else None
+        if self.first and lock is None:
+            raise UsageError(f"another process is training in {self.out}; wait for it, or choose another folder")
+        try:
+            self._load()
+            self.log = RunLog(self.out, self.step) if self.first else None
+            self.monitor = Monitor(self.task.fit, self.task.select, self.device, self.config.batch_size)
+            while self.epoch < self.config.epochs:
+                self._run_epoch()
+            model = self.task.trained_model(self.data)
+            if self.first:
+                save_model(model, self.out / MODEL)
+            return model
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _run_epoch(self) -> None:
+        self._since = time.perf_counter(), self.step
+        for batch in self.task.feed.epoch(self.epoch):
+            self._recent.append(self.take_step(batch))
+            if len(self._recent) >= self.config.log_every:
+                self._note_losses()
+        self._note_losses()
+        self.epoch += 1
+        last = self.epoch == self.config.epochs
+        if self.first and self.config.probe_every and (last or self.epoch % self.config.probe_every == 0):
+            self._look()
+        if last or self.epoch % self.config.checkpoint_every == 0:
+            self._save()
+        if self.first and self.config.keep_every and self.epoch % self.config.keep_every == 0:
+            model = replace(self.task.model, backbone=self.objective.kept)
+            save_model(model.identified(), self.out / f"epoch-{self.epoch:04d}.safetensors")
+
+    def take_step(self, batch: Batch) -> Tensor:
+        """One optimiser step on this rank's part of a batch: its losses (total, global, local), still on the device."""
+        config, progress = self.config, self.step / self.task.total
+        warm_up = round(config.warm_up_epochs * self.task.feed.steps)
+        lr = warm_up_cosine(config.peak_lr, self.step, warm_up=warm_up, total=self.task.total)
+        set_lr(self.optimizer, lr, config.peak_lr)
+        losses = torch.stack([self._backward(part, wait=wait) for part, wait in self._parts(batch)]).mean(0)
+        self.objective.before_step(progress)
+        if config.clip_gradient:
+            nn.utils.clip_grad_norm_(self.objective.parameters(), config.clip_gradient, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.ema(cosine(config.ema, 1.0, progress))
+        self.step += 1
+        self.objective.after_step(self.step / self.task.total)
+        return losses
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+        """The micro-batches of a step, and whether gradients wait for those that follow."""
+        n = self.config.accumulate
+        for i, tensors in enumerate(zip(*(tensor.chunk(n) for tensor in batch), strict=True)):
+            yield Batch(*tensors), i < n - 1
+
+    def _backward(self, batch: Batch, *, wait: bool) -> Tensor:
+        views = self.task.views_of(batch, self.epoch)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        network = self.network
+        with network.no_sync() if wait and isinstance(network, DistributedDataParallel) else nullcontext():
+            losses: Losses = network(views, labels, full=len(self.task.views.full), ids=batch.ids, epoch=self.epoch)
+            (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        local = losses.global_.new_zeros(()) if losses.local is None else losses.local
+        return torch.stack([losses.total.detach(), losses.global_, local])
+
+    def _note_losses(self) -> None:
+        """Fetch the losses since the last call, the only wait for the device; stop at the first that is no number."""
+        if not self._recent:
+            return
+        losses = mean_over_ranks(torch.stack(self._recent)).cpu()  # (steps, 3)
+        first = self.step - len(losses)
+        self._recent.clear()
+        bad = (~losses[:, 0].isfinite()).nonzero()
+        if len(bad):
+            raise self._not_finite(f"the loss became {losses[bad[0, 0], 0].item()}", first + int(bad[0, 0]) + 1)
+        total, global_, local = losses.mean(0).tolist()
+        started, step = self._since
+        seconds = time.perf_counter() - started
+        rate = (self.step - step) * self.config.batch_size / seconds
+        left = (self.task.total - self.step) * self.config.batch_size / rate
+        if self.log is not None:
+            lr = max(group["lr"] for group in self.optimizer.param_groups)
+            own = {"local": local} if self.config.local is not None else {}
+            self.log.write(
+                "train",
+                self.step,
+                epoch=self.epoch + 1,
+                loss=total,
+                **{"global": global_},
+                **own,
+                lr=lr,
+                images_per_second=rate,
+            )
+        if self.first and self.on_progress is not None:
+            self.on_progress(
+                Progress(self.epoch + 1, self.config.epochs, self.step, self.task.total, total, rate, left, self._knn)
+            )
+
+    def _not_finite(self, what: str, step: int) -> CossError:
+        path = self.out / LAST
+        good = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+        return CossError(
+            f"{what} at step {step} (epoch {self.epoch + 1}); {good}; try a smaller lr than {self.config.lr}"
+        )
+
+    def _look(self) -> None:
+        """Online probes and the signs of collapse."""
+        health = self.monitor.look(replace(self.task.model, backbone=self.objective.kept))
+        self._knn = health.knn
+        assert self.log is not None
+        self.log.write("probe", self.step, epoch=self.epoch, **asdict(health), alarm=health.alarm)
+        if health.alarm is not None and self.on_note is not None:
+            self.on_note(f"epoch {self.epoch}: {health.alarm}")
+
+    def _save(self) -> None:
+        norms = torch.stack(torch._foreach_norm(list(self.objective.parameters())))
+        if not math.isfinite(norms.sum().item()):
+            raise self._not_finite("a weight is no finite number", self.step)
+        if self.first:
+            checkpoint.save(self.out / LAST, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "config": self.config.as_dict(),
+            "data": self._data(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _data(self) -> str:
+        return f"{self.task.fit.fingerprint} {self.task.fit.protocol(self.task.geometry)}"
+
+    def _load(self) -> None:
+        path = self.out / LAST
+        if self.first:
+            remove_leftovers(self.out, path.stem)
+        if not (self.resume and path.exists()):
+            return
+        state = checkpoint.load(path, self.device)
+        checkpoint.refuse_other(state, self.config, self._data(), path)
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        if state["threads"] != torch.get_num_threads() and self.on_note is not None:
+            self.on_note(
+                f"this run was made with {state['threads']} threads and goes on with {torch.get_num_threads()}: the "
+                f"last digits may differ; OMP_NUM_THREADS={state['threads']} keeps them"
+            )
+
+
+def _parts(data: Dataset, holdout: float) -> tuple[Split, Split | None]:
+    if data.train is None:
+        raise UsageError(f"{data.name} has no training split; give a dataset with train/ and val/ or test/")
+    if holdout == 0:
+        return data.train, None
+    return data.train.holdout(holdout)
+
+
+def _size(config: Config, split: Split) -> int:
+    native = split.native_size
+    if config.size is not None:
+        return config.size
+    if native is None or native[0] != native[1]:
+        raise UsageError("the images have no common square size: say the size of the views in pixels (size: 224)")
+    return native[0]

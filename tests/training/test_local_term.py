@@ -1,0 +1,292 @@
+"""The CO term against a double loop over locations, its options, and every method x {plain, CO} x {CNN, RF, ViT}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_parts import SMALL, photographs
+
+from coss_eval.errors import UsageError
+from coss_eval.models.architecture import Architecture
+from coss_eval.models.backbone import Backbone, as_locations
+from coss_eval.models.rf_resnet import RFResNet
+from coss_eval.models.zoo import wrap
+from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, loss_by_loops, regional
+from coss_eval.training.methods import METHODS, make_method
+from coss_eval.training.optim import make_optimizer, parameter_groups
+from coss_eval.training.pretraining import Pretraining
+
+SEPARABLE = ("byol", "simsiam", "dino", "mocov3", "simclr")  # their loss is a mean over online vectors
+BACKBONES = ("resnet", "rf-resnet", "vit")
+
+
+def backbone(kind: str) -> Backbone:
+    if kind == "resnet":
+        return Architecture("resnet18", "cifar", 8).backbone(seed=0)
+    if kind == "vit":
+        return Architecture("vit_d24_l2_h2_p8", img_size=32).backbone(seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = RFResNet(18, kept=(4, 4, 1, 0), stem="cifar", width=8, mlp_layers=2, mlp_width=24)
+    return wrap(made, "rf29")[0]
+
+
+def objective(name: str, kind: str = "resnet", *, local: bool = True, **fields: Any) -> Pretraining:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = LocalConfig(**fields) if local else None
+        return Pretraining(backbone(kind), make_method(name, **SMALL[name]), config)
+
+
+def two_views(n: int = 8, size: int = 32) -> list[Tensor]:
+    images = photographs(n, size=size)
+    return [images, (images + 0.3 * photographs(n, seed=1, size=size)).flip(-1)]
+
+
+@pytest.mark.parametrize("name", SEPARABLE)
+@pytest.mark.parametrize("regions", [1, 4])
+def test_the_vectorised_term_is_the_double_loop(name: str, regions: int) -> None:
+    term = LocalTerm(LocalConfig(), make_method(name, **SMALL[name]), local_dim=6, dim=6).eval()
+    generator = torch.Generator().manual_seed(0)
+    online = torch.randn(4, 5, 20, generator=generator)
+    targets = torch.randn(4, regions, 20, generator=generator)
+    expected = loss_by_loops(term.compare, online, targets)
+    torch.testing.assert_close(term.loss(online, targets), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vicreg", "barlow"])
+def test_coupled_terms_see_all_locations_as_one_batch(name: str) -> None:
+    term = LocalTerm(LocalConfig(), make_method(name, **SMALL[name]), local_dim=6, dim=6)
+    generator = torch.Generator().manual_seed(0)
+    online, targets = torch.randn(4, 5, 8, generator=generator), torch.randn(4, 1, 8, generator=generator)
+    rows = torch.stack([online[image, location] for image in range(4) for location in range(5)])
+    owners = torch.tensor([image for image in range(4) for _ in range(5)])
+    torch.testing.assert_close(term.loss(online, targets), term.compare(rows, targets[:, 0], owners))
+
+
+def test_the_heads_are_convolutions_of_one_pixel() -> None:
+    """The same MLP at every location is a chain of 1x1 convolutions, its BatchNorm over images and places."""
+    term = LocalTerm(LocalConfig(), make_method("byol", hidden=16, out=8), local_dim=6, dim=6)
+    planes = torch.randn(3, 6, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert term.heads is not None
+    parts = [*term.heads.projector, *term.heads.predictor]
+    expected = planes
+    for part in parts:
+        if isinstance(part, nn.Linear):
+            expected = nn.functional.conv2d(expected, part.weight[:, :, None, None], part.bias)
+        elif isinstance(part, nn.BatchNorm1d):
+            expected = nn.functional.batch_norm(expected, None, None, part.weight, part.bias, training=True)
+        else:
+            expected = torch.relu(expected)
+    found = term.online(as_locations(planes, "nchw"), term.heads)
+    torch.testing.assert_close(found, as_locations(expected, "nchw"), atol=1e-5, rtol=1e-4)
+
+
+def test_the_whole_loss_is_the_two_terms_put_together_by_hand() -> None:
+    """CO-BYOL from its definition: each view's locals to the other view's global, through the target network."""
+    model, views = objective("byol", local_weight=0.4, global_weight=0.7), two_views()
+    assert model.target is not None
+    assert model.term is not None
+    assert model.term.heads is not None
+    index = torch.arange(8)
+    global_, local = torch.zeros(()), torch.zeros(())
+    for a, b in ((views[0], views[1]), (views[1], views[0])):
+        seen = model.backbone.represent(a)
+        target = model.target.backbone(b)
+        compare = model.method.comparison()
+        global_ = global_ + compare(model.heads(seen.global_), model.target.projector(target), index)
+        online = model.term.heads(seen.local.flatten(0, 1)).unflatten(0, (8, -1))
+        local = local + loss_by_loops(compare, online, model.target.local_projector(target)[:, None])
+    losses = model(views)
+    torch.testing.assert_close(losses.global_, global_, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses.local, local, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses.total, 0.7 * global_ + 0.4 * local, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["byol", "mocov3", "dino"])
+def test_targets_start_as_copies_and_follow_by_parameters_only(name: str) -> None:
+    model = objective(name)
+    assert model.target is not None
+    online = dict(model._online().named_parameters())
+    for key, parameter in model.target.named_parameters():
+        assert torch.equal(parameter, online[key]), key
+        assert not parameter.requires_grad
+    model.train()(two_views()).total.backward()
+    assert all(parameter.grad is None for parameter in model.target.parameters())
+    buffers = {key: value.clone() for key, value in model.target.named_buffers()}
+    with torch.no_grad():
+        for parameter in model._online().parameters():
+            parameter.add_(1)
+        for _, buffer in model.backbone.named_buffers():
+            buffer.add_(1)
+    before = {key: parameter.clone() for key, parameter in model.target.named_parameters()}
+    model.ema(0.9)
+    for key, parameter in model.target.named_parameters():
+        torch.testing.assert_close(parameter, 0.9 * before[key] + 0.1 * online[key])
+    assert all(torch.equal(value, buffers[key]) for key, value in model.target.named_buffers())
+
+
+def test_the_target_uses_its_own_batch_statistics() -> None:
+    model = objective("byol").train()
+    assert model.target is not None
+    model(two_views())
+    norm = next(module for module in model.target.modules() if isinstance(module, nn.BatchNorm2d))
+    assert int(norm.num_batches_tracked) == 2  # one of its own for each view
+    assert model.target.training
+
+
+def test_the_local_target_projector_sees_globals_and_is_a_network_of_its_own() -> None:
+    model = objective("byol")
+    assert model.target is not None
+    assert model.term is not None
+    assert model.term.heads is not None
+    copies = model.target.local_projector
+    assert copies is not None
+    assert not torch.equal(copies[0].weight, model.target.projector[0].weight)
+    assert torch.equal(copies[0].weight, model.term.heads.projector[0].weight)
+
+
+def test_shared_heads_add_no_parameters() -> None:
+    plain, shared = objective("byol", local=False), objective("byol", heads="shared")
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in shared.parameters())
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"local_grid": 2},
+        {"local_grid": 2, "sampling": "subset"},
+        {"local_grid": 100},
+        {"heads": "shared"},
+        {"view": "same"},
+        {"site": "stage1", "local_grid": 2},
+        {"site": "stage2", "heads": "shared", "local_grid": 2},
+        {"regions": 2},
+        {"regions": 2, "heads": "shared"},
+    ],
+    ids=str,
+)
+def test_every_option_gives_gradients_to_the_backbone(kind: str, fields: dict[str, Any]) -> None:
+    model = objective("byol", kind, global_weight=0.0, **fields)
+    losses = model(two_views())
+    losses.total.backward()
+    assert losses.local is not None
+    assert 0 < float(losses.local) < 8
+    norms = [float(p.grad.norm()) for p in model.backbone.parameters() if p.grad is not None]
+    assert sum(norm > 0 for norm in norms) > 3
+
+
+def test_the_same_view_is_another_number_than_the_other_view() -> None:
+    views = two_views()
+    other, same = (objective("byol", view=view)(views).local for view in ("other", "same"))
+    assert not torch.allclose(other, same)
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_grid_as_large_as_the_map_or_larger_takes_every_location(kind: str) -> None:
+    views = two_views()
+    every, large = (objective("byol", kind, local_grid=grid)(views).local for grid in (None, 50))
+    torch.testing.assert_close(every, large)
+
+
+def test_pooled_and_random_locals() -> None:
+    site = backbone("resnet").sites["prepool"]
+    planes, ids = torch.randn(3, 7, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 9, 11])
+    pooled = choose(planes, LocalConfig(local_grid=2), site, Draw(ids, 0, 0, 0))
+    torch.testing.assert_close(pooled[:, 0], planes[:, :, :2, :2].mean((2, 3)))
+    assert choose(planes, LocalConfig(local_grid=3), site, Draw(ids, 0, 0, 0)).shape == (3, 9, 7)
+    config = LocalConfig(local_grid=2, sampling="subset")
+    subset = choose(planes, config, site, Draw(ids, 0, 0, 0))
+    every = as_locations(planes, "nchw")
+    places = (subset[:, :, None] == every[:, None]).all(-1).float().argmax(-1)  # (B, 4)
+    assert all(len(set(row)) == 4 for row in places.tolist())
+    order = torch.tensor([2, 0, 1])  # a subset belongs to the sample, not to its place in the batch
+    again = choose(planes[order], config, site, Draw(ids[order], 0, 0, 0))
+    assert torch.equal(again, subset[order])
+    for other in (Draw(ids, 1, 0, 0), Draw(ids, 0, 1, 0), Draw(ids, 0, 0, 1)):
+        assert not torch.equal(choose(planes, config, site, other), subset)
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_regional_globals_are_the_globals_of_the_regions(kind: str) -> None:
+    network = backbone(kind).eval()
+    layout, prefix = network.prepool_layout, network.prefix_tokens
+    corner = torch.randn(3, network.local_dim, 2, 2, generator=torch.Generator().manual_seed(0))
+    planes = torch.cat([torch.cat([corner, 2 * corner], 3), torch.cat([3 * corner, 4 * corner], 3)], 2)
+    features = planes if layout == "nchw" else nn.functional.pad(planes.flatten(2).mT, (0, 0, prefix, 0))
+    found = network.pool(regional(features, 2, layout, prefix)).view(3, 4, -1)
+    for i in range(4):
+        quarter = (i + 1) * corner
+        if layout == "nlc":  # a class token has no region of its own; the region's mean stands for it
+            mean = quarter.mean((2, 3))[:, None].expand(-1, prefix + 1, -1)
+            torch.testing.assert_close(found[:, i], network.pool(mean))
+        else:
+            torch.testing.assert_close(found[:, i], network.pool(quarter))
+
+
+def test_small_views_are_students_only() -> None:
+    model, views = objective("dino"), two_views()
+    small = [view[:, :, :16, :16] for view in views]
+    seen: list[int] = []
+    assert model.target is not None
+    handle = model.target.backbone.global_.register_forward_hook(lambda *_: seen.append(1))
+    losses = model([*views, *small], full=2)
+    handle.remove()
+    assert len(seen) == 2
+    losses.total.backward()
+
+
+def test_more_views_do_not_weigh_more() -> None:
+    """A summed pair is twice the mean over directions, however many directions there are."""
+    model, views = objective("byol").eval(), two_views()
+    pair = model([views[0], views[0]])
+    four = model([views[0]] * 4, full=2)
+    torch.testing.assert_close(pair.total, four.total)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"local_weight": 0.0}, "take the method without co-"),
+        ({"global_weight": -1.0}, "at least 0"),
+        ({"local_grid": 0}, "at least 1"),
+        ({"site": "stage9"}, "stage1"),
+    ],
+)
+def test_wrong_fields(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        objective("byol", **fields)
+
+
+def test_supervised_has_no_local_term() -> None:
+    with pytest.raises(UsageError, match="leave co- out"):
+        objective("supervised")
+
+
+RATES = {"byol": 0.05, "simsiam": 0.05, "dino": 0.05, "mocov3": 0.05, "simclr": 0.1, "vicreg": 0.01, "barlow": 0.02}
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("name", [*METHODS, *(f"co-{name}" for name in METHODS if name != "supervised")])
+def test_training_steps_lower_the_loss(name: str, kind: str) -> None:
+    """Eight steps on one batch; the target network follows, so the task itself moves."""
+    base = name.removeprefix("co-")
+    model = objective(base, kind, local=name != base).train()
+    optimizer = make_optimizer("sgd", parameter_groups(model, 0.0), lr=RATES.get(base, 0.05))
+    views, labels = two_views(16), torch.arange(16) % 5
+    losses = []
+    for step in range(8):
+        found = model(views, labels, full=2)
+        losses.append(found.total.item())
+        optimizer.zero_grad()
+        found.total.backward()
+        model.before_step(0.5 + step / 20)
+        optimizer.step()
+        model.ema(0.99)
+        model.after_step(0.5 + step / 20)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    assert min(losses[-2:]) < losses[0], losses

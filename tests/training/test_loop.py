@@ -1,0 +1,191 @@
+"""Whole runs on a few digits: artefact, log, alarms, checkpoints, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_parts import TINY, digits
+
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models.load import load_model
+from coss_eval.probes.features import extract
+from coss_eval.training import checkpoint, config, log, loop
+from coss_eval.training.config import Config, presets, resolve
+from coss_eval.training.dry_run import dry_run
+from coss_eval.training.feed import Feed, statistics
+from coss_eval.training.loop import Progress, Run, train
+from coss_eval.training.methods import METHODS, names
+from coss_eval.training.monitor import Health, spread
+
+HEADS: dict[str, dict[str, int]] = {
+    "byol": {"hidden": 32},
+    "dino": {"hidden": 32, "prototypes": 32, "bottleneck": 16},
+}
+
+
+def run(method: str, out: Path, **overrides: Any) -> Any:
+    options = HEADS.get(method.removeprefix("co-"), {})
+    return train(method, digits(), out=out, device="cpu", **{**TINY, **options, **overrides})
+
+
+def test_a_run_leaves_a_model_that_needs_no_flags_and_a_log(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    model = run("co-byol", tmp_path, epochs=3, holdout=0.25, probe_every=1, on_progress=seen.append)
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.sha256 == model.sha256
+    assert loaded.preprocessing.mean == pytest.approx(model.preprocessing.mean)
+    assert loaded.preprocessing.source == "checkpoint"
+    data = digits()
+    one, other = (extract(m, data.test, device="cpu", cache=False).values["global"] for m in (model, loaded))
+    torch.testing.assert_close(one, other)
+    lines = log.read(tmp_path)
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[0]["loss"] == pytest.approx(steps[0]["global"] + 0.3 * steps[0]["local"], rel=1e-5)
+    probes = [line for line in lines if line["kind"] == "probe"]
+    assert len(probes) == 3
+    assert 0 <= probes[-1]["knn"] <= 1
+    assert probes[-1]["effective_rank"] > 1
+    assert (seen[-1].step, seen[-1].steps, seen[-1].epoch) == (6, 6, 3)
+
+
+def test_supervised_leaves_its_head_and_class_names(tmp_path: Path) -> None:
+    model = run("supervised", tmp_path, epochs=2)
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.classes == model.classes == digits().classes
+    assert loaded.head is not None
+
+
+def test_dino_hands_on_its_teacher(tmp_path: Path) -> None:
+    task = loop.Task(resolve("dino", **TINY, **HEADS["dino"]), digits(), torch.device("cpu"))
+    assert task.objective.target is not None
+    assert task.objective.kept is task.objective.target.backbone
+
+
+def test_the_order_belongs_to_seed_and_epoch(tmp_path: Path) -> None:
+    data = digits().train
+    assert data is not None
+    feed = Feed(data, 32, torch.device("cpu"), seed=0)
+    assert feed.steps == 3
+    ids = [torch.cat([batch.ids for batch in feed.epoch(epoch)]) for epoch in (0, 0, 1)]
+    assert torch.equal(ids[0], ids[1])
+    assert not torch.equal(ids[0], ids[2])
+    assert sorted(ids[0].tolist()) == sorted(data.ids.tolist())
+    other = Feed(data, 32, torch.device("cpu"), seed=1)
+    assert not torch.equal(ids[0], torch.cat([batch.ids for batch in other.epoch(0)]))
+
+
+def test_statistics_are_those_of_all_pixels() -> None:
+    data = digits().train
+    assert data is not None
+    pixels = torch.cat([batch.images for batch in data.batches()]).double() / 255
+    mean, std = statistics(data, None)
+    assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-6)
+    assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-5)
+
+
+def test_micro_batches_have_the_gradient_of_their_mean(tmp_path: Path) -> None:
+    """With BatchNorm in eval mode, where images do not meet, four micro-batches are one batch."""
+    weights = []
+    for accumulate in (1, 4):
+        made = Run(resolve("byol", **TINY, hidden=32, accumulate=accumulate), digits(), tmp_path, torch.device("cpu"))
+        made.objective.eval()
+        made.take_step(next(made.task.feed.epoch(0)))
+        weights.append(torch.cat([p.detach().flatten() for p in made.objective.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step_and_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CossError, match=r"nan at step \d+ .*no checkpoint yet.*smaller lr"):
+        run("byol", tmp_path / "a", epochs=2, lr=1e30, warm_up_epochs=0.0)
+    assert not (tmp_path / "a" / "model.safetensors").exists()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"epoch": 1})
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CossError, match=r"No space left.*last good state"):
+        checkpoint.save(path, {"epoch": 2})
+    monkeypatch.undo()
+    assert checkpoint.load(path, torch.device("cpu"))["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_collapse_is_told() -> None:
+    generator = torch.Generator().manual_seed(0)
+    healthy = torch.randn(200, 16, generator=generator)
+    constant = torch.ones(200, 16) + 1e-4 * healthy
+    line = healthy[:, :1] * torch.ones(16)
+    alarms = [Health(*spread(features)).alarm for features in (healthy, constant, line)]
+    assert alarms[0] is None
+    assert "standard deviation" in str(alarms[1])
+    assert "effective rank" in str(alarms[2])
+
+
+@pytest.mark.parametrize("method", names())
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_goes_with_every_method(preset: str, method: str) -> None:
+    found = resolve(method, preset)
+    assert (found.local is not None) == method.startswith("co-")
+    assert Config.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    head = (Path(config.__file__).parent / "presets" / f"{preset}.yaml").read_text()
+    assert all(f"# {word}:" in head for word in ("source", "expected", "command", "hours"))
+
+
+def test_presets_are_layered() -> None:
+    assert resolve("simsiam", "cifar10-r18").optimizer == "sgd"
+    assert resolve("byol", "cifar10-r18-laptop").lr == 1.0
+    assert resolve("byol", "cifar10-r18-laptop").options == {"hidden": 1024, "out": 128}
+    found = resolve("co-byol", "imagenet-rf99-r50-100ep", local_weight=0.5, hidden=64, epochs=3)
+    assert (found.arch, found.batch_size, found.epochs, found.options["hidden"]) == ("rf99_resnet50", 4096, 3, 64)
+    assert found.local is not None
+    assert found.local.local_weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "message"),
+    [
+        ("byoll", {}, "did you mean"),
+        ("byol", {"preset": "cifar-r18"}, "did you mean cifar10-r18"),
+        ("byol", {"epoch": 3}, "did you mean epochs"),
+        ("byol", {"local_weight": 0.5}, "need the method co-byol"),
+        ("simclr", {"accumulate": 2}, "cannot be accumulated"),
+        ("byol", {"batch_size": 1}, "two images"),
+        ("byol", {"batch_size": 30, "accumulate": 4}, "does not divide"),
+        ("byol", {"lr": "fast"}, "expected float"),
+        ("byol", {"optimizer": "lar"}, "'lars' or 'sgd' or 'adamw'"),
+        ("byol", {"batch_size": 1000}, "96 training images are fewer than a batch of 1000"),
+        ("dino", {"arch": "vit_d24_l2_h2_p8", "small_views": 2, "stem": "imagenet", "width": 64}, "takes 32 px only"),
+    ],
+)
+def test_wrong_calls_say_what_to_do(tmp_path: Path, method: str, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(method, digits(), out=tmp_path, device="cpu", **{**TINY, **overrides})
+
+
+def test_data_without_a_training_split(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no training split"):
+        train("byol", replace(digits(), train=None), out=tmp_path, device="cpu", **TINY)
+
+
+@pytest.mark.parametrize("method", ["co-byol", "simclr", "supervised"])
+def test_a_dry_run_costs_two_steps_and_writes_nothing(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cost = dry_run(method, digits(), device="cpu", **TINY)
+    assert not list(tmp_path.iterdir())
+    assert cost.backward > 1.5 * cost.forward > 0
+    assert (cost.target > 0) == (METHODS[method.removeprefix("co-")].targets == "momentum")
+    assert cost.images_per_second > 0
+    assert "images/s" in "\n".join(cost.lines())

@@ -1,0 +1,67 @@
+"""A run that was killed goes on as if it had not been: the same bits; another configuration is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from interrupted_run import RUN
+from training_parts import digits
+
+from coss_eval.errors import CossError, UsageError
+from coss_eval.training import checkpoint, log
+from coss_eval.training.loop import LAST, train
+
+
+@pytest.mark.parametrize("steps", [4, 8])  # 3 steps an epoch: in the middle of the second, and of the third
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path, steps: int) -> None:
+    whole = train("co-byol", digits(), out=tmp_path / "whole", device="cpu", **RUN)
+    out = tmp_path / "killed"
+    script = Path(__file__).with_name("interrupted_run.py")
+    threads = str(torch.get_num_threads())
+    ended = subprocess.run(
+        [sys.executable, str(script), str(out), str(steps)],
+        env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=900,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert not (out / "model.safetensors").exists()
+    notes: list[str] = []
+    resumed = train("co-byol", digits(), out=out, device="cpu", resume=True, on_note=notes.append, **RUN)
+    assert not notes
+    assert resumed.sha256 == whole.sha256
+    states = [checkpoint.load(folder / LAST, torch.device("cpu")) for folder in (tmp_path / "whole", out)]
+    for key, value in states[0]["objective"].items():
+        assert torch.equal(value, states[1]["objective"][key]), key
+    assert [line["step"] for line in log.read(out)] == list(range(1, 13))
+
+
+def test_resuming_a_finished_run_changes_nothing_and_a_missing_one_starts(tmp_path: Path) -> None:
+    fields = {**RUN, "epochs": 1}
+    first = train("byol", digits(), out=tmp_path, device="cpu", resume=True, **_plain(fields))
+    again = train("byol", digits(), out=tmp_path, device="cpu", resume=True, **_plain(fields))
+    assert first.sha256 == again.sha256
+
+
+def test_refusals(tmp_path: Path) -> None:
+    fields = _plain({**RUN, "epochs": 1})
+    train("byol", digits(), out=tmp_path, device="cpu", **fields)
+    with pytest.raises(UsageError, match="pass --resume"):
+        train("byol", digits(), out=tmp_path, device="cpu", **fields)
+    with pytest.raises(UsageError, match=r"hidden: 48, there 32.*lr: 0.25, there 0.5"):
+        train("byol", digits(), out=tmp_path, device="cpu", resume=True, **{**fields, "lr": 0.25, "hidden": 48})
+    with pytest.raises(UsageError, match="images are others"):
+        train("byol", digits(128), out=tmp_path, device="cpu", resume=True, **fields)
+    train("byol", digits(), out=tmp_path, device="cpu", resume=True, **{**fields, "log_every": 7})
+    (tmp_path / LAST).write_bytes(b"torn")
+    with pytest.raises(CossError, match="no trainer state"):
+        train("byol", digits(), out=tmp_path, device="cpu", resume=True, **fields)
+
+
+def _plain(fields: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in fields.items() if key not in ("sampling", "local_grid")}

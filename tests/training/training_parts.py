@@ -1,0 +1,43 @@
+"""Small heads for every method, and smooth random images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from coss_eval.data.open import Dataset, load_dataset
+
+SMALL: dict[str, dict[str, int]] = {
+    name: {"hidden": 32, "out": 20} for name in ("byol", "mocov3", "simclr", "vicreg", "barlow")
+} | {
+    "simsiam": {"hidden": 32, "out": 20, "bottleneck": 10},
+    "dino": {"hidden": 32, "bottleneck": 16, "prototypes": 20},
+    "supervised": {"classes": 5},
+}
+
+
+def photographs(n: int, seed: int = 0, size: int = 32) -> Tensor:
+    """Smooth random images (n, 3, size, size): neighbouring pixels agree."""
+    coarse = torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+
+
+TINY: dict[str, object] = {
+    "width": 8,
+    "holdout": 0.0,
+    "batch_size": 32,
+    "warm_up_epochs": 1.0,
+    "lr": 0.1,
+    "precision": "fp32",
+    "probe_every": 0,
+    "log_every": 1,
+}
+
+
+def digits(n: int = 96) -> Dataset:
+    """A few of scikit-learn's digits, 32 px."""
+    data = load_dataset("digits")
+    assert data.train is not None
+    return replace(data, train=data.train.limited(n), test=data.test.limited(50))
