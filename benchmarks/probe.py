@@ -41,23 +41,40 @@ def main() -> None:
     print(f"{data.name}, {model.name}: {n:,} features of {dim}, {len(data.classes)} classes")
     print(f"{device}, torch {torch.__version__} with {torch.get_num_threads()} threads")
 
-    seconds, probe = [], None
+    taken, cpu = [], []
     for _ in range(arguments.repeats):
-        started = time.perf_counter()
+        clock = Clock()
         probe = our_path(fit, select, len(data.classes), device)
-        seconds.append(time.perf_counter() - started)
-    assert probe is not None
+        taken.append(clock.seconds())
+        cpu.append(clock.cpu_seconds())
     ours = 100 * scores(probe.module()(test.values["global"]), test.labels)["top1"]
-    print(f"ours: {len(STRENGTHS)} strengths, selection and refit  {median(seconds):7.2f} s   {ours:.2f} %")
+    print("                                          wall      CPU   test accuracy")
+    print(
+        f"ours, {len(STRENGTHS)} strengths, selection, refit  {median(taken):9.2f} s{median(cpu):7.2f} s {ours:9.2f} %"
+    )
 
-    slowest, theirs = 0.0, 0.0
+    slowest, theirs = (0.0, 0.0), 0.0
     for strength in STRENGTHS if arguments.all else sorted({probe.strength, *STRENGTHS[-2:]}, reverse=True):
-        taken, iterations, accuracy = sklearn_fit(train, test, probe, strength)
-        print(f"scikit-learn, strength {strength:8.2g}, {iterations:4d} it.  {taken:7.2f} s   {accuracy:.2f} %")
-        slowest = max(slowest, taken)
+        wall, busy, iterations, accuracy = sklearn_fit(train, test, probe, strength)
+        print(f"scikit-learn, {strength:7.1e}, {iterations:4d} iterations {wall:9.2f} s{busy:7.2f} s {accuracy:9.2f} %")
+        slowest = max(slowest, (wall, busy))
         theirs = accuracy if strength == probe.strength else theirs
-    print(f"whole path / slowest single fit: {median(seconds) / slowest:.2f}  (at most 2)")
-    print(f"accuracy at strength {probe.strength:.2g}: {ours - theirs:+.2f} points  (within 0.2)")
+    ratios = median(taken) / slowest[0], median(cpu) / slowest[1]
+    print(f"whole path / slowest single fit: {ratios[0]:.2f} (CPU time: {ratios[1]:.2f}); at most 2")
+    print(f"accuracy at the chosen strength, {probe.strength:.2g}: {ours - theirs:+.2f} points; within 0.2")
+
+
+class Clock:
+    """Wall and CPU time since it was made; CPU time is the fairer one where other processes use the machine, too."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started[0]
+
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self.started[1]
 
 
 def our_path(fit: Features, select: Features, num_classes: int, device: torch.device) -> LinearProbe:
@@ -70,14 +87,20 @@ def our_path(fit: Features, select: Features, num_classes: int, device: torch.de
     )
 
 
-def sklearn_fit(train: Features, test: Features, probe: LinearProbe, strength: float) -> tuple[float, int, float]:
-    """Seconds, iterations and test accuracy (%) of one fit from zero."""
+def sklearn_fit(
+    train: Features, test: Features, probe: LinearProbe, strength: float
+) -> tuple[float, float, int, float]:
+    """Wall and CPU seconds, iterations and test accuracy (%) of one fit from zero."""
     rows, held = (((f.values["global"] - probe.mean) / probe.std).float().numpy() for f in (train, test))
     regression = LogisticRegression(C=1 / (strength * len(rows)), max_iter=1000, tol=1e-4)
-    started = time.perf_counter()
+    clock = Clock()
     regression.fit(rows, train.labels.numpy())
-    taken = time.perf_counter() - started
-    return taken, int(regression.n_iter_.max()), 100 * regression.score(held, test.labels.numpy())
+    return (
+        clock.seconds(),
+        clock.cpu_seconds(),
+        int(regression.n_iter_.max()),
+        100 * regression.score(held, test.labels.numpy()),
+    )
 
 
 def open_data(name: str, root: Path | None) -> Dataset:

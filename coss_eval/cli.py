@@ -55,8 +55,12 @@ class ModelFlags:
     "Checkpoint file, torchvision:NAME or timm:NAME; repeat it to set models side by side."
     arch: str | None = None
     "Architecture (resnet50, timm:..., package.module:factory); inferred from the file where it can be."
-    stem: Literal["imagenet", "cifar"] | None = None
-    "ResNet stem."
+    stem: Literal["imagenet", "cifar", "solo-cifar", "lightly-cifar"] | None = None
+    "ResNet stem; the last two are solo-learn's and lightly's own variants of the 3x3 one."
+    width: int | None = None
+    "Planes of a ResNet's first stage."
+    pooling: Literal["own", "mean"] = "own"
+    "Global representation of a ViT: the network's own (class token), or the mean of its patch tokens."
     weights: str | None = None
     "Branch of the file (student, teacher, online, target), or the weights of a named model."
     mean: tuple[float, float, float] | None = None
@@ -417,7 +421,7 @@ def main() -> None:
     """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
     debug = "--debug" in sys.argv
     try:
-        code = app.meta(exit_on_error=False, print_error=False, result_action="return_value")
+        code = app.meta(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except (CossError, CycloptsError) as error:
         if debug:
             raise

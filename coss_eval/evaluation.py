@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from coss_eval.models.classifier import to_float
 from coss_eval.models.load import load_model, normalisation_check
 from coss_eval.models.model import Model
 from coss_eval.probes import resolve_device
+from coss_eval.probes.forward import exact_float32
 from coss_eval.store import Cell, Store
 from coss_eval.tasks import NAMES, task_class
 from coss_eval.tasks.task import Settings, Subject, Task
@@ -217,6 +219,7 @@ def execute(
 def _run_job(store: Store, job: Job, overwrite: bool) -> None:
     """Claim what no other process is at, measure it, store it."""
     with ExitStack() as stack:
+        stack.enter_context(exact_float32())
         mine = [
             (subject, key)
             for subject, key in zip(job.subjects, job.keys, strict=True)
@@ -255,7 +258,7 @@ def provenance(planned: Plan) -> dict[str, Any]:
 
     settings, data = planned.subjects[0].settings, planned.subjects[0].data
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {
             "coss_eval": __version__,

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from coss_eval import cli
 
-def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = "from coss_eval.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | environment,
-        check=False,
-    )
+
+class Done(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Done]:
+    """The command line in this process, from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["coss-eval", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Done(stop.value.code, *capsys.readouterr())
+
+    return run_
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["robustness", "--help"], ["list", "corruptions"]])
@@ -60,16 +71,51 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["robustness", "--config", "missing.yaml"], "missing.yaml"),
     ],
 )
-def test_wrong_calls_get_one_line_and_no_traceback(arguments: list[str], expected: str, tmp_path: Path) -> None:
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode in (1, 2)
-    assert expected in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_calls_get_one_line_and_no_traceback(
+    run: Callable[..., Done], arguments: list[str], expected: str
+) -> None:
+    done = run(*arguments)
+    assert done.code in (1, 2)
+    assert expected in done.err
+    assert len(done.err.strip().splitlines()) == 1, done.err
 
 
-def test_config_file_gives_values_and_flags_win(tmp_path: Path) -> None:
+def test_config_file_gives_values_and_flags_win(run: Callable[..., Done], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("data: nonsense\nckpt: [missing.pth]\n")
-    assert "missing.pth" in run("check", "--config", str(config)).stderr
-    assert "other.pth" in run("check", "--config", str(config), "--ckpt", "other.pth").stderr
+    assert "missing.pth" in run("check", "--config", str(config)).err
+    assert "other.pth" in run("check", "--config", str(config), "--ckpt", "other.pth").err
+
+
+def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done], tmp_path: Path) -> None:
+    recipe = ["--width", "16", "--epochs", "1", "--batch-size", "64"]
+    assert run("train", *recipe, "--out", "one").code == 0
+    assert run("train", *recipe, "--seed", "1", "--out", "two").code == 0
+
+    described = run("info", "one/model.safetensors").out
+    assert "resnet18" in described
+    assert "(coss-eval)" not in described
+    assert "451 images" in run("info", "digits").out
+
+    checked = run("check", "--ckpt", "one/model.safetensors")
+    assert checked.code == 0, checked.out
+    assert all(task in checked.out for task in ("probe", "corruptions", "attacks", "internal", "redundancy"))
+
+    flags = ["--tasks", "corruptions", "--tasks", "redundancy", "--limit", "20"]
+    planned = run("evaluate", *flags, "--ckpt", "one/model.safetensors", "--out", "a", "--dry-run").out
+    assert "LIMITED to 20" in planned
+    assert not Path("a").exists()
+    for model, out in (("one", "a"), ("two", "b")):
+        done = run("evaluate", *flags, "--ckpt", f"{model}/model.safetensors", "--out", out, "--quiet")
+        assert done.code == 0, done.err
+        assert "report.md" in done.out
+    assert "limit 20" in run("info", "a").out
+    assert "corruptions" in run("compare", "a", "b").out
+    assert "figures" in run("figures", "a").out
+    assert "report.html" in run("report", "a").out
+
+
+def test_verify_runs_its_self_checks(run: Callable[..., Done]) -> None:
+    done = run("verify")
+    assert done.code == 0, done.out
+    assert done.out.count("ok  ") == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +52,17 @@ class Corruptions(Task):
     def forwards(self, cell: Cell, subject: Subject) -> float:
         return len(subject.data.test) * len(cell.params.get("severities", [0]))
 
+    def overhead(self, cell: Cell, subject: Subject) -> float:
+        """Corrupting, timed on two images; it runs beside the forward passes, so this errs on the long side."""
+        if cell.params["corruption"] == "clean":
+            return 0.0
+        split = subject.data.test
+        batch = next(subject.batches(split.subset(range(min(2, len(split))))))
+        started = time.perf_counter()
+        for severity in cell.params["severities"]:
+            _corrupt(cell, batch, severity)
+        return (time.perf_counter() - started) / len(batch.ids) * len(split)
+
     def measure(self, cell: Cell, subject: Subject) -> Result:
         return next(self.run(cell, [subject]))
 
@@ -78,26 +90,25 @@ class Corruptions(Task):
 
 
 def _corrupted(cell: Cell, subject: Subject) -> Iterator[tuple[Batch, int, Tensor]]:
-    params = cell.params
     for batch in subject.batches():
-        for severity in params.get("severities", [0]):
-            if params["corruption"] == "clean":
-                yield batch, severity, batch.images
-                continue
-            yield (
-                batch,
-                severity,
-                corrupt(
-                    batch.images,
-                    params["corruption"],
-                    severity,
-                    batch.ids,
-                    seed=params["seed"],
-                    table=params["table"],
-                    flavour=params["flavour"],
-                    backend=params["backend"],
-                ),
-            )
+        for severity in cell.params.get("severities", [0]):
+            yield batch, severity, _corrupt(cell, batch, severity)
+
+
+def _corrupt(cell: Cell, batch: Batch, severity: int) -> Tensor:
+    params = cell.params
+    if params["corruption"] == "clean":
+        return batch.images
+    return corrupt(
+        batch.images,
+        params["corruption"],
+        severity,
+        batch.ids,
+        seed=params["seed"],
+        table=params["table"],
+        flavour=params["flavour"],
+        backend=params["backend"],
+    )
 
 
 def _overlapped(items: Iterator[tuple[Batch, int, Tensor]]) -> Iterator[tuple[Batch, int, Tensor]]:
