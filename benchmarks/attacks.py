@@ -2,7 +2,7 @@
 
     python benchmarks/attacks.py                                   # digits, a network trained in a minute
     python benchmarks/attacks.py --data cifar10-jpeg --data-root ../shared/data
-    python benchmarks/attacks.py --data tiny-imagenet-50 --data-root ../shared/data --width 32
+    python benchmarks/attacks.py --data tiny-imagenet-50 --data-root ../shared/data --ckpt model.safetensors
 
 The peers are measured as their users run them, and with the network's parameters frozen (their best case: neither
 then computes weight gradients). Their pixels are channels-last as ours are, or plain, whichever is faster. Rounds of
@@ -39,7 +39,14 @@ OUR_STEP = 2.5 / STEPS
 
 
 def trained(data: Dataset, arguments: argparse.Namespace) -> Classifier:
-    """A ResNet-18 with a CIFAR stem, trained once for these arguments."""
+    """The network of --ckpt, else a ResNet-18 with a CIFAR stem, trained once for these arguments."""
+    path = Path(arguments.ckpt) if arguments.ckpt else _train(data, arguments)
+    model = load_model(path, device=arguments.device)
+    assert model.head is not None, "the checkpoint has no head"
+    return Classifier(model.backbone, model.head, model.preprocessing).to(arguments.device).eval()
+
+
+def _train(data: Dataset, arguments: argparse.Namespace) -> Path:
     images = arguments.train_images
     recipe = Recipe(width=arguments.width, epochs=arguments.epochs, bf16=arguments.device != "cpu")
     folder = Path(tempfile.gettempdir()) / f"coss-attacks-{data.name}-{recipe.width}-{recipe.epochs}-{images}"
@@ -47,9 +54,7 @@ def trained(data: Dataset, arguments: argparse.Namespace) -> Classifier:
         assert data.train is not None
         fewer = replace(data, train=data.train.limited(min(images, len(data.train)), seed=0))
         train_supervised(fewer, recipe, out=folder, device=arguments.device, on_epoch=lambda *at: print("epoch", *at))
-    model = load_model(folder / "model.safetensors", device=arguments.device)
-    assert model.head is not None
-    return Classifier(model.backbone, model.head, model.preprocessing).to(arguments.device).eval()
+    return folder / "model.safetensors"
 
 
 def fastest(contenders: dict[str, Callable[[], object]], arguments: argparse.Namespace) -> dict[str, float]:
@@ -156,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--data-root")
+    parser.add_argument("--ckpt", help="a checkpoint with a head for --data; how many steps are saved depends on it")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=2)
@@ -167,9 +173,11 @@ def main() -> None:
 
     data = load_dataset(arguments.data, root=arguments.data_root)
     race = Race(trained(data, arguments), data, arguments)
+    network = arguments.ckpt or f"ResNet-18, width {arguments.width}"
+    pixels = race.images.shape[-1]
     clean = float(race.ours(0.0).clean.double().mean())
     print(
-        f"ResNet-18, width {arguments.width}, on {data.name}: {len(race.images)} images of {race.images.shape[-1]} px, "
+        f"{network}, on {data.name}: {len(race.images)} images of {pixels} px, "
         f"{100 * clean:.1f} % right; {arguments.device}, {torch.get_num_threads()} threads, PGD-{STEPS}"
     )
     race.against_foolbox(EPS, OUR_STEP, 8, "eps 1, 2, 4, 8 /255, step 2.5 eps / steps")

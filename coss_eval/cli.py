@@ -410,10 +410,9 @@ def _with_config(
     debug
         Show tracebacks.
     """
-    if config is not None:
-        if not config.is_file():
-            raise UsageError(f"--config {config}: no such file")
-        app.config = (Yaml(config, search_parents=False, use_commands_as_keys=False),)
+    if config is not None and not config.is_file():
+        raise UsageError(f"--config {config}: no such file")
+    app.config = (Yaml(config, search_parents=False, use_commands_as_keys=False),) if config is not None else ()
     return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
 
 

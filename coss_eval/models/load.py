@@ -148,7 +148,8 @@ def _published(spec: str, wishes: Wishes) -> Model:
 
 def _from_file(path: Path, wishes: Wishes) -> Model:
     stem = Path(path.name.removesuffix(".tar")).stem
-    name = f"{path.absolute().parent.name}/{stem}" if stem in GENERIC_NAMES else stem
+    folder = path.absolute().parent.name
+    name = {"model": folder}.get(stem, f"{folder}/{stem}") if stem in GENERIC_NAMES else stem
     content = read_checkpoint(path)
     try:
         config = content.get(METADATA, {}).get(CONFIG)

@@ -18,9 +18,7 @@ from coss_eval.models.backbone import Backbone, Site, as_locations
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
-from coss_eval.probes.forward import outputs, ready
-from coss_eval.probes.forward import predict as predict
-from coss_eval.probes.forward import resolve_device as resolve_device
+from coss_eval.probes.forward import outputs, ready, resolve_device
 
 VERSION = 1  # to be raised when the same protocol comes to mean other features
 

@@ -53,7 +53,7 @@ def fit_classifier(
     else:
         probe = fitted_probe(model, data.train, device=target, batch_size=batch_size, cache=cache)
         classifier = Classifier(model.backbone, probe.module(), model.preprocessing, origin=probe.describe())
-    return classifier.to(target).eval()
+    return classifier.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
 def fitted_probe(

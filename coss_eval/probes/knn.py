@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from coss_eval.errors import UsageError
+from coss_eval.probes.forward import exact_float32
 
 SIMILARITIES = 2**26  # at a time: 256 MiB in float32
 
 
+@exact_float32()
 def predict(
     train_features: Tensor,
     train_labels: Tensor,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
+from coss_eval.probes.forward import exact_float32
 from coss_eval.probes.logistic import Logistic
 
 STRENGTHS = tuple(10 ** (1 - i / 2) for i in range(15))
@@ -46,6 +47,7 @@ class LinearProbe:
         return f"linear probe, strength {self.strength:.3g}, {chosen}"
 
 
+@exact_float32()
 def fit_probe(
     features: Tensor,
     labels: Tensor,

@@ -77,7 +77,9 @@ class Logistic:
                 if scale < SHORTEST_STEP:
                     return point
             step = scale * direction
-            self._pairs.append((step, moved[1] - gradient - penalty * step))
+            change = moved[1] - gradient - penalty * step
+            if _dot(step, change) > 0:  # as for any convex function, but for rounding
+                self._pairs.append((step, change))
             point, (loss, gradient) = point + step, moved
         warnings.warn(f"the probe of strength {strength:g} stopped before it converged", stacklevel=2)
         return point

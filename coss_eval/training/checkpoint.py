@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -28,9 +30,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
     """The state that ``save`` wrote. Nothing in the file is run."""
+    if not zipfile.is_zipfile(path):  # what torch.save writes
+        raise CossError(f"{path} is no trainer state; remove it to start anew")
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
         raise CossError(
             f"{path} is no trainer state ({str(error).splitlines()[0]}); remove it to start anew"
         ) from error

@@ -83,6 +83,14 @@ class Config:
                 raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.ema <= 1 or not 0 <= self.holdout < 1:
             raise UsageError(f"ema must lie in 0 ... 1 and holdout below 1, got {self.ema} and {self.holdout}")
+        if self.warm_up_epochs > self.epochs:
+            raise UsageError(
+                f"{self.warm_up_epochs:g} warm_up_epochs do not fit into {self.epochs} epochs; set warm_up_epochs too"
+            )
+        if self.compile and self.local is not None and self.local.site != "prepool":
+            raise UsageError(
+                f"locals at {self.local.site} are read by a hook, which compile does not take; leave it out"
+            )
         if self.batch_size % self.accumulate:
             raise UsageError(f"a batch of {self.batch_size} does not divide into {self.accumulate} micro-batches")
         if self.batch_size // self.accumulate < 2:

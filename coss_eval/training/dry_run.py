@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from coss_eval.data.batches import Batch
 from coss_eval.data.dataset import Dataset
 from coss_eval.training.config import resolve
 from coss_eval.training.distributed import process_group
+from coss_eval.training.feed import Part
 from coss_eval.training.loop import Run
 from coss_eval.training.pretraining import Pretraining
 
@@ -80,9 +80,9 @@ def dry_run(
     )
 
 
-def _flops(run: Run, batch: Batch) -> tuple[float, float, float]:
+def _flops(run: Run, batch: Part) -> tuple[float, float, float]:
     """FLOPs an image of the online forward pass, the backward pass and the target network, from four images."""
-    few = Batch(*(tensor[:4] for tensor in batch))
+    few = Part([pixels[:4] for pixels in batch.pixels], batch.labels[:4], batch.ids[:4])
     objective: Pretraining = run.objective
     state = {key: value.clone() for key, value in objective.state_dict().items()}
     views, labels = run.task.views_of(few, 0), few.labels.to(run.device)

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from coss_eval.data.batches import Batch, Geometry
+from coss_eval.data.batches import Geometry
+from coss_eval.data.choose import Ints
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.probes.forward import ahead
+from coss_eval.training.augmentation import Views
+from coss_eval.training.crop_files import crop_batches
 from coss_eval.training.gather import rank, world_size
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory, for images that stay there
 
 
-class Feed:
-    """Batches of a split, images uint8 on the device; labels and ids stay on the CPU.
+class Part(NamedTuple):
+    """One rank's part of a batch: pixels uint8 on the device, labels int64 (B,) and ids int64 (B,) on the CPU."""
 
-    All images lie on a GPU where they fit there. ``batch_size`` is that of all ranks together; the rest of an epoch
-    that fills no batch is left out, another one in each epoch.
+    pixels: list[Tensor]  # the images (B, 3, H, W), or their crop (B, 3, S, S) for every view where files are read
+    labels: Tensor
+    ids: Tensor
+
+    def chunks(self, number: int) -> list[Part]:
+        """Micro-batches."""
+        pixels = zip(*(tensor.chunk(number) for tensor in self.pixels), strict=True)
+        rest = zip(self.labels.chunk(number), self.ids.chunk(number), strict=True)
+        return [Part(list(crops), labels, ids) for crops, (labels, ids) in zip(pixels, rest, strict=True)]
+
+
+class Feed:
+    """The parts of every batch of an epoch.
+
+    Images of one small size lie in the GPU's memory where they fit, else in the machine's; files of other sizes are
+    decoded and cropped by worker processes (``from_files``). ``batch_size`` is that of all ranks together; the rest of
+    an epoch that fills no batch is left out, another one in each epoch.
     """
 
-    def __init__(
-        self, split: Split, batch_size: int, device: torch.device, *, seed: int, geometry: Geometry | None = None
-    ) -> None:
+    def __init__(self, split: Split, batch_size: int, device: torch.device, *, seed: int, views: Views) -> None:
         ranks = world_size()
         if len(split) < batch_size:
             raise UsageError(
@@ -36,36 +53,47 @@ class Feed:
             )
         if batch_size % ranks or batch_size // ranks < 2:
             raise UsageError(f"a batch of {batch_size} cannot be shared by {ranks} processes, two images or more each")
-        self.split, self.batch_size, self.device, self.seed, self.geometry = split, batch_size, device, seed, geometry
+        self.split, self.batch_size, self.device, self.seed, self.views = split, batch_size, device, seed, views
         self.share = batch_size // ranks
-        self._resident = self._load() if device.type == "cuda" else None
+        self.from_files = split.native_size is None
+        self._resident = self._load() if device.type == "cuda" and not self.from_files else None
 
     @property
     def steps(self) -> int:
         """Steps an epoch."""
         return len(self.split) // self.batch_size
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
+    def order(self, epoch: int) -> Ints:
         """The images of an epoch in the order of all ranks together, (steps, batch_size)."""
         shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
         return shuffled[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int) -> Iterator[Part]:
         """This rank's part of every batch of an epoch."""
         places = self.order(number)[:, rank() * self.share : (rank() + 1) * self.share]
-        if self._resident is None:
+        if self.from_files:
+            yield from self._cropped(places, number)
+        elif self._resident is not None:
+            yield from self._on_device(places, *self._resident)
+        else:
             part = self.split.subset(places.ravel())
-            yield from ahead(part.batches(self.geometry, batch_size=self.share), self.device)
-            return
-        images, labels, ids = self._resident
+            for batch in ahead(part.batches(batch_size=self.share), self.device):
+                yield Part([batch.images], batch.labels, batch.ids)
+
+    def _cropped(self, places: Ints, epoch: int) -> Iterator[Part]:
+        workers = processors() // world_size()
+        for crops in crop_batches(self.split, list(places), self.views, seed=self.seed, epoch=epoch, workers=workers):
+            pinned = [view.pin_memory() if self.device.type == "cuda" else view for view in crops.views]
+            yield Part([view.to(self.device, non_blocking=True) for view in pinned], crops.labels, crops.ids)
+
+    def _on_device(self, places: Ints, images: Tensor, labels: Tensor, ids: Tensor) -> Iterator[Part]:
         chosen = torch.from_numpy(places)
-        on_device = chosen.to(self.device)
-        for here, there in zip(chosen, on_device, strict=True):
-            yield Batch(images[there], labels[here], ids[here])
+        for here, there in zip(chosen, chosen.to(self.device), strict=True):
+            yield Part([images[there]], labels[here], ids[here])
 
     def _load(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """All images on the GPU, or None where they take too much of it."""
-        batches = self.split.batches(self.geometry, batch_size=1024)
+        batches = self.split.batches(batch_size=1024)
         first = next(batches)
         if len(self.split) * first.images[0].numel() > DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
             return None
@@ -78,6 +106,11 @@ class Feed:
         if seen < len(self.split):  # unreadable ones, left out by the person's wish
             return None
         return images, torch.cat([labels for labels, _ in found]), torch.cat([ids for _, ids in found])
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def statistics(split: Split, geometry: Geometry | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from coss_eval._disk import Lock, remove_leftovers
-from coss_eval.data.batches import Batch, Geometry
+from coss_eval.data.batches import Geometry
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
@@ -25,14 +26,14 @@ from coss_eval.models.model import Model, lent_generator
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
 from coss_eval.training.distributed import process_group
-from coss_eval.training.feed import Feed, statistics
+from coss_eval.training.feed import Feed, Part, statistics
 from coss_eval.training.gather import mean_over_ranks, rank, world_size
 from coss_eval.training.log import RunLog
 from coss_eval.training.monitor import Monitor
 from coss_eval.training.optim import cosine, make_optimizer, parameter_groups, set_lr, warm_up_cosine
 from coss_eval.training.pretraining import Losses, Pretraining
 from coss_eval.training.sync_norm import synchronised
-from coss_eval.training.views import Views, make_views, views_for
+from coss_eval.training.views import Views, finish_views, make_views, views_for
 
 LAST = "last.pt"
 MODEL = "model.safetensors"
@@ -82,7 +83,7 @@ class Task:
         self.config, self.device = config, device
         self.fit, self.select = _parts(data, config.holdout)
         size = _size(config, self.fit)
-        self.geometry = None if self.fit.native_size is not None else Geometry(round(size * 8 / 7), 1.0)
+        self.geometry = None if self.fit.native_size is not None else Geometry(size)
         self.views: Views = views_for(
             config.base,
             size,
@@ -91,7 +92,7 @@ class Task:
             small_views=config.small_views,
             small_size=config.small_size,
         )
-        self.feed = Feed(self.fit, config.batch_size, device, seed=config.seed, geometry=self.geometry)
+        self.feed = Feed(self.fit, config.batch_size, device, seed=config.seed, views=self.views)
         self.model = self._model(size)
         self.objective = self._objective(len(data.classes))
         self.total = self.feed.steps * config.epochs
@@ -136,12 +137,12 @@ class Task:
                     branch.backbone.features = torch.compile(branch.backbone.features)  # type: ignore[method-assign]
         return made.train()
 
-    def views_of(self, batch: Batch, epoch: int) -> list[Tensor]:
+    def views_of(self, part: Part, epoch: int) -> list[Tensor]:
         """All views of a batch, normalised, on the device."""
-        p = self.model.preprocessing
-        return make_views(
-            batch.images, batch.ids, self.views, seed=self.config.seed, epoch=epoch, mean=p.mean, std=p.std
-        )
+        p, seed = self.model.preprocessing, self.config.seed
+        if self.feed.from_files:
+            return finish_views(part.pixels, part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
+        return make_views(part.pixels[0], part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
 
     def optimizer(self) -> torch.optim.Optimizer:
         config, method = self.config, self.objective.method
@@ -194,7 +195,10 @@ class Run:
         if world_size() == 1:
             return self.objective
         ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.objective, device_ids=ids, broadcast_buffers=False)
+        # the buffers are equal anyway: BatchNorm is synchronised, and centres are averaged over ranks
+        known = signature(DistributedDataParallel).parameters
+        unsynced = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
+        return DistributedDataParallel(self.objective, device_ids=ids, **cast(Any, {unsynced: False}))
 
     def run(self) -> Model:
         """All epochs that are left; the Model, written to out/model.safetensors by the first process."""
@@ -234,7 +238,7 @@ class Run:
             model = replace(self.task.model, backbone=self.objective.kept)
             save_model(model.identified(), self.out / f"epoch-{self.epoch:04d}.safetensors")
 
-    def take_step(self, batch: Batch) -> Tensor:
+    def take_step(self, batch: Part) -> Tensor:
         """One optimiser step on this rank's part of a batch: its losses (total, global, local), still on the device."""
         config, progress = self.config, self.step / self.task.total
         warm_up = round(config.warm_up_epochs * self.task.feed.steps)
@@ -251,13 +255,13 @@ class Run:
         self.objective.after_step(self.step / self.task.total)
         return losses
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+    def _parts(self, batch: Part) -> Iterator[tuple[Part, bool]]:
         """The micro-batches of a step, and whether gradients wait for those that follow."""
-        n = self.config.accumulate
-        for i, tensors in enumerate(zip(*(tensor.chunk(n) for tensor in batch), strict=True)):
-            yield Batch(*tensors), i < n - 1
+        parts = batch.chunks(self.config.accumulate)
+        for i, part in enumerate(parts):
+            yield part, i < len(parts) - 1
 
-    def _backward(self, batch: Batch, *, wait: bool) -> Tensor:
+    def _backward(self, batch: Part, *, wait: bool) -> Tensor:
         views = self.task.views_of(batch, self.epoch)
         labels = batch.labels.to(self.device, non_blocking=True)
         network = self.network

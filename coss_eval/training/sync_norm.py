@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from coss_eval.training.gather import world_size
+from coss_eval.training.methods.method import precise
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -37,7 +38,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if not self.training:
             return super().forward(input)
-        x = input.float().transpose(1, -1)  # (N, ..., C)
+        x = precise(input).transpose(1, -1)  # (N, ..., C)
         axes = tuple(range(x.dim() - 1))
         count = x.shape[:-1].numel() * world_size()
         mean: Tensor = _SumOverRanks.apply(x.sum(axes)) / count  # type: ignore[no-untyped-call]

@@ -119,9 +119,10 @@ def test_two_passes_at_once(varied: Path) -> None:
 def test_an_unfinished_pass_leaves_no_workers(varied: Path) -> None:
     import multiprocessing
 
+    before = set(multiprocessing.active_children())  # other tests' pools may still be there
     next(load_dataset(varied).train.batches(GEOMETRY, batch_size=1, workers=2))
     gc.collect()
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 # Bad images

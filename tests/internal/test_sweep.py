@@ -88,15 +88,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "arch",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=False, reason="ViTBackbone.features takes len() of a tensor"))
-        if name == "vit_b_16"
-        else name
-        for name in ARCHITECTURES
-    ],
-)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_real_networks_go_on_from_every_site_as_the_whole_network_does(arch: str) -> None:
     if arch.startswith("timm:"):
         pytest.importorskip("timm")

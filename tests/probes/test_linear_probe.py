@@ -153,7 +153,20 @@ def test_fits_are_deterministic_and_leave_the_generator_alone() -> None:
     first, second = (fit_probe(features, labels, num_classes=10, select=select) for _ in range(2))
     assert torch.equal(first.weight, second.weight)
     assert first.path == second.path
+    assert torch.equal(first.module().weight, second.module().weight)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_float32_stops_where_it_can_go_no_lower() -> None:
+    """At a tolerance beyond float32's reach the path still ends, near where float64 ends."""
+    features, labels = correlated(300, 5)
+    for strength in (1e-2, 1e-5):
+        single, double = (
+            fit_probe(f, labels, num_classes=5, strengths=[strength], tolerance=TIGHT)
+            for f in (features.float(), features)
+        )
+        logits = [probe.module()(features.float()) for probe in (single, double)]
+        torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 12345.678])

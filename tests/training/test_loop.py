@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training_parts import TINY, digits
 
+from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.load import load_model
 from coss_eval.probes.features import extract
@@ -21,6 +24,7 @@ from coss_eval.training.feed import Feed, statistics
 from coss_eval.training.loop import Progress, Run, train
 from coss_eval.training.methods import METHODS, names
 from coss_eval.training.monitor import Health, spread
+from coss_eval.training.views import views_for
 
 HEADS: dict[str, dict[str, int]] = {
     "byol": {"hidden": 32},
@@ -70,13 +74,13 @@ def test_dino_hands_on_its_teacher(tmp_path: Path) -> None:
 def test_the_order_belongs_to_seed_and_epoch(tmp_path: Path) -> None:
     data = digits().train
     assert data is not None
-    feed = Feed(data, 32, torch.device("cpu"), seed=0)
+    feed = Feed(data, 32, torch.device("cpu"), seed=0, views=views_for("byol", 32, variant="cifar"))
     assert feed.steps == 3
     ids = [torch.cat([batch.ids for batch in feed.epoch(epoch)]) for epoch in (0, 0, 1)]
     assert torch.equal(ids[0], ids[1])
     assert not torch.equal(ids[0], ids[2])
     assert sorted(ids[0].tolist()) == sorted(data.ids.tolist())
-    other = Feed(data, 32, torch.device("cpu"), seed=1)
+    other = Feed(data, 32, torch.device("cpu"), seed=1, views=feed.views)
     assert not torch.equal(ids[0], torch.cat([batch.ids for batch in other.epoch(0)]))
 
 
@@ -146,10 +150,28 @@ def test_presets_are_layered() -> None:
     assert resolve("simsiam", "cifar10-r18").optimizer == "sgd"
     assert resolve("byol", "cifar10-r18-laptop").lr == 1.0
     assert resolve("byol", "cifar10-r18-laptop").options == {"hidden": 1024, "out": 128}
-    found = resolve("co-byol", "imagenet-rf99-r50-100ep", local_weight=0.5, hidden=64, epochs=3)
-    assert (found.arch, found.batch_size, found.epochs, found.options["hidden"]) == ("rf99_resnet50", 4096, 3, 64)
+    found = resolve("co-byol", "imagenet-rf99-r50-100ep", local_weight=0.5, hidden=64, epochs=30)
+    assert (found.arch, found.batch_size, found.epochs, found.options["hidden"]) == ("rf99_resnet50", 4096, 30, 64)
     assert found.local is not None
     assert found.local.local_weight == 0.5
+
+
+def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (100 + 7 * i, 120 - 3 * i, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    data, out = load_dataset(tmp_path / "data"), tmp_path / "run"
+    fields = {**TINY, "hidden": 32, "size": 48, "batch_size": 8, "epochs": 2, "holdout": 0.25, "probe_every": 1}
+    train("co-byol", data, out=out, device="cpu", **fields)
+    assert load_model(out / "model.safetensors").preprocessing.img_size == 48
+    assert [line["step"] for line in log.read(out) if line["kind"] == "train"] == [1, 2, 3, 4]
+    with pytest.raises(UsageError, match="size: 224"):
+        train("byol", data, out=tmp_path / "other", device="cpu", **{**fields, "size": None})
 
 
 @pytest.mark.parametrize(
@@ -162,6 +184,8 @@ def test_presets_are_layered() -> None:
         ("simclr", {"accumulate": 2}, "cannot be accumulated"),
         ("byol", {"batch_size": 1}, "two images"),
         ("byol", {"batch_size": 30, "accumulate": 4}, "does not divide"),
+        ("byol", {"epochs": 3, "warm_up_epochs": 10}, "set warm_up_epochs too"),
+        ("co-byol", {"compile": True, "site": "stage2"}, "leave it out"),
         ("byol", {"lr": "fast"}, "expected float"),
         ("byol", {"optimizer": "lar"}, "'lars' or 'sgd' or 'adamw'"),
         ("byol", {"batch_size": 1000}, "96 training images are fewer than a batch of 1000"),

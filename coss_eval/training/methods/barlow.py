@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from coss_eval.training.gather import gather
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp
+from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
 
 
 class CrossCorrelation(Comparison):
@@ -23,7 +23,7 @@ class CrossCorrelation(Comparison):
         self.redundancy, self.scale = redundancy, scale
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        a, b = gather(online.float()), gather(target.float()[index])
+        a, b = gather(precise(online)), gather(precise(target)[index])
         correlation = _standardised(a).T @ _standardised(b) / len(a)  # (P, P)
         diagonal = correlation.diagonal()
         off_diagonal = correlation.square().sum() - diagonal.square().sum()

@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from coss_eval.training.methods.method import Comparison, Heads, Method, mlp
+from coss_eval.training.methods.method import Comparison, Heads, Method, mlp, precise
 
 
 class NormalisedDistance(Comparison):
     """|| p/||p|| - z/||z|| ||^2 = 2 - 2 cos(p, z), averaged over online vectors (equation 2)."""
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        return 2 - 2 * F.cosine_similarity(online.float(), target.float()[index]).mean()
+        return 2 - 2 * F.cosine_similarity(precise(online), precise(target)[index]).mean()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coss_eval.training.gather import mean_over_ranks
-from coss_eval.training.methods.method import Comparison, Heads, Method
+from coss_eval.training.methods.method import Comparison, Heads, Method, precise
 
 
 class PrototypeHead(nn.Module):
@@ -49,9 +49,9 @@ class CentredCrossEntropy(Comparison):
         self._seen: list[Tensor] = []
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        target = target.float()
+        target = precise(target)
         probabilities = F.softmax((target - self.centre) / self.temperature, dim=-1)
-        log_student = F.log_softmax(online.float() / self.config.student_temperature, dim=-1)
+        log_student = F.log_softmax(precise(online) / self.config.student_temperature, dim=-1)
         if self.training:
             self._seen.append(target.detach().mean(0, keepdim=True))
         return -(probabilities[index] * log_student).sum(-1).mean()

@@ -20,7 +20,7 @@ Targets = Literal["momentum", "stop-gradient", "online", "labels"]
 class Comparison(nn.Module, ABC):
     """The loss of ONE direction. It may hold state of its own (DINO's centre), so each term has its own.
 
-    It is called outside autocast, and brings what it gets to float32.
+    It is called outside autocast, and takes half precision to float32 (``precise``).
     """
 
     @abstractmethod
@@ -29,6 +29,11 @@ class Comparison(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step with the share of training done in [0, 1]."""
+
+
+def precise(vectors: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32; float64 stays."""
+    return vectors.float() if vectors.element_size() < 4 else vectors
 
 
 class Heads(nn.Module):

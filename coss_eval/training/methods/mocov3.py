@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.training.gather import gather, rank
-from coss_eval.training.methods.method import Comparison, Heads, Method, mlp
+from coss_eval.training.methods.method import Comparison, Heads, Method, mlp, precise
 
 
 class InfoNCE(Comparison):
@@ -20,8 +20,8 @@ class InfoNCE(Comparison):
         self.temperature = temperature
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        queries = F.normalize(online.float())
-        keys = gather(F.normalize(target.float()))  # (world * M, P)
+        queries = F.normalize(precise(online))
+        keys = gather(F.normalize(precise(target)))  # (world * M, P)
         logits = queries @ keys.T / self.temperature  # (N, world * M)
         return F.cross_entropy(logits, index + rank() * len(target)) * (2 * self.temperature)
 

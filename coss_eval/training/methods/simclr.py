@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.training.gather import gather, rank
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp
+from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
 
 
 class NTXent(Comparison):
@@ -26,7 +26,7 @@ class NTXent(Comparison):
         self.temperature = temperature
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        queries, keys = F.normalize(online.float()), F.normalize(target.float())
+        queries, keys = F.normalize(precise(online)), F.normalize(precise(target))
         candidates = gather(keys)
         logits = queries @ candidates.T / self.temperature
         positive = index + rank() * len(target)

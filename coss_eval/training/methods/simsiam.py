@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp
+from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
 
 
 class NegativeCosine(Comparison):
     """-cos(p, z), averaged over online vectors (equation 1)."""
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        return -F.cosine_similarity(online.float(), target.float()[index]).mean()
+        return -F.cosine_similarity(precise(online), precise(target)[index]).mean()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets
+from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, precise
 
 
 class LabelCrossEntropy(Comparison):
@@ -19,7 +19,7 @@ class LabelCrossEntropy(Comparison):
         self.smoothing = smoothing
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        return F.cross_entropy(online.float(), target[index], label_smoothing=self.smoothing)
+        return F.cross_entropy(precise(online), target[index], label_smoothing=self.smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)

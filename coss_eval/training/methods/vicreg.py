@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.training.gather import gather
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp
+from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
 
 
 class VarianceInvarianceCovariance(Comparison):
@@ -25,7 +25,7 @@ class VarianceInvarianceCovariance(Comparison):
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
         invariance, variance, covariance = self.weights
-        online, target = online.float(), target.float()
+        online, target = precise(online), precise(target)
         loss = invariance * F.mse_loss(online, target[index])
         for batch in (gather(online), gather(target)):
             deviation = (batch.var(0) + 1e-4).sqrt()
