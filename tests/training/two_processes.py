@@ -1,4 +1,4 @@
-"""Two steps of several methods under torchrun, their losses and weights to a file: python two_processes.py OUT."""
+"""One batch of several methods under torchrun, its losses and gradients to a file: python two_processes.py OUT."""
 
 import sys
 from pathlib import Path
@@ -15,17 +15,28 @@ from coss_eval.training.loop import Run
 METHODS = ("co-byol", "co-dino", "co-mocov3", "co-simclr", "co-vicreg", "co-barlow", "simsiam", "supervised")
 
 
-def two_steps(method: str) -> dict[str, Any]:
+def one_batch(method: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Losses (total, global, local) of the whole batch, gradients, and buffers (running statistics) after it."""
     options = {} if method == "supervised" else SMALL[method.removeprefix("co-")]
-    config = resolve(method, **{**TINY, "lr": 0.02, "epochs": 2}, options=options)
-    run = Run(config, digits(64), Path(), torch.device("cpu"), resume=True)
-    losses = [mean_over_ranks(run.take_step(batch)) for batch in run.task.feed.epoch(0)]
-    return {"losses": torch.stack(losses), "objective": run.objective.state_dict()}
+    run = Run(resolve(method, **TINY, options=options), digits(64), Path(), torch.device("cpu"), resume=True)
+    run.objective.to(dtype)
+    run.network = run._network()
+    views = run.task.views_of
+    run.task.views_of = lambda batch, epoch: [view.to(dtype) for view in views(batch, epoch)]
+    losses = run._backward(next(run.task.feed.epoch(0)), wait=False)
+    run.objective.after_step(0.5)
+    gradients = {key: p.grad for key, p in run.objective.named_parameters() if p.grad is not None}
+    return {
+        "losses": mean_over_ranks(losses),
+        "gradients": gradients,
+        "buffers": dict(run.objective.named_buffers()),
+    }
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    found = {method: two_steps(method) for method in METHODS}
+    pairs = [(method, dtype) for method in METHODS for dtype in (torch.float32, torch.float64)]
+    found = {f"{method} {dtype}": one_batch(method, dtype) for method, dtype in pairs}
     if rank() == 0:
         torch.save(found, sys.argv[1])
     dist.destroy_process_group()
