@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coss_eval.models.load import load_model as load_model
     from coss_eval.probes import fit_classifier as fit_classifier
     from coss_eval.probes.features import extract as extract
+    from coss_eval.training.loop import train as train
 
 __version__ = "0.1.0"
 
@@ -27,9 +28,20 @@ _HOME = {
     "evaluate": "coss_eval.evaluation",
     "compare": "coss_eval.evaluation",
     "Run": "coss_eval.evaluation",
+    "train": "coss_eval.training.loop",
 }
 
-__all__ = ["Run", "__version__", "compare", "evaluate", "extract", "fit_classifier", "load_dataset", "load_model"]
+__all__ = [
+    "Run",
+    "__version__",
+    "compare",
+    "evaluate",
+    "extract",
+    "fit_classifier",
+    "load_dataset",
+    "load_model",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

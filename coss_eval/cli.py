@@ -219,37 +219,115 @@ def verify(
     return run(imagenet=imagenet, imagenet_c=imagenet_c, resnet50=resnet50, device=device)
 
 
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class TrainFlags:
+    """What of a preset to change; None leaves it as it is."""
+
+    arch: str | None = None
+    "Architecture: resnet18, an RF-ResNet preset, timm:NAME, package.module:factory."
+    stem: Literal["imagenet", "cifar"] | None = None
+    "ResNet stem."
+    width: int | None = None
+    "Planes of a ResNet's first stage."
+    epochs: int | None = None
+    "Passes over the training images."
+    batch_size: int | None = None
+    "Images a step."
+    lr: float | None = None
+    "Peak learning rate for a batch of 256."
+    seed: int | None = None
+    "Seed of weights, order and views."
+
+    def given(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+
 @app.command(group=START)
 def train(
     *,
     method: str = "supervised",
+    preset: str | None = None,
     data: DataFlags | None = None,
-    out: Path = Path("runs/supervised"),
-    arch: str = "resnet18",
-    stem: Literal["imagenet", "cifar"] = "cifar",
-    width: int = 64,
-    epochs: int = 10,
-    batch_size: int = 256,
-    lr: float = 0.2,
-    seed: int = 0,
+    out: Path | None = None,
+    flags: TrainFlags | None = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    resume: bool = False,
+    dry_run: bool = False,
     device: str = "auto",
 ) -> int:
-    """Train a network; its checkpoint goes straight into coss-eval robustness --ckpt."""
+    """Train a representation; its checkpoint goes straight into coss-eval robustness --ckpt.
+
+    Parameters
+    ----------
+    method
+        byol, dino, mocov3, simclr, simsiam, vicreg, barlow, supervised, or one of them with the CO term: co-byol, ...
+    preset
+        A named configuration (see coss-eval list); supervised without one is a small baseline with crops and flips.
+    out
+        Folder of the run [default: runs/METHOD].
+    set_
+        Any other field of the configuration: --set local_weight=0.5 --set crop_min_scale=0.2
+    resume
+        Go on from the run's last checkpoint, exactly as if it had never stopped.
+    dry_run
+        Two steps: parameters, FLOPs, memory, speed and the time the run would take.
+    """
+    import yaml
+
+    from coss_eval.terminal import say
+
+    overrides = (flags or TrainFlags()).given()
+    for text in set_:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes field=value, got {text!r}")
+        overrides[name] = yaml.safe_load(value)
+    dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method
+    if method == "supervised" and preset is None:
+        _train_baseline(dataset, folder, device, overrides)
+    elif dry_run:
+        from coss_eval.training.dry_run import dry_run as cost
+
+        say("\n".join(cost(method, dataset, preset=preset, device=device, **overrides).lines()))
+        return 0
+    else:
+        _train(method, dataset, folder, overrides | {"preset": preset, "resume": resume, "device": device})
+    say(f"checkpoint  {folder / 'model.safetensors'}")
+    return 0
+
+
+def _train_baseline(data: Dataset, out: Path, device: str, overrides: dict[str, Any]) -> None:
     from coss_eval.errors import unknown_name
     from coss_eval.probes import resolve_device
     from coss_eval.terminal import say
     from coss_eval.training.supervised import Recipe, train_supervised
 
-    if method != "supervised":
-        raise unknown_name("method", method, ["supervised"])
-    recipe = Recipe(arch=arch, stem=stem, width=width, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    known = {field.name for field in fields(Recipe)}
+    for name in overrides:
+        if name not in known:
+            raise unknown_name("field of the supervised baseline", name, known)
+    recipe = Recipe(**overrides)
 
     def on_epoch(epoch: int, loss: float, rate: float) -> None:
-        say(f"epoch {epoch:3d}/{epochs}   loss {loss:.4f}   {rate:,.0f} images/s")
+        say(f"epoch {epoch:3d}/{recipe.epochs}   loss {loss:.4f}   {rate:,.0f} images/s")
 
-    train_supervised((data or DataFlags()).open(), recipe, out=out, device=resolve_device(device), on_epoch=on_epoch)
-    say(f"checkpoint  {out / 'model.safetensors'}")
-    return 0
+    train_supervised(data, recipe, out=out, device=resolve_device(device), on_epoch=on_epoch)
+
+
+def _train(method: str, data: Dataset, out: Path, options: dict[str, Any]) -> None:
+    from coss_eval.terminal import duration, live_line, say
+    from coss_eval.training.loop import Progress
+    from coss_eval.training.loop import train as run
+
+    with live_line() as show:
+
+        def on_progress(now: Progress) -> None:
+            knn = "" if now.knn is None else f"   kNN {100 * now.knn:.1f} %"
+            where = f"epoch {now.epoch}/{now.epochs}   loss {now.loss:.4f}   {now.images_per_second:,.0f} images/s"
+            show(f"{where}{knn}   {duration(now.seconds_left)} left", now.step == now.steps)
+
+        run(method, data, out=out, on_progress=on_progress, on_note=say, **options)
 
 
 @app.command(group=EVALUATE)

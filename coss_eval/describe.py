@@ -18,6 +18,16 @@ ARCHITECTURES = {
     "timm:NAME": "any timm network (pip install 'coss-eval[timm]')",
     "package.module:factory": "a network of your own",
 }
+METHODS = {
+    "byol": "Grill et al. 2020; co-byol adds the CO term, and so for each but supervised",
+    "dino": "Caron et al. 2021",
+    "mocov3": "Chen, Xie and He 2021",
+    "simclr": "Chen et al. 2020",
+    "simsiam": "Chen and He 2021",
+    "vicreg": "Bardes, Ponce and LeCun 2022",
+    "barlow": "Zbontar et al. 2021",
+    "supervised": "cross-entropy",
+}
 ATTACKS = {
     "fgsm:linf": "one step (Goodfellow et al. 2015)",
     "pgd:linf": "projected gradient descent (Madry et al. 2018)",
@@ -26,10 +36,11 @@ ATTACKS = {
 
 
 def list_lines(kind: str | None = None) -> list[str]:
-    """All names of a kind (tasks, datasets, corruptions, attacks, architectures), or of every kind."""
+    """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, presets), or of all."""
     from coss_eval import tasks
     from coss_eval.corruptions.names import BENCHMARK, VALIDATION
     from coss_eval.data.open import names
+    from coss_eval.training import presets
 
     kinds = {
         "tasks": tasks.NAMES,
@@ -37,13 +48,15 @@ def list_lines(kind: str | None = None) -> list[str]:
         "corruptions": dict.fromkeys(BENCHMARK, "benchmark") | dict.fromkeys(VALIDATION, "validation"),
         "attacks": ATTACKS,
         "architectures": ARCHITECTURES,
+        "methods": METHODS,
+        "presets": presets(),
     }
     if kind is not None and kind not in kinds:
         raise unknown_name("kind of list", kind, kinds)
     lines = []
     for title, entries in kinds.items():
         if kind in (None, title):
-            lines += [title, *(f"  {name:<24}{about}".rstrip() for name, about in entries.items())]
+            lines += [title, *(f"  {name:<30}{about}".rstrip() for name, about in entries.items())]
     return lines
 
 

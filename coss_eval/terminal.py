@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,27 +26,36 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress_line(*, quiet: bool = False) -> Iterator[Callable[[Progress], None] | None]:
-    """One line that is rewritten on a terminal; elsewhere a plain line now and then."""
-    if quiet:
-        yield None
-        return
-    started = time.monotonic()
-    last = [0.0]
-    live = sys.stderr.isatty()
+def live_line() -> Iterator[Callable[[str, bool], None]]:
+    """One line, shown by (text, is it the last), rewritten on a terminal; elsewhere a plain line every 10 seconds."""
+    live, last = sys.stderr.isatty(), [-math.inf]
 
-    def show(progress: Progress) -> None:
+    def show(text: str, final: bool) -> None:
         now = time.monotonic()
-        finished = progress.done == progress.total
-        if not live and not finished and now - last[0] < 10:
+        if not live and not final and now - last[0] < 10:
             return
         last[0] = now
-        left = (now - started) / progress.done * (progress.total - progress.done) if progress.done else None
-        eta = "" if left is None or finished else f", {duration(left)} left"
-        line = f"[{progress.done}/{progress.total}{eta}] {progress.label}"
-        sys.stderr.write(f"\r\033[K{line[:110]}" if live else f"{line}\n")
+        sys.stderr.write(f"\r\033[K{text[:110]}" if live else f"{text}\n")
         sys.stderr.flush()
 
     yield show
     if live:
         sys.stderr.write("\n")
+
+
+@contextmanager
+def progress_line(*, quiet: bool = False) -> Iterator[Callable[[Progress], None] | None]:
+    """The progress of an evaluation on a live line; None where nothing is to be shown."""
+    if quiet:
+        yield None
+        return
+    started = time.monotonic()
+    with live_line() as line:
+
+        def show(progress: Progress) -> None:
+            done, total = progress.done, progress.total
+            left = (time.monotonic() - started) / done * (total - done) if 0 < done < total else None
+            eta = "" if left is None else f", {duration(left)} left"
+            line(f"[{done}/{total}{eta}] {progress.label}", done == total)
+
+        yield show

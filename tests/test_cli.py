@@ -33,7 +33,9 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     return run_
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["robustness", "--help"], ["list", "corruptions"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["robustness", "--help"], ["list", "corruptions"], ["list", "presets"]]
+)
 def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom coss_eval.cli import main\n"
@@ -57,7 +59,11 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["check", "--ckpt", "missing.pth"], "missing.pth"),
         (["evaluate", "--tasks", "corruption", "--ckpt", "x"], "corruptions"),
         (["train", "--data", "digit"], "digits"),
-        (["train", "--method", "supervise"], "supervised"),
+        (["train", "--method", "co-byo"], "co-byol"),
+        (["train", "--method", "byol", "--preset", "digit-tiny"], "digits-tiny"),
+        (["train", "--method", "byol", "--set", "local_weight=1"], "co-byol"),
+        (["train", "--set", "epoch=1"], "epochs"),
+        (["train", "--set", "epochs"], "field=value"),
         (["train", "--arch", "resnet19"], "resnet18"),
         (["attacks", "--eps", "8/x", "--ckpt", "x"], "8/x"),
         (["attacks", "--eps", "8/255,4/255", "--ckpt", "x"], "rising"),
@@ -78,6 +84,13 @@ def test_wrong_calls_get_one_line_and_no_traceback(
     assert done.code in (1, 2)
     assert expected in done.err
     assert len(done.err.strip().splitlines()) == 1, done.err
+
+
+def test_the_list_names_every_method() -> None:
+    from coss_eval.describe import METHODS
+    from coss_eval.training import methods
+
+    assert list(METHODS) == list(methods.METHODS)
 
 
 def test_config_file_gives_values_and_flags_win(run: Callable[..., Done], tmp_path: Path) -> None:
@@ -113,6 +126,20 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
     assert "corruptions" in run("compare", "a", "b").out
     assert "figures" in run("figures", "a").out
     assert "report.html" in run("report", "a").out
+
+
+def test_co_byol_from_a_preset_to_its_probe(run: Callable[..., Done]) -> None:
+    preset = ["--method", "co-byol", "--preset", "digits-tiny", "--epochs", "1", "--set", "local_weight=0.5"]
+    assert "GFLOPs" in run("train", *preset, "--dry-run").out
+    trained = run("train", *preset, "--out", "co")
+    assert trained.code == 0, trained.err
+    assert run("train", *preset, "--out", "co", "--resume").code == 0
+    other = run("train", *preset, "--out", "co", "--resume", "--lr", "0.7")
+    assert other.code != 0
+    assert "lr" in other.err
+    probed = run("probe", "--ckpt", "co/model.safetensors", "--limit", "50", "--out", "probe", "--quiet")
+    assert probed.code == 0, probed.err
+    assert "kNN" in probed.out
 
 
 def test_verify_runs_its_self_checks(run: Callable[..., Done]) -> None:

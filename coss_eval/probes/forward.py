@@ -83,21 +83,27 @@ def outputs(
 
 
 def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches, images on the device: a thread fetches the next one while the caller works on this one."""
-    source = iter(batches)
+    """The same batches, images on the device: the next one is fetched while the caller works on this one."""
 
-    def fetch() -> Batch | None:
-        batch = next(source, None)
-        if batch is None or batch.images.device == device:
-            return batch
-        images = batch.images.pin_memory() if device.type == "cuda" else batch.images
-        return batch._replace(images=images.to(device, non_blocking=True))
+    def moved() -> Iterator[Batch]:
+        for batch in batches:
+            if batch.images.device == device:
+                yield batch
+                continue
+            images = batch.images.pin_memory() if device.type == "cuda" else batch.images
+            yield batch._replace(images=images.to(device, non_blocking=True))
 
-    with ThreadPoolExecutor(1, "batches") as thread:
-        upcoming = thread.submit(fetch)
-        while (batch := upcoming.result()) is not None:
-            upcoming = thread.submit(fetch)
-            yield batch
+    return in_background(moved())
+
+
+def in_background(items: Iterable[T]) -> Iterator[T]:
+    """The same items (none of them None), each made in a thread while the caller works on the one before."""
+    source = iter(items)
+    with ThreadPoolExecutor(1, "in background") as thread:
+        upcoming = thread.submit(next, source, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, source, None)
+            yield item
 
 
 @contextmanager

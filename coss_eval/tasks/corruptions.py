@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ from coss_eval.corruptions.severity import Flavour
 from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import to_float
+from coss_eval.probes.forward import in_background
 from coss_eval.store import Cell
 from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task
 
@@ -73,7 +73,7 @@ class Corruptions(Task):
         verdicts: dict[tuple[int, int], list[Bools]] = {
             (index, severity): [] for index in range(len(subjects)) for severity in severities
         }
-        for batch, severity, images in _overlapped(_corrupted(cell, subjects[0])):
+        for batch, severity, images in in_background(_corrupted(cell, subjects[0])):
             if severity == severities[0]:
                 ids.append(batch.ids.cpu().numpy())
             for index, subject in enumerate(subjects):
@@ -109,15 +109,6 @@ def _corrupt(cell: Cell, batch: Batch, severity: int) -> Tensor:
         flavour=params["flavour"],
         backend=params["backend"],
     )
-
-
-def _overlapped(items: Iterator[tuple[Batch, int, Tensor]]) -> Iterator[tuple[Batch, int, Tensor]]:
-    """The same items, each made in a thread while the consumer still works on the one before."""
-    with ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = thread.submit(next, items, None)
-            yield item
 
 
 @torch.inference_mode()

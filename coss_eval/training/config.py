@@ -12,6 +12,7 @@ import yaml
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.architecture import Stem
 from coss_eval.models.families import Pooling
+from coss_eval.training import presets as presets
 from coss_eval.training.fields import build
 from coss_eval.training.local import LocalConfig
 from coss_eval.training.methods import METHODS, Method, make_method, split_name
@@ -137,13 +138,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
-
-
-def presets() -> dict[str, str]:
-    """Every preset's name with the first line of its file, which says what it is."""
-    folder = resources.files("coss_eval.training").joinpath("presets")
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
 
 
 def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
