@@ -1,0 +1,142 @@
+"""The flags that commands share, by what they are about; each group opens what it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from coss_eval.errors import UsageError
+
+if TYPE_CHECKING:
+    from coss_eval.data.dataset import Dataset
+    from coss_eval.models.model import Model
+
+
+def _fractions(_type: Any, tokens: Any) -> tuple[float, ...]:
+    """eps as people write it: 8/255 or 0.031, separated by commas or blanks."""
+    values = []
+    for text in ",".join(token.value for token in tokens).split(","):
+        numerator, _, denominator = text.strip().partition("/")
+        try:
+            values.append(float(numerator) / float(denominator or 1))
+        except (ValueError, ZeroDivisionError):
+            raise UsageError(f"eps must be numbers such as 0.5/255 or 0.031, got {text!r}") from None
+    return tuple(values)
+
+
+Fractions = Annotated[tuple[float, ...] | None, Parameter(converter=_fractions, consume_multiple=True, n_tokens=-1)]
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class ModelFlags:
+    """Which network, and how its file is to be read where it does not say so itself."""
+
+    ckpt: tuple[str, ...] = ()
+    "Checkpoint file, torchvision:NAME or timm:NAME; repeat it to set models side by side."
+    arch: str | None = None
+    "Architecture (resnet50, timm:..., package.module:factory); inferred from the file where it can be."
+    stem: Literal["imagenet", "cifar", "solo-cifar", "lightly-cifar"] | None = None
+    "ResNet stem; the last two are solo-learn's and lightly's own variants of the 3x3 one."
+    width: int | None = None
+    "Planes of a ResNet's first stage."
+    pooling: Literal["own", "mean"] = "own"
+    "Global representation of a ViT: the network's own (class token), or the mean of its patch tokens."
+    weights: str | None = None
+    "Branch of the file (student, teacher, online, target), or the weights of a named model."
+    mean: tuple[float, float, float] | None = None
+    "Normalisation mean of pixels in [0, 1]."
+    std: tuple[float, float, float] | None = None
+    "Normalisation standard deviation."
+    img_size: int | None = None
+    "Side the network needs; images of another size are resized inside the classifier."
+    crop_pct: float | None = None
+    "Share of the shorter side that the centre crop keeps, for files of varying size."
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    "Resizing of image files."
+    head: Literal["auto", "own", "probe"] = "auto"
+    "Own head, a linear probe, or the own head where its class names match the dataset's."
+    allow_partial: bool = False
+    "Accept a checkpoint that leaves parts of the backbone at random."
+
+    def load(self) -> list[Model]:
+        from coss_eval.models.load import load_model
+
+        if not self.ckpt:
+            raise UsageError("no model given: add --ckpt FILE (or torchvision:resnet50); repeat it for several")
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ckpt"}
+        return [load_model(source, **options) for source in self.ckpt]
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class DataFlags:
+    """Which images."""
+
+    data: str = "digits"
+    "A name (see coss-eval list), a folder of class folders, or a folder with train.parquet and val.parquet."
+    data_root: Path | None = None
+    "Where named datasets lie [env: COSS_DATA_ROOT]."
+    skip_bad_images: bool = False
+    "Leave out files that cannot be decoded (they are counted and named) instead of stopping."
+
+    def open(self) -> Dataset:
+        from coss_eval.data.open import load_dataset
+
+        return load_dataset(self.data, root=self.data_root, skip_bad_images=self.skip_bad_images)
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class RunFlags:
+    """How to run, and where the numbers go."""
+
+    out: Path | None = None
+    "Results folder; the same command goes on where it stopped [default: results/DATA-MODEL]."
+    limit: int | None = None
+    "Use so many test images (seeded, balanced over classes); every table is marked with it."
+    batch_size: int = 256
+    "Images a forward pass; it never changes a number."
+    device: str = "auto"
+    "auto, cpu, cuda, cuda:1, ..."
+    seed: int = 0
+    "Seed of all perturbations."
+    overwrite: bool = False
+    "Compute cells again that are already stored."
+    no_cache: bool = False
+    "Do not read or write cached features and probes."
+    budget_hours: float | None = None
+    "Begin no new cell after so many hours."
+    baseline: str | None = None
+    "Name of the model that the report's differences refer to [default: the first]."
+    dry_run: bool = False
+    "Print the plan and stop."
+    quiet: bool = False
+    "Print the last lines only."
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class TrainFlags:
+    """What of a preset to change; None leaves it as it is."""
+
+    arch: str | None = None
+    "Architecture: resnet18, an RF-ResNet preset, timm:NAME, package.module:factory."
+    stem: Literal["imagenet", "cifar"] | None = None
+    "ResNet stem."
+    width: int | None = None
+    "Planes of a ResNet's first stage."
+    epochs: int | None = None
+    "Passes over the training images."
+    batch_size: int | None = None
+    "Images a step."
+    lr: float | None = None
+    "Peak learning rate for a batch of 256."
+    seed: int | None = None
+    "Seed of weights, order and views."
+
+    def given(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
