@@ -91,3 +91,13 @@ def to_float(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         raise UsageError(f"expected uint8 images in 0..255, but got {images.dtype}; pixels in [0, 1] need no to_float")
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def training_format(network: nn.Module, device: torch.device) -> torch.memory_format:
+    """The memory format to train in: channels-last, but where that is not safe.
+
+    On the CPU, oneDNN (seen with torch 2.15) writes outside its buffers in the channels-last weight gradient of
+    convolutions whose number of channels is no multiple of 16.
+    """
+    narrow = any(isinstance(module, nn.Conv2d) and module.out_channels % 16 for module in network.modules())
+    return torch.contiguous_format if device.type == "cpu" and narrow else torch.channels_last

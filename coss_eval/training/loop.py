@@ -20,7 +20,7 @@ from coss_eval.data.batches import Geometry
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
-from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.classifier import Preprocessing, training_format
 from coss_eval.models.load import make_model, save_model
 from coss_eval.models.model import Model, lent_generator
 from coss_eval.training import checkpoint
@@ -94,6 +94,7 @@ class Task:
         )
         self.feed = Feed(self.fit, config.batch_size, device, seed=config.seed, views=self.views)
         self.model = self._model(size)
+        self.format = training_format(self.model.backbone, device)
         self.objective = self._objective(len(data.classes))
         self.total = self.feed.steps * config.epochs
 
@@ -132,7 +133,7 @@ class Task:
         synchronised(made.to(self.device), self.device)
         for branch in (made, made.target):
             if branch is not None:
-                branch.backbone.to(memory_format=torch.channels_last)
+                branch.backbone.to(memory_format=self.format)
                 if config.compile and self.device.type == "cuda":
                     branch.backbone.features = torch.compile(branch.backbone.features)  # type: ignore[method-assign]
         return made.train()
@@ -141,8 +142,10 @@ class Task:
         """All views of a batch, normalised, on the device."""
         p, seed = self.model.preprocessing, self.config.seed
         if self.feed.from_files:
-            return finish_views(part.pixels, part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
-        return make_views(part.pixels[0], part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
+            views = finish_views(part.pixels, part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
+        else:
+            views = make_views(part.pixels[0], part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
+        return [view.contiguous(memory_format=self.format) for view in views]
 
     def optimizer(self) -> torch.optim.Optimizer:
         config, method = self.config, self.objective.method

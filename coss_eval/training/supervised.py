@@ -16,7 +16,7 @@ from coss_eval.data.open import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.architecture import Stem
-from coss_eval.models.classifier import Preprocessing, to_float
+from coss_eval.models.classifier import Preprocessing, to_float, training_format
 from coss_eval.models.load import make_model, save_model
 from coss_eval.models.model import Model
 
@@ -76,8 +76,8 @@ def train_supervised(
     assert model.head is not None
     network = nn.Sequential(model.backbone, model.head)
     network.to(device).train().requires_grad_(True)
-    if recipe.width % 16 == 0:  # oneDNN corrupts memory in channels-last weight gradients of narrower layers
-        network.to(memory_format=torch.channels_last)
+    layout = training_format(network, torch.device(device))
+    network.to(memory_format=layout)
     optimiser = torch.optim.SGD(
         _groups(network, recipe.weight_decay), lr=recipe.lr, momentum=0.9, nesterov=True, foreach=True
     )
@@ -93,7 +93,7 @@ def train_supervised(
                 group["lr"] = recipe.lr_at(step / steps)
             batch = _augment(images[index], recipe.padding, generator).to(device)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.bf16):
-                logits = network((to_float(batch) - shift) / scale)
+                logits = network(((to_float(batch) - shift) / scale).contiguous(memory_format=layout))
             loss = loss_of(logits.float(), labels[index].to(device))
             optimiser.zero_grad()
             loss.backward()

@@ -34,6 +34,7 @@ def test_losses_and_gradients_are_those_of_one_process(of_two: dict[str, Any], m
     one, two = one_batch(method, torch.float32), of_two[f"{method} torch.float32"]
     torch.testing.assert_close(two["losses"], one["losses"], atol=1e-5, rtol=1e-5)
     one, two = one_batch(method, torch.float64), of_two[f"{method} torch.float64"]
+    torch.testing.assert_close(two["losses"], one["losses"], atol=1e-9, rtol=1e-9)
     assert one["gradients"].keys() == two["gradients"].keys()
     for part in ("gradients", "buffers"):
         for key, value in one[part].items():
