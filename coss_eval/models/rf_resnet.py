@@ -179,8 +179,16 @@ class Preset:
     stem: Stem = "imagenet"
     mlp_layers: int = 2
 
-    def network(self, num_classes: int = 1000) -> RFResNet:
-        return RFResNet(self.depth, kept=self.kept, stem=self.stem, mlp_layers=self.mlp_layers, num_classes=num_classes)
+    def network(self, *, width: int = 64, num_classes: int = 1000) -> RFResNet:
+        """The network, or a narrower one with the same receptive field."""
+        return RFResNet(
+            self.depth,
+            kept=self.kept,
+            stem=self.stem,
+            width=width,
+            mlp_layers=self.mlp_layers,
+            num_classes=num_classes,
+        )
 
 
 def _ladder(depth: int, stem: Stem, sizes: tuple[int, ...]) -> dict[str, Preset]:

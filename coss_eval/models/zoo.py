@@ -59,9 +59,9 @@ def network(
     arch = arch.removeprefix("torchvision:")
     with lent_generator(seed) if seed is not None else nullcontext():
         if arch in PRESETS:
-            if stem != "imagenet" or width != 64:
-                raise UsageError(f"the preset {arch} fixes its stem and width; leave --stem and --width out")
-            return PRESETS[arch].network(**_given(num_classes=num_classes))
+            if stem != "imagenet":
+                raise UsageError(f"the preset {arch} fixes its stem; leave --stem out")
+            return PRESETS[arch].network(width=width, **_given(num_classes=num_classes))
         if width != 64:
             return _scaled_network(arch, stem, width, num_classes)
         if arch.startswith("timm:"):

@@ -14,13 +14,14 @@ from coss_eval.training.methods.method import Comparison, Heads, Method, precise
 
 
 class PrototypeHead(nn.Module):
-    """An MLP with GELU and without BatchNorm to a bottleneck, and weight-normed prototypes of unit length."""
+    """An MLP with GELU to a bottleneck, and weight-normed prototypes of unit length."""
 
-    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int, *, batch_norm: bool) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+        layers: list[nn.Module] = []
+        for width in (dim, hidden):
+            layers += [nn.Linear(width, hidden), *([nn.BatchNorm1d(hidden)] if batch_norm else []), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -68,7 +69,8 @@ class CentredCrossEntropy(Comparison):
 class DINO(Method):
     """Student and teacher heads alike, no predictor. The last layer stands still for the first share of training.
 
-    ``freeze_share`` and ``warm_up_share`` are shares of all steps: 1 of 100 epochs is 0.01.
+    ``freeze_share`` and ``warm_up_share`` are shares of all steps: 1 of 100 epochs is 0.01. ``batch_norm`` in the heads
+    is the authors' use_bn_in_head: without it a short run can stay at uniform distributions, a loss of log prototypes.
     """
 
     name: ClassVar[str] = "dino"
@@ -78,6 +80,7 @@ class DINO(Method):
     hidden: int = 2048
     bottleneck: int = 256
     prototypes: int = 4096
+    batch_norm: bool = False
     student_temperature: float = 0.1
     teacher_temperature: float = 0.07
     teacher_temperature_start: float = 0.04
@@ -91,7 +94,7 @@ class DINO(Method):
         return self.teacher_temperature_start + (self.teacher_temperature - self.teacher_temperature_start) * warm
 
     def heads(self, dim: int) -> Heads:
-        return Heads(PrototypeHead(dim, self.hidden, self.bottleneck, self.prototypes))
+        return Heads(PrototypeHead(dim, self.hidden, self.bottleneck, self.prototypes, batch_norm=self.batch_norm))
 
     def comparison(self) -> Comparison:
         return CentredCrossEntropy(self)
