@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
 from coss_eval.data.split import Split
-from coss_eval.errors import UsageError
+from coss_eval.errors import UsageError, unknown_name
 from coss_eval.probes import extract, few_label_probe, fitted_probe, knn, scores
 from coss_eval.probes.features import Features
+from coss_eval.probes.sgd import SgdProtocol, sgd_probe
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.task import Result, Subject, Task
+
+PROTOCOLS = ("lbfgs", "sgd")
 
 
 @dataclass(frozen=True)
 class Probe(Task):
-    """Features are extracted in one pass and cached; strengths are chosen on a tenth of the (labelled) training images.
+    """Two protocols, whose numbers never share a name.
 
-    ``fractions`` are few-label probes, class-balanced and seeded. kNN as in DINO: cosine, ``k``, ``temperature``.
+    "lbfgs": features of the images as they are, extracted in one pass and cached; logistic regression to its optimum,
+    its strength chosen on a tenth of the (labelled) training images. ``fractions`` are few-label probes,
+    class-balanced and seeded. kNN as in DINO: cosine, ``k``, ``temperature``.
+    "sgd": one linear layer trained on random crops and flips through the frozen network, as ``sgd`` says.
     """
 
     name: ClassVar[str] = "probe"
@@ -29,9 +35,17 @@ class Probe(Task):
     fractions: tuple[float, ...] = (0.01, 0.1)
     k: int = 20
     temperature: float = 0.07
+    protocol: Literal["lbfgs", "sgd"] = "lbfgs"
+    sgd: SgdProtocol = field(default_factory=SgdProtocol)
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise unknown_name("protocol of the probe", self.protocol, PROTOCOLS)
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         train = {"train": _training_split(subject).fingerprint}
+        if self.protocol == "sgd":
+            return [Cell(self.name, {"method": "sgd", **self.sgd.params(), "seed": seed, **train})]
         return [
             Cell(self.name, {"method": "linear", **train}),
             *(
@@ -42,8 +56,11 @@ class Probe(Task):
         ]
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
-        """All cells share one pass over the features; the fits cost about as much again."""
-        return 2 * (len(_training_split(subject)) + len(subject.data.test)) / (2 + len(self.fractions))
+        """One pass over the features, shared by the cells, and fits that cost about as much again; or every epoch."""
+        train, test = len(_training_split(subject)), len(subject.data.test)
+        if cell.params["method"] == "sgd":
+            return float(self.sgd.epochs * train + test)
+        return 2 * (train + test) / (2 + len(self.fractions))
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
         params, train = cell.params, _training_split(subject)
@@ -53,6 +70,9 @@ class Probe(Task):
             "cache": subject.settings.cache,
         }
         test = extract(subject.model, subject.data.test, **options)
+        if params["method"] == "sgd":
+            head = sgd_probe(subject.model, train, self.sgd, seed=params["seed"], **options)
+            return _scored(head.module()(test.values["global"]).detach(), test, cell, *head.notes())
         if params["method"] == "knn":
             logits, how = self._votes(cell, subject, extract(subject.model, train, **options), test)
         elif "labels" in params:
@@ -86,14 +106,16 @@ def _training_split(subject: Subject) -> Split:
     return subject.data.train
 
 
-def _scored(logits: Tensor, test: Features, cell: Cell, how: str) -> Result:
-    """top1 with its interval and verdicts, top5 and mean per class beside it; kNN's are called knn_..."""
-    prefix = "knn_" if cell.params["method"] == "knn" else ""
-    condition = {"labels": f"{cell.params['labels']:.3g}"} if "labels" in cell.params else {}
+def _scored(logits: Tensor, test: Features, cell: Cell, *how: str) -> Result:
+    """top1 with its interval and verdicts, top5 and mean per class beside it; others are called knn_... and sgd_..."""
+    params = cell.params
+    prefix = {"knn": "knn_", "sgd": "sgd_"}.get(params["method"], "")
+    condition: dict[str, Any] = {"labels": f"{params['labels']:.3g}"} if "labels" in params else {}
+    condition |= {"epochs": params["epochs"]} if "epochs" in params else {}
     correct = (logits.argmax(1) == test.labels).numpy()
     result = Result.of_verdicts(f"{prefix}top1", np.asarray(test.ids), [(condition, correct)])
     for metric, value in scores(logits, test.labels).items():
         if metric != "top1":
             result.measurements.append(Measurement(prefix + metric, value, len(correct), None, None, condition))
-    result.notes.append(how)
+    result.notes.extend(how)
     return result

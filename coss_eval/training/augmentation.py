@@ -6,26 +6,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coss_eval.errors import UsageError, unknown_name
+from coss_eval.data.random_crop import RandomCrop, refuse
+from coss_eval.errors import unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(RandomCrop):
     """One view: crop, flip, colour jitter, greyscale, blur, solarisation, in this order; torchvision's definitions.
 
-    ``size`` is the side of the view in pixels. ``crop_min_scale`` (the paper's c_min) and ``crop_max_scale`` bound the
-    crop's share of the image's area, ``ratio`` its width / height. ``flip``, ``jitter``, ``greyscale``, ``blur`` and
+    ``size`` is the side of the view in pixels; crop and flip are RandomCrop's. ``jitter``, ``greyscale``, ``blur`` and
     ``solarise`` are probabilities. Factors of brightness, contrast and saturation are uniform in
     [max(0, 1 - x), 1 + x], the hue moves by up to ``hue`` of a turn. ``blur_sigma`` is in pixels of the view;
     ``blur_kernel`` None is a tenth of the size, made odd (23 at 224 px, as SimCLR and BYOL have it). Solarisation
     inverts values of 1/2 and more.
     """
 
-    size: int
-    crop_min_scale: float = 0.08
-    crop_max_scale: float = 1.0
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
     jitter: float = 0.8
     brightness: float = 0.4
     contrast: float = 0.4
@@ -38,33 +33,24 @@ class Augmentation:
     solarise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_min_scale <= self.crop_max_scale <= 1:
-            _refuse("0 < crop_min_scale <= crop_max_scale <= 1", (self.crop_min_scale, self.crop_max_scale))
-        for name in ("flip", "jitter", "greyscale", "blur", "solarise"):
+        super().__post_init__()
+        for name in ("jitter", "greyscale", "blur", "solarise"):
             if not 0 <= getattr(self, name) <= 1:
-                _refuse(f"{name} to be a probability from 0 to 1", getattr(self, name))
+                refuse(f"{name} to be a probability from 0 to 1", getattr(self, name))
         for name in ("brightness", "contrast", "saturation"):
             if getattr(self, name) < 0:
-                _refuse(f"{name} to be at least 0", getattr(self, name))
-        for name in ("ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                _refuse(f"{name} to be two rising numbers above 0", (low, high))
+                refuse(f"{name} to be at least 0", getattr(self, name))
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            refuse("blur_sigma to be two rising numbers above 0", self.blur_sigma)
         if not 0 <= self.hue <= 0.5:
-            _refuse("hue from 0 to 0.5 of a turn", self.hue)
-        if self.size < 1:
-            _refuse("size to be at least 1 pixel", self.size)
+            refuse("hue from 0 to 0.5 of a turn", self.hue)
         if self.kernel % 2 == 0 or not 0 < self.kernel < 2 * self.size:  # the border is reflected once
-            _refuse(f"blur_kernel to be odd, above 0 and below {2 * self.size}, twice the size", self.kernel)
+            refuse(f"blur_kernel to be odd, above 0 and below {2 * self.size}, twice the size", self.kernel)
 
     @property
     def kernel(self) -> int:
         """Side of the blur's kernel in pixels."""
         return self.size // 10 | 1 if self.blur_kernel is None else self.blur_kernel
-
-
-def _refuse(expected: str, came: object) -> None:
-    raise UsageError(f"an augmentation needs {expected}, got {came}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from coss_eval.data.batches import Geometry
 from coss_eval.data.choose import Ints
+from coss_eval.data.crop_files import crop_batches, processors
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.probes.forward import ahead
 from coss_eval.training.augmentation import Views
-from coss_eval.training.crop_files import crop_batches
 from coss_eval.training.gather import rank, world_size
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory, for images that stay there
@@ -106,11 +105,6 @@ class Feed:
         if seen < len(self.split):  # unreadable ones, left out by the person's wish
             return None
         return images, torch.cat([labels for labels, _ in found]), torch.cat([ids for _, ids in found])
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def statistics(split: Split, geometry: Geometry | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

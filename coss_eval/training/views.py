@@ -8,18 +8,18 @@ and flip in one resampling, colour jitter, greyscale, blur, solarisation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from coss_eval.data.random_crop import crop, draw_boxes, draw_flips
 from coss_eval.errors import UsageError
 from coss_eval.randomness import uniform
 from coss_eval.training.augmentation import Augmentation, Views, byol_pair, multi_crop, views_for
+from coss_eval.training.blur import gaussian_blur
 from coss_eval.training.colour import greyscale_, jitter_, on_rows_, solarise_
-from coss_eval.training.resample import crop, gaussian_blur
 
 __all__ = [
     "Augmentation",
@@ -28,7 +28,6 @@ __all__ = [
     "apply",
     "byol_pair",
     "draw",
-    "draw_boxes",
     "finish_views",
     "make_views",
     "multi_crop",
@@ -37,7 +36,6 @@ __all__ = [
 
 Images = Tensor | Sequence[Tensor]
 
-_TRIES = 10  # for a box that fits, as torchvision
 _CHUNK_VALUES = {"cpu": 2**20, "cuda": 2**26}  # of one pass: what stays in the caches, what stays small in memory
 
 
@@ -92,7 +90,7 @@ def draw(
         size=a.size,
         kernel=a.kernel,
         boxes=None if sizes is None else draw_boxes(a, ids, sizes, seed=seed, epoch=epoch, view=view),
-        flip=chance[:, 0] < a.flip,
+        flip=draw_flips(a, ids, seed=seed, epoch=epoch, view=view),
         jitter=chance[:, 1] < a.jitter,
         order=amount[:, :4].argsort(1),
         factors=low + amount[:, 4:8] * (high - low),
@@ -100,41 +98,6 @@ def draw(
         sigma=torch.where(chance[:, 3] < a.blur, sigma, 0.0),
         solarise=chance[:, 4] < a.solarise,
     )
-
-
-def draw_boxes(
-    augmentation: Augmentation, ids: Tensor, sizes: tuple[int, int] | Tensor, *, seed: int, epoch: int, view: int
-) -> Tensor:
-    """Crop boxes int64 (B, 4) as (top, left, height, width), distributed as torchvision's RandomResizedCrop draws them.
-
-    Area uniform, log of width / height uniform; the first of ten tries that fits into the image, else the largest
-    central box of an allowed ratio.
-    """
-    a = augmentation
-    height, width = torch.as_tensor(sizes).expand(len(ids), 2).to(torch.float64).T  # (B,) each
-    unit = uniform(ids, seed, "views", epoch, view, "boxes", shape=(2 * _TRIES + 2,)).to(torch.float64)
-    share = a.crop_min_scale + unit[:, :_TRIES] * (a.crop_max_scale - a.crop_min_scale)  # (B, tries)
-    area = share * (height * width)[:, None]
-    low, high = math.log(a.ratio[0]), math.log(a.ratio[1])
-    ratio = (low + unit[:, _TRIES : 2 * _TRIES] * (high - low)).exp_()
-    widths, heights = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()
-    fits = (widths > 0) & (widths <= width[:, None]) & (heights > 0) & (heights <= height[:, None])
-    first = fits.byte().argmax(1, keepdim=True)
-    found = fits.any(1)
-    in_ratio = width / height
-    box_height = torch.where(
-        found,
-        heights.gather(1, first)[:, 0],
-        torch.where(in_ratio < a.ratio[0], (width / a.ratio[0]).round(), height),
-    )
-    box_width = torch.where(
-        found,
-        widths.gather(1, first)[:, 0],
-        torch.where(in_ratio > a.ratio[1], (height * a.ratio[1]).round(), width),
-    )
-    free = torch.stack((height - box_height, width - box_width), 1)  # (B, 2)
-    corner = torch.where(found[:, None], (unit[:, -2:] * (free + 1)).floor(), (free / 2).floor())
-    return torch.cat((corner, box_height[:, None], box_width[:, None]), 1).to(torch.int64)
 
 
 @torch.no_grad()
@@ -236,7 +199,7 @@ def finish_views(
     std: Sequence[float] | None = None,
     channels_last: bool = True,
 ) -> list[Tensor]:
-    """``make_views`` for images that workers have cropped and flipped (``crop_files``): uint8 (B, 3, S, S) a view."""
+    """``make_views`` for images cropped and flipped by workers (``data.crop_files``): uint8 (B, 3, S, S) a view."""
     return [
         apply(
             cropped,

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from torch import Tensor
 
+from coss_eval.data.random_crop import crop_batch, crop_each
 from coss_eval.errors import UsageError
 from coss_eval.training.augmentation import RECIPES
+from coss_eval.training.blur import blur_by_convolution, blur_by_shifts, gaussian_blur
 from coss_eval.training.colour import greyscale_, jitter_, rotate_hue_, solarise_
-from coss_eval.training.resample import blur_by_convolution, blur_by_shifts, crop_batch, crop_each, gaussian_blur
 from coss_eval.training.views import (
     Augmentation,
     Parameters,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from coss_eval.data.crop_files import Crops, crop_batches
 from coss_eval.data.open import load_dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.training.augmentation import Augmentation, Views
-from coss_eval.training.crop_files import Crops, crop_batches
 from coss_eval.training.views import apply, byol_pair, draw
 
 VIEWS = Views((Augmentation(size=40, jitter=0, greyscale=0),), (Augmentation(size=16, jitter=0, greyscale=0),))

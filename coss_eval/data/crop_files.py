@@ -1,13 +1,14 @@
 """Crops of image files of any size, decoded, cropped and flipped by worker processes; the device does the rest.
 
-A file is decoded once for all of its views. The crops are what ``views.draw`` gives for (seed, epoch, view, sample id),
-so the number of workers and the batches do not change them; ``views.finish_views`` applies the colour operations.
+A file is decoded once for all of its views. What is drawn belongs to (seed, epoch, view, sample id), so the number of
+workers and the batches do not change the crops; in training, ``finish_views`` applies the colour operations to them.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.decode import UNREADABLE, reason, to_rgb
 from coss_eval.data.images import Images
+from coss_eval.data.random_crop import RandomCrop, draw_boxes, draw_flips
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
-from coss_eval.training.augmentation import Views
-from coss_eval.training.views import draw
 
 _KEEP = 2  # a JPEG may be decoded at a fraction of its size where every crop keeps this many pixels a pixel of its view
 
@@ -37,21 +37,28 @@ class Crops(NamedTuple):
 
 
 def crop_batches(
-    split: Split, parts: Sequence[Ints], views: Views, *, seed: int, epoch: int, workers: int = 4
+    split: Split,
+    parts: Sequence[Ints],
+    views: Iterable[RandomCrop],
+    *,
+    seed: int,
+    epoch: int,
+    workers: int | None = None,
 ) -> Iterator[Crops]:
     """The images at the places ``parts`` of ``split``, one batch a part, in that order.
 
-    For encoded images; sets of one small size are in memory and go through ``views.make_views``. Images that cannot be
-    read raise a CossError, or are left out of their batch where the split skips bad images.
+    For encoded images; sets of one small size are in memory, to be cropped there (``random_crop``). Images that cannot
+    be read raise a CossError, or are left out of their batch where the split skips bad images. ``workers`` None starts
+    as many as there are processors.
     """
     if split.native_size is not None:
-        raise UsageError(f"the {split.name} images all have {split.native_size} pixels: make their views in memory")
+        raise UsageError(f"the {split.name} images all have {split.native_size} pixels: crop them in memory")
     indices, ids = ([array[part] for part in parts] for array in (split.indices, split.ids))
-    work = _Cropper(split.images, indices, ids, views, seed, epoch)
+    work = _Cropper(split.images, indices, ids, tuple(views), seed, epoch)
     loader = DataLoader(
         work,
         batch_size=None,
-        num_workers=min(workers, len(parts)),
+        num_workers=min(processors() if workers is None else workers, len(parts)),
         collate_fn=_as_is,
         generator=torch.Generator(),  # else DataLoader draws a number from the global one
     )
@@ -71,11 +78,16 @@ def crop_batches(
         )
 
 
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Cropper(Dataset[tuple[list[NDArray[np.uint8]], dict[int, str]]]):
     """What a worker process gets; item n is the crops of batch n and why some of its images could not be read."""
 
     def __init__(
-        self, images: Images, indices: list[Ints], ids: list[Ints], views: Views, seed: int, epoch: int
+        self, images: Images, indices: list[Ints], ids: list[Ints], views: tuple[RandomCrop, ...], seed: int, epoch: int
     ) -> None:
         self.images, self.indices, self.ids = images, indices, ids
         self.views, self.seed, self.epoch = views, seed, epoch
@@ -89,13 +101,11 @@ class _Cropper(Dataset[tuple[list[NDArray[np.uint8]], dict[int, str]]]):
         opened = [self._open(int(index), failures) for index in indices]
         sizes = torch.tensor([(image.height, image.width) if image else (1, 1) for image in opened])
         ids = torch.from_numpy(self.ids[number])
-        drawn = [
-            draw(augmentation, ids, sizes, seed=self.seed, epoch=self.epoch, view=view)
-            for view, augmentation in enumerate(self.views)
-        ]
-        boxes = np.stack([p.boxes.numpy() for p in drawn if p.boxes is not None], 1)  # (B, V, 4)
-        flips = np.stack([p.flip.numpy() for p in drawn], 1)  # (B, V)
-        targets = np.array([augmentation.size for augmentation in self.views])
+        stream = {"seed": self.seed, "epoch": self.epoch}
+        numbered = list(enumerate(self.views))
+        boxes = np.stack([draw_boxes(v, ids, sizes, **stream, view=n).numpy() for n, v in numbered], 1)  # (B, V, 4)
+        flips = np.stack([draw_flips(v, ids, **stream, view=n).numpy() for n, v in numbered], 1)  # (B, V)
+        targets = np.array([view.size for view in self.views])
         for place, image in enumerate(opened):
             if image is not None:
                 try:
