@@ -102,7 +102,7 @@ def main() -> None:
     print(
         f"{options.images} images of {options.size} px, {options.cores} cores, device {options.device}; ms an image\n"
     )
-    print(f"| {'corruption':<18} | imagecorruptions | coss-eval |    ratio |\n|{'-' * 20}|-----------------:|", end="")
+    print(f"| {'corruption':<26} | imagecorruptions | coss-eval |    ratio |\n|{'-' * 28}|-----------------:|", end="")
     print("----------:|---------:|")
     reference, native = {}, {}
     for name in NAMES:
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def row(label: str, reference: float, native: float) -> None:
-    print(f"| {label:<18} | {reference:16.3f} | {native:9.3f} | {reference / native:7.2f}x |", flush=True)
+    print(f"| {label:<26} | {reference:16.3f} | {native:9.3f} | {reference / native:7.2f}x |", flush=True)
 
 
 def time_forward(images: Tensor) -> float:

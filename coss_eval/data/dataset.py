@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from coss_eval.data.split import Split
@@ -24,3 +25,8 @@ class Dataset:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.test.classes
+
+    def restricted(self, classes: Sequence[str]) -> Self:
+        """The images of these classes alone, labelled by their place among them."""
+        train = None if self.train is None else self.train.restricted(classes)
+        return replace(self, train=train, test=self.test.restricted(classes))

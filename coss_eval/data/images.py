@@ -45,8 +45,8 @@ class Images(Protocol):
         """The stored bytes of one image, as the fingerprint hashes them; empty where there are none."""
         ...
 
-    def common_size(self) -> Size | None:
-        """The one (height, width) of all images where it is small enough to stay native, else None."""
+    def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
+        """The one (height, width) of all images where it is small enough (sides in px) to stay native, else None."""
         ...
 
     def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
@@ -65,7 +65,7 @@ class ArrayImages:
     def raw(self, index: int) -> bytes:
         return bytes(self._pixels[index])
 
-    def common_size(self) -> Size | None:
+    def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
         return self._pixels.shape[2], self._pixels.shape[3]
 
     def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
@@ -89,7 +89,7 @@ class EncodedImages:
         except UNREADABLE:
             return b""  # counted and named when it is decoded
 
-    def common_size(self) -> Size | None:
+    def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
         found: Size | None = None
         for index in _header_sample(len(self._source)):
             try:
@@ -97,7 +97,7 @@ class EncodedImages:
                     size = header_size(stream)
             except UNREADABLE:
                 continue  # counted and named when it is decoded
-            if max(size) > NATIVE_LIMIT or (found is not None and size != found):
+            if (limit is not None and max(size) > limit) or (found is not None and size != found):
                 return None
             found = size
         return found

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from coss_eval.corruptions.names import CATEGORIES, NAMES, SEVERITIES
 from coss_eval.errors import CossError
 
 # The first that is labelled is used: a labelled test split before the validation split, as people tune on the latter.
@@ -19,7 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet and val.parquet (or test.parquet)"
 
-Layout = Literal["parquet", "tiny-imagenet", "class-folders"]
+Layout = Literal["parquet", "tiny-imagenet", "class-folders", "corrupted-folders", "corrupted-arrays"]
 
 _SHARD = re.compile(r"(?P<split>[a-z]+)(-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?\.parquet")
 
@@ -30,10 +31,30 @@ def recognise(folder: Path) -> Layout | None:
         return "parquet"
     if (folder / "val" / "val_annotations.txt").is_file() and (folder / "val" / "images").is_dir():
         return "tiny-imagenet"
+    if corrupted_arrays(folder):
+        return "corrupted-arrays"
+    if corrupted_folders(folder):
+        return "corrupted-folders"
     splits = [folder / name for name in (*TRAIN_NAMES, *TEST_NAMES)]
     if any(map(class_folders, splits)) or any(map(_holds_image_files, class_folders(folder))):
         return "class-folders"
     return None
+
+
+def corrupted_arrays(folder: Path) -> dict[str, Path]:
+    """CIFAR-10-C's NAME.npy by the corruption's name."""
+    return {name: file for name in NAMES if (file := folder / f"{name}.npy").is_file()}
+
+
+def corrupted_folders(folder: Path) -> dict[str, Path]:
+    """NAME/SEVERITY/ of ImageNet-C by the corruption's name, inside noise/, blur/ ... as well, as it is extracted."""
+    places = [folder, *(folder / category for category in (*CATEGORIES, "extra"))]
+    return {
+        name: place / name
+        for name in NAMES
+        for place in places
+        if (place / name).is_dir() and any((place / name / str(severity)).is_dir() for severity in SEVERITIES)
+    }
 
 
 def class_folders(folder: Path) -> list[Path]:

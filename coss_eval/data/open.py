@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from coss_eval.data.dataset import Dataset as Dataset
 from coss_eval.data.layouts import EXPECTED, Layout, class_folders, recognise
 from coss_eval.errors import CossError, UsageError, unknown_name
-
-if TYPE_CHECKING:
-    from coss_eval.data.split import Split
 
 BUILT_IN = {
     "digits": "scikit-learn's 8x8 digits at 32 px, 10 classes; bundled, the default",
@@ -41,25 +38,47 @@ def load_dataset(
     *,
     root: str | os.PathLike[str] | None = None,
     skip_bad_images: bool = False,
+    classes: Sequence[str] | None = None,
+    clean: str | os.PathLike[str] | Dataset | None = None,
 ) -> Dataset:
     """Open a dataset: a built-in name, a path, or the name of a folder in ``root`` (else in $COSS_DATA_ROOT).
 
     Layouts: class folders under train/ and val/ or test/, class folders alone (a test split only), Tiny-ImageNet's
     own, Hugging Face parquet; see ``names``. With ``skip_bad_images`` its splits leave out what cannot be read.
+    ``classes`` keeps the images of these classes only. A ready-made corruption benchmark (ImageNet-C, Tiny-ImageNet-C,
+    CIFAR-10-C) opens as a Benchmark, and ``clean`` names the dataset it was made from: see ``benchmark.with_clean``.
     Raises UsageError for an unknown name or a missing folder, CossError for a dataset that cannot be used.
     """
     data = _open(str(name_or_path), _root(root))
-    if not skip_bad_images:
+    if skip_bad_images:
+        train = replace(data.train, skip_bad_images=True) if data.train else None
+        data = replace(data, train=train, test=replace(data.test, skip_bad_images=True))
+    if clean is not None:
+        from coss_eval.data.benchmark import Benchmark, with_clean
+
+        if not isinstance(data, Benchmark):
+            raise UsageError(
+                f"{data.name} has clean images of its own; --clean is for ready-made corruption benchmarks"
+            )
+        if not isinstance(clean, Dataset):
+            clean = load_dataset(clean, root=root, skip_bad_images=skip_bad_images)
+        data = with_clean(data, clean)
+    if classes is None:
         return data
-    train = replace(data.train, skip_bad_images=True) if data.train else None
-    return replace(data, train=train, test=replace(data.test, skip_bad_images=True))
+    place = {name: i for i, name in enumerate(data.classes)}  # the dataset's order stays
+    return data.restricted(sorted(dict.fromkeys(classes), key=lambda name: place.get(name, -1)))
 
 
-def open_class_folder(folder: str | os.PathLike[str]) -> Split:
-    """A folder that holds a folder a class, as a test split of its own."""
-    from coss_eval.data.formats import class_folders as read
-
-    return read(Path(folder).resolve()).test
+def read_classes(file: str | os.PathLike[str]) -> list[str]:
+    """The classes that a text file names, one a line; what follows a tab is a title. Raises UsageError for none."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the classes of {file}: {error}") from error
+    classes = [name for line in lines if (name := line.partition("\t")[0].strip())]
+    if not classes:
+        raise UsageError(f"{file} names no class; expected a class name on each line")
+    return classes
 
 
 def _open(name: str, root: Path | None) -> Dataset:
@@ -83,12 +102,14 @@ def _open(name: str, root: Path | None) -> Dataset:
 
 
 def _open_folder(folder: Path, layout: Layout) -> Dataset:
-    from coss_eval.data import formats
+    from coss_eval.data import benchmark_files, formats
 
-    readers = {
+    readers: dict[Layout, Callable[[Path], Dataset]] = {
         "parquet": formats.parquet,
         "tiny-imagenet": formats.tiny_imagenet,
         "class-folders": formats.class_folders,
+        "corrupted-folders": benchmark_files.corrupted_folders,
+        "corrupted-arrays": benchmark_files.corrupted_arrays,
     }
     return readers[layout](folder)
 

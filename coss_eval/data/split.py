@@ -16,7 +16,7 @@ from coss_eval.data.batches import Batch, Geometry
 from coss_eval.data.choose import Ints, balanced, order_of, stratified
 from coss_eval.data.decode import Size, Target
 from coss_eval.data.images import Images
-from coss_eval.errors import CossError, UsageError
+from coss_eval.errors import CossError, UsageError, unknown_name
 
 HASHED_IMAGES = 64  # images whose content goes into the fingerprint
 LOOK_FURTHER = 5_000  # after the first bad image, so many more are read to name others
@@ -63,6 +63,20 @@ class Split:
         if len(places) and (places.min() < 0 or places.max() >= len(self)):
             raise UsageError(f"expected places from 0 to {len(self) - 1}, got {places.min()} to {places.max()}")
         return replace(self, indices=self.indices[places], labels=self.labels[places], ids=self.ids[places])
+
+    def restricted(self, classes: Sequence[str]) -> Split:
+        """The images of these classes alone, labelled by their place in ``classes``."""
+        if tuple(classes) == self.classes:
+            return self
+        if not classes:
+            raise UsageError("a choice of classes needs at least one")
+        number = {name: label for label, name in enumerate(classes)}
+        for name in number:
+            if name not in self.classes:
+                raise unknown_name("class", name, self.classes)
+        labels = np.array([number.get(name, -1) for name in self.classes])[self.labels]
+        chosen = self.subset(np.flatnonzero(labels >= 0))
+        return replace(chosen, classes=tuple(number), labels=labels[labels >= 0])
 
     def limited(self, n: int, seed: int = 0) -> Split:
         """``n`` images, as equally many of each class as there are, seeded; the whole where it has no more."""

@@ -1,10 +1,11 @@
-"""Accuracy under image corruptions: one cell a corruption, with all its severities."""
+"""Accuracy under image corruptions: one cell a corruption, with all its severities; made here or read from files."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
@@ -16,18 +17,24 @@ from coss_eval.corruptions.engine import Backend
 from coss_eval.corruptions.names import NAMES, check_name
 from coss_eval.corruptions.severity import Flavour
 from coss_eval.data.batches import Batch
+from coss_eval.data.benchmark import Benchmark
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import to_float
 from coss_eval.probes.forward import in_background
 from coss_eval.store import Cell
+from coss_eval.tasks.corruption_files import file_batches, file_cells
 from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task
 
 
 @dataclass(frozen=True)
 class Corruptions(Task):
-    """The ImageNet-C corruptions (Hendrycks & Dietterich 2019), applied to the stored uint8 pixels on the fly."""
+    """The ImageNet-C corruptions (Hendrycks & Dietterich 2019), applied to the stored uint8 pixels on the fly.
+
+    On a Benchmark they are read from its files as they are; ``backend``, ``flavour`` and ``table`` then have no say.
+    """
 
     name: ClassVar[str] = "corruptions"
+    reads_benchmarks: ClassVar[bool] = True
 
     names: tuple[str, ...] = tuple(NAMES)
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -42,6 +49,12 @@ class Corruptions(Task):
             raise UsageError(f"severities must be among 1 to 5, got {list(self.severities)}")
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
+        if isinstance(subject.data, Benchmark):
+            if (self.backend, self.flavour, self.table) != ("native", "imagecorruptions", None):
+                raise UsageError(
+                    f"the pixels of {subject.data.name} are made already: no backend, flavour or table applies"
+                )
+            return file_cells(self.name, subject.data, subject, self.names, self.severities)
         table = resolve_table(self.table, subject.image_size, self.backend)
         shared = {"backend": self.backend, "flavour": self.flavour, "table": table, "seed": seed}
         clean = Cell(self.name, {"corruption": "clean"})
@@ -54,7 +67,7 @@ class Corruptions(Task):
 
     def overhead(self, cell: Cell, subject: Subject) -> float:
         """Corrupting, timed on two images; it runs beside the forward passes, so this errs on the long side."""
-        if cell.params["corruption"] == "clean":
+        if cell.params["corruption"] == "clean" or isinstance(subject.data, Benchmark):
             return 0.0
         split = subject.data.test
         batch = next(subject.batches(split.subset(range(min(2, len(split))))))
@@ -69,27 +82,35 @@ class Corruptions(Task):
     def run(self, cell: Cell, subjects: Sequence[Subject]) -> Iterator[Result]:
         """Every subject sees the same corrupted pixels: each batch is corrupted once, beside the forward passes."""
         name, severities = cell.params["corruption"], cell.params.get("severities", [0])
-        ids: list[Ints] = []
+        ids: dict[int, list[Ints]] = {severity: [] for severity in severities}
         verdicts: dict[tuple[int, int], list[Bools]] = {
             (index, severity): [] for index in range(len(subjects)) for severity in severities
         }
         for batch, severity, images in in_background(_corrupted(cell, subjects[0])):
-            if severity == severities[0]:
-                ids.append(batch.ids.cpu().numpy())
+            ids[severity].append(batch.ids.cpu().numpy())
             for index, subject in enumerate(subjects):
                 verdicts[index, severity].append(_correct(subject, images, batch.labels))
+        seen = {severity: np.concatenate(ids[severity]) for severity in severities}
+        common = reduce(np.intersect1d, seen.values())  # a file may be unreadable at one severity only
         for index in range(len(subjects)):
             yield Result.of_verdicts(
                 "accuracy",
-                np.concatenate(ids),
+                seen[severities[0]][np.isin(seen[severities[0]], common)],
                 (
-                    ({"corruption": name, "severity": severity}, np.concatenate(verdicts[index, severity]))
+                    (
+                        {"corruption": name, "severity": severity},
+                        np.concatenate(verdicts[index, severity])[np.isin(seen[severity], common)],
+                    )
                     for severity in severities
                 ),
             )
 
 
 def _corrupted(cell: Cell, subject: Subject) -> Iterator[tuple[Batch, int, Tensor]]:
+    if isinstance(subject.data, Benchmark):
+        for severity, batch in file_batches(cell, subject.data, subject):
+            yield batch, severity, batch.images
+        return
     for batch in subject.batches():
         for severity in cell.params.get("severities", [0]):
             yield batch, severity, _corrupt(cell, batch, severity)
