@@ -84,6 +84,10 @@ class Config:
                 raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.ema <= 1 or not 0 <= self.holdout < 1:
             raise UsageError(f"ema must lie in 0 ... 1 and holdout below 1, got {self.ema} and {self.holdout}")
+        if self.crop_min_scale is not None and not 0 < self.crop_min_scale <= 1:
+            raise UsageError(
+                f"crop_min_scale is a share of the image's area, above 0 and at most 1, got {self.crop_min_scale:g}"
+            )
         if self.warm_up_epochs > self.epochs:
             raise UsageError(
                 f"{self.warm_up_epochs:g} warm_up_epochs do not fit into {self.epochs} epochs; set warm_up_epochs too"

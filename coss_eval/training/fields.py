@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, fields
-from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from coss_eval.errors import UsageError, unknown_name
@@ -78,5 +77,6 @@ def _shown(options: tuple[Any, ...]) -> str:
         if get_origin(option) is Literal:
             names += [repr(choice) for choice in get_args(option)]
         else:
-            names.append("nothing" if option is NoneType else getattr(option, "__name__", str(option)))
+            name = getattr(option, "__name__", str(option))
+            names.append({"NoneType": "nothing", "tuple": "a list", "dict": "a mapping"}.get(name, name))
     return " or ".join(names)

@@ -1,0 +1,133 @@
+"""What figures share: one look a checkpoint, the style, lines with their bands, and the files they become.
+
+Every figure is a Figure object drawn under coss.mplstyle on Agg: pyplot and the caller's settings stay untouched.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import matplotlib as mpl
+from matplotlib import rc_params_from_file
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from coss_eval.reports.files import write_file
+from coss_eval.reports.results import Estimate
+
+MARKERS = "os^Dvph"
+DASHES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
+WIDTH = 7.0  # inches: the text width of a two-column page
+
+
+class Look(NamedTuple):
+    """How one checkpoint is drawn in every figure."""
+
+    color: str
+    marker: str
+    dashes: Literal["-", "--", ":"]
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """coss.mplstyle alone for a while, whatever the caller's settings are."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(rc_params_from_file(Path(__file__).with_name("coss.mplstyle"), use_default_template=False))
+        yield
+
+
+def looks(labels: Sequence[str]) -> dict[str, Look]:
+    """One look a checkpoint; untrained networks are grey and dashed, so that they read as the reference they are."""
+    colors = [entry["color"] for entry in mpl.rcParams["axes.prop_cycle"]]
+    found, number = {}, 0
+    for label in labels:
+        if "untrained" in label.lower():
+            found[label] = Look("#8a8a8a", "o", "--")
+            continue
+        dashes = DASHES[number // len(colors) % len(DASHES)]
+        found[label] = Look(f"#{colors[number % len(colors)].lstrip('#')}", MARKERS[number % len(MARKERS)], dashes)
+        number += 1
+    return found
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """The figure as stem.png and stem.pdf, without dates, so that the same figure is the same file; the paths."""
+    paths = []
+    for kind in ("png", "pdf"):
+        buffer = io.BytesIO()
+        metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+        figure.savefig(buffer, format=kind, metadata=metadata)
+        paths.append(write_file(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue()))
+    return paths
+
+
+def grid(rows: int, columns: int, *, height: float, width: float = WIDTH) -> tuple[Figure, Any]:
+    """A figure with its axes as an array (rows, columns); ``height`` is a panel's, in inches."""
+    figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
+    return figure, figure.subplots(rows, columns, sharey=True, squeeze=False)
+
+
+def line(axis: Axes, x: Sequence[float], points: Sequence[Estimate | None], look: Look, *, scale: float = 100) -> None:
+    """Values over ``x`` with a band of their intervals; a gap breaks the line. ``scale`` 100 is for percent."""
+    y, low, high = _scaled(points, scale)
+    axis.fill_between(x, low, high, color=look.color, alpha=0.16, linewidth=0)
+    axis.plot(x, y, color=look.color, marker=look.marker, linestyle=look.dashes)
+
+
+def marks(axis: Axes, x: Sequence[float], points: Sequence[Estimate | None], look: Look, *, scale: float = 100) -> None:
+    """Values that no line joins, as their places have no order, with bars for their intervals."""
+    y, low, high = _scaled(points, scale)
+    axis.vlines(x, low, high, color=look.color, linewidth=1, alpha=0.6)
+    axis.plot(x, y, color=look.color, marker=look.marker, linestyle="")
+
+
+def _scaled(points: Sequence[Estimate | None], scale: float) -> tuple[list[float], list[float], list[float]]:
+    """Values and the bounds of their intervals, NaN where there is none."""
+    bounds = [(p.value, p.low, p.high) if p is not None else (None, None, None) for p in points]
+    value, low, high = ([math.nan if b is None else scale * b for b in column] for column in zip(*bounds, strict=True))
+    return value, low, high
+
+
+def percent(axes: Any) -> None:
+    """All panels on one scale from 0 to a little above the highest value."""
+    top = max(axis.dataLim.y1 for axis in axes.flat if axis.get_visible() and axis.has_data())
+    for axis in axes.flat:
+        axis.set_ylim(0, min(102.0, top * 1.06))
+        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.margins(x=0.04)
+
+
+def label_edges(figure: Figure, x: str, y: str) -> None:
+    figure.supxlabel(x, fontsize="medium")
+    figure.supylabel(y, fontsize="medium")
+
+
+def legend(figure: Figure, look: dict[str, Look]) -> None:
+    """One legend above all panels, in as many columns as fit."""
+    handles = [Line2D([], [], color=one.color, marker=one.marker, linestyle=one.dashes) for one in look.values()]
+    widths = [0.55 + 0.062 * len(label) for label in look]  # inches
+    fits = len(look) if sum(widths) < figure.get_figwidth() else int(figure.get_figwidth() / max(widths))
+    columns = max(1, fits)
+    figure.legend(handles, list(look), loc="outside upper left", ncols=columns, columnspacing=1.4, borderaxespad=0)
+
+
+def label_ends(axis: Axes, lines: dict[str, list[Estimate | None]], look: dict[str, Look]) -> None:
+    """The checkpoints' names at the ends of their lines, moved apart where they would overlap."""
+    ends = {label: [p for p in points if p is not None][-1].value * 100 for label, points in lines.items()}
+    bottom, top = axis.get_ylim()
+    gap = 0.07 * (top - bottom)
+    heights: list[float] = []
+    for label in sorted(ends, key=lambda label: ends[label]):
+        y = max(ends[label], heights[-1] + gap if heights else bottom)
+        heights.append(y)
+        axis.annotate(
+            label, (1.02, y), xycoords=("axes fraction", "data"), color=look[label].color, va="center", fontsize=7.5
+        )

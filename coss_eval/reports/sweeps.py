@@ -1,0 +1,189 @@
+"""A sweep's report: accuracy by what was varied in training, for each method; a figure, tables and a CSV of the runs.
+
+Imports no torch. One run has its images' interval (Wilson); several seeds of one setting have their mean and Student's
+interval over the seeds, since the seed is the unit when methods are compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from coss_eval.reports import layout
+from coss_eval.reports.drawing import WIDTH, legend, line, looks, marks, save, style
+from coss_eval.reports.files import write_file
+from coss_eval.reports.layout import Number, Row, Table
+from coss_eval.reports.results import Estimate
+from coss_eval.statistics import spread
+
+SCORES = {"top1": "linear probe top-1", "knn_top1": "kNN top-1"}
+AXES = {"crop_min_scale": "smallest training crop c_min, share of the image's area"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run: its method, the values of the fields that the sweep varies, and what its probes found."""
+
+    number: int
+    name: str
+    method: str
+    varied: Mapping[str, Any]
+    seed: int
+    state: str
+    scores: Mapping[str, Estimate]  # by the names in SCORES; empty until it is done
+
+
+def write(trials: Sequence[Trial], out: Path, *, title: str, about: Sequence[str]) -> list[Path]:
+    """report.md, runs.csv and, once a run is done, figures/sweep.* and tables/*.csv, *.tex in ``out``; their paths.
+
+    ``about``: lines on data, preset and fixed fields for the head of the report.
+    """
+    paths = [write_file(out / "runs.csv", _runs_csv(trials))]
+    missing = [trial for trial in trials if not trial.scores]
+    parts = [f"# {title}", *about]
+    if missing:
+        few = len(missing) <= 12
+        listed = ", ".join(f"{t.number} {t.name} ({t.state})" if few else str(t.number) for t in missing)
+        parts.append(f"> **{len(missing)} of {len(trials)} runs are missing** (numbers of --job): {listed}")
+    if len(missing) < len(trials):
+        with style():
+            paths += save(draw(trials), out / "figures" / "sweep")
+        parts.append("![Accuracy by what was varied in training](figures/sweep.png)")
+    for score in SCORES:
+        shown = table(trials, score)
+        paths.append(write_file(out / "tables" / f"{shown.name}.csv", layout.to_csv(shown)))
+        paths.append(write_file(out / "tables" / f"{shown.name}.tex", layout.latex(shown)))
+        parts += [f"## {shown.title}", layout.markdown(shown), f"<sub>{shown.footnote}</sub>"]
+    return [write_file(out / "report.md", "\n\n".join(parts) + "\n"), *paths]
+
+
+def table(trials: Sequence[Trial], score: str) -> Table:
+    """One row a setting, a column a method; a setting of which a seed is missing is shown with the seeds it has."""
+    methods = list(dict.fromkeys(trial.method for trial in trials))
+    across, settings = _across(trials), _settings(trials)
+    rows = [
+        Row(
+            f"{across} {_text(setting[across])}" if across else "all runs",
+            [_number(summary(_runs(trials, method, setting), score)) for method in methods],
+            panel,
+        )
+        for panel in _panels(settings, across)
+        for setting in settings
+        if _panel(setting, across) == panel
+    ]
+    sizes = sorted({trial.scores[score].n for trial in trials if score in trial.scores})
+    corner = f"accuracy %, n = {' to '.join(map(str, sizes))}" if sizes else "accuracy %"
+    return Table(f"sweep_{score}", SCORES[score], corner, methods, rows, _about_intervals(trials))
+
+
+def summary(runs: Sequence[Trial], score: str) -> Estimate | None:
+    """One setting of one method: its run's estimate, or the mean over its seeds; None where none is done."""
+    found = [run.scores[score] for run in runs if score in run.scores]
+    if len(found) < 2:
+        return found[0] if found else None
+    over = spread([estimate.value for estimate in found])
+    return Estimate(over.mean, max(0.0, over.low), min(1.0, over.high), found[0].n)
+
+
+def draw(trials: Sequence[Trial]) -> Figure:
+    """Linear-probe accuracy over what is varied, a line a method; a panel for each setting of the other fields."""
+    across, settings = _across(trials), _settings(trials)
+    panels = _panels(settings, across)
+    figure = Figure(figsize=(min(WIDTH, 1.4 + 2.2 * len(panels)), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    look = looks(list(dict.fromkeys(trial.method for trial in trials)))
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        axis.set_title(panel)
+        here = [setting for setting in settings if _panel(setting, across) == panel]
+        values = [setting.get(across or "", "all runs") for setting in here]
+        numeric = all(isinstance(value, int | float) for value in values)
+        if not numeric:
+            axis.set_xticks(range(len(values)), [_text(value) for value in values])
+        elif len(values) < 8:
+            axis.set_xticks(values, [_text(value) for value in values])
+        for i, method in enumerate(look):
+            points = [summary(_runs(trials, method, setting), "top1") for setting in here]
+            if numeric:
+                line(axis, values, points, look[method])
+            else:
+                marks(axis, [x + 0.12 * i for x in range(len(values))], points, look[method])
+    low, high = axes[0, 0].get_ylim()  # shared; not from 0, as what is compared lies close together
+    axes[0, 0].set_ylim(max(0.0, low), min(101.0, high))
+    axes[0, 0].set_ylabel("linear probe top-1, %")
+    figure.supxlabel(AXES.get(across or "", across or ""), fontsize="medium")
+    legend(figure, look)
+    return figure
+
+
+def _settings(trials: Sequence[Trial]) -> list[Mapping[str, Any]]:
+    """The values of the varied fields, each setting once; numbers rise."""
+    found: list[Mapping[str, Any]] = []
+    for trial in trials:
+        if trial.varied not in found:
+            found.append(trial.varied)
+    across = _across(trials)
+    numeric = across and all(isinstance(setting[across], int | float) for setting in found)
+    return sorted(found, key=lambda setting: setting[across]) if numeric and across else found
+
+
+def _across(trials: Sequence[Trial]) -> str | None:
+    """The field along the axis: c_min where it is varied, else the first that has several values."""
+    fields = list(trials[0].varied)
+    several = [field for field in fields if any(t.varied[field] != trials[0].varied[field] for t in trials)]
+    if "crop_min_scale" in several:
+        return "crop_min_scale"
+    return next(iter([*several, *fields]), None)
+
+
+def _panels(settings: Sequence[Mapping[str, Any]], across: str | None) -> list[str]:
+    return list(dict.fromkeys(_panel(setting, across) for setting in settings))
+
+
+def _panel(setting: Mapping[str, Any], across: str | None) -> str:
+    """The other fields' values: a panel's title and a table's heading."""
+    return ", ".join(_text(v) if isinstance(v, str) else f"{f} {_text(v)}" for f, v in setting.items() if f != across)
+
+
+def _runs(trials: Sequence[Trial], method: str, setting: Mapping[str, Any]) -> list[Trial]:
+    return [trial for trial in trials if trial.method == method and trial.varied == setting]
+
+
+def _about_intervals(trials: Sequence[Trial]) -> str:
+    done = [trial for trial in trials if trial.scores]
+    keys = [(trial.method, *map(str, trial.varied.items())) for trial in done]
+    counts = sorted({keys.count(key) for key in keys})
+    if max(counts, default=1) == 1:
+        return "One seed: brackets are 95 % intervals over the test images (Wilson) and say nothing of other seeds."
+    seeds = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+    return (
+        f"Means over {seeds} seeds with Student's 95 % interval over the seeds; a single seed has its images' (Wilson)."
+    )
+
+
+def _runs_csv(trials: Sequence[Trial]) -> str:
+    """One row a run: what it was trained with, and its scores as fractions with their intervals over images."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    columns = [f"{score}{part}" for score in SCORES for part in ("", "_low", "_high")]
+    writer.writerow(["job", "run", "method", *trials[0].varied, "seed", "state", "n", *columns])
+    for trial in trials:
+        found = [trial.scores.get(score) for score in SCORES]
+        values = [v for e in found for v in ((e.value, e.low, e.high) if e else ("", "", ""))]
+        n = next((e.n for e in found if e), "")
+        varied = [_text(value) for value in trial.varied.values()]
+        writer.writerow([trial.number, trial.name, trial.method, *varied, trial.seed, trial.state, n, *values])
+    return buffer.getvalue()
+
+
+def _number(estimate: Estimate | None) -> Number | None:
+    return None if estimate is None else Number(estimate.value, estimate.low, estimate.high)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
