@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coss_eval import __version__
+from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset, load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import to_float
@@ -23,6 +21,7 @@ from coss_eval.models.load import load_model, normalisation_check
 from coss_eval.models.model import Model
 from coss_eval.probes import resolve_device
 from coss_eval.probes.forward import exact_float32
+from coss_eval.provenance import made_with
 from coss_eval.store import Cell, Store
 from coss_eval.tasks import NAMES, task_class
 from coss_eval.tasks.task import Settings, Subject, Task
@@ -130,6 +129,8 @@ def plan(
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
     chosen = [task_class(task)() if isinstance(task, str) else task for task in tasks or NAMES]
+    if isinstance(dataset, Benchmark) and (others := [task.name for task in chosen if not task.reads_benchmarks]):
+        raise UsageError(f"{dataset.name} holds corrupted images: it is for the task corruptions, not {others[0]}")
     settings = Settings(resolve_device(device), batch_size, seed, cache)
     loaded = [model if isinstance(model, Model) else load_model(model) for model in given]
     subjects = [Subject(model, dataset, settings) for model in _distinct_names(loaded)]
@@ -253,23 +254,9 @@ def protocol(task: Task, subject: Subject) -> dict[str, Any]:
 
 def provenance(planned: Plan) -> dict[str, Any]:
     """What run.json keeps of a run: enough to repeat it."""
-    import numpy
-    import torchvision
-
     settings, data = planned.subjects[0].settings, planned.subjects[0].data
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {
-            "coss_eval": __version__,
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": numpy.__version__,
-        },
-        "device": str(settings.device),
-        "device_name": torch.cuda.get_device_name(settings.device) if settings.device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
+        **made_with(settings.device),
         "seed": settings.seed,
         "batch_size": settings.batch_size,
         "data": {
@@ -334,5 +321,5 @@ def _forward_seconds(subject: Subject) -> float:
 
 def _short(params: dict[str, Any]) -> str:
     """The parameters that tell one cell of a task from the next, for the progress line."""
-    shown = ("corruption", "attack", "norm", "site", "kind", "weights", "method")
+    shown = ("corruption", "attack", "norm", "site", "kind", "family", "weights", "method")
     return " ".join(str(params[name]) for name in shown if name in params)

@@ -1,4 +1,4 @@
-"""The demonstration that README's first command runs: digits, a minute of training, every task, the report."""
+"""The demonstration that README's first command runs: BYOL and CO-BYOL on digits, every task, the report."""
 
 from __future__ import annotations
 
@@ -10,34 +10,46 @@ from coss_eval.probes import resolve_device
 from coss_eval.store import Store
 from coss_eval.tasks.attacks import Attacks
 from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.crops import Crops
 from coss_eval.tasks.internal import Internal
 from coss_eval.tasks.probe import Probe
 from coss_eval.tasks.redundancy import Redundancy
-from coss_eval.terminal import progress_line, say
-from coss_eval.training.supervised import Recipe, train_supervised
+from coss_eval.terminal import progress_line, say, training_line
+from coss_eval.training.loop import train
 
-# every task, with fewer images, levels and seeds than by default: the whole demonstration is to take a minute or two
+# every task, with fewer images, levels and seeds than by default: the whole demonstration is to take a few minutes
 TASKS = (
     Probe(),
     Corruptions(),
     Attacks(images=100, steps=10),
     Internal(levels=(0.1, 0.3, 0.5, 0.7, 0.9), seeds=2),
+    Crops(scales=(0.5,), counts=(1, 4)),
     Redundancy(),
 )
-RECIPE = Recipe(arch="resnet18", stem="cifar", width=16, epochs=12, batch_size=64, lr=0.2, padding=2)
+METHODS = ("byol", "co-byol")
 
 
 def run(out: Path, *, quiet: bool = False) -> int:
     """Train, evaluate beside an untrained network, report; the exit code."""
-    say("coss-eval quickstart: a demonstration on scikit-learn's digits. Digits support no ranking of methods.")
-    data, device = load_dataset("digits"), resolve_device("auto")
-
-    def on_epoch(epoch: int, loss: float, rate: float) -> None:
-        if not quiet and epoch % 4 == 0:
-            say(f"training    epoch {epoch}/{RECIPE.epochs}, loss {loss:.3f}, {rate:,.0f} images/s")
-
-    trained = train_supervised(data, RECIPE, out=out, device=device, on_epoch=on_epoch)
-    planned = evaluation.plan([trained, trained.untrained(seed=0)], data, tasks=TASKS, out=out, device=device)
+    say("coss-eval quickstart: BYOL with and without the CO term, a demonstration on scikit-learn's digits.")
+    say("Digits and minutes of training support no ranking of methods.")
+    data, device, models = load_dataset("digits"), resolve_device("auto"), []
+    for method in METHODS:
+        with training_line(method, quiet=quiet) as on_training:
+            folder = out / "runs" / method
+            models.append(
+                train(
+                    method,
+                    data,
+                    preset="digits-tiny",
+                    out=folder,
+                    resume=True,  # where an earlier demonstration stopped
+                    device=device,
+                    on_progress=on_training,
+                )
+            )
+    models.append(models[0].untrained(seed=0))
+    planned = evaluation.plan(models, data, tasks=TASKS, out=out, device=device)
     if not quiet:
         say("\n".join(planned.lines()))
     with progress_line(quiet=quiet) as on_progress:
@@ -45,7 +57,7 @@ def run(out: Path, *, quiet: bool = False) -> int:
     written = reports.write(out)
     say(f"\n{reports.headline_text(Store(out))}\n")
     say(f"report      {out / 'report.html'} ({len(written)} files in {out})")
-    say(f"next        coss-eval robustness --ckpt {out / 'model.safetensors'} --data digits --limit 100")
+    say(f"next        coss-eval robustness --ckpt {out / 'runs/co-byol/model.safetensors'} --data digits --limit 100")
     for failure in done.failures:
         say(f"NOT DONE    {failure}")
     return 1 if done.failures else 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from coss_eval.evaluation import Progress
+    from coss_eval.training.loop import Progress as TrainingProgress
 
 
 def say(text: str) -> None:
@@ -57,5 +58,22 @@ def progress_line(*, quiet: bool = False) -> Iterator[Callable[[Progress], None]
             left = (time.monotonic() - started) / done * (total - done) if 0 < done < total else None
             eta = "" if left is None else f", {duration(left)} left"
             line(f"[{done}/{total}{eta}] {progress.label}", done == total)
+
+        yield show
+
+
+@contextmanager
+def training_line(name: str, *, quiet: bool = False) -> Iterator[Callable[[TrainingProgress], None] | None]:
+    """The progress of a training run on a live line; None where nothing is to be shown."""
+    if quiet:
+        yield None
+        return
+    with live_line() as line:
+
+        def show(now: TrainingProgress) -> None:
+            knn = "" if now.knn is None else f"   kNN {100 * now.knn:.1f} %"
+            where = f"{name}   epoch {now.epoch}/{now.epochs}   loss {now.loss:.4f}"
+            speed = f"{now.images_per_second:,.0f} images/s   {duration(now.seconds_left)} left"
+            line(f"{where}{knn}   {speed}", now.step == now.steps)
 
         yield show

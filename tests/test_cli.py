@@ -58,18 +58,28 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["robustness", "--ckpt", "torchvision:resnet17"], "resnet18"),
         (["check", "--ckpt", "missing.pth"], "missing.pth"),
         (["evaluate", "--tasks", "corruption", "--ckpt", "x"], "corruptions"),
-        (["train", "--data", "digit"], "digits"),
+        (["train", "--method", "byol", "--data", "digit"], "digits"),
         (["train", "--method", "co-byo"], "co-byol"),
         (["train", "--method", "byol", "--preset", "digit-tiny"], "digits-tiny"),
         (["train", "--method", "byol", "--set", "local_weight=1"], "co-byol"),
-        (["train", "--set", "epoch=1"], "epochs"),
-        (["train", "--set", "epochs"], "field=value"),
-        (["train", "--arch", "resnet19"], "resnet18"),
+        (["train", "--method", "byol", "--set", "epoch=1"], "epochs"),
+        (["train", "--method", "byol", "--set", "epochs"], "field=value"),
+        (["train", "--method", "byol", "--arch", "resnet19"], "resnet18"),
+        (["probe", "--epochs", "5", "--ckpt", "x"], "--protocol sgd"),
+        (["probe", "--protocol", "sgd", "--lr", "-1", "--ckpt", "x"], "above 0"),
         (["attacks", "--eps", "8/x", "--ckpt", "x"], "8/x"),
         (["attacks", "--eps", "8/255,4/255", "--ckpt", "x"], "rising"),
         (["attacks", "--attack", "pgd:l3", "--ckpt", "x"], "pgd:l3"),
         (["corruptions", "--names", "fogg", "--ckpt", "x"], "fog"),
         (["corruptions", "--severities", "6", "--ckpt", "x"], "1 to 5"),
+        (["corruptions", "--write", "x", "--clean", "digits"], "clean images of its own"),
+        (["corruptions", "--write", "x", "--severities", "1"], "--layout folders"),
+        (["corruptions", "--write", "x", "--classes", "absent.txt"], "absent.txt"),
+        (["figures", "no/such/folder"], "no/such/folder"),
+        (["figures", "gallery", "--image", "absent.jpg"], "absent.jpg"),
+        (["crops", "--areas", "1.5", "--ckpt", "x"], "at most 1"),
+        (["sweep", "crop", "--list"], "crops"),
+        (["sweep", "crops-digits", "--job", "9"], "1 to 4"),
         (["list", "corruption"], "corruptions"),
         (["info", "no/such/thing"], "no/such/thing"),
         (["report", "no/such/folder"], "no/such/folder"),
@@ -101,7 +111,7 @@ def test_config_file_gives_values_and_flags_win(run: Callable[..., Done], tmp_pa
 
 
 def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done], tmp_path: Path) -> None:
-    recipe = ["--width", "16", "--epochs", "1", "--batch-size", "64"]
+    recipe = ["--method", "supervised", "--preset", "digits-tiny", "--epochs", "1"]
     assert run("train", *recipe, "--out", "one").code == 0
     assert run("train", *recipe, "--seed", "1", "--out", "two").code == 0
 
@@ -134,6 +144,7 @@ def test_co_byol_from_a_preset_to_its_probe(run: Callable[..., Done]) -> None:
     trained = run("train", *preset, "--out", "co")
     assert trained.code == 0, trained.err
     assert run("train", *preset, "--out", "co", "--resume").code == 0
+    assert "curves.png" in run("figures", "curves", "co").out
     other = run("train", *preset, "--out", "co", "--resume", "--lr", "0.7")
     assert other.code != 0
     assert "lr" in other.err

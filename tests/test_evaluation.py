@@ -24,17 +24,19 @@ from coss_eval.models.model import Model
 from coss_eval.store import Store
 from coss_eval.tasks.attacks import Attacks
 from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.crops import Crops
 from coss_eval.tasks.internal import Internal
 from coss_eval.tasks.probe import Probe
 from coss_eval.tasks.redundancy import Redundancy
 from coss_eval.tasks.task import Task
-from coss_eval.training.supervised import Recipe, train_supervised
+from coss_eval.training.loop import train
 
 TASKS: list[Task] = [
     Probe(),
     Corruptions(("gaussian_noise", "fog", "jpeg_compression"), (1, 5)),
     Attacks(eps={"linf": (0.5 / 255, 4 / 255), "l2": (0.1, 0.5)}, steps=5),
     Internal(levels=(0.3, 0.7), seeds=2),
+    Crops((0.3,), ("top left",), (0.5,), (2,)),
     Redundancy(),
 ]
 
@@ -48,9 +50,9 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="session")
 def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    recipe = Recipe(arch="resnet18", stem="cifar", width=16, epochs=8, batch_size=25, lr=0.4, padding=1)
     out = tmp_path_factory.mktemp("trained")
-    model = train_supervised(digits, recipe, out=out)
+    fields = {"holdout": 0.0, "epochs": 8, "batch_size": 25, "lr": 0.4, "crop_min_scale": 0.6}
+    model = train("supervised", digits, preset="digits-tiny", out=out, device="cpu", **fields)
     assert ce.load_model(out / "model.safetensors").sha256 == model.sha256
     return model
 
@@ -67,7 +69,7 @@ def stored(path: Path) -> dict[str, list[dict[str, object]]]:
 def test_every_task_measures_every_model_with_intervals(full_run: evaluation.Run, trained: Model) -> None:
     table = full_run.table()
     assert full_run.failures == ()
-    assert set(table["task"]) == {"probe", "corruptions", "attacks", "internal", "redundancy"}
+    assert set(table["task"]) == {"probe", "corruptions", "attacks", "internal", "crops", "redundancy"}
     assert table["model"].nunique() == 2
     clean = table[(table["task"] == "corruptions") & (table["corruption"] == "clean")].set_index("model")["value"]
     assert clean[trained.name] > 0.8

@@ -43,6 +43,21 @@ class ResNetBackbone(Backbone):
         return tuple(Site(f"stage{i}", f"network.layer{i}", "nchw") for i in range(1, 5))
 
 
+class PixelsBackbone(Backbone):
+    """No network at all: the normalised pixels themselves, the baseline that a representation has to beat."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.img_size = side
+        self.local_dim, self.dim = 3, 3 * side**2
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def pool(self, features: Tensor) -> Tensor:
+        return features.flatten(1)
+
+
 class ConvNeXtBackbone(Backbone):
     """torchvision's ConvNeXt; its global representation is the layer-normalised mean of the map."""
 

@@ -13,7 +13,7 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import Architecture, Stem
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.families import Pooling
+from coss_eval.models.families import PixelsBackbone, Pooling
 from coss_eval.models.fit import head_line
 from coss_eval.models.foreign import foreign_model
 from coss_eval.models.model import HeadChoice, KeyReport, Model, lent_generator, weights_sha256
@@ -43,7 +43,7 @@ def load_model(
     allow_partial: bool = False,
     device: torch.device | str = "cpu",
 ) -> Model:
-    """A Model from a checkpoint file of any known layout, or from "torchvision:NAME" or "timm:NAME".
+    """A Model from a checkpoint file of any known layout, from "torchvision:NAME" or "timm:NAME", or "pixels:SIDE".
 
     ``arch``, ``stem``, ``width``: as zoo.network has them ("package.module:factory" for a network of one's own); None
     reads them off the tensors' shapes. ``weights``: the branch of the file (student, teacher, online, target), or
@@ -69,6 +69,8 @@ def load_model(
     )
     if str(source).startswith(("torchvision:", "timm:")):
         model = _published(str(source), wishes)
+    elif str(source).startswith("pixels:"):
+        model = _pixels(str(source), wishes)
     else:
         model = _from_file(Path(source).expanduser(), wishes)
     kept = None if head == "probe" else model.head
@@ -110,6 +112,23 @@ def make_model(
         sha256=weights_sha256(backbone, head),
         layout="untrained",
         architecture=architecture,
+    )
+
+
+def _pixels(spec: str, wishes: Wishes) -> Model:
+    """Raw pixels at a side, "pixels:32", as if they were a representation."""
+    side = spec.partition(":")[2]
+    if not side.isdecimal() or not 0 < int(side) <= 512:
+        raise UsageError(f"pixels:SIDE takes a side from 1 to 512 px, such as pixels:32, not {spec!r}")
+    return Model(
+        name=f"raw pixels ({side} px)",
+        arch=spec,
+        backbone=PixelsBackbone(int(side)),
+        head=None,
+        classes=None,
+        preprocessing=wishes.preprocessing(Preprocessing(img_size=int(side))),
+        sha256="",
+        layout="pixels",
     )
 
 

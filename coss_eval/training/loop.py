@@ -23,6 +23,8 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Preprocessing, training_format
 from coss_eval.models.load import make_model, save_model
 from coss_eval.models.model import Model, lent_generator
+from coss_eval.provenance import made_with
+from coss_eval.store import git_commit
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
 from coss_eval.training.distributed import process_group
@@ -213,6 +215,8 @@ class Run:
         try:
             self._load()
             self.log = RunLog(self.out, self.step) if self.first else None
+            if self.log is not None and self.epoch < self.config.epochs:
+                self.log.write("start", self.step, **self._provenance())
             self.monitor = Monitor(self.task.fit, self.task.select, self.device, self.config.batch_size)
             while self.epoch < self.config.epochs:
                 self._run_epoch()
@@ -340,6 +344,11 @@ class Run:
             "data": self._data(),
             "threads": torch.get_num_threads(),
         }
+
+    def _provenance(self) -> dict[str, Any]:
+        """What this session of the run is made with; the log has one such line a session."""
+        config = self.config.as_dict()
+        return {"config": config, "data": self._data(), "git_commit": git_commit(), **made_with(self.device)}
 
     def _data(self) -> str:
         return f"{self.task.fit.fingerprint} {self.task.fit.protocol(self.task.geometry)}"

@@ -352,3 +352,14 @@ def test_a_projection_head_is_no_classifier_and_is_named(moco: Path) -> None:
 
 def test_mlp_helper_makes_what_the_layouts_must_pass_over() -> None:
     assert list(mlp("fc.", 8, 4, 2)) == ["fc.0.weight", "fc.2.weight"]
+
+
+def test_raw_pixels_are_the_baseline_without_a_network() -> None:
+    model = load_model("pixels:8")
+    pixels = torch.rand(2, 3, 8, 8)
+    local, global_ = model.backbone.represent(pixels)
+    assert torch.equal(global_, pixels.flatten(1))
+    assert local.shape == (2, 64, model.backbone.local_dim)
+    assert model.backbone.dim == global_.shape[1]
+    with pytest.raises(UsageError, match="pixels:32"):
+        load_model("pixels:big")

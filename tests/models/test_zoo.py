@@ -44,6 +44,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("resnet18", {"width": 16}, 128),
         ("resnet34", {"width": 16, "stem": "cifar"}, 128),
         ("rf29_resnet18", {}, 512),
+        ("rf29_resnet18", {"width": 16}, 128),
         ("vit_b_32", {"img_size": 64}, 768),
         ("mobilenet_v3_small", {}, 1024),
         ("timm:resnet10t", {}, 512),
