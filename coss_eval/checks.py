@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from coss_eval import evaluation
+from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset
 from coss_eval.errors import CossError
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.model import Model
 from coss_eval.tasks.attacks import Attacks
 from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.crops import Crops
 from coss_eval.tasks.internal import Internal
 from coss_eval.tasks.probe import Probe
 from coss_eval.tasks.redundancy import Redundancy
@@ -39,6 +41,8 @@ def check(models: list[Model], data: Dataset, *, device: str = "auto") -> int:
         say("\n".join(_shapes(model, small)))
     with tempfile.TemporaryDirectory() as scratch:
         for task in _small_tasks():
+            if isinstance(data, Benchmark) and not task.reads_benchmarks:
+                continue
             started = time.perf_counter()
             try:
                 planned = evaluation.plan(models, small, out=scratch, tasks=[task], device=device, cache=False)
@@ -63,6 +67,7 @@ def _small_tasks() -> list[Task]:
         Corruptions(severities=(3,)),
         Attacks(eps={"linf": (1 / 255,), "l2": (0.1,)}, steps=2),
         Internal(levels=(0.5,), seeds=1),
+        Crops((0.4,), ("centre",), (0.5,), (2,)),
         Redundancy(),
     ]
 

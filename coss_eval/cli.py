@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,11 +12,11 @@ from cyclopts.config import Yaml
 
 from coss_eval import __version__
 from coss_eval.errors import CossError, UsageError
-from coss_eval.flags import DataFlags, Fractions, ModelFlags, RunFlags, TrainFlags
+from coss_eval.flags import CorruptionDataFlags, DataFlags, Fraction, Fractions, ModelFlags, RunFlags, TrainFlags
 
 if TYPE_CHECKING:
-    from coss_eval.data.open import Dataset
     from coss_eval.evaluation import Plan
+    from coss_eval.tasks.corruptions import Corruptions
     from coss_eval.tasks.task import Task
 
 app = App(
@@ -119,7 +118,7 @@ def verify(
 @app.command(group=START)
 def train(
     *,
-    method: str = "supervised",
+    method: str,
     preset: str | None = None,
     data: DataFlags | None = None,
     out: Path | None = None,
@@ -136,7 +135,7 @@ def train(
     method
         byol, dino, mocov3, simclr, simsiam, vicreg, barlow, supervised, or one of them with the CO term: co-byol, ...
     preset
-        A named configuration (see coss-eval list); supervised without one is a small baseline with crops and flips.
+        A named configuration (see coss-eval list presets) [default: a ResNet-18 for 100 epochs].
     out
         Folder of the run [default: runs/METHOD].
     set_
@@ -148,7 +147,7 @@ def train(
     """
     import yaml
 
-    from coss_eval.terminal import say
+    from coss_eval.terminal import say, training_line
 
     overrides = (flags or TrainFlags()).given()
     for text in set_:
@@ -157,50 +156,72 @@ def train(
             raise UsageError(f"--set takes field=value, got {text!r}")
         overrides[name] = yaml.safe_load(value)
     dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method
-    if method == "supervised" and preset is None:
-        _train_baseline(dataset, folder, device, overrides)
-    elif dry_run:
+    if dry_run:
         from coss_eval.training.dry_run import dry_run as cost
 
         say("\n".join(cost(method, dataset, preset=preset, device=device, **overrides).lines()))
         return 0
-    else:
-        _train(method, dataset, folder, overrides | {"preset": preset, "resume": resume, "device": device})
+    from coss_eval.training.loop import train as run
+
+    options: dict[str, Any] = {"preset": preset, "resume": resume, "device": device} | overrides
+    with training_line(method) as on_progress:
+        run(method, dataset, out=folder, on_progress=on_progress, on_note=say, **options)
     say(f"checkpoint  {folder / 'model.safetensors'}")
     return 0
 
 
-def _train_baseline(data: Dataset, out: Path, device: str, overrides: dict[str, Any]) -> None:
-    from coss_eval.errors import unknown_name
-    from coss_eval.probes import resolve_device
-    from coss_eval.terminal import say
-    from coss_eval.training.supervised import Recipe, train_supervised
+@app.command(group=START)
+def sweep(
+    what: str,
+    *,
+    out: Path | None = None,
+    data_root: Path | None = None,
+    job: int | None = None,
+    list_: Annotated[bool, Parameter(name="--list")] = False,
+    device: str = "auto",
+) -> int:
+    """Train and probe a grid of runs from one YAML and plot accuracy by what was varied; the same call goes on.
 
-    known = {field.name for field in fields(Recipe)}
-    for name in overrides:
-        if name not in known:
-            raise unknown_name("field of the supervised baseline", name, known)
-    recipe = Recipe(**overrides)
+    Parameters
+    ----------
+    what
+        A YAML file, or a shipped sweep (see coss-eval list sweeps): data, preset, methods, grid, fixed, seeds.
+    out
+        Folder of the runs, their results and the report [default: runs/sweep-WHAT].
+    data_root
+        Where named datasets lie [env: COSS_DATA_ROOT].
+    job
+        Do this run only, by its number in --list: sbatch --array=1-20 ... --job $SLURM_ARRAY_TASK_ID
+    list_
+        Show the runs and how far they are, write the report on what is there, train nothing.
+    """
+    from coss_eval import sweep as sweeping
+    from coss_eval.terminal import say, training_line
 
-    def on_epoch(epoch: int, loss: float, rate: float) -> None:
-        say(f"epoch {epoch:3d}/{recipe.epochs}   loss {loss:.4f}   {rate:,.0f} images/s")
-
-    train_supervised(data, recipe, out=out, device=resolve_device(device), on_epoch=on_epoch)
-
-
-def _train(method: str, data: Dataset, out: Path, options: dict[str, Any]) -> None:
-    from coss_eval.terminal import duration, live_line, say
-    from coss_eval.training.loop import Progress
-    from coss_eval.training.loop import train as run
-
-    with live_line() as show:
-
-        def on_progress(now: Progress) -> None:
-            knn = "" if now.knn is None else f"   kNN {100 * now.knn:.1f} %"
-            where = f"epoch {now.epoch}/{now.epochs}   loss {now.loss:.4f}   {now.images_per_second:,.0f} images/s"
-            show(f"{where}{knn}   {duration(now.seconds_left)} left", now.step == now.steps)
-
-        run(method, data, out=out, on_progress=on_progress, on_note=say, **options)
+    chosen, folder = sweeping.read_sweep(what), out or Path("runs") / f"sweep-{Path(what).stem}"
+    trials = sweeping.progress(chosen, folder)
+    failures: list[str] = []
+    if list_:
+        for trial in trials:
+            say(f"{trial.number:4d}  {trial.state:<9}{trial.name}")
+        if folder.exists():
+            sweeping.report(chosen, folder)
+    else:
+        failures = sweeping.run(
+            chosen,
+            folder,
+            number=job,
+            data_root=data_root,
+            device=device,
+            on_job=lambda one, what: say(f"[{one.number}/{len(trials)}] {one.name} {what}"),
+            on_note=say,
+            watch=training_line,
+        )
+    for failure in failures:
+        say(f"NOT DONE    {failure}")
+    if (folder / "report.md").exists():
+        say(f"report      {folder / 'report.md'}")
+    return 1 if failures else 0
 
 
 @app.command(group=EVALUATE)
@@ -235,9 +256,43 @@ def evaluate(
 
 
 @app.command(group=EVALUATE)
-def probe(*, models: ModelFlags | None = None, data: DataFlags | None = None, run: RunFlags | None = None) -> int:
-    """Linear probe, few-label probes and kNN on the frozen global representation."""
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), ["probe"])
+def probe(
+    *,
+    protocol: Literal["lbfgs", "sgd"] = "lbfgs",
+    epochs: int | None = None,
+    lr: tuple[float, ...] = (),
+    bf16: bool = False,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    run: RunFlags | None = None,
+) -> int:
+    """Linear probe, few-label probes and kNN on the frozen global representation; or the field's probe by SGD.
+
+    Both protocols in one --out folder stand beside each other in its report, under names of their own.
+
+    Parameters
+    ----------
+    protocol
+        lbfgs: logistic regression to its optimum on features of the images as they are, with few labels too, and kNN.
+        sgd: a linear layer trained by SGD on random resized crops and flips (batch 1024, momentum 0.9, cosine, no
+        weight decay), its learning rate chosen on held-out training images, the last epoch scored.
+    epochs
+        Of sgd [default: 90].
+    lr
+        Learning rates of sgd for a batch of 256, trained side by side; one alone is trained on all training images
+        (--lr 0.1 is MoCo v3's protocol) [default: ten from 0.001 to 30].
+    bf16
+        Run the network in bfloat16 on sgd's training views: faster on GPUs, and part of the protocol.
+    """
+    from coss_eval.probes.sgd import SgdProtocol
+    from coss_eval.tasks.probe import Probe
+
+    given: dict[str, Any] = ({"epochs": epochs} if epochs is not None else {}) | ({"lrs": lr} if lr else {})
+    given |= {"precision": "bf16"} if bf16 else {}
+    if given and protocol != "sgd":
+        raise UsageError("--epochs, --lr and --bf16 belong to --protocol sgd; add it, or leave them out")
+    task = Probe(protocol=protocol, sgd=SgdProtocol(**given))
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
 
 
 @app.command(group=EVALUATE)
@@ -248,16 +303,60 @@ def corruptions(
     table: Literal["imagenet", "tiny-imagenet", "cifar"] | None = None,
     flavour: Literal["imagecorruptions", "imagenet-c"] = "imagecorruptions",
     backend: Literal["native", "reference"] = "native",
+    write: Path | None = None,
+    layout: Literal["npy", "folders"] | None = None,
     models: ModelFlags | None = None,
-    data: DataFlags | None = None,
+    data: CorruptionDataFlags | None = None,
     run: RunFlags | None = None,
 ) -> int:
-    """Accuracy under the 19 image corruptions of ImageNet-C (or those in --names), at severities 1 to 5."""
+    """Accuracy under the 19 image corruptions of ImageNet-C (or those in --names), at severities 1 to 5.
+
+    Where --data is a ready-made benchmark (an ImageNet-C or Tiny-ImageNet-C folder, CIFAR-10-C's arrays), its files are
+    read as they are; --clean then names the dataset it was made from.
+
+    Parameters
+    ----------
+    write
+        Evaluate nothing: write a corrupted copy of the test images into this folder; the same call goes on.
+    layout
+        Of the copy: npy as CIFAR-10-C, or folders of PNG files [default: npy for sets of one small size].
+    """
     from coss_eval.corruptions.names import NAMES
     from coss_eval.tasks.corruptions import Corruptions
 
     task = Corruptions(names or tuple(NAMES), severities, backend, flavour, table)
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
+    models, data, run = models or ModelFlags(), data or CorruptionDataFlags(), run or RunFlags()
+    if write is not None:
+        return _write_copy(write, layout, task, models, data, run)
+    return _evaluate(models, data, run, [task])
+
+
+def _write_copy(
+    out: Path,
+    layout: Literal["npy", "folders"] | None,
+    task: Corruptions,
+    models: ModelFlags,
+    data: DataFlags,
+    run: RunFlags,
+) -> int:
+    """The corrupted copy that --write asks for, in the geometry of --ckpt where one is given."""
+    from dataclasses import replace
+
+    from coss_eval.corrupted_copy import Copy, write_copy
+    from coss_eval.evaluation import Progress
+    from coss_eval.probes import resolve_device
+    from coss_eval.terminal import progress_line, say
+
+    dataset = data.open()
+    if run.limit is not None:
+        dataset = replace(dataset, test=dataset.test.limited(run.limit, run.seed))
+    geometry = models.load()[0].preprocessing.geometry if models.ckpt else models.geometry()
+    chosen = layout or ("npy" if dataset.test.native_size else "folders")
+    copy = Copy(dataset, out, task, chosen, geometry, run.seed, resolve_device(run.device), run.batch_size)
+    with progress_line(quiet=run.quiet) as show:
+        written, there = write_copy(copy, None if show is None else lambda *now: show(Progress(*now)))
+    say(f"{out}: {len(copy.split)} images, {written} corruptions written, {there} were there ({chosen})")
+    return 0
 
 
 @app.command(group=EVALUATE)
@@ -265,26 +364,123 @@ def attacks(
     *,
     eps: Fractions = None,
     eps_l2: Fractions = None,
-    attack: tuple[str, ...] = ("fgsm:linf", "pgd:linf", "pgd:l2"),
-    steps: int = 20,
+    attack: tuple[str, ...] = (),
+    target: Literal["label", "representation"] = "label",
+    steps: int | None = None,
+    step_size: Fraction = None,
+    restarts: int = 1,
+    loss: Literal["auto", "ce", "dlr", "ce+dlr"] = "auto",
     images: int = 1000,
     backend: Literal["native", "reference"] = "native",
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
     run: RunFlags | None = None,
 ) -> int:
-    """Robust accuracy under FGSM and PGD over a rising list of eps (8/255 is understood); 1,000 images by default."""
-    from coss_eval.tasks.attacks import L2_EPS, LINF_EPS, Attacks
+    """Robust accuracy under adversarial attacks over a rising list of eps, with gradient-masking flags.
 
-    pairs = tuple((name, norm or "linf") for name, _, norm in (text.partition(":") for text in attack))
-    task = Attacks(pairs, {"linf": eps or LINF_EPS, "l2": eps_l2 or L2_EPS}, steps, None, images, backend)
+    Parameters
+    ----------
+    eps
+        Rising list in pixels of [0, 1]; 8/255 is understood.
+    eps_l2
+        The same for attacks in the Euclidean norm.
+    attack
+        NAME:NORM of fgsm, bim, pgd, apgd (linf, l2) and square (linf), or with --backend reference foolbox:NAME, any
+        attack of foolbox [default: fgsm:linf, pgd:linf, pgd:l2].
+    target
+        representation moves the global representation as far as it can, without labels (PGD; linf and l2).
+    steps
+        Of each attack that takes them [default: pgd 20, bim 10, apgd 100, square 500 queries].
+    step_size
+        Of pgd and bim [default: 2.5 eps / steps].
+    restarts
+        Of pgd, apgd and square; an image counts as right if it stands in all.
+    loss
+        auto is ce with a network's own head, and through a linear probe the minimum over ce and dlr.
+    images
+        Attack so many test images (seeded, balanced over classes).
+    """
+    from coss_eval.tasks.attacks import L2_EPS, LINF_EPS, Attacks, named_attacks
+    from coss_eval.tasks.representation import representation_attack
+
+    lists = {"linf": eps or LINF_EPS, "l2": eps_l2 or L2_EPS} | ({"l1": eps, "l0": eps} if eps else {})
+    shared: dict[str, Any] = {"eps": lists, "step_size": step_size, "restarts": restarts, "images": images}
+    task: Task
+    if target == "representation":
+        task = representation_attack(named_attacks(attack), steps=steps, loss=loss, backend=backend, **shared)
+    else:
+        task = Attacks(named_attacks(attack), steps=steps, loss=loss, backend=backend, **shared)
     return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
 
 
 @app.command(group=EVALUATE)
-def internal(*, models: ModelFlags | None = None, data: DataFlags | None = None, run: RunFlags | None = None) -> int:
-    """Accuracy while channels or locations are masked inside the network."""
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), ["internal"])
+def internal(
+    *,
+    kinds: tuple[str, ...] = ("channel", "location"),
+    sites: tuple[str, ...] = (),
+    levels: tuple[float, ...] = (),
+    seeds: int = 5,
+    rescale: bool = False,
+    match_locations: int | None = None,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    run: RunFlags | None = None,
+) -> int:
+    """Accuracy while the network is damaged inside: masked, made noisy, or unit after unit ablated.
+
+    Parameters
+    ----------
+    kinds
+        element, channel, location, noise, noise-shared, ablation, or all.
+    sites
+        stage1, stage2, ..., prepool, global [default: all but global].
+    levels
+        Rising: shares masked in [0, 1), of units ablated in [0, 1], or noise relative to the channels' deviation
+        [default: those of each kind].
+    seeds
+        Masks an image.
+    rescale
+        Divide what is kept by the share that is kept.
+    match_locations
+        Before pooling, compare networks on so many locations an image: independent noise averages out over more.
+    """
+    from coss_eval.tasks.internal import Internal, named_kinds
+
+    task = Internal(sites or None, named_kinds(kinds), levels or None, seeds, rescale, match_locations)
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
+
+
+@app.command(group=EVALUATE)
+def crops(
+    *,
+    areas: tuple[float, ...] = (0.08, 0.2, 0.4, 0.6, 0.8),
+    positions: tuple[str, ...] = ("centre", "top left", "top right", "bottom left", "bottom right"),
+    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.5),
+    counts: tuple[int, ...] = (1, 2, 4, 8),
+    area: float = 0.25,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    run: RunFlags | None = None,
+) -> int:
+    """Accuracy and stability of the representation on crops of the test images.
+
+    Parameters
+    ----------
+    areas
+        Shares of the image's area that centre crops cover.
+    positions
+        Places of a crop of --area.
+    scales
+        Of the whole image, relative to the side of the network's input.
+    counts
+        Numbers of crops of --area at random places whose representations are averaged.
+    area
+        Of the crops whose position or number varies.
+    """
+    from coss_eval.tasks.crops import Crops
+
+    task = Crops(areas, positions, scales, counts, area)
+    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
 
 
 @app.command(group=EVALUATE)
@@ -304,14 +500,48 @@ def report(folder: Path, *, baseline: str | None = None) -> int:
     return 0
 
 
-@app.command(group=LOOK)
+figures_app = App(name="figures", group=LOOK, default_parameter=Parameter(negative=()))
+app.command(figures_app)
+
+
+@figures_app.default
 def figures(folder: Path, *, out: Path | None = None) -> int:
     """Draw the figures of a results folder as PDF and PNG."""
     from coss_eval.reports import figures as drawing
     from coss_eval.store import Store
     from coss_eval.terminal import say
 
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; expected a results folder, or the words gallery or curves")
     for path in drawing.write(Store(folder), out or folder / "figures"):
+        say(str(path))
+    return 0
+
+
+@figures_app.command
+def gallery(
+    *, image: Path | None = None, out: Path = Path("."), backend: Literal["native", "reference", "both"] = "native"
+) -> int:
+    """Draw one photograph under the 19 corruptions at five severities: gallery.png.
+
+    image: any photograph [default: one of scikit-learn's]; backend: both sets imagecorruptions' beside ours.
+    """
+    from coss_eval.gallery import gallery as draw
+    from coss_eval.terminal import say
+
+    say(str(draw(out, image=image, backends=("native", "reference") if backend == "both" else (backend,))))
+    return 0
+
+
+@figures_app.command
+def curves(*runs: Path, out: Path = Path(".")) -> int:
+    """Draw the training curves of several runs' folders side by side: curves.png and curves.pdf."""
+    from coss_eval.reports.curves import write
+    from coss_eval.terminal import say
+
+    if not runs:
+        raise UsageError("curves of which runs? give their folders: coss-eval figures curves runs/byol runs/co-byol")
+    for path in write(runs, out):
         say(str(path))
     return 0
 

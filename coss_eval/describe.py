@@ -36,11 +36,11 @@ ATTACKS = {
 
 
 def list_lines(kind: str | None = None) -> list[str]:
-    """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, presets), or of all."""
+    """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, ...), or of all."""
     from coss_eval import tasks
     from coss_eval.corruptions.names import BENCHMARK, VALIDATION
     from coss_eval.data.open import names
-    from coss_eval.training import presets
+    from coss_eval.training import presets, sweeps
 
     kinds = {
         "tasks": tasks.NAMES,
@@ -50,6 +50,7 @@ def list_lines(kind: str | None = None) -> list[str]:
         "architectures": ARCHITECTURES,
         "methods": METHODS,
         "presets": presets(),
+        "sweeps": sweeps(),
     }
     if kind is not None and kind not in kinds:
         raise unknown_name("kind of list", kind, kinds)
@@ -106,11 +107,15 @@ def _model_lines(source: str, arch: str | None) -> list[str]:
 
 
 def _data_lines(what: str, root: Path | None) -> list[str]:
+    from coss_eval.data.benchmark import Benchmark
     from coss_eval.data.open import load_dataset
 
     data = load_dataset(what, root=root)
     splits = [split for split in (data.train, data.test) if split is not None]
-    return [f"data        {data.name}: {len(data.classes)} classes", *(_split_line(split) for split in splits)]
+    lines = [f"data        {data.name}: {len(data.classes)} classes", *(_split_line(split) for split in splits)]
+    if isinstance(data, Benchmark):
+        lines.append(f"corrupted   ready-made, {len(data.severities)} corruptions: {', '.join(data.severities)}")
+    return lines
 
 
 def _split_line(split: Split) -> str:

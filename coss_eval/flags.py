@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from coss_eval.errors import UsageError
 
 if TYPE_CHECKING:
+    from coss_eval.data.batches import Geometry
     from coss_eval.data.dataset import Dataset
     from coss_eval.models.model import Model
 
@@ -23,11 +24,18 @@ def _fractions(_type: Any, tokens: Any) -> tuple[float, ...]:
         try:
             values.append(float(numerator) / float(denominator or 1))
         except (ValueError, ZeroDivisionError):
-            raise UsageError(f"eps must be numbers such as 0.5/255 or 0.031, got {text!r}") from None
+            raise UsageError(f"expected numbers such as 0.5/255 or 0.031, got {text!r}") from None
     return tuple(values)
 
 
+def _fraction(_type: Any, tokens: Any) -> float:
+    """One number as people write it: 2/255 or 0.01."""
+    (value,) = _fractions(_type, tokens[:1])
+    return value
+
+
 Fractions = Annotated[tuple[float, ...] | None, Parameter(converter=_fractions, consume_multiple=True, n_tokens=-1)]
+Fraction = Annotated[float | None, Parameter(converter=_fraction)]
 
 
 @Parameter(name="*")
@@ -36,7 +44,9 @@ class ModelFlags:
     """Which network, and how its file is to be read where it does not say so itself."""
 
     ckpt: tuple[str, ...] = ()
-    "Checkpoint file, torchvision:NAME or timm:NAME; repeat it to set models side by side."
+    "Checkpoint file, torchvision:NAME, timm:NAME or pixels:SIDE (no network); repeat it to set models side by side."
+    untrained: int = 0
+    "So many untrained networks of the first checkpoint's architecture beside it."
     arch: str | None = None
     "Architecture (resnet50, timm:..., package.module:factory); inferred from the file where it can be."
     stem: Literal["imagenet", "cifar", "solo-cifar", "lightly-cifar"] | None = None
@@ -62,13 +72,22 @@ class ModelFlags:
     allow_partial: bool = False
     "Accept a checkpoint that leaves parts of the backbone at random."
 
+    def geometry(self) -> Geometry:
+        """How image files become pixels where no model says so."""
+        from coss_eval.data.batches import Geometry
+
+        given = {"size": self.img_size, "crop_pct": self.crop_pct, "interpolation": self.interpolation}
+        return Geometry(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
     def load(self) -> list[Model]:
         from coss_eval.models.load import load_model
 
         if not self.ckpt:
             raise UsageError("no model given: add --ckpt FILE (or torchvision:resnet50); repeat it for several")
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "ckpt"}
-        return [load_model(source, **options) for source in self.ckpt]
+        own = ("ckpt", "untrained")
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        models = [load_model(source, **options) for source in self.ckpt]
+        return [*models, *(models[0].untrained(seed) for seed in range(self.untrained))]
 
 
 @Parameter(name="*")
@@ -82,11 +101,27 @@ class DataFlags:
     "Where named datasets lie [env: COSS_DATA_ROOT]."
     skip_bad_images: bool = False
     "Leave out files that cannot be decoded (they are counted and named) instead of stopping."
+    classes: Path | None = None
+    "Text file with a class name on each line: use the images of these classes only."
 
-    def open(self) -> Dataset:
-        from coss_eval.data.open import load_dataset
+    def open(self, clean: str | None = None) -> Dataset:
+        from coss_eval.data.open import load_dataset, read_classes
 
-        return load_dataset(self.data, root=self.data_root, skip_bad_images=self.skip_bad_images)
+        chosen = None if self.classes is None else read_classes(self.classes)
+        skip = self.skip_bad_images
+        return load_dataset(self.data, root=self.data_root, skip_bad_images=skip, classes=chosen, clean=clean)
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class CorruptionDataFlags(DataFlags):
+    """Which images; a ready-made corruption benchmark (a folder or CIFAR-10-C's arrays) is read as it is."""
+
+    clean: str | None = None
+    "With a ready-made benchmark as --data: the dataset it was made from, for the probe and the clean accuracy."
+
+    def open(self, clean: str | None = None) -> Dataset:
+        return super().open(clean or self.clean)
 
 
 @Parameter(name="*")

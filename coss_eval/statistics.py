@@ -8,6 +8,7 @@ Which one to use:
 * a statistic that is no mean (a ratio of accuracies, an area): ``paired_bootstrap``;
 * two METHODS, each trained with several seeds: ``hierarchical_bootstrap``. McNemar compares two checkpoints only;
 * several seeds of one method: ``spread``;
+* a median that may be censored (the smallest eps that breaks an image): ``median_interval``;
 * many p-values in one table: ``holm``.
 
 Correctness arrays are boolean or [0, 1] floats, (N,) for one condition or (N, C) for C conditions of the same N images.
@@ -198,6 +199,20 @@ def spread(values: ArrayLike, level: float = 0.95) -> Spread:
     sd = float(x.std(ddof=1))
     interval = _student(float(x.mean()), sd / math.sqrt(len(x)), df=len(x) - 1, n=len(x), level=level)
     return Spread(interval.difference, sd, interval.low, interval.high, len(x))
+
+
+def median_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """The median (the lower one of two) and its interval by ranks, whatever the distribution; NaN where n = 0.
+
+    Campbell and Gardner (1988), BMJ 296, 1454. Infinite values are censored ones: larger than all others.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
+    n = len(ordered)
+    if n == 0:
+        return math.nan, math.nan, math.nan
+    half = _z(level) * math.sqrt(n) / 2
+    low, high = max(round(n / 2 - half), 1), min(round(1 + n / 2 + half), n)  # ranks, from 1
+    return float(ordered[(n - 1) // 2]), float(ordered[low - 1]), float(ordered[high - 1])
 
 
 def holm(p_values: ArrayLike) -> Array:

@@ -15,8 +15,9 @@ from coss_eval import attacks
 from coss_eval.corruptions import NAMES, corrupt
 from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.corruptions.score import mce
-from coss_eval.data.batches import Batch, Geometry
-from coss_eval.data.open import load_dataset, open_class_folder
+from coss_eval.data.batches import Batch
+from coss_eval.data.benchmark import Benchmark
+from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.classifier import Classifier
@@ -177,11 +178,14 @@ def _clean_top1(model: Model, folder: Path, device: str) -> tuple[bool, str]:
 
 def _mean_corruption_error(model: Model, folder: Path, device: str) -> tuple[bool, str]:
     """The published files are 224 px already: they are read as they are, not resized again."""
+    benchmark = load_dataset(folder)
+    if not isinstance(benchmark, Benchmark):
+        raise UsageError(f"{folder} holds no ImageNet-C; expected gaussian_noise/1/n01440764/ and so on")
     errors: dict[tuple[str, int], float] = {}
     for name in BENCHMARK:
         for severity in range(1, 6):
-            images = open_class_folder(folder / name / str(severity))
-            correct, n = _correct(model, images.batches(Geometry(224, crop_pct=1.0)), device)
+            images = benchmark.condition(name, severity)
+            correct, n = _correct(model, images.batches(model.preprocessing.geometry), device)
             errors[name, severity] = 1 - correct / n
     value = 100 * mce(errors, dataset="imagenet", side=224, table="imagenet")
     return abs(value - 76.7) < 0.5, f"{value:.1f}, tolerance 0.5"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from coss_eval.attacks.api import apgd, bim, fgsm, pgd, square
 from coss_eval.attacks.checks import Flag, masking_flags, usage_flags
 from coss_eval.attacks.representation import RepresentationResult, representation
-from coss_eval.attacks.result import AttackResult
+from coss_eval.attacks.result import AttackResult, Verdicts
 
 if TYPE_CHECKING:
     from coss_eval.attacks.reference import foolbox_attack
@@ -19,6 +19,7 @@ __all__ = [
     "AttackResult",
     "Flag",
     "RepresentationResult",
+    "Verdicts",
     "apgd",
     "bim",
     "fgsm",

@@ -87,6 +87,19 @@ def foolbox_attack(
     they are seeded from ``seed`` for the call and put back afterwards, so a result repeats but, unlike the native
     attacks', depends on batch size and order. Raises UsageError for an unknown name or options it does not take.
     """
+    attack, norm = _named(name, options)
+    problem = Problem.checked(classifier, images, labels, targeted=targeted, batch_size=batch_size)
+    title = PREFIX + name.removeprefix(PREFIX)
+    return _attack_rising(title, norm, problem, check_eps(eps, norm), lambda *_: attack, 1, seed)
+
+
+def norm_of(name: str, **options: Any) -> str:
+    """The distance that a foolbox attack measures eps in: "linf", "l2", "l1" or "l0". Errors as ``foolbox_attack``."""
+    return _named(name, options)[1]
+
+
+def _named(name: str, options: dict[str, Any]) -> tuple[foolbox.Attack, str]:
+    """The attack of that name and its norm."""
     name = name.removeprefix(PREFIX)
     if name not in names():
         raise unknown_name("foolbox attack", name, names())
@@ -95,11 +108,9 @@ def foolbox_attack(
     except TypeError as error:
         raise UsageError(f"foolbox's {name} does not take these options: {error}") from error
     try:
-        norm = _norm_of(attack)
+        return attack, _norm_of(attack)
     except (AttributeError, ValueError):
         raise UsageError(f"foolbox's {name} has no distance of its own, so eps means nothing to it") from None
-    problem = Problem.checked(classifier, images, labels, targeted=targeted, batch_size=batch_size)
-    return _attack_rising(PREFIX + name, norm, problem, check_eps(eps, norm), lambda *_: attack, 1, seed)
 
 
 def _attack_rising(

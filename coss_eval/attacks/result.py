@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from coss_eval.errors import UsageError
+
 
 @dataclass(frozen=True)
-class AttackResult:
-    """Verdicts of one attack on B images at E rising eps; tensors lie on the images' device.
+class Verdicts:
+    """Which of B images withstood one attack at E rising eps; tensors lie on the images' device.
 
-    An image broken at one eps is broken at every larger one, so each column of ``robust`` is monotone. ``margin`` is
-    the lowest logit margin (true class minus best other; for a targeted attack best other minus target) that was
-    seen up to each eps: how near a standing image came. A backend that does not see it gives None.
+    An image broken at one eps is broken at every larger one, so each column of ``robust`` is monotone.
     """
 
     attack: str
@@ -26,15 +26,40 @@ class AttackResult:
     robust: Tensor  # bool (E, B)
     margin: Tensor | None = None  # float32 (E, B)
     zero_gradients: float | None = None  # share of gradients that were exactly zero: a sign of masking
-    adversarial_images: Callable[[int], Tensor] = field(repr=False, kw_only=True)
 
-    def adversarial(self, e: int) -> Tensor:
-        """float32 (B, 3, H, W) for ``eps[e]``: the image that broke the network, else the strongest attempt.
+    @classmethod
+    def joined(cls, parts: Sequence[Verdicts]) -> Verdicts:
+        """The verdicts of one attack on several batches, (E, B1 + B2 + ...); margins and images are let go."""
+        if not parts:
+            raise UsageError("no images to attack: the split is empty")
+        first = parts[0]
+        shares = [(part.zero_gradients, len(part.clean)) for part in parts if part.zero_gradients is not None]
+        zero = sum(share * n for share, n in shares) / sum(n for _, n in shares) if shares else None
+        clean, robust = torch.cat([p.clean for p in parts]), torch.cat([p.robust for p in parts], 1)
+        return Verdicts(first.attack, first.norm, first.eps, clean, robust, zero_gradients=zero)
 
-        Images wrong without an attack come back clean. Attempts on images that stand at ``eps[e]`` but are attacked
-        further at larger eps are computed anew, from the same seeds.
+    def among(self, rows: Tensor) -> Verdicts:
+        """The verdicts on the images numbered ``rows`` (n,)."""
+        clean, robust = self.clean[rows], self.robust[:, rows]
+        return Verdicts(self.attack, self.norm, self.eps, clean, robust, zero_gradients=self.zero_gradients)
+
+    def minimum(self, attack_again: Callable[[float, Tensor], Tensor]) -> Verdicts:
+        """The minimum of this attack and another one, image by image.
+
+        ``attack_again(eps, rows)`` attacks the images numbered ``rows`` (n,) and returns bool (n,): which of them
+        stand. Each image is tried at the largest eps that it withstood, and at the next smaller one while it breaks:
+        what stands in a ball stands in the balls inside it. So the second attack costs about one attempt an image, not
+        one for every eps.
         """
-        return self.adversarial_images(range(len(self.eps))[e])
+        robust = self.robust.clone()
+        for level in reversed(range(len(self.eps))):
+            undecided = robust[level].clone()
+            if level + 1 < len(self.eps):
+                undecided &= ~robust[level + 1]
+            rows = undecided.nonzero().flatten()
+            if len(rows):
+                robust[level, rows] = attack_again(self.eps[level], rows)
+        return replace(self.among(torch.arange(len(self.clean), device=self.clean.device)), robust=robust)
 
     @property
     def robust_accuracy(self) -> list[float]:
@@ -53,3 +78,22 @@ class AttackResult:
         """The median smallest eps over images that are right without an attack (the lower one of two)."""
         broken = self.smallest_eps[self.clean.cpu()]
         return float(broken.median()) if len(broken) else math.nan
+
+
+@dataclass(frozen=True)
+class AttackResult(Verdicts):
+    """Verdicts, and the adversarial images.
+
+    ``margin`` is the lowest logit margin (true class minus best other; for a targeted attack best other minus target)
+    that was seen up to each eps: how near a standing image came. A backend that does not see it gives None.
+    """
+
+    adversarial_images: Callable[[int], Tensor] = field(repr=False, kw_only=True)
+
+    def adversarial(self, e: int) -> Tensor:
+        """float32 (B, 3, H, W) for ``eps[e]``: the image that broke the network, else the strongest attempt.
+
+        Images wrong without an attack come back clean. Attempts on images that stand at ``eps[e]`` but are attacked
+        further at larger eps are computed anew, from the same seeds.
+        """
+        return self.adversarial_images(range(len(self.eps))[e])

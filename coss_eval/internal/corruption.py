@@ -40,6 +40,14 @@ def kinds_at(site: Site) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind not in spatial)
 
 
+def check_level(kind: str, level: float) -> None:
+    """A UsageError for a level outside the kind's range."""
+    below, inclusive = (math.inf, False) if kind.startswith("noise") else (1.0, kind == "ablation")
+    if not (0 <= level < below or (inclusive and level == below)):
+        bracket = "]" if inclusive else ")"
+        raise UsageError(f"{kind} takes a level in [0, {below:g}{bracket}, but got {level}")
+
+
 class Draw(NamedTuple):
     """A batch's random numbers: they hold for every level."""
 
@@ -81,13 +89,6 @@ class Corruption:
     @property
     def _is_noise(self) -> bool:
         return self.kind.startswith("noise")
-
-    def check_level(self, level: float) -> None:
-        """A UsageError for a level outside the kind's range."""
-        below, inclusive = (math.inf, False) if self._is_noise else (1.0, self.kind == "ablation")
-        if not (0 <= level < below or (inclusive and level == below)):
-            bracket = "]" if inclusive else ")"
-            raise UsageError(f"{self.kind} takes a level in [0, {below:g}{bracket}, but got {level}")
 
     def draw(self, activations: Tensor, ids: Tensor) -> Draw:
         """The random numbers of a batch: activations in the site's layout, sample ids int64 (B,)."""

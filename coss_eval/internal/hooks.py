@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.internal.corruption import Corruption
+from coss_eval.internal.corruption import Corruption, check_level
 from coss_eval.models.backbone import Backbone, Site, as_locations
 
 
@@ -51,7 +51,7 @@ def corrupted(
     backbone = model if isinstance(model, Backbone) else model.backbone
     place = find_site(backbone, site)
     corruption = Corruption(place, kind, seed, std, rescale, match_locations)
-    corruption.check_level(level)
+    check_level(kind, level)
     images = Images(ids)
 
     def damage(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError
-from coss_eval.internal.corruption import DEFAULT_LEVELS, KINDS, Corruption, kinds_at
+from coss_eval.internal.corruption import DEFAULT_LEVELS, KINDS, Corruption, check_level, kinds_at
 from coss_eval.internal.hooks import captured, device_of, find_site
 from coss_eval.internal.resume import Resume, resume_from
 from coss_eval.internal.scores import SignalToNoise, relative_accuracy
@@ -122,7 +122,7 @@ class _Tally:
         if not self.levels:
             raise UsageError(f"{self.kind} needs at least one level, but got none")
         for level in self.levels:
-            self.corruptions[0].check_level(level)
+            check_level(self.kind, level)
         self.snr = [[SignalToNoise() for _ in self.levels] for _ in self.corruptions]
 
     @property

@@ -5,6 +5,7 @@ from coss_eval.probes.features import extract as extract
 from coss_eval.probes.fit import few_label_probe as few_label_probe
 from coss_eval.probes.fit import fit_classifier as fit_classifier
 from coss_eval.probes.fit import fitted_probe as fitted_probe
+from coss_eval.probes.fit import probe_beside as probe_beside
 from coss_eval.probes.forward import Predictions as Predictions
 from coss_eval.probes.forward import predict as predict
 from coss_eval.probes.forward import resolve_device as resolve_device

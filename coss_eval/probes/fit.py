@@ -15,7 +15,7 @@ from coss_eval.models.model import HeadChoice, Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.features import Features, extract, protocol
 from coss_eval.probes.forward import resolve_device
-from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe
+from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe
 
 HELD_OUT = 0.1  # of the training images, to choose the strength on
 FIXED_STRENGTH = 1.0  # where labels are too few to hold any out; near the best for one or two labels a class
@@ -65,16 +65,7 @@ def fitted_probe(
     cache: bool = True,
 ) -> LinearProbe:
     """The linear probe on the global representation of ``train``; kept in the cache, as its features are."""
-    name = disk.key(
-        "probe",
-        {
-            "features": protocol(model, train),
-            "classes": len(train.classes),
-            "strengths": STRENGTHS,
-            "held_out": HELD_OUT,
-            "version": VERSION,
-        },
-    )
+    name = disk.key("probe", _probe_protocol(model, train))
     probe = _load(name) if cache else None
     if probe is None:
         features = extract(model, train, device=device, batch_size=batch_size, cache=cache)
@@ -82,6 +73,39 @@ def fitted_probe(
         if cache:
             _save(name, probe)
     return probe
+
+
+def probe_beside(
+    model: Model,
+    train: Split,
+    factor: float,
+    *,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+    cache: bool = True,
+) -> LinearProbe:
+    """``fitted_probe`` at ``factor`` times its strength: how much of a result is the probe's and not the network's."""
+    name = disk.key("probe", {**_probe_protocol(model, train), "factor": factor})
+    probe = _load(name) if cache else None
+    if probe is None:
+        options = {"device": device, "batch_size": batch_size, "cache": cache}
+        chosen, features = fitted_probe(model, train, **options), extract(model, train, **options)  # type: ignore[arg-type]
+        strength, target = factor * chosen.strength, resolve_device(device)
+        probe = refit_probe(chosen, features.values["global"], features.labels, strength, device=target)
+        if cache:
+            _save(name, probe)
+    return probe
+
+
+def _probe_protocol(model: Model, train: Split) -> dict[str, object]:
+    """All that the probe of ``fitted_probe`` depends on."""
+    return {
+        "features": protocol(model, train),
+        "classes": len(train.classes),
+        "strengths": STRENGTHS,
+        "held_out": HELD_OUT,
+        "version": VERSION,
+    }
 
 
 def few_label_probe(

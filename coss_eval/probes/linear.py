@@ -90,6 +90,23 @@ def fit_probe(
     return LinearProbe(weight, bias, problem.mean, problem.std, strength, path)
 
 
+@exact_float32()
+def refit_probe(
+    probe: LinearProbe,
+    features: Tensor,
+    labels: Tensor,
+    strength: float,
+    *,
+    device: torch.device | str = "cpu",
+    tolerance: float = 1e-6,
+) -> LinearProbe:
+    """The probe at another strength, on the same images; ``probe`` is where the fit starts. Arguments as above."""
+    problem = Logistic(features, labels, len(probe.bias), device)
+    start = problem.from_standardised(probe.weight, probe.bias)
+    weight, bias = problem.to_standardised(problem.minimise(strength, start, tolerance=tolerance))
+    return LinearProbe(weight, bias, problem.mean, problem.std, strength)
+
+
 def _path(
     features: Tensor,
     labels: Tensor,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import headline
+from coss_eval.reports.by_task import task_scores
 from coss_eval.reports.layout import Number, Row, Table
 from coss_eval.reports.layout import text as table_text
 from coss_eval.reports.results import Results, difference
-from coss_eval.reports.scores import Score, task_scores
+from coss_eval.reports.scores import Score
 from coss_eval.statistics import holm
 from coss_eval.store import Store
 
@@ -126,7 +128,10 @@ def _task_rows(a: Results, b: Results, label_a: str, label_b: str, task: str) ->
 
 
 def _scores(results: Results, task: str) -> list[Score]:
-    return headline.columns(results) if task == "headline" else task_scores(results, task).scores
+    if task == "headline":
+        return headline.columns(results)
+    main, *others = task_scores(results, task)
+    return main.scores + [replace(score, group=score.group or spec.title) for spec in others for score in spec.scores]
 
 
 def _warnings(a: Results, b: Results) -> list[str]:

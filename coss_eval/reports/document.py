@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coss_eval.errors import unknown_name
-from coss_eval.reports import headline, provenance
+from coss_eval.reports import details, headline, provenance
+from coss_eval.reports.by_task import task_scores
 from coss_eval.reports.layout import Number, Row, Table, transposed
 from coss_eval.reports.results import Estimate, Results, difference
-from coss_eval.reports.scores import Score, TaskScores, task_scores
+from coss_eval.reports.scores import Score, TaskScores
 from coss_eval.statistics import holm
 
 CAPTIONS = {
@@ -17,6 +18,7 @@ CAPTIONS = {
     "corruptions_mean": "Mean over the benchmark's 15 corruptions by severity. Bands: 95 %, images as clusters.",
     "attacks_by_eps": "Robust accuracy by eps; at 0 the clean accuracy on the same images. Bands: 95 % (Wilson).",
     "internal_by_level": "Accuracy by the level of damage inside the network; mean over the masks. Bands: 95 %.",
+    "crops": "Accuracy and cosine with the full image on crops of the test images. Bands: 95 %.",
     "redundancy": "Redundancy of the local representations, beside the same network untrained (hollow). Bars: 95 %.",
 }
 
@@ -52,10 +54,11 @@ def build(results: Results, baseline: str | None = None, figures: Sequence[str] 
     others = [] if differences is None else [transposed(differences)]
     sections = [Section("Headline", [], [headline_table(results, columns), *others])]
     for task in results.tasks:
-        spec = task_scores(results, task)
+        specs = task_scores(results, task)
         drawn = {name: CAPTIONS[name] for name in figures if name.split("_")[0] == task}
         lines = [line for line in (protocol_line(results, task), *results.notes(task)) if line]
-        sections.append(Section(spec.title, lines, task_tables(results, spec, base), drawn))
+        tables = [t for spec in specs for t in task_tables(results, spec, base)] + details.tables(results, task)
+        sections.append(Section(specs[0].title, lines, tables, drawn))
     sections.append(Section("Provenance", [provenance.STATISTICS], provenance.tables(results)))
     data = ", ".join(dict.fromkeys(str(name) for name in results.frame["data"].dropna()))
     count = len(results.labels)
@@ -99,7 +102,7 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
     columns = [f"{label} (baseline)" if label == base and len(labels) > 1 else label for label in labels]
     absent = [label for label in results.labels if label not in labels]
     caption = " ".join([spec.caption, *([f"Not measured here: {', '.join(absent)}."] if absent else [])]).strip()
-    tables = [Table(spec.task, spec.title, corner, columns, rows, caption)]
+    tables = [Table(spec.name, spec.title, corner, columns, rows, caption)]
     differences = difference_table(results, spec, base)
     return tables if differences is None else [*tables, differences]
 
@@ -123,7 +126,7 @@ def difference_table(results: Results, spec: TaskScores, base: str) -> Table | N
     rows = [Row(s.name, [column[i] for column in columns], s.group) for i, s in enumerate(scores)]
     title = f"{spec.title}: difference from {base}"
     n = _n_text([score.of(label) for score in scores for label in others], results)
-    return Table(f"{spec.task}_differences", title, f"points from {base}, {n}", others, rows)
+    return Table(f"{spec.name}_differences", title, f"points from {base}, {n}", others, rows)
 
 
 def protocol_line(results: Results, task: str) -> str:

@@ -1,31 +1,40 @@
-"""The figures of a report: accuracy by severity, by eps and by masking level, and redundancy beside the untrained.
+"""The figures of a report: accuracy by severity, eps, masking level and crop, and redundancy beside the untrained.
 
-Every figure is a Figure object drawn under coss.mplstyle on Agg: pyplot and the caller's settings stay untouched.
 Bands are the estimates' 95 % intervals. A condition that was not measured is a break in its line.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from coss_eval.corruptions.names import BENCHMARK, NAMES, SEVERITIES
+from coss_eval.reports.drawing import (
+    Look,
+    grid,
+    label_edges,
+    label_ends,
+    legend,
+    line,
+    looks,
+    marks,
+    percent,
+    save,
+    style,
+)
 from coss_eval.reports.results import Estimate, Results, mean
 from coss_eval.reports.scores import (
+    CROP_FAMILIES,
     attack_families,
+    attack_name,
     attack_rows,
     corrupted,
+    crop_rows,
     eps_text,
     mean_of,
     metric_name,
@@ -34,59 +43,24 @@ from coss_eval.reports.scores import (
 )
 from coss_eval.store import Store
 
-MARKERS = "os^Dvph"
-DASHES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
-WIDTH = 7.0  # inches: the text width of a two-column page
-
-
-class Look(NamedTuple):
-    """How one checkpoint is drawn in every figure."""
-
-    color: str
-    marker: str
-    dashes: Literal["-", "--", ":"]
+CROP_AXES = {
+    "area": "crop, share of the area",
+    "position": "position of the crop",
+    "resolution": "scale of the image",
+    "pooled": "crops pooled",
+}
 
 
 def write(store: Store | Results, out: Path) -> list[Path]:
     """Draw what the store allows, as PNG and PDF under ``out``; the paths written."""
-    from coss_eval.reports.files import write_file
-
     results = store if isinstance(store, Results) else Results(store)
     paths = []
     for name, maker in FIGURES.items():
         with style():
             figure = maker(results)
-            if figure is None:
-                continue
-            for kind in ("png", "pdf"):
-                buffer = io.BytesIO()
-                metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-                figure.savefig(buffer, format=kind, metadata=metadata)
-                paths.append(write_file(out / f"{name}.{kind}", buffer.getvalue()))
+            if figure is not None:
+                paths += save(figure, out / name)
     return paths
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """coss.mplstyle alone for a while, whatever the caller's settings are."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(rc_params_from_file(Path(__file__).with_name("coss.mplstyle"), use_default_template=False))
-        yield
-
-
-def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """One look a checkpoint; untrained networks are grey and dashed, so that they read as the reference they are."""
-    colors = [entry["color"] for entry in mpl.rcParams["axes.prop_cycle"]]
-    found, number = {}, 0
-    for label in labels:
-        if "untrained" in label.lower():
-            found[label] = Look("#8a8a8a", "o", "--")
-            continue
-        dashes = DASHES[number // len(colors) % len(DASHES)]
-        found[label] = Look(f"#{colors[number % len(colors)].lstrip('#')}", MARKERS[number % len(MARKERS)], dashes)
-        number += 1
-    return found
 
 
 def corruptions_by_severity(results: Results) -> Figure | None:
@@ -95,20 +69,20 @@ def corruptions_by_severity(results: Results) -> Figure | None:
     if not names:
         return None
     columns = min(5, len(names))
-    figure, axes = _grid(-(-len(names) // columns), columns, height=1.15)
+    figure, axes = grid(-(-len(names) // columns), columns, height=1.15)
     look = looks(results.labels)
     for axis, name in zip(axes.flat, names, strict=False):
         axis.set_title(name.replace("_", " ") + ("" if name in BENCHMARK else " *"))
         axis.set_xticks([0, *SEVERITIES])
         for label in results.labels:
             points = [corrupted(results, label, "clean", 0)] + [corrupted(results, label, name, s) for s in SEVERITIES]
-            _line(axis, [0, *SEVERITIES], points, look[label])
+            line(axis, [0, *SEVERITIES], points, look[label])
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    _percent(axes)
+    percent(axes)
     note = "; * held out for validation" if any(name not in BENCHMARK for name in names) else ""
-    _label_edges(figure, f"severity (0: clean{note})", "accuracy, %")
-    _legend(figure, look)
+    label_edges(figure, f"severity (0: clean{note})", "accuracy, %")
+    legend(figure, look)
     return figure
 
 
@@ -124,12 +98,12 @@ def corruptions_mean(results: Results) -> Figure | None:
     lines = {label: points for label, points in lines.items() if label not in incomplete}
     if not lines:
         return None
-    figure, axes = _grid(1, 1, height=2.4, width=4.2)
+    figure, axes = grid(1, 1, height=2.4, width=4.2)
     for label, points in lines.items():
-        _line(axes[0, 0], [0, *SEVERITIES], points, look[label])
-    _percent(axes)
+        line(axes[0, 0], [0, *SEVERITIES], points, look[label])
+    percent(axes)
     axes[0, 0].set(xlabel="severity (0: clean)", ylabel="accuracy, mean of 15 corruptions, %")
-    _label_ends(axes[0, 0], lines, look)
+    label_ends(axes[0, 0], lines, look)
     if incomplete:
         axes[0, 0].set_title(
             f"left out, not all 15 × 5 measured: {', '.join(incomplete)}", fontsize=6.5, color="#777777"
@@ -142,24 +116,28 @@ def attacks_by_eps(results: Results) -> Figure | None:
     families = attack_families(results)
     if not families:
         return None
-    figure, axes = _grid(1, len(families), height=1.9)
+    columns = min(len(families), 3)
+    figure, axes = grid(-(-len(families) // columns), columns, height=1.9)
     look = looks(results.labels)
-    for axis, (attack, norm) in zip(axes.flat, families, strict=True):
+    for axis in axes.flat[len(families) :]:
+        axis.set_visible(False)
+    for axis, (attack, norm) in zip(axes.flat, families, strict=False):
         family = attack_rows(results, attack, norm)
         eps = sorted({float(e) for e in family["eps"]} - {0.0})
         at = np.log2(eps) if eps else np.zeros(0)
         x = [at[0] - 1.5, *at] if len(at) else [0.0]
-        axis.set_title(f"{attack.upper()}, {norm_name(norm)}")
+        axis.set_title(f"{attack_name(attack)}, {norm_name(norm)}")
         for label in results.labels:
             points = [mean_of(results, "attacks", family[family["eps"] == e])(label) for e in (0.0, *eps)]
-            _line(axis, x[1:], points[1:], look[label])
-            _line(axis, x[:1], points[:1], look[label])
-            _line(axis, x[:2], points[:2], Look(look[label].color, "", ":"))  # the axis has no scale here
+            line(axis, x[1:], points[1:], look[label])
+            line(axis, x[:1], points[:1], look[label])
+            line(axis, x[:2], points[:2], Look(look[label].color, "", ":"))  # the axis has no scale here
         axis.set_xticks(x, ["0", *(eps_text(e, norm).removesuffix("/255") for e in eps)])
         axis.set_xlabel("eps, in 255ths" if norm == "linf" else "eps")
-    _percent(axes)
-    axes[0, 0].set_ylabel("robust accuracy, %")
-    _legend(figure, look)
+    percent(axes)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("robust accuracy, %")
+    legend(figure, look)
     return figure
 
 
@@ -170,7 +148,7 @@ def internal_by_level(results: Results) -> Figure | None:
     if rows.empty:
         return None
     kinds, sites = sorted(set(rows["kind"])), sorted(set(rows["site"]), key=site_order)
-    figure, axes = _grid(len(kinds), len(sites), height=1.4)
+    figure, axes = grid(len(kinds), len(sites), height=1.4)
     look = looks(results.labels)
     for i, kind in enumerate(kinds):
         for axis, site in zip(axes[i], sites, strict=True):
@@ -181,11 +159,50 @@ def internal_by_level(results: Results) -> Figure | None:
             axis.xaxis.set_major_formatter("{x:g}")
             for label in results.labels:
                 points = [mean_of(results, "internal", here[here["level"] == level])(label) for level in levels]
-                _line(axis, levels, points, look[label])
-    _percent(axes)
-    _label_edges(figure, "level (share masked, or noise)", "accuracy, %")
-    _legend(figure, look)
+                line(axis, levels, points, look[label])
+    percent(axes)
+    label_edges(figure, "level (share masked, or noise)", "accuracy, %")
+    legend(figure, look)
     return figure
+
+
+def crops(results: Results) -> Figure | None:
+    """Accuracy above, cosine with the full image below; a column a family: area, position, resolution, pooled."""
+    families = [family for family in CROP_FAMILIES if crop_rows(results, family, "accuracy")]
+    if not families:
+        return None
+    figure = Figure(figsize=(1 + 1.5 * len(families), 3.6), layout="constrained")
+    axes = figure.subplots(2, len(families), sharey="row", sharex="col", squeeze=False)
+    look = looks(results.labels)
+    for column, family in zip(axes.T, families, strict=True):
+        for axis, metric in zip(column, ("accuracy", "stability"), strict=True):
+            groups = crop_rows(results, family, metric)
+            x = _crop_axis(axis, family, [value for value, _ in groups])
+            for number, label in enumerate(results.labels):
+                points = [mean_of(results, "crops", rows)(label) for _, rows in groups]
+                draw, beside = (marks, 0.12 * number) if family == "position" else (line, 0.0)
+                draw(axis, [at + beside for at in x], points, look[label], scale=100 if metric == "accuracy" else 1)
+        column[1].set_xlabel(CROP_AXES[family])
+    percent(axes[:1])
+    axes[0, 0].set_ylabel("accuracy, %")
+    axes[1, 0].set_ylabel("cosine with the full image")
+    legend(figure, look)
+    return figure
+
+
+def _crop_axis(axis: Axes, family: str, values: Sequence[float | str]) -> Sequence[float]:
+    """Where the values stand on the axis, which is labelled there."""
+    if family == "position":
+        axis.set_xticks(range(len(values)), ["".join(word[0].upper() for word in str(v).split()) for v in values])
+        return range(len(values))
+    x = [float(value) for value in values]
+    if family == "area":
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+    else:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(x, [f"{value:g}" for value in x])
+        axis.minorticks_off()
+    return x
 
 
 def redundancy(results: Results) -> Figure | None:
@@ -195,7 +212,7 @@ def redundancy(results: Results) -> Figure | None:
     labels = [label for label in results.labels if label in set(rows["checkpoint"])]
     if not bounded or not labels:
         return None
-    figure, axes = _grid(1, 1, height=0.25 + len(bounded) * (0.14 + 0.11 * len(labels)), width=4.6)
+    figure, axes = grid(1, 1, height=0.25 + len(bounded) * (0.14 + 0.11 * len(labels)), width=4.6)
     axis, look = axes[0, 0], looks(results.labels)
     states = rows["weights"].fillna("trained") if "weights" in rows else np.full(len(rows), "trained")
     for i, metric in enumerate(bounded):
@@ -212,7 +229,7 @@ def redundancy(results: Results) -> Figure | None:
     axis.grid(axis="y", visible=False)
     axis.grid(axis="x", visible=True)
     axis.tick_params(axis="y", length=0)
-    _legend(figure, {label: look[label] for label in labels})
+    legend(figure, {label: look[label] for label in labels})
     return figure
 
 
@@ -221,23 +238,9 @@ FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     "corruptions_mean": corruptions_mean,
     "attacks_by_eps": attacks_by_eps,
     "internal_by_level": internal_by_level,
+    "crops": crops,
     "redundancy": redundancy,
 }
-
-
-def _grid(rows: int, columns: int, *, height: float, width: float = WIDTH) -> tuple[Figure, Any]:
-    """A figure with its axes as an array (rows, columns); ``height`` is a panel's, in inches."""
-    figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
-    return figure, figure.subplots(rows, columns, sharey=True, squeeze=False)
-
-
-def _line(axis: Axes, x: Sequence[float], points: Sequence[Estimate | None], look: Look) -> None:
-    nan = float("nan")
-    y = [100 * p.value if p is not None else nan for p in points]
-    low = [100 * p.low if p is not None and p.low is not None else nan for p in points]
-    high = [100 * p.high if p is not None and p.high is not None else nan for p in points]
-    axis.fill_between(x, low, high, color=look.color, alpha=0.16, linewidth=0)
-    axis.plot(x, y, color=look.color, marker=look.marker, linestyle=look.dashes)
 
 
 def _dumbbell(axis: Axes, y: float, untrained: Estimate | None, trained: Estimate | None, look: Look) -> None:
@@ -251,39 +254,3 @@ def _dumbbell(axis: Axes, y: float, untrained: Estimate | None, trained: Estimat
         axis.plot(trained.value, y, look.marker, color=look.color, markersize=5)
         if trained.low is not None and trained.high is not None:
             axis.plot([trained.low, trained.high], [y, y], color=look.color, linewidth=2)
-
-
-def _percent(axes: Any) -> None:
-    top = max(axis.dataLim.y1 for axis in axes.flat if axis.get_visible() and axis.has_data())
-    for axis in axes.flat:
-        axis.set_ylim(0, min(102.0, top * 1.06))
-        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.margins(x=0.04)
-
-
-def _label_edges(figure: Figure, x: str, y: str) -> None:
-    figure.supxlabel(x, fontsize="medium")
-    figure.supylabel(y, fontsize="medium")
-
-
-def _legend(figure: Figure, look: dict[str, Look]) -> None:
-    """One legend above all panels, in as many columns as fit."""
-    handles = [Line2D([], [], color=one.color, marker=one.marker, linestyle=one.dashes) for one in look.values()]
-    widths = [0.55 + 0.062 * len(label) for label in look]  # inches
-    fits = len(look) if sum(widths) < figure.get_figwidth() else int(figure.get_figwidth() / max(widths))
-    columns = max(1, fits)
-    figure.legend(handles, list(look), loc="outside upper left", ncols=columns, columnspacing=1.4, borderaxespad=0)
-
-
-def _label_ends(axis: Axes, lines: dict[str, list[Estimate | None]], look: dict[str, Look]) -> None:
-    """The checkpoints' names at the ends of their lines, moved apart where they would overlap."""
-    ends = {label: [p for p in points if p is not None][-1].value * 100 for label, points in lines.items()}
-    bottom, top = axis.get_ylim()
-    gap = 0.07 * (top - bottom)
-    heights: list[float] = []
-    for label in sorted(ends, key=lambda label: ends[label]):
-        y = max(ends[label], heights[-1] + gap if heights else bottom)
-        heights.append(y)
-        axis.annotate(
-            label, (1.02, y), xycoords=("axes fraction", "data"), color=look[label].color, va="center", fontsize=7.5
-        )

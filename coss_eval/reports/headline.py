@@ -6,12 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import pandas as pd
 
 from coss_eval.corruptions.names import BENCHMARK, SEVERITIES
-from coss_eval.corruptions.score import mce
-from coss_eval.errors import UsageError
-from coss_eval.reports.results import Estimate, Results, aligned, from_shares, mean, ratio
+from coss_eval.reports.results import Estimate, Results, mean, ratio
 from coss_eval.reports.scores import (
     Score,
     area_of,
@@ -22,6 +19,9 @@ from coss_eval.reports.scores import (
     mean_of,
     site_order,
 )
+from coss_eval.store import column_name
+
+CROP = 0.2  # of the image's area: the smallest training crops of most recipes lie below it
 
 Columns = dict[str, Callable[[Results, str], Estimate | None]]
 
@@ -31,13 +31,14 @@ def columns(results: Results) -> list[Score]:
     percent: Columns = {
         "clean top-1": clean,
         "linear probe": partial(probe, metric="top1"),
+        **{f"SGD linear probe, {epochs} epochs": partial(sgd_probe, epochs=epochs) for epochs in sgd_epochs(results)},
         "kNN": partial(probe, metric="knn_top1"),
         "corrupted": benchmark,
         "kept": relative,
-        "mCE": mean_corruption_error,
         **{f"PGD {eps_text(eps)}": partial(pgd, eps=eps) for eps in chosen_eps(results)},
         "kept, channels masked": partial(masked, kind="channel"),
         "kept, locations masked": partial(masked, kind="location"),
+        f"kept, {100 * CROP:g} % crop": cropped,
     }
     plain: Columns = {
         "redundancy": partial(normalised_redundancy, state="trained"),
@@ -52,9 +53,11 @@ def columns(results: Results) -> list[Score]:
 
 
 CAPTION = (
-    "clean top-1: of the classifier named under head · corrupted: mean over the benchmark's 15 corruptions and 5 "
+    "clean top-1: of the classifier named under head · linear probe: logistic regression on the images as they are · "
+    "SGD linear probe: trained on random crops and flips · corrupted: mean over the benchmark's 15 corruptions and 5 "
     "severities · kept: the share of the clean accuracy that remains · PGD: robust accuracy, Linf · masked: area under "
-    "accuracy over the share masked before pooling · redundancy: normalised, (within - between)/(1 - between) cosine."
+    "accuracy over the share masked before pooling · crop: in the centre, by area · redundancy: normalised, (within - "
+    "between)/(1 - between) cosine."
 )
 
 
@@ -69,6 +72,18 @@ def probe(results: Results, label: str, metric: str) -> Estimate | None:
     return results.estimate(label, "probe", metric, metric)
 
 
+def sgd_epochs(results: Results) -> list[int]:
+    """How long the SGD linear probes of these results were trained: one column each."""
+    rows = results.rows("probe")
+    found = rows.loc[rows["metric"] == "sgd_top1", "epochs"] if "epochs" in rows else ()
+    return sorted({int(epochs) for epochs in found})
+
+
+def sgd_probe(results: Results, label: str, epochs: int) -> Estimate | None:
+    """Top-1 of the linear probe trained on random crops and flips."""
+    return results.estimate(label, "probe", "sgd_top1", column_name("sgd_top1", {"epochs": epochs}))
+
+
 def benchmark(results: Results, label: str) -> Estimate | None:
     """Mean accuracy over the 15 corruptions and five severities; a gap unless all 75 are there."""
     return mean([corrupted(results, label, name, severity) for name in BENCHMARK for severity in SEVERITIES])
@@ -77,29 +92,6 @@ def benchmark(results: Results, label: str) -> Estimate | None:
 def relative(results: Results, label: str) -> Estimate | None:
     """The share of its clean accuracy that a checkpoint keeps over the benchmark."""
     return ratio(benchmark(results, label), corrupted(results, label, "clean", 0))
-
-
-def mean_corruption_error(results: Results, label: str) -> Estimate | None:
-    """mCE, AlexNet-normalised: only where score.py defines it (ImageNet, 224 px, ImageNet-C's table)."""
-    keys = [(name, severity) for name in BENCHMARK for severity in SEVERITIES]
-    known = [e for e in (corrupted(results, label, *key) for key in keys) if e is not None]
-    cell = next((r for r in results.cells("corruptions", label) if "table" in r["params"]), None)
-    if len(known) < len(keys) or cell is None:
-        return None
-    protocol = cell["protocol"]
-    side = protocol.get("geometry", {}).get("size")
-    sides = {int(s) for s in (side if isinstance(side, list) else [side]) if s is not None}
-    where = {"dataset": protocol["data"]["name"], "side": max(sides, default=0), "table": cell["params"]["table"]}
-    try:
-        value = mce({key: 1 - e.value for key, e in zip(keys, known, strict=True)}, **where)
-    except UsageError:  # not defined on this data
-        return None
-    columns = aligned(known)
-    if columns is None:
-        return Estimate(value, None, None, min(e.n for e in known), data=known[0].data)
-    ids, table = columns
-    shares = mce({key: 1 - table[:, i] for i, key in enumerate(keys)}, **where)
-    return from_shares(value, pd.Series(shares, index=ids), known[0].data)
 
 
 def chosen_eps(results: Results) -> list[float]:
@@ -127,6 +119,15 @@ def masked(results: Results, label: str, kind: str) -> Estimate | None:
     sites = sorted(set(rows["site"]), key=site_order)
     site = "prepool" if "prepool" in sites else next(reversed(sites), None)
     return ratio(area_of(results, rows[rows["site"] == site])(label), clean(results, label))
+
+
+def cropped(results: Results, label: str) -> Estimate | None:
+    """The share of the full images' accuracy kept on centre crops of CROP of their area."""
+    part, whole = (
+        results.estimate(label, "crops", "accuracy", column_name("accuracy", {"family": "area", "area": area}))
+        for area in (CROP, 1.0)
+    )
+    return ratio(part, whole)
 
 
 def normalised_redundancy(results: Results, label: str, state: str) -> Estimate | None:

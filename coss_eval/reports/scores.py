@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -10,16 +10,6 @@ from typing import Literal
 
 import pandas as pd
 
-from coss_eval.corruptions.names import (
-    BENCHMARK,
-    CATEGORIES,
-    CATEGORY,
-    NAMES,
-    SEEN_LIKE,
-    SEVERITIES,
-    UNSEEN,
-    VALIDATION,
-)
 from coss_eval.reports.results import Estimate, Results, area, mean
 from coss_eval.store import column_name
 
@@ -29,6 +19,9 @@ METRIC_NAMES = {
     "top1": "linear probe top-1",
     "top5": "linear probe top-5",
     "mean_per_class": "linear probe, mean per class",
+    "sgd_top1": "SGD linear probe top-1",
+    "sgd_top5": "SGD linear probe top-5",
+    "sgd_mean_per_class": "SGD linear probe, mean per class",
     "knn_top1": "kNN top-1",
     "knn_top5": "kNN top-5",
     "knn_mean_per_class": "kNN, mean per class",
@@ -36,6 +29,7 @@ METRIC_NAMES = {
     "relative_accuracy": "relative accuracy",
     "r2": "R² of the image mean",
     "icc": "ICC(1)",
+    "stability": "cosine with the full image",
 }
 
 
@@ -54,19 +48,17 @@ class Score:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """The rows of one task, and what the numbers in it are."""
+    """The rows of one table of a task, and what the numbers in it are."""
 
     task: str
     title: str
     quantity: str  # heads the table: "accuracy %"
     scores: list[Score]
     caption: str = ""
+    name: str = ""  # the table's; the task's own where it is the task's main table
 
-
-def task_scores(results: Results, task: str) -> TaskScores:
-    """The table of a task; one that this module does not know gets a row a measurement."""
-    makers = {"corruptions": corruptions, "attacks": attacks, "internal": internal, "redundancy": redundancy}
-    return makers[task](results) if task in makers else listed(results, task)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.task)
 
 
 def listed(results: Results, task: str) -> TaskScores:
@@ -98,30 +90,6 @@ def condition_texts(text: str) -> list[str]:
     ]
 
 
-def corruptions(results: Results) -> TaskScores:
-    """Means over the severities by corruption, over the benchmark, by category, and seen-like and unseen apart."""
-    rows = results.rows("corruptions")
-    rows = rows[rows["metric"] == "accuracy"]
-    present = [str(name) for name in dict.fromkeys(rows["corruption"])]
-    named = [*(n for n in NAMES if n in present), *(n for n in present if n not in (*NAMES, "clean"))]
-    severities = sorted({int(s) for s in rows.loc[rows["corruption"] != "clean", "severity"]})
-
-    def over(names: Iterable[str]) -> Callable[[str], Estimate | None]:
-        wanted = [(name, severity) for name in names for severity in severities]
-        return lambda label: mean([corrupted(results, label, *condition) for condition in wanted])
-
-    sets = {"all 15 (benchmark)": BENCHMARK}
-    sets |= {category: tuple(n for n in BENCHMARK if CATEGORY[n] == category) for category in CATEGORIES}
-    sets |= {"seen-like (5 of 19)": SEEN_LIKE, "unseen (14 of 19)": UNSEEN}
-    whole = {name: members for name, members in sets.items() if set(members) <= set(present)}
-    group = {name: CATEGORY[name] for name in BENCHMARK} | dict.fromkeys(VALIDATION, "held out for validation")
-    scores = [Score("clean", lambda label: corrupted(results, label, "clean", 0))]
-    scores += [Score(name, over(members), group="means") for name, members in whole.items()]
-    scores += [Score(n.replace("_", " "), over([n]), group=group.get(n, "other")) for n in named]
-    shown = "1 to 5" if severities == [*SEVERITIES] else ", ".join(map(str, severities)) or "none yet"
-    return TaskScores("corruptions", "Corruptions", f"accuracy %, mean over severities {shown}", scores)
-
-
 def corrupted(results: Results, label: str, name: str, severity: int) -> Estimate | None:
     """Accuracy under one corruption at one severity."""
     condition = column_name("accuracy", {"corruption": name, "severity": severity})
@@ -136,11 +104,23 @@ def attacks(results: Results) -> TaskScores:
         for eps in sorted(set(rows["eps"])):
             name = f"eps {eps_text(eps, norm)}" if eps else "clean, same images"
             of = mean_of(results, "attacks", rows[rows["eps"] == eps])
-            scores.append(Score(name, of, group=f"{attack.upper()}, {norm_name(norm)}"))
+            scores.append(Score(name, of, group=f"{attack_name(attack)}, {norm_name(norm)}"))
     rest = results.rows("attacks")
-    scores += _plain_rows(results, "attacks", rest[rest["metric"] != "robust_accuracy"])
+    shown = ("robust_accuracy", *ATTACK_DETAILS)
+    scores += _plain_rows(results, "attacks", rest[~rest["metric"].isin(shown)])
     caption = "Robust accuracy counts an image as right only if it is right without and under the attack."
     return TaskScores("attacks", "Attacks", "robust accuracy %", scores, caption)
+
+
+ATTACK_DETAILS = ("robust_accuracy_by_strength", "moved", "cosine")  # have tables of their own: details.py
+
+
+def attack_name(attack: str) -> str:
+    """An attack for reading: "PGD", "Square", "the representation, kNN", "foolbox's LinfDeepFoolAttack"."""
+    name, _, part = attack.partition(":")
+    if name == "representation":
+        return "Representation attacked" + {"knn": ", kNN", "probe": ", linear probe"}.get(part, "")
+    return f"foolbox's {part}" if name == "foolbox" else "Square" if name == "square" else name.upper()
 
 
 def attack_families(results: Results) -> list[tuple[str, str]]:
@@ -189,6 +169,42 @@ def internal(results: Results) -> TaskScores:
         "mean over the masks' seeds. Relative: (accuracy - chance)/(clean - chance)."
     )
     return TaskScores("internal", "Corruption inside the network", "area under accuracy %", scores, caption)
+
+
+CROP_FAMILIES = {  # what varies, and how a table heads its rows
+    "area": ("area", "centre crops, share of the image's area"),
+    "position": ("position", "position of the crop"),
+    "resolution": ("scale", "whole image, share of the input's side"),
+    "pooled": ("crops", "number of crops pooled"),
+}
+
+
+def crops(results: Results) -> TaskScores:
+    """Accuracy by what varies (area, position, resolution, number of pooled crops), then the stability likewise."""
+    scores = []
+    metrics: dict[str, Unit] = {"accuracy": "percent", "stability": "plain"}
+    for metric, unit in metrics.items():
+        for family, (_, heading) in CROP_FAMILIES.items():
+            for value, rows in crop_rows(results, family, metric):
+                name = f"{value:g}" if isinstance(value, float) else value
+                group = f"{metric_name(metric)}: {heading}"
+                scores.append(Score(name, mean_of(results, "crops", rows), unit, group))
+    caption = (
+        "Crops keep the image's shape and are resized to the network's input. Cosine: between the global "
+        "representations of the crop and of the full image, the mean over the full images subtracted."
+    )
+    return TaskScores("crops", "Crops of the test images", "accuracy %, or cosine", scores, caption)
+
+
+def crop_rows(results: Results, family: str, metric: str) -> list[tuple[float | str, pd.DataFrame]]:
+    """The rows of one metric for each value of what varies in a family of crops, in the order of the axis."""
+    rows = results.rows("crops")
+    if "family" not in rows:
+        return []
+    rows = rows[(rows["family"] == family) & (rows["metric"] == metric)]
+    varied, _ = CROP_FAMILIES[family]
+    values = list(dict.fromkeys(rows[varied])) if len(rows) else []
+    return [(value, rows[rows[varied] == value]) for value in (values if family == "position" else sorted(values))]
 
 
 def site_order(site: str) -> tuple[int, int, str]:

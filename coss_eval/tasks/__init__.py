@@ -15,6 +15,7 @@ NAMES = {
     "corruptions": "accuracy under 19 image corruptions at 5 severities",
     "attacks": "robust accuracy under FGSM and PGD over rising eps",
     "internal": "accuracy while channels or locations are masked inside the network",
+    "crops": "accuracy and stability of the representation on crops: area, position, resolution, number",
     "redundancy": "how alike the local representations of an image are",
 }
 

@@ -1,103 +1,161 @@
-"""Robust accuracy under FGSM and PGD over a rising list of eps: one cell an attack and norm."""
+"""Robust accuracy under attacks of the pixels over a rising list of eps: one cell an attack and norm."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from coss_eval import attacks
-from coss_eval.attacks.inputs import check_eps
-from coss_eval.attacks.result import AttackResult
-from coss_eval.data.batches import Batch
-from coss_eval.errors import UsageError
-from coss_eval.models.classifier import to_float
+from coss_eval.attacks.inputs import check_count, check_eps, check_step_size
+from coss_eval.attacks.losses import parse_losses
+from coss_eval.data.split import Split
+from coss_eval.errors import UsageError, unknown_name
 from coss_eval.store import Cell
+from coss_eval.tasks.attack_calls import CHUNK, FOOLBOX, KINDS, kind_of, run
+from coss_eval.tasks.attack_checks import QUERIES, masking_lines, strength_sensitivity
 from coss_eval.tasks.task import Result, Subject, Task
 
 LINF_EPS = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
 L2_EPS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-ATTACKS = ("fgsm", "pgd")
-CHUNK = 1024  # images handed to an attack at once, from which it keeps its batches full
+CHECKED = 200
+DEFAULTS = {"restarts": 1, "loss": "ce", "second_loss": None, "checked_images": CHECKED}
+"""What cells were before these parameters were added: left out of their keys."""
 
 
 @dataclass(frozen=True)
 class Attacks(Task):
     """Undefended networks break at once at 8/255, so eps starts far below (Aubret et al. 2025 speak of small attacks).
 
-    ``images`` bounds the number of attacked images (a seeded, class-balanced subset; stored and shown with the
-    numbers); None attacks all.
+    ``attacks`` pairs a name (fgsm, bim, pgd, apgd, square; foolbox:NAME with backend "reference") with a norm; a
+    foolbox attack has a norm of its own. ``eps`` is by norm. ``steps`` None is each attack's own number; options go to
+    the attacks that take them. ``images`` bounds the number of attacked images (a seeded, class-balanced subset;
+    stored and shown with the numbers); None attacks all.
+
+    ``loss`` "auto" climbs cross-entropy through a network's own head. Through a linear probe, whose regularisation
+    sets the margins, the verdict is the minimum over cross-entropy and DLR, and PGD at the middle eps is repeated with
+    probes one step weaker and stronger. ``checked_images`` (a fifth of the attacked ones, no more than this; 0 for
+    none) are used for that and for the gradient-masking flags that go into every cell's notes. Both together cost
+    about a third of the attack's own time, without a probe about a tenth.
     """
 
     name: ClassVar[str] = "attacks"
 
     attacks: tuple[tuple[str, str], ...] = (("fgsm", "linf"), ("pgd", "linf"), ("pgd", "l2"))
     eps: dict[str, tuple[float, ...]] = field(default_factory=lambda: {"linf": LINF_EPS, "l2": L2_EPS})
-    steps: int = 20
+    steps: int | None = None
     step_size: float | None = None
     images: int | None = 1000
     backend: str = "native"
+    restarts: int = 1
+    loss: str = "auto"
+    checked_images: int = CHECKED
 
     def __post_init__(self) -> None:
         for norm, levels in self.eps.items():
             check_eps(levels, norm)
-        for attack, norm in self.attacks:
-            if attack not in ATTACKS or norm not in self.eps:
-                raise UsageError(f"unknown attack {attack}:{norm}; known: {', '.join(ATTACKS)} with linf or l2")
+        for name in ("steps", "restarts", "images"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_step_size(self.step_size)
+        if self.loss != "auto":
+            parse_losses(self.loss, 1000, targeted=False)
+        object.__setattr__(self, "attacks", tuple(self._checked(*pair) for pair in self.attacks))
+        for option, default in (("steps", None), ("step_size", None), ("restarts", 1), ("loss", "auto")):
+            taken = any(option in kind.options for kind in map(kind_of, dict(self.attacks)) if kind is not None)
+            if getattr(self, option) != default and not taken:
+                takers = ", ".join(name for name, kind in KINDS.items() if option in kind.options)
+                raise UsageError(f"none of the attacks takes {option}; these do: {takers}")
+
+    def _checked(self, attack: str, norm: str) -> tuple[str, str]:
+        """The pair, a foolbox attack's norm filled in; a UsageError for what there is not."""
+        kind = kind_of(attack)
+        if kind is None:
+            raise unknown_name("attack", attack, [*KINDS, "foolbox:LinfDeepFoolAttack"])
+        if attack.startswith(FOOLBOX) and self.backend != "reference":
+            raise UsageError(f"attack {attack} is the reference backend's; add --backend reference")
+        if self.backend == "reference" and not kind.reference:
+            raise UsageError(f"the reference backend has no {attack}; it has fgsm, pgd and any foolbox:NAME")
+        if attack.startswith(FOOLBOX):
+            from coss_eval.attacks.reference import norm_of
+
+            norm = norm_of(attack)
+        if norm not in kind.norms:
+            raise UsageError(f"unknown attack {attack}:{norm}; {attack} takes {' or '.join(kind.norms)}")
+        if norm not in self.eps:
+            raise UsageError(f"attack {attack} counts eps in {norm}: give its list of eps, there is none by default")
+        return attack, norm
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
+        through_probe = subject.head_protocol()["head"] == "probe"
         cells = []
         for attack, norm in self.attacks:
-            params: dict[str, Any] = {
-                "attack": attack,
-                "norm": norm,
-                "eps": list(self.eps[norm]),
-                "backend": self.backend,
-            }
-            params |= {"images": self.images, "seed": seed}
-            if attack == "pgd":
-                params |= {"steps": self.steps, "step_size": self.step_size}
-            cells.append(Cell(self.name, params))
+            params: dict[str, Any] = {"attack": attack, "norm": norm, "eps": list(self.eps[norm])}
+            params |= {"backend": self.backend, "images": self.images, "seed": seed}
+            params |= self._options(attack, through_probe and len(subject.data.classes) > 2)
+            params["checked_images"] = self.checked_images
+            cells.append(Cell(self.name, params, defaults=DEFAULTS))
         return cells
 
+    def _options(self, attack: str, ensemble: bool) -> dict[str, Any]:
+        """The parameters that an attack takes; ``ensemble``: both losses, where none was asked for."""
+        kind = kind_of(attack)
+        assert kind is not None
+        options: dict[str, Any] = {name: getattr(self, name) for name in kind.options if name != "loss"}
+        if "steps" in options and attack in KINDS:
+            options["steps"] = self.steps or kind.steps
+        if "loss" in kind.options:
+            options["loss"] = "ce" if self.loss == "auto" else self.loss
+            both = ensemble and self.loss == "auto" and self.backend == "native"
+            options["second_loss"] = "dlr" if both else None
+        return options
+
     def forwards(self, cell: Cell, subject: Subject) -> float:
-        images = min(len(subject.data.test), cell.params["images"] or len(subject.data.test))
-        steps: int = cell.params.get("steps", 1)
-        return 3.0 * images * len(cell.params["eps"]) * steps
+        """No image broken before the last step: more than it will be."""
+        params, kind = cell.params, kind_of(cell.params["attack"])
+        assert kind is not None
+        images = min(len(subject.data.test), params["images"] or len(subject.data.test))
+        steps = params.get("steps") or kind.steps
+        attempts = len(params["eps"]) * params.get("restarts", 1) + (params.get("second_loss") is not None)
+        checks = checked_count(params, images) * QUERIES * kind.iterated
+        return float(kind.cost * images * attempts * steps + checks)
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
-        params, split = cell.params, subject.data.test
-        notes = []
-        if params["images"] is not None and params["images"] < len(split):
-            split = split.limited(params["images"], params["seed"])
+        params, notes = cell.params, []
+        split = attacked_split(subject, params)
+        if len(split) < len(subject.data.test):
             notes.append(f"attacks use {len(split)} of {len(subject.data.test)} test images, balanced over classes")
-        ids, clean, robust = [], [], []
-        for batch in subject.batches(split, batch_size=CHUNK):
-            result = _attack(cell, subject, batch)
-            ids.append(batch.ids.cpu().numpy())
-            clean.append(result.clean.cpu().numpy())
-            robust.append(result.robust.cpu().numpy())  # (E, B)
-        verdicts = np.vstack([np.concatenate(clean)[None], np.concatenate(robust, axis=1)])  # (1 + E, N)
+        size = subject.settings.batch_size
+        ids, verdicts = run(params, subject.classifier, subject.batches(split, batch_size=CHUNK), size)
         condition = {"attack": params["attack"], "norm": params["norm"]}
+        rows = np.vstack([verdicts.clean.cpu().numpy()[None], verdicts.robust.cpu().numpy()])  # (1 + E, N)
         levels = [0.0, *params["eps"]]
-        found = Result.of_verdicts(
-            "robust_accuracy",
-            np.concatenate(ids),
-            ((condition | {"eps": eps}, row) for eps, row in zip(levels, verdicts, strict=True)),
-        )
-        found.notes += notes
-        return found
+        conditions = [condition | {"eps": eps} for eps in levels]
+        result = Result.of_verdicts("robust_accuracy", ids.cpu().numpy(), zip(conditions, rows, strict=True))
+        if count := checked_count(params, len(split)):
+            few = split.limited(count, params["seed"])
+            result.notes += masking_lines(params, subject, few, ids, verdicts)
+            if params["attack"] == "pgd" and params["second_loss"] is not None:
+                result.measurements += strength_sensitivity(params, subject, few)
+        result.notes = notes + result.notes
+        return result
 
 
-def _attack(cell: Cell, subject: Subject, batch: Batch) -> AttackResult:
-    params, pixels = cell.params, to_float(batch.images)
-    shared: dict[str, Any] = {
-        "norm": params["norm"],
-        "backend": params["backend"],
-        "batch_size": subject.settings.batch_size,
-    }
-    if params["attack"] == "fgsm":
-        return attacks.fgsm(subject.classifier, pixels, batch.labels, params["eps"], **shared)
-    options = {"steps": params["steps"], "step_size": params["step_size"], "seed": params["seed"]}
-    return attacks.pgd(subject.classifier, pixels, batch.labels, params["eps"], batch.ids, **options, **shared)
+def named_attacks(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs from "pgd:l2", "pgd" (linf) and "foolbox:NAME" (its own norm); the default ones where none is named."""
+    parted = (name.partition(":") for name in names if not name.startswith(FOOLBOX))
+    pairs = tuple((attack, norm or "linf") for attack, _, norm in parted)
+    return (*pairs, *((name, "") for name in names if name.startswith(FOOLBOX))) or Attacks.attacks
+
+
+def attacked_split(subject: Subject, params: dict[str, Any]) -> Split:
+    """The test images that a cell attacks."""
+    split = subject.data.test
+    return split if params["images"] is None else split.limited(params["images"], params["seed"])
+
+
+def checked_count(params: dict[str, Any], images: int) -> int:
+    """How many of ``images`` attacked ones the checks use: a fifth, so that they never cost more than the attack."""
+    most: int = params["checked_images"]
+    return min(most, -(-images // 5))

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from coss_eval.data.split import Split
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.internal import DEFAULT_LEVELS, KINDS, calibrate, kinds_at
+from coss_eval.internal import DEFAULT_LEVELS, KINDS, calibrate, check_level, kinds_at
 from coss_eval.internal.hooks import find_site
 from coss_eval.internal.scores import area_under_curve
 from coss_eval.internal.sweep import sweep
@@ -25,7 +26,9 @@ class Internal(Task):
     """Masking (or noise) after each stage and before pooling, one mask an image, the same masks at every level.
 
     ``sites`` None takes every stage and the map before pooling; ``levels`` None the defaults of each kind. ``seeds``
-    counts masks an image: seed, seed + 1, ... Noise is relative to the channels' deviation on training images.
+    counts masks an image: seed, seed + 1, ... Noise is relative to the channels' deviation on training images. A kind
+    that means nothing at a site (locations of a vector) is left out there, and so are sites with other locations than
+    those that ``match_locations`` matches.
     """
 
     name: ClassVar[str] = "internal"
@@ -41,6 +44,11 @@ class Internal(Task):
         for kind in self.kinds:
             if kind not in KINDS:
                 raise unknown_name("kind of internal corruption", kind, KINDS)
+            for level in self.levels or ():
+                check_level(kind, level)
+        if self.levels is not None and list(self.levels) != sorted(set(self.levels)):
+            shown = ", ".join(f"{level:g}" for level in self.levels)
+            raise UsageError(f"expected levels in rising order, each once, got {shown}")
         if self.seeds < 1:
             raise UsageError(f"internal corruption needs at least 1 seed, got {self.seeds}")
 
@@ -58,8 +66,12 @@ class Internal(Task):
                 params |= {"seeds": [seed + i for i in range(self.seeds)]}
                 params |= {"rescale": self.rescale, "match_locations": self.match_locations}
                 if kind.startswith("noise"):
-                    params["calibration"] = {"images": CALIBRATION_IMAGES, "split": "train"}
+                    params["calibration"] = {"images": CALIBRATION_IMAGES, "train": _train(subject).fingerprint}
                 cells.append(Cell(self.name, params, defaults=defaults))
+        if not cells:
+            asked = f"{', '.join(self.kinds)} at {', '.join(names)}"
+            only = "" if self.match_locations is None else "; match_locations works at site 'prepool' only"
+            raise UsageError(f"there is nothing to measure: {asked} means nothing (a vector has no locations){only}")
         return cells
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
@@ -110,11 +122,19 @@ def _share_after(cell: Cell, subject: Subject) -> float:
 
 def _clean_deviation(subject: Subject, site: str) -> dict[str, Tensor]:
     """The channels' deviation at the site on clean training images."""
-    train = subject.data.train
-    if train is None:
-        raise UsageError(f"{subject.data.name} has no training split, which noise inside the network is calibrated on")
-    split = train.limited(CALIBRATION_IMAGES, 0)
+    split = _train(subject).limited(CALIBRATION_IMAGES, 0)
     normalise = subject.classifier.normalise
     return calibrate(
         subject.classifier, (normalise(to_float(batch.images)) for batch in subject.batches(split)), [site]
     )
+
+
+def _train(subject: Subject) -> Split:
+    if subject.data.train is None:
+        raise UsageError(f"{subject.data.name} has no training split, which noise inside the network is calibrated on")
+    return subject.data.train
+
+
+def named_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of a command line: "all" is every one."""
+    return tuple(KINDS) if "all" in kinds else tuple(dict.fromkeys(kinds))

@@ -104,6 +104,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     uses_head: ClassVar[bool] = True
+    reads_benchmarks: ClassVar[bool] = False  # whether it can use images that are stored corrupted
 
     @abstractmethod
     def cells(self, subject: Subject, seed: int) -> list[Cell]:

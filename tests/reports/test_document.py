@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from coss_eval.corruptions.names import BENCHMARK, SEVERITIES
-from coss_eval.corruptions.score import mce
+from coss_eval.corruptions.score import mce, relative_mce
 from coss_eval.errors import UsageError
 from coss_eval.reports import headline
+from coss_eval.reports.corruption_scores import mean_corruption_error
 from coss_eval.reports.document import build, protocol_line, resolve_baseline
 from coss_eval.reports.layout import Number, Table
 from coss_eval.reports.results import Results
@@ -70,8 +71,9 @@ def test_every_task_has_its_table_and_differences(full: Store) -> None:
     corruptions = table(document, "corruptions")
     assert list(corruptions.columns) == ["b (baseline)", "a_1"]
     assert entry(corruptions, "frost", "a_1") is None
-    assert entry(corruptions, "weather", "a_1") is None
-    assert isinstance(entry(corruptions, "noise", "a_1"), Number)
+    means = table(document, "corruptions_means")
+    assert entry(means, "weather", "a_1") is None
+    assert isinstance(entry(means, "noise", "a_1"), Number)
     internal = table(document, "internal")
     assert [row.name for row in internal.rows][:3] == ["stage2", "stage10", "prepool"]  # in the network's order
 
@@ -153,9 +155,10 @@ def test_mce_stands_only_where_it_is_defined(
     m = writer("m", data=data, side=side)
     m.corruptions(BENCHMARK, table="imagenet")
     results = Results(store)
-    found = headline.mean_corruption_error(results, "m")
-    assert (found is not None) == defined
-    assert ("mCE %" in table(build(results), "headline").columns) == defined
+    found = mean_corruption_error(results, "m")
+    relative = mean_corruption_error(results, "m", relative=True)
+    assert (found is not None) == (relative is not None) == defined
+    assert ("corruptions_mce" in [t.name for t in build(results).tables]) == defined
     if found is not None:
         rows = results.rows("corruptions")
         errors = {
@@ -164,15 +167,19 @@ def test_mce_stands_only_where_it_is_defined(
             for name in BENCHMARK
             for severity in SEVERITIES
         }
-        assert found.value == pytest.approx(mce(errors, dataset="imagenet", side=224, table="imagenet"))
+        where = {"dataset": "imagenet", "side": 224, "table": "imagenet"}
+        assert found.value == pytest.approx(mce(errors, **where))
         assert found.low < found.value < found.high  # type: ignore[operator]
+        clean = float(rows[rows["corruption"] == "clean"]["value"].iloc[0])
+        assert relative.value == pytest.approx(relative_mce(errors, 1 - clean, **where))
+        assert relative.low < relative.value < relative.high  # type: ignore[operator]
 
 
 def test_a_task_of_tomorrow_gets_a_plain_table(store: Store, writer: Callable) -> None:
     m = writer("m")
     rows = [("accuracy", {"area": area, "seed": seed}, m.verdicts(0, seed)) for area in (0.2, 0.5) for seed in (0, 1)]
-    m.write(Cell("crops", {"areas": [0.2, 0.5]}), rows)
-    shown = table(build(Results(store)), "crops")
+    m.write(Cell("angles", {"areas": [0.2, 0.5]}), rows)
+    shown = table(build(Results(store)), "angles")
     assert [row.name for row in shown.rows] == ["accuracy, area 0.2", "accuracy, area 0.5"]
 
 
