@@ -1,12 +1,16 @@
 """PGD-20 over a rising list of eps against foolbox and torchattacks: same network, images, device and step.
 
-    python benchmarks/attacks.py                                   # digits, a network trained in a minute
     python benchmarks/attacks.py --data cifar10-jpeg --data-root ../shared/data
     python benchmarks/attacks.py --data tiny-imagenet-50 --data-root ../shared/data --ckpt model.safetensors
+    python benchmarks/attacks.py                                   # digits: quick, but nearly all of them survive
 
-The peers are measured as their users run them, and with the network's parameters frozen (their best case: neither
-then computes weight gradients). Their pixels are channels-last as ours are, or plain, whichever is faster. Rounds of
-all contenders alternate and the fastest counts, so that a busy machine favours none. Weights are kept in the system's
+How much is saved depends on how many images an eps breaks, so the goals are for an ordinary undefended network, which
+1 to 2 /255 break. Without --ckpt one is trained in a minute or so: a narrow ResNet-18 that overfits some images,
+without label smoothing. What survives 1/255 is printed; where it is most of the images, the ratios say little.
+
+The peers are measured as their users run them, and with the network's parameters frozen (their best case: neither then
+computes weight gradients). Their pixels are channels-last as ours are, or plain, whichever is faster. Rounds of all
+contenders alternate and the fastest counts, so that a busy machine favours none. Weights are kept in the system's
 temporary folder. Goals: at least 8 x foolbox at our default step, 3.5 x at foolbox's, 1.8 x at 1/16 of the eps (where
 most images survive), no slower than torchattacks, and at most 1.1 x a bare forward and backward a step.
 """
@@ -17,7 +21,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import foolbox
@@ -27,11 +30,11 @@ from torch import Tensor, nn
 from coss_eval import attacks
 from coss_eval.attacks import AttackResult
 from coss_eval.data.open import Dataset, load_dataset
-from coss_eval.models.classifier import Classifier, to_float
-from coss_eval.models.load import load_model
-from coss_eval.training.supervised import Recipe, train_supervised
+from coss_eval.models.classifier import Classifier, Preprocessing, to_float, training_format
+from coss_eval.models.load import load_model, make_model, save_model
 
 STEPS = 20
+BATCH = 128  # of training
 EPS = tuple(e / 255 for e in (1, 2, 4, 8))
 SMALL_EPS = tuple(e / 16 for e in EPS)
 FOOLBOX_STEP = 0.01 / 0.3  # of eps, its default
@@ -47,14 +50,38 @@ def trained(data: Dataset, arguments: argparse.Namespace) -> Classifier:
 
 
 def _train(data: Dataset, arguments: argparse.Namespace) -> Path:
-    images = arguments.train_images
-    recipe = Recipe(width=arguments.width, epochs=arguments.epochs, bf16=arguments.device != "cpu")
-    folder = Path(tempfile.gettempdir()) / f"coss-attacks-{data.name}-{recipe.width}-{recipe.epochs}-{images}"
-    if not (folder / "model.safetensors").exists():
-        assert data.train is not None
-        fewer = replace(data, train=data.train.limited(min(images, len(data.train)), seed=0))
-        train_supervised(fewer, recipe, out=folder, device=arguments.device, on_epoch=lambda *at: print("epoch", *at))
-    return folder / "model.safetensors"
+    """A ResNet-18 that learns some images by heart, without augmentation: an undefended network of small margins."""
+    folder = Path(tempfile.gettempdir()) / f"coss-attacks-{data.name}-{arguments.width}-{arguments.epochs}"
+    path = folder / f"{arguments.train_images}.safetensors"
+    if path.exists():
+        return path
+    assert data.train is not None
+    batches = list(data.train.limited(min(arguments.train_images, len(data.train)), seed=0).batches())
+    images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
+    pixels = images.to(torch.float64).div(255)
+    mean, std = (tuple(statistic.tolist()) for statistic in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))))
+    preprocessing = Preprocessing(mean, std, source="checkpoint")
+    options = {"stem": "cifar", "width": arguments.width, "classes": data.classes, "preprocessing": preprocessing}
+    model = make_model("resnet18", **options)
+    assert model.head is not None
+    device = torch.device(arguments.device)
+    network = Classifier(model.backbone, model.head, preprocessing).to(device).train().requires_grad_(True)
+    network.to(memory_format=training_format(network, device))
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    steps = arguments.epochs * len(images) // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=steps)
+    generator, started = torch.Generator().manual_seed(0), time.perf_counter()
+    for _ in range(steps):
+        rows = torch.randint(len(images), (BATCH,), generator=generator)
+        loss = nn.functional.cross_entropy(network(to_float(images[rows].to(device))), labels[rows].to(device))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    network.eval().requires_grad_(False)
+    save_model(model.identified(), path)
+    print(f"trained in {time.perf_counter() - started:.0f} s, last loss {float(loss):.3f}")
+    return path
 
 
 def fastest(contenders: dict[str, Callable[[], object]], arguments: argparse.Namespace) -> dict[str, float]:
@@ -83,6 +110,16 @@ class Race:
         self.ids = torch.cat([b.ids for b in batches]).to(self.device)
         self.plain = self.images.contiguous()
         self.foolbox = foolbox.PyTorchModel(classifier, bounds=(0, 1), device=self.device)
+        self.rows: list[str] = []
+
+    def report(self, title: str, ratio: float, goal: float, detail: str, *, at_most: bool = False) -> None:
+        met = ratio <= goal if at_most else ratio >= goal
+        sign, verdict = "<=" if at_most else ">=", "met" if met else "MISSED"
+        self.rows.append(f"| {title} | {ratio:.2f} | {sign} {goal:g} | {verdict} | {detail} |")
+
+    def table(self) -> str:
+        head = "| PGD-20 against | ratio | goal | | seconds, robust accuracy % |\n|:--|--:|--:|:--|:--|"
+        return "\n".join([head, *self.rows])
 
     def ours(self, eps: float | tuple[float, ...], rel_step: float = OUR_STEP) -> AttackResult:
         args = (self.classifier, self.images, self.labels)
@@ -103,13 +140,10 @@ class Race:
             self.arguments,
         )
         ours, theirs = times.pop("ours"), min(times.values())
-        report(title, theirs / ours, f">= {goal:g}", f"{ours:.2f} s against {theirs:.2f} s")
-        for name, robust in (
-            ("ours", self.ours(eps, rel_step).robust_accuracy),
-            ("foolbox", self.theirs(self.images, eps, rel_step)),
-        ):
-            shown = ", ".join(f"{100 * share:.1f}" for share in robust)
-            print(f"    robust accuracy, {name:8s} {shown} %")
+        curves = self.ours(eps, rel_step).robust_accuracy, self.theirs(self.images, eps, rel_step)
+        shown = [", ".join(f"{100 * share:.1f}" for share in curve) for curve in curves]
+        detail = f"{ours:.2f} against {theirs:.2f}; {shown[0]} against {shown[1]}"
+        self.report(f"foolbox, {title}", theirs / ours, goal, detail)
 
     def against_torchattacks(self) -> None:
         try:
@@ -125,7 +159,7 @@ class Race:
         }
         times = fastest(contenders, self.arguments)
         ours, theirs = times["ours"], times["torchattacks"]
-        report("one eps (8/255) against torchattacks", theirs / ours, ">= 1", f"{ours:.2f} s against {theirs:.2f} s")
+        self.report("torchattacks, one eps of 8/255", theirs / ours, 1, f"{ours:.2f} against {theirs:.2f}")
 
     def cost_of_a_step(self) -> None:
         """At an eps too small to break anything every image takes every step."""
@@ -150,11 +184,10 @@ class Race:
         }
         times = fastest(contenders, self.arguments)
         ours, theirs = times["ours"] / STEPS, times["bare"] / STEPS
-        report("a step against forward and backward", ours / theirs, "<= 1.1", f"{ours:.4f} s against {theirs:.4f} s")
-
-
-def report(title: str, ratio: float, goal: str, detail: str) -> None:
-    print(f"{title:44s} {ratio:6.2f} x  (goal {goal})  {detail}")
+        detail = f"{ours:.4f} against {theirs:.4f}"
+        self.report(
+            "a bare forward and backward, a step at an eps that breaks none", ours / theirs, 1.1, detail, at_most=True
+        )
 
 
 def main() -> None:
@@ -164,8 +197,8 @@ def main() -> None:
     parser.add_argument("--ckpt", help="a checkpoint with a head for --data; how many steps are saved depends on it")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--train-images", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--train-images", type=int, default=5_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that is shared")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -175,16 +208,21 @@ def main() -> None:
     race = Race(trained(data, arguments), data, arguments)
     network = arguments.ckpt or f"ResNet-18, width {arguments.width}"
     pixels = race.images.shape[-1]
-    clean = float(race.ours(0.0).clean.double().mean())
+    first = race.ours(1 / 255)
+    clean, stands = float(first.clean.double().mean()), first.robust_accuracy[0]
+    survive = stands / clean if clean else 0.0
     print(
-        f"{network}, on {data.name}: {len(race.images)} images of {pixels} px, "
-        f"{100 * clean:.1f} % right; {arguments.device}, {torch.get_num_threads()} threads, PGD-{STEPS}"
+        f"{network}, on {data.name}: {len(race.images)} images of {pixels} px, {100 * clean:.1f} % right, of which "
+        f"{100 * survive:.0f} % survive 1/255; {arguments.device}, {torch.get_num_threads()} threads"
     )
-    race.against_foolbox(EPS, OUR_STEP, 8, "eps 1, 2, 4, 8 /255, step 2.5 eps / steps")
-    race.against_foolbox(EPS, FOOLBOX_STEP, 3.5, "the same at foolbox's step, eps / 30")
-    race.against_foolbox(SMALL_EPS, OUR_STEP, 1.8, "eps 16 times smaller, step 2.5 eps / steps")
+    if survive > 0.5:
+        print("most images survive 1/255, which hides what stopping early saves: give an undefended --ckpt")
+    race.against_foolbox(EPS, OUR_STEP, 8, "eps 1, 2, 4, 8 /255, step eps / 8")
+    race.against_foolbox(EPS, FOOLBOX_STEP, 3.5, "the same at its step, eps / 30")
+    race.against_foolbox(SMALL_EPS, OUR_STEP, 1.8, "eps 16 times smaller, step eps / 8")
     race.against_torchattacks()
     race.cost_of_a_step()
+    print(race.table())
 
 
 if __name__ == "__main__":

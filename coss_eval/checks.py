@@ -65,7 +65,7 @@ def _small_tasks() -> list[Task]:
     return [
         Probe(),
         Corruptions(severities=(3,)),
-        Attacks(eps={"linf": (1 / 255,), "l2": (0.1,)}, steps=2),
+        Attacks(eps={"linf": (1 / 255,), "l2": (0.1,)}, steps=2, checked_images=0),
         Internal(levels=(0.5,), seeds=1),
         Crops((0.4,), ("centre",), (0.5,), (2,)),
         Redundancy(),

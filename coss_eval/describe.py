@@ -29,9 +29,12 @@ METHODS = {
     "supervised": "cross-entropy",
 }
 ATTACKS = {
-    "fgsm:linf": "one step (Goodfellow et al. 2015)",
-    "pgd:linf": "projected gradient descent (Madry et al. 2018)",
-    "pgd:l2": "the same in the Euclidean ball",
+    "fgsm:linf": "one step (Goodfellow et al. 2015); every attack but square also with l2, the Euclidean ball",
+    "bim:linf": "FGSM in small steps (Kurakin et al. 2017)",
+    "pgd:linf": "projected gradient descent from a random start (Madry et al. 2018)",
+    "apgd:linf": "PGD that adapts its step (Croce and Hein 2020); --loss ce, dlr or ce+dlr",
+    "square:linf": "random search without gradients (Andriushchenko et al. 2020)",
+    "foolbox:NAME": "any attack of foolbox, such as LinfDeepFoolAttack; with --backend reference",
 }
 
 

@@ -88,7 +88,7 @@ def test_the_report_is_written(full_run: evaluation.Run) -> None:
 
 def test_robust_accuracy_never_rises_with_eps(full_run: evaluation.Run) -> None:
     table = full_run.table()
-    attacks = table[table["task"] == "attacks"]
+    attacks = table[(table["task"] == "attacks") & (table["metric"] == "robust_accuracy")]
     for _, curve in attacks.groupby(["model", "attack", "norm"]):
         values = curve.sort_values("eps")["value"].to_numpy()
         assert (np.diff(values) <= 0).all() or curve["attack"].iloc[0] == "fgsm"

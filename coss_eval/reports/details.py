@@ -51,8 +51,9 @@ def median_eps(results: Results) -> Table | None:
         "Over the images that are right without the attack: the smallest eps of the list that breaks an image, its "
         "median and 95 % interval by ranks; >: more than half stand at the largest."
     )
-    title = "Median smallest eps"
-    return Table("attacks_median_eps", title, "median smallest eps", results.labels, rows, caption) if rows else None
+    measured = results.rows("attacks")
+    measured = measured[measured["metric"] == "robust_accuracy"]
+    return _table("attacks_median_eps", "Median smallest eps", "median smallest eps", results, measured, rows, caption)
 
 
 def _median_text(results: Results, label: str, attack: str, norm: str) -> str | None:
@@ -84,7 +85,9 @@ def by_strength(results: Results) -> Table | None:
     rows = rows[rows["metric"] == "robust_accuracy_by_strength"]
     lines = list(_lines(results, "attacks", rows, ("attack", "norm"), _family, ("strength", "norm", "eps"), _strength))
     caption = "On some of the attacked images. Where a step of the strength moves a number, the number is the probe's."
-    return _table("attacks_strength", "Sensitivity to the probe's strength", "accuracy %", results, lines, caption)
+    return _table(
+        "attacks_strength", "Sensitivity to the probe's strength", "accuracy %", results, rows, lines, caption
+    )
 
 
 def moved(results: Results) -> Table | None:
@@ -98,7 +101,7 @@ def moved(results: Results) -> Table | None:
 
     lines = list(_lines(results, "attacks", rows, ("metric", "norm"), group, ("norm", "eps"), _eps, "plain"))
     title = "Representation under attack"
-    return _table("attacks_representation", title, "mean over images", results, lines, "PGD along the distance.")
+    return _table("attacks_representation", title, "mean over images", results, rows, lines, "PGD along the distance.")
 
 
 def damage(results: Results) -> Table | None:
@@ -120,7 +123,7 @@ def damage(results: Results) -> Table | None:
         "Relative: (accuracy - chance)/(clean - chance). Signal-to-noise: variance of the clean global representation "
         "over the mean squared change. Means over the masks' seeds; all levels are in measurements.csv."
     )
-    return _table("internal_levels", "Damage by site", "at the middle level", results, lines, caption)
+    return _table("internal_levels", "Damage by site", "at the middle level", results, rows, lines, caption)
 
 
 def _lines(
@@ -145,8 +148,12 @@ def _row(name: str, of: Callable[[str], Estimate | None], results: Results, unit
     return Row(name, entries, group)
 
 
-def _table(name: str, title: str, corner: str, results: Results, rows: Sequence[Row], caption: str) -> Table | None:
-    return Table(name, title, corner, results.labels, rows, caption) if rows else None
+def _table(
+    name: str, title: str, corner: str, results: Results, measured: pd.DataFrame, rows: Sequence[Row], caption: str
+) -> Table | None:
+    """The table with the n of the measurements behind it in its corner; None where it has no row."""
+    n = results.n_text(measured["n"], name.split("_")[0])
+    return Table(name, title, f"{corner}, {n}", results.labels, rows, caption) if rows else None
 
 
 def _family(attack: str, norm: str) -> str:

@@ -80,7 +80,8 @@ def resolve_baseline(results: Results, baseline: str | None) -> str:
 def headline_table(results: Results, scores: Sequence[Score]) -> Table:
     """One row a checkpoint. The corner has the n of most columns; another n stands in its column's head."""
     found = {label: [score.of(label) for score in scores] for label in results.labels}
-    n_texts = [_n_text([found[label][i] for label in found], results) for i in range(len(scores))]
+    by_score = zip(*found.values(), strict=True)
+    n_texts = [results.n_text(e.n for e in column if e is not None) for column in by_score]
     usual = max(n_texts, key=n_texts.count, default="")
     units = [" %" if score.unit == "percent" else "" for score in scores]
     names = [
@@ -97,7 +98,7 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
     measured = [label for label in results.labels if any(s.of(label) is not None for s in spec.scores)]
     labels = sorted(measured, key=lambda label: label != base)  # stable: the others keep their order
     found = [[score.of(label) for label in labels] for score in spec.scores]
-    corner = f"{spec.quantity}, {_n_text([e for row in found for e in row], results, spec.task)}"
+    corner = f"{spec.quantity}, {results.n_text((e.n for row in found for e in row if e is not None), spec.task)}"
     rows = [Row(s.name, [_number(s, e) for e in row], s.group) for s, row in zip(spec.scores, found, strict=True)]
     columns = [f"{label} (baseline)" if label == base and len(labels) > 1 else label for label in labels]
     absent = [label for label in results.labels if label not in labels]
@@ -125,7 +126,7 @@ def difference_table(results: Results, spec: TaskScores, base: str) -> Table | N
         )
     rows = [Row(s.name, [column[i] for column in columns], s.group) for i, s in enumerate(scores)]
     title = f"{spec.title}: difference from {base}"
-    n = _n_text([score.of(label) for score in scores for label in others], results)
+    n = results.n_text(e.n for score in scores for label in others if (e := score.of(label)) is not None)
     return Table(f"{spec.name}_differences", title, f"points from {base}, {n}", others, rows)
 
 
@@ -144,11 +145,3 @@ def protocol_line(results: Results, task: str) -> str:
 
 def _number(score: Score, estimate: Estimate | None) -> Number | None:
     return None if estimate is None else Number(estimate.value, estimate.low, estimate.high, score.unit)
-
-
-def _n_text(estimates: Sequence[Estimate | None], results: Results, task: str | None = None) -> str:
-    """ "n = 1000, limit": how many images, and whether the test split was cut to a subset."""
-    counts = sorted({e.n for e in estimates if e is not None})
-    rows = results.frame if task is None else results.rows(task)
-    shown = " to ".join(map(str, counts if len(counts) < 3 else [counts[0], counts[-1]]))
-    return f"n = {shown}" + (", limit" if rows["limit"].notna().any() else "")

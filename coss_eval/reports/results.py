@@ -7,7 +7,7 @@ conditions, areas, ratios and paired differences all follow from the shares: the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,6 +65,13 @@ class Results:
     def rows(self, task: str) -> pd.DataFrame:
         """The tidy rows of a task."""
         return self.frame[self.frame["task"] == task]
+
+    def n_text(self, counts: Iterable[int], task: str | None = None) -> str:
+        """ "n = 1000, limit": how many images, and whether the test split was cut to a subset."""
+        found = sorted({int(count) for count in counts})
+        rows = self.frame if task is None else self.rows(task)
+        shown = " to ".join(map(str, found if len(found) < 3 else [found[0], found[-1]]))
+        return f"n = {shown}" + (", limit" if rows["limit"].notna().any() else "")
 
     def heads(self, label: str) -> list[str]:
         """Where this checkpoint's logits came from."""

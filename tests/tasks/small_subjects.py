@@ -14,6 +14,7 @@ from coss_eval.data.dataset import Dataset
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.model import HeadChoice, Model, weights_sha256
+from coss_eval.probes import extract, fit_probe
 from coss_eval.tasks.task import Settings, Subject
 
 
@@ -49,12 +50,20 @@ def model(backbone: Backbone | None = None, head: nn.Module | None = None) -> Mo
 
 @cache
 def subject(kind: str = "own") -> Subject:
-    """ "own": its own head; "probe": a linear probe; "rounded", "detached": an own head and hostile pixels."""
+    """ "own": its own head; "probe": a linear probe, cached where the test says; "rounded", "detached": hostile to
+    gradients."""
     settings = Settings(torch.device("cpu"), 64, 0, cache=False)
-    probed = Subject(model(), digits(), settings)
     if kind == "probe":
-        return probed
+        return Subject(model(), digits(), replace(settings, cache=True))
     backbone: Backbone | None = {"rounded": Rounded, "detached": Detached}.get(kind, Convolutional)()
     assert backbone is not None
     scramble(backbone, 0)
-    return Subject(model(backbone.eval(), subject("probe").classifier.head), digits(), settings)
+    return Subject(model(backbone.eval(), _head()), digits(), settings)
+
+
+@cache
+def _head() -> nn.Module:
+    """A linear layer that knows the digits."""
+    assert digits().train is not None
+    features = extract(model(), digits().train, device="cpu", cache=False)
+    return fit_probe(features.values["global"], features.labels, num_classes=10, strengths=[0.01]).module()

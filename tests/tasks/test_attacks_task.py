@@ -15,7 +15,7 @@ from coss_eval.store import Cell, Store, column_name
 from coss_eval.tasks.attacks import L2_EPS, LINF_EPS, Attacks, named_attacks
 from coss_eval.tasks.task import Result
 
-EPS = {"linf": (2 / 255, 16 / 255), "l2": (0.1, 1.0)}
+EPS = {"linf": (0.1 / 255, 2 / 255), "l2": (0.01, 0.5)}
 PAIRS = [
     *((name, norm) for name in ("fgsm", "bim", "pgd", "apgd") for norm in ("linf", "l2")),
     ("square", "linf"),
