@@ -1,0 +1,51 @@
+"""The command line: one short function a command; everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import CycloptsError, Parameter
+from cyclopts.config import Yaml
+
+from coss_eval.cli import evaluate, look, start  # noqa: F401 - they register their commands
+from coss_eval.cli.app import app
+from coss_eval.errors import CossError, UsageError
+
+
+@app.meta.default
+def _with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+    debug: bool = False,
+) -> Any:
+    """
+    Parameters
+    ----------
+    config
+        YAML file with values for any flag; a flag on the command line wins.
+    debug
+        Show tracebacks.
+    """
+    if config is not None and not config.is_file():
+        raise UsageError(f"--config {config}: no such file")
+    app.config = (Yaml(config, search_parents=False, use_commands_as_keys=False),) if config is not None else ()
+    return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def main() -> None:
+    """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app.meta(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+    except (CossError, CycloptsError) as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())
+        sys.stderr.write(f"coss-eval: {message}\n")
+        code = 2 if isinstance(error, UsageError | CycloptsError) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("coss-eval: stopped; what was done is stored, the same command goes on from there\n")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

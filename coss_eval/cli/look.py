@@ -1,0 +1,99 @@
+"""Commands that look at results and inputs, and draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App, Parameter
+
+from coss_eval.cli.app import LOOK, app
+from coss_eval.errors import UsageError
+
+
+@app.command(group=LOOK)
+def report(folder: Path, *, baseline: str | None = None) -> int:
+    """Write report.md, report.html, tables and figures again from a results folder."""
+    from coss_eval import reports
+    from coss_eval.terminal import say
+
+    for path in reports.write(folder, baseline=baseline):
+        say(str(path))
+    return 0
+
+
+figures_app = App(name="figures", group=LOOK, default_parameter=Parameter(negative=()))
+app.command(figures_app)
+
+
+@figures_app.default
+def figures(folder: Path, *, out: Path | None = None) -> int:
+    """Draw the figures of a results folder as PDF and PNG."""
+    from coss_eval.reports import figures as drawing
+    from coss_eval.store import Store
+    from coss_eval.terminal import say
+
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; expected a results folder, or the words gallery or curves")
+    for path in drawing.write(Store(folder), out or folder / "figures"):
+        say(str(path))
+    return 0
+
+
+@figures_app.command
+def gallery(
+    *, image: Path | None = None, out: Path = Path("."), backend: Literal["native", "reference", "both"] = "native"
+) -> int:
+    """Draw one photograph under the 19 corruptions at five severities: gallery.png.
+
+    image: any photograph [default: one of scikit-learn's]; backend: both sets imagecorruptions' beside ours.
+    """
+    from coss_eval.gallery import gallery as draw
+    from coss_eval.terminal import say
+
+    say(str(draw(out, image=image, backends=("native", "reference") if backend == "both" else (backend,))))
+    return 0
+
+
+@figures_app.command
+def curves(*runs: Path, out: Path = Path(".")) -> int:
+    """Draw the training curves of several runs' folders side by side: curves.png and curves.pdf."""
+    from coss_eval.reports.curves import write
+    from coss_eval.terminal import say
+
+    if not runs:
+        raise UsageError("curves of which runs? give their folders: coss-eval figures curves runs/byol runs/co-byol")
+    for path in write(runs, out):
+        say(str(path))
+    return 0
+
+
+@app.command(group=LOOK)
+def compare(a: Path, b: Path) -> int:
+    """Paired differences between two results folders, with intervals and p-values."""
+    from coss_eval.reports.compare import compare as paired
+    from coss_eval.reports.compare import text
+    from coss_eval.terminal import say
+
+    say(text(paired(a, b)))
+    return 0
+
+
+@app.command(name="list", group=LOOK)
+def list_(kind: str | None = None) -> int:
+    """What there is: datasets, corruptions, attacks, tasks, layouts, architectures."""
+    from coss_eval.describe import list_lines
+    from coss_eval.terminal import say
+
+    say("\n".join(list_lines(kind)))
+    return 0
+
+
+@app.command(group=LOOK)
+def info(what: str, *, data_root: Path | None = None, arch: str | None = None) -> int:
+    """Describe a checkpoint (keys, architecture, head), a results folder (provenance) or a dataset."""
+    from coss_eval.describe import describe
+    from coss_eval.terminal import say
+
+    say("\n".join(describe(what, data_root=data_root, arch=arch)))
+    return 0

@@ -1,0 +1,151 @@
+"""Commands to start with: demonstration, checks, training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from coss_eval.cli.app import START, app
+from coss_eval.cli.flags import DataFlags, ModelFlags, TrainFlags
+from coss_eval.errors import UsageError
+
+
+@app.command(group=START)
+def quickstart(*, out: Path = Path("results/quickstart"), quiet: bool = False) -> int:
+    """Train BYOL and CO-BYOL on digits, evaluate both beside an untrained network with every task, report."""
+    from coss_eval.quickstart import run
+
+    return run(out, quiet=quiet)
+
+
+@app.command(group=START)
+def check(*, models: ModelFlags | None = None, data: DataFlags | None = None, device: str = "auto") -> int:
+    """Dry run: key report, shapes, and one small batch through every task; nothing is kept."""
+    from coss_eval.checks import check as run
+
+    return run((models or ModelFlags()).load(), (data or DataFlags()).open(), device=device)
+
+
+@app.command(group=START)
+def verify(
+    *, imagenet: Path | None = None, imagenet_c: Path | None = None, resnet50: Path | None = None, device: str = "auto"
+) -> int:
+    """Self-checks that always run, and known anchors (ResNet-50 V1: 76.1 % top-1) where their data are given.
+
+    imagenet: folder with ImageNet's val/; imagenet_c: the published ImageNet-C folder; resnet50: torchvision's V1
+    weights file (otherwise torchvision's own cache or download is used).
+    """
+    from coss_eval.verify import verify as run
+
+    return run(imagenet=imagenet, imagenet_c=imagenet_c, resnet50=resnet50, device=device)
+
+
+@app.command(group=START)
+def train(
+    *,
+    method: str,
+    preset: str | None = None,
+    data: DataFlags | None = None,
+    out: Path | None = None,
+    flags: TrainFlags | None = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    resume: bool = False,
+    dry_run: bool = False,
+    device: str = "auto",
+) -> int:
+    """Train a representation; its checkpoint goes straight into coss-eval robustness --ckpt.
+
+    Parameters
+    ----------
+    method
+        byol, dino, mocov3, simclr, simsiam, vicreg, barlow, supervised, or one of them with the CO term: co-byol, ...
+    preset
+        A named configuration (see coss-eval list presets) [default: a ResNet-18 for 100 epochs].
+    out
+        Folder of the run [default: runs/METHOD].
+    set_
+        Any other field of the configuration: --set local_weight=0.5 --set crop_min_scale=0.2
+    resume
+        Go on from the run's last checkpoint, exactly as if it had never stopped.
+    dry_run
+        Two steps: parameters, FLOPs, memory, speed and the time the run would take.
+    """
+    import yaml
+
+    from coss_eval.terminal import say, training_line
+
+    overrides = (flags or TrainFlags()).given()
+    for text in set_:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes field=value, got {text!r}")
+        overrides[name] = yaml.safe_load(value)
+    dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method
+    if dry_run:
+        from coss_eval.training.dry_run import dry_run as cost
+
+        say("\n".join(cost(method, dataset, preset=preset, device=device, **overrides).lines()))
+        return 0
+    from coss_eval.training.loop import train as run
+
+    options: dict[str, Any] = {"preset": preset, "resume": resume, "device": device} | overrides
+    with training_line(method) as on_progress:
+        run(method, dataset, out=folder, on_progress=on_progress, on_note=say, **options)
+    say(f"checkpoint  {folder / 'model.safetensors'}")
+    return 0
+
+
+@app.command(group=START)
+def sweep(
+    what: str,
+    *,
+    out: Path | None = None,
+    data_root: Path | None = None,
+    job: int | None = None,
+    list_: Annotated[bool, Parameter(name="--list")] = False,
+    device: str = "auto",
+) -> int:
+    """Train and probe a grid of runs from one YAML and plot accuracy by what was varied; the same call goes on.
+
+    Parameters
+    ----------
+    what
+        A YAML file, or a shipped sweep (see coss-eval list sweeps): data, preset, methods, grid, fixed, seeds.
+    out
+        Folder of the runs, their results and the report [default: runs/sweep-WHAT].
+    data_root
+        Where named datasets lie [env: COSS_DATA_ROOT].
+    job
+        Do this run only, by its number in --list: sbatch --array=1-20 ... --job $SLURM_ARRAY_TASK_ID
+    list_
+        Show the runs and how far they are, write the report on what is there, train nothing.
+    """
+    from coss_eval import sweep as sweeping
+    from coss_eval.terminal import say, training_line
+
+    chosen, folder = sweeping.read_sweep(what), out or Path("runs") / f"sweep-{Path(what).stem}"
+    trials = sweeping.progress(chosen, folder)
+    failures: list[str] = []
+    if list_:
+        for trial in trials:
+            say(f"{trial.number:4d}  {trial.state:<9}{trial.name}")
+        if folder.exists():
+            sweeping.report(chosen, folder)
+    else:
+        failures = sweeping.run(
+            chosen,
+            folder,
+            number=job,
+            data_root=data_root,
+            device=device,
+            on_job=lambda one, what: say(f"[{one.number}/{len(trials)}] {one.name} {what}"),
+            on_note=say,
+            watch=training_line,
+        )
+    for failure in failures:
+        say(f"NOT DONE    {failure}")
+    if (folder / "report.md").exists():
+        say(f"report      {folder / 'report.md'}")
+    return 1 if failures else 0
