@@ -265,7 +265,7 @@ def internal(
     *,
     kinds: tuple[str, ...] = ("channel", "location"),
     sites: tuple[str, ...] = (),
-    levels: tuple[float, ...] = (),
+    levels: Fractions = None,
     seeds: int = 5,
     rescale: bool = False,
     match_locations: int | None = None,
@@ -293,7 +293,7 @@ def internal(
     """
     from coss_eval.tasks.internal import Internal, named_kinds
 
-    task = Internal(sites or None, named_kinds(kinds), levels or None, seeds, rescale, match_locations)
+    task = Internal(sites or None, named_kinds(kinds), levels, seeds, rescale, match_locations)
     return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
 
 

@@ -153,6 +153,9 @@ def internal_by_level(results: Results) -> Figure | None:
     for i, kind in enumerate(kinds):
         for axis, site in zip(axes[i], sites, strict=True):
             here = rows[(rows["kind"] == kind) & (rows["site"] == site)]
+            axis.set_visible(not here.empty)  # a vector has no locations
+            if here.empty:
+                continue
             levels = sorted({float(level) for level in here["level"]})
             axis.set_title(f"{site}: {kind.replace('_', ' ')}")
             axis.xaxis.set_major_locator(MaxNLocator(3))

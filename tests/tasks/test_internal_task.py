@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from small_subjects import subject
 
+from coss_eval import evaluation, reports
 from coss_eval.errors import UsageError
 from coss_eval.internal import KINDS
 from coss_eval.store import Store
@@ -57,3 +59,13 @@ def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> No
     with pytest.raises(UsageError, match=message) as caught:
         Internal(**options).cells(subject(), 0)
     assert "\n" not in str(caught.value)
+
+
+def test_the_report_shows_damage_at_sites_where_not_all_kinds_mean_something(tmp_path: Path) -> None:
+    task = Internal(("stage2", "global"), ("location", "noise"), (0.2, 0.6), seeds=2)
+    store = evaluation.evaluate(subject().model, subject().data, [task], out=tmp_path, cache=False).path
+    reports.write(store)
+    report = (tmp_path / "report.md").read_text()
+    for expected in ("noise at level 0.6: signal-to-noise ratio, dB", "location at level 0.6: relative accuracy, %"):
+        assert expected in report
+    assert "internal_by_level.png" in report

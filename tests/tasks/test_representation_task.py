@@ -36,7 +36,7 @@ def test_it_moves_farther_with_eps_and_accuracy_falls(norm: str) -> None:
         accuracy = curve(result, "robust_accuracy", f"representation:{reader}")
         assert len(accuracy) == 3
         assert (np.diff(accuracy) <= 0).all()
-        assert accuracy[0] > 0.4
+        assert accuracy[0] > 0.25  # chance is 0.1
 
 
 def test_it_needs_neither_labels_nor_a_training_split() -> None:
