@@ -36,8 +36,8 @@ class Attacks(Task):
     ``loss`` "auto" climbs cross-entropy through a network's own head. Through a linear probe, whose regularisation
     sets the margins, the verdict is the minimum over cross-entropy and DLR, and PGD at the middle eps is repeated with
     probes one step weaker and stronger. ``checked_images`` (a fifth of the attacked ones, no more than this; 0 for
-    none) are used for that and for the gradient-masking flags that go into every cell's notes. Both together cost
-    about a third of the attack's own time, without a probe about a tenth.
+    none) are used for the gradient-masking flags that go into every cell's notes, half of them for the strengths.
+    Measured, all of this takes 0.4 of the plain attack's own time through a probe, and 0.06 of it through an own head.
     """
 
     name: ClassVar[str] = "attacks"
