@@ -175,11 +175,15 @@ def _norm_of(attack: foolbox.Attack) -> str:
 
 @contextmanager
 def _untouched(classifier: nn.Module, seed: int) -> Iterator[None]:
-    """foolbox calls backward() and draws from global generators: both are put back as they were."""
-    gradients = [(parameter, parameter.grad) for parameter in classifier.parameters()]
+    """foolbox calls backward() and draws from global generators: parameters stand still, generators are put back.
+
+    Frozen parameters get no gradient, which saves the time; and oneDNN's weight gradients in the channels-last layout
+    corrupt memory where channels are no multiple of 16 (torch 2.15).
+    """
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     numpy_state = np.random.get_state()  # noqa: NPY002 (the state that foolbox draws from)
-    for parameter, _ in gradients:
-        parameter.grad = None
+    for parameter in trained:
+        parameter.requires_grad_(False)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -187,8 +191,8 @@ def _untouched(classifier: nn.Module, seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
 
 class _SeededStart:

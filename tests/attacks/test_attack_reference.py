@@ -107,6 +107,8 @@ def test_any_foolbox_attack_by_name(
     name: str, norm: str, options: dict, networks: dict[str, nn.Module], digits: Digits
 ) -> None:
     network, (images, labels, _) = networks["convnet"], Digits(*(p[:50] for p in digits))
+    next(network.parameters()).requires_grad_(True)
+    trained = [p.requires_grad for p in network.parameters()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     result = attacks.foolbox_attack(name, network, images, labels, EPS[norm], **options)
     again = attacks.foolbox_attack(name, network, images, labels, EPS[norm], **options)
@@ -116,6 +118,7 @@ def test_any_foolbox_attack_by_name(
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     assert all(p.grad is None for p in network.parameters())
+    assert [p.requires_grad for p in network.parameters()] == trained
     perturbation = (result.adversarial(-1) - images).flatten(1)
     size = perturbation.abs().amax(1) if norm == "linf" else perturbation.norm(dim=1)
     assert (size <= EPS[norm][-1] + 1e-5).all()

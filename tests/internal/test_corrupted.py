@@ -204,9 +204,8 @@ def test_gradients_pass_through() -> None:
     """Damage is part of the graph: an attack on a damaged network sees it."""
     backbone, images = network("cnn"), IMAGES.clone().requires_grad_()
     with corrupted(backbone, "stage1", "channel", 0.5, IDS):
-        backbone(images).sum().backward()
-    assert images.grad is not None
-    assert images.grad.abs().sum() > 0
+        (gradient,) = torch.autograd.grad(backbone(images).sum(), images)
+    assert gradient.abs().sum() > 0
 
 
 def bad(site: str = "stage1", kind: str = "channel", level: float = 0.5, **options: Any) -> Callable[[], None]:
