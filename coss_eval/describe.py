@@ -9,6 +9,7 @@ from coss_eval.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from coss_eval.data.split import Split
+    from coss_eval.models.model import Model
 
 
 ARCHITECTURES = {
@@ -74,6 +75,36 @@ def describe(what: str, *, data_root: Path | None = None, arch: str | None = Non
     if path.exists() or "/" not in what:
         return _data_lines(what, data_root)
     raise UsageError(f"{what}: neither a checkpoint file, a results folder nor a dataset; check the path")
+
+
+def field_lines(
+    model: Model, *, size: int | None = None, data: str | None = None, data_root: Path | None = None, images: int = 64
+) -> list[str]:
+    """A table of receptive fields by site, in pixels of an image of ``size`` (by default that of the data, or 224)."""
+    from torch import nn
+
+    from coss_eval.data.open import load_dataset
+    from coss_eval.models.classifier import Classifier, to_float
+    from coss_eval.models.receptive_field import by_site
+
+    batches = []
+    if data is not None:
+        test = load_dataset(data, root=data_root).test.limited(images, seed=0)
+        images, classifier = len(test), Classifier(model.backbone, nn.Identity(), model.preprocessing)
+        geometry = model.preprocessing.geometry
+        batches = [classifier.normalise(to_float(batch.images)) for batch in test.batches(geometry, batch_size=32)]
+        seen = batches[0].shape[-1]
+        if size not in (None, seen):
+            raise UsageError(f"the images of {data} reach the network at {seen} px: leave --size {size} out")
+        size = seen
+    size = size or model.preprocessing.img_size or 224
+    lines = [f"{model.name}: receptive fields in pixels of an image of {size} px", ""]
+    lines.append(f"{'site':<10}{'grid':>10}{'jump':>8}{'theory':>10}" + (f"{'effective':>12}" if batches else ""))
+    for row in by_site(model.backbone, size, batches).to_dict("records"):
+        theory = "all" if row["rf"] == float("inf") else f"{row['rf']:g}"
+        measured = f"{row['effective']:>12.1f}" if batches else ""
+        lines.append(f"{row['site']:<10}{row['grid']:>4} x {row['grid']:<3}{row['jump']:>8}{theory:>10}{measured}")
+    return [*lines, *([f"\neffective: over {images} test images of {data} (Luo et al. 2016)"] if batches else [])]
 
 
 def _run_lines(path: Path) -> list[str]:

@@ -79,6 +79,15 @@ class ModelFlags:
         given = {"size": self.img_size, "crop_pct": self.crop_pct, "interpolation": self.interpolation}
         return Geometry(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
+    def make(self) -> Model:
+        """An untrained network, where no checkpoint is needed."""
+        from coss_eval.models.load import make_model
+
+        if self.arch is None:
+            raise UsageError("no model given: add --ckpt FILE, or --arch NAME for an untrained network")
+        given = {"stem": self.stem, "width": self.width, "img_size": self.img_size, "pooling": self.pooling}
+        return make_model(self.arch, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+
     def load(self) -> list[Model]:
         from coss_eval.models.load import load_model
 

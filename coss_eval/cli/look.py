@@ -8,6 +8,7 @@ from typing import Literal
 from cyclopts import App, Parameter
 
 from coss_eval.cli.app import LOOK, app
+from coss_eval.cli.flags import ModelFlags
 from coss_eval.errors import UsageError
 
 
@@ -96,4 +97,27 @@ def info(what: str, *, data_root: Path | None = None, arch: str | None = None) -
     from coss_eval.terminal import say
 
     say("\n".join(describe(what, data_root=data_root, arch=arch)))
+    return 0
+
+
+@app.command(name="receptive-field", group=LOOK)
+def receptive_field(
+    *,
+    model: ModelFlags | None = None,
+    size: int | None = None,
+    data: str | None = None,
+    data_root: Path | None = None,
+    images: int = 64,
+) -> int:
+    """How many pixels a unit sees at each site: in theory, and effectively where --data gives images.
+
+    Of checkpoints (--ckpt), or of --arch alone, say rf29_resnet18. size: side of the image in pixels [default: that of
+    the images]; images: how many of the test images the effective field is measured on.
+    """
+    from coss_eval.describe import field_lines
+    from coss_eval.terminal import say
+
+    model = model or ModelFlags()
+    for one in model.load() if model.ckpt else [model.make()]:
+        say("\n".join(field_lines(one, size=size, data=data, data_root=data_root, images=images)) + "\n")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,18 @@ def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def by_site(backbone: Backbone, size: int = 224, batches: Sequence[Tensor] = ()) -> pd.DataFrame:
+    """One row a site: ``site``, ``grid``, ``jump`` and ``rf`` as in ``theoretical``, and ``effective`` where
+    normalised pixels (B, 3, H, W) are given as ``batches``."""
+    rows = theoretical(backbone, size).set_index("module")
+    sites = backbone.sites
+    table = rows.loc[[site.module for site in sites.values()], ["grid", "jump", "rf"]].reset_index(drop=True)
+    table.insert(0, "site", list(sites))
+    if batches:
+        table["effective"] = [effective(backbone, batches, site=name).size for name in sites]
+    return table
 
 
 def fields(module: nn.Module, size: int = 224) -> dict[str, tuple[Tensor, Reach]]:

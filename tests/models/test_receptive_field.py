@@ -14,7 +14,7 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.field_rules import Field
-from coss_eval.models.receptive_field import effective, fields, gradient_probe, theoretical
+from coss_eval.models.receptive_field import by_site, effective, fields, gradient_probe, theoretical
 from coss_eval.models.rf_resnet import RFResNet
 
 SITES = ["stem", "stage1", "stage2", "stage3", "stage4"]
@@ -255,3 +255,12 @@ def test_the_effective_field_is_within_the_theoretical_one() -> None:
     low, high = middle(rf, jump, first, 224)
     inside = found.map[low : high + 1, low : high + 1]
     assert found.map.sum() == pytest.approx(inside.sum())
+
+
+def test_a_row_a_site() -> None:
+    backbone = zoo.build("resnet18", stem="cifar", width=16)[0].eval()
+    table = by_site(backbone, 32, [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))])
+    assert list(table["site"]) == list(backbone.sites)
+    rows = theoretical(backbone, 32).set_index("module")
+    assert [float(rf) for rf in table["rf"]] == [rows.loc[site.module, "rf"] for site in backbone.sites.values()]
+    assert (table["effective"] <= table["rf"]).all()
