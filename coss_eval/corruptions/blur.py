@@ -128,12 +128,18 @@ def smeared(x: Tensor, angle: Tensor, radius: int, sigma: float, cut: bool) -> T
     reach = 2 * radius
     padded = pad(x, reach, reach, "nearest")
     inside = (down.abs() < height) & (right.abs() < width)
-    smeared = []
-    for image, rows, columns, valid in zip(padded, down.tolist(), right.tolist(), inside.tolist(), strict=True):
-        count = valid.index(False) if cut and False in valid else len(valid)
-        taps = [(reach + rows[i], reach + columns[i], float(weights[i])) for i in range(count)]
-        smeared.append(shifted_sum(image, taps, height, width))
-    return torch.stack(smeared)
+    counts = [valid.index(False) if cut and False in valid else len(valid) for valid in inside.tolist()]
+    total = torch.zeros_like(x)
+    places = list(zip(total, padded, down.tolist(), right.tolist(), counts, strict=True))
+    for tap, weight in enumerate(weights.tolist()):
+        # each image's window lies elsewhere; one call for them all, since threads of Python queue up for every call
+        here = [(into, image, rows[tap], columns[tap]) for into, image, rows, columns, count in places if tap < count]
+        windows = [
+            image[:, reach + row : reach + row + height, reach + column : reach + column + width]
+            for _, image, row, column in here
+        ]
+        torch._foreach_add_([into for into, *_ in here], windows, alpha=weight)
+    return total
 
 
 def glass_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:

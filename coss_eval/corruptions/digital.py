@@ -65,12 +65,12 @@ def jpeg_compression(images: Tensor, condition: Condition, draws: Draws) -> Tens
     By OpenCV: torchvision's codec is deprecated since 0.29, and Pillow's encoder holds Python's lock.
     """
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(condition.parameters[0])]
-    decoded = []
-    for red, green, blue in images.cpu().numpy():
+    pixels = images.cpu().numpy()
+    decoded = np.empty_like(pixels)
+    for (red, green, blue), into in zip(pixels, decoded, strict=True):
         _, file = cv2.imencode(".jpg", cv2.merge((blue, green, red)), quality)
-        blue, green, red = cv2.split(cv2.imdecode(file, cv2.IMREAD_COLOR))
-        decoded.append(np.stack((red, green, blue)))
-    return torch.from_numpy(np.stack(decoded)).to(images.device)
+        cv2.split(cv2.imdecode(file, cv2.IMREAD_COLOR), list(into[::-1]))
+    return torch.from_numpy(decoded).to(images.device)
 
 
 def pixelate(images: Tensor, condition: Condition, draws: Draws) -> Tensor:

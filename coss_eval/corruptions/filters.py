@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Border = Literal["nearest", "symmetric", "reflect101"]
@@ -45,6 +46,16 @@ def border_index(length: int, before: int, after: int, border: Border, device: t
 def pad(x: Tensor, rows: int, columns: int, border: Border) -> Tensor:
     """(..., H, W) with ``rows`` more above and below and ``columns`` more left and right."""
     height, width = x.shape[-2:]
+    if border == "nearest":  # by slices, many times faster than by index
+        padded = x.new_empty(*x.shape[:-2], height + 2 * rows, width + 2 * columns)
+        middle = padded[..., rows : rows + height, :]
+        middle[..., columns : columns + width] = x
+        middle[..., :columns], middle[..., columns + width :] = x[..., :1], x[..., -1:]
+        padded[..., :rows, :], padded[..., rows + height :, :] = middle[..., :1, :], middle[..., -1:, :]
+        return padded
+    if border == "reflect101" and rows < height and columns < width:
+        flat = F.pad(x.reshape(-1, height, width), (columns, columns, rows, rows), mode="reflect")
+        return flat.view(*x.shape[:-2], *flat.shape[-2:])
     x = take_rows(x, border_index(height, rows, rows, border, x.device)) if rows else x
     return take_columns(x, border_index(width, columns, columns, border, x.device)) if columns else x
 

@@ -15,7 +15,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from coss_eval.reports.tables import TASKS, Record, checkpoint_labels, head_origin, model_order, tidy_records
+from coss_eval.reports.tables import (
+    TASKS,
+    Record,
+    checkpoint_labels,
+    head_origin,
+    model_order,
+    tidy_records,
+    under_newest_names,
+)
 from coss_eval.statistics import Difference, clustered_wilson, paired_difference
 from coss_eval.store import Store, StoreWarning, column_name
 
@@ -41,8 +49,8 @@ class Results:
         self.store = store
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StoreWarning)
-            self.records: list[Record] = list(store.records())
             self.runs = store.runs()
+            self.records: list[Record] = under_newest_names(store.records(), self.runs)
         self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
         self.frame = tidy_records(self.records, model_order(self.runs))
         self._samples: dict[str, pd.DataFrame | None] = {}

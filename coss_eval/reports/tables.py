@@ -34,7 +34,22 @@ def tidy(store: Store) -> pd.DataFrame:
     model, task, metric, one column a condition (corruption, severity, eps ...), value, low, high (fractions), n, limit
     (None where the whole split was used), data, head, seconds, condition (the text that names its samples), key.
     """
-    return tidy_records(store.records(), model_order(store.runs()))
+    runs = store.runs()
+    return tidy_records(under_newest_names(store.records(), runs), model_order(runs))
+
+
+def under_newest_names(records: Iterable[Record], runs: Iterable[Record]) -> list[Record]:
+    """The records with each network under the name that its newest run gave it.
+
+    A cell belongs to the weights, whatever their file was called: moved or renamed, they stay one row.
+    """
+    models = [model for run in runs for model in run.get("models", [])]
+    names = {(model.get("sha256"), model.get("arch")): model["name"] for model in models}
+    named = []
+    for record in records:
+        model = record["protocol"].get("model", {})
+        named.append({**record, "model": names.get((model.get("sha256"), model.get("arch")), record["model"])})
+    return named
 
 
 def model_order(runs: Iterable[Record]) -> list[str]:

@@ -78,7 +78,8 @@ class Probe(Task):
         elif "labels" in params:
             features = extract(subject.model, train, **options)
             probe = few_label_probe(features, train, params["labels"], seed=params["seed"], device=options["device"])
-            logits, how = probe.module()(test.values["global"]), probe.describe()
+            logits = probe.module()(test.values["global"])
+            how = f"{100 * params['labels']:g} % of the labels: {probe.describe()}"
         else:
             probe = fitted_probe(subject.model, train, **options)
             logits, how = probe.module()(test.values["global"]), probe.describe()

@@ -55,6 +55,17 @@ def test_other_weights_under_the_same_name_are_told_apart(store: Store, writer: 
     assert "r18 [sha256=12345678]" in labels
 
 
+def test_weights_that_moved_stay_one_row_under_their_newest_name(store: Store, writer: Callable) -> None:
+    before, after = writer("model"), writer("runs/byol")
+    before.protocol["model"] = after.protocol["model"] = {"sha256": "12345678" * 8, "arch": "resnet18"}
+    before.probe()
+    for name in ("model", "runs/byol"):
+        store.record_run({"models": [{"name": name, **after.protocol["model"]}]})
+    after.redundancy()
+    assert set(tidy(store)["checkpoint"]) == {"runs/byol"}
+    assert Results(store).labels == ["runs/byol"]
+
+
 def test_cells_of_different_conditions_share_a_name(store: Store, writer: Callable) -> None:
     r18 = writer("r18")
     for seed in range(3):
