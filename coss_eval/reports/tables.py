@@ -45,7 +45,7 @@ def under_newest_names(records: Iterable[Record], runs: Iterable[Record]) -> lis
     """
     models = [model for run in runs for model in run.get("models", [])]
     names = {(model.get("sha256"), model.get("arch")): model["name"] for model in models}
-    named = []
+    named: list[Record] = []
     for record in records:
         model = record["protocol"].get("model", {})
         named.append({**record, "model": names.get((model.get("sha256"), model.get("arch")), record["model"])})
