@@ -114,16 +114,11 @@ class Race:
         self.images, self.labels, self.ids = to_float(images[rows]), labels[rows], ids[rows]
         self.plain = self.images.contiguous()
         self.users = copy.deepcopy(classifier).to(memory_format=torch.contiguous_format)
-        self.rows: list[str] = []
 
     def report(self, title: str, ratio: float, goal: float, detail: str, *, at_most: bool = False) -> None:
         met = ratio <= goal if at_most else ratio >= goal
         sign, verdict = "<=" if at_most else ">=", "met" if met else "MISSED"
-        self.rows.append(f"| {title} | {ratio:.2f} | {sign} {goal:g} | {verdict} | {detail} |")
-
-    def table(self) -> str:
-        head = "| PGD-20 against | ratio | goal | | seconds, robust accuracy % |\n|:--|--:|--:|:--|:--|"
-        return "\n".join([head, *self.rows])
+        print(f"| {title} | {ratio:.2f} | {sign} {goal:g} | {verdict} | {detail} |", flush=True)
 
     def ours(self, eps: float | tuple[float, ...], rel_step: float = OUR_STEP) -> AttackResult:
         args = (self.classifier, self.images, self.labels)
@@ -219,12 +214,12 @@ def main() -> None:
     )
     if survive > 0.5:
         print("most images survive 1/255, which hides what stopping early saves: give an undefended --ckpt")
+    print("| PGD-20 against | ratio | goal | | seconds, robust accuracy % |\n|:--|--:|--:|:--|:--|")
     race.against_foolbox(EPS, OUR_STEP, 8, "eps 1, 2, 4, 8 /255, step eps / 8")
     race.against_foolbox(EPS, FOOLBOX_STEP, 3.5, "the same at its step, eps / 30")
     race.against_foolbox(SMALL_EPS, OUR_STEP, 1.8, "eps 16 times smaller, step eps / 8")
     race.against_torchattacks()
     race.cost_of_a_step()
-    print(race.table())
 
 
 if __name__ == "__main__":

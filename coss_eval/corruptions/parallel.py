@@ -16,8 +16,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Eight images of 224 px, or 392 of 32 px: a call of torch then takes long enough that threads seldom wait for each
-# other (between calls only one of them runs), and temporaries stay in the cache.
+# Eight images of 224 px, or 392 of 32 px. Smaller, and threads wait for each other more than they work (between two
+# calls of torch only one of them runs); larger, and temporaries leave the cache.
 _CPU_CHUNK_PIXELS = 8 * 224 * 224
 # 64 images of 224 px; a dozen float images of this size are 460 MB.
 _ACCELERATOR_CHUNK_PIXELS = 64 * 224 * 224
@@ -30,9 +30,10 @@ def map_chunks(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, key
     on_cpu = images.device.type == "cpu"
     workers = torch.get_num_threads() if on_cpu else 1
     budget = _CPU_CHUNK_PIXELS if on_cpu else _ACCELERATOR_CHUNK_PIXELS
-    most = max(1, budget // (images.shape[-2] * images.shape[-1]))
-    rounds = math.ceil(len(images) / (most * workers))  # all threads end together
-    size = math.ceil(len(images) / (rounds * workers))
+    count = math.ceil(len(images) * images.shape[-2] * images.shape[-1] / budget)
+    if count > workers:
+        count = math.ceil(count / workers) * workers  # all threads end together
+    size = math.ceil(len(images) / count)
     with torch.inference_mode(False):  # the caller's mode does not reach other threads, which write into this
         corrupted = torch.empty_like(images)
 

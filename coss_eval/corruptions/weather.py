@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.corruptions.blur import smeared, zoomed
@@ -47,18 +48,16 @@ def plasma(draws: Draws, side: int, decay: float) -> Tensor:
     """Diamond-square height maps (B, side, side) in [0, 1]; ``side`` is a power of two, and edges wrap around."""
     jitter = draws.uniform(side * side - 1).mul_(2).sub_(1)  # in the order of use: 3 n^2 on the level of n x n squares
     jitter *= _amplitudes(side, decay).to(jitter.device)
-    field = jitter.new_zeros(len(jitter), side, side)
-    step, used = side, 0
-    while step >= 2:
-        count, middle = side // step, slice(step // 2, side, step)
-        noise = jitter[:, used : used + 3 * count**2].view(-1, 3, count, count)
-        corners = field[:, ::step, ::step]
-        across, down = corners + corners.roll(-1, 2), corners + corners.roll(-1, 1)
-        centres = (across + across.roll(-1, 1)).mul_(0.25).add_(noise[:, 0])
-        field[:, middle, middle] = centres
-        field[:, ::step, middle] = across.add_(centres).add_(centres.roll(1, 1)).mul_(0.25).add_(noise[:, 1])
-        field[:, middle, ::step] = down.add_(centres).add_(centres.roll(1, 2)).mul_(0.25).add_(noise[:, 2])
-        step, used = step // 2, used + 3 * count**2
+    field = jitter.new_zeros(len(jitter), 1, 1)  # the corners of the squares, (B, n, n)
+    used = 0
+    while (count := field.shape[-1]) < side:
+        noise = jitter[:, used : used + 3 * count**2].view(-1, 3, count, count).unbind(1)
+        across, down = field + field.roll(-1, 2), field + field.roll(-1, 1)
+        centres = (across + across.roll(-1, 1)).mul_(0.25).add_(noise[0])
+        right = across.add_(centres).add_(centres.roll(1, 1)).mul_(0.25).add_(noise[1])
+        below = down.add_(centres).add_(centres.roll(1, 2)).mul_(0.25).add_(noise[2])
+        field = F.pixel_shuffle(torch.stack([field, right, below, centres], dim=1), 2)[:, 0]  # (B, 2 n, 2 n)
+        used += 3 * count**2
     lowest = field.amin(dim=(1, 2), keepdim=True)
     highest = field.amax(dim=(1, 2), keepdim=True)
     return field.sub_(lowest).div_(highest - lowest)
