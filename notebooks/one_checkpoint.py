@@ -67,7 +67,7 @@ fig, axes = plt.subplots(3, 6, figsize=(9, 4.8))
 for row, name in zip(axes, SHOWN, strict=True):
     for severity, axis in enumerate(row):
         images = corrupt(batch.images[:1], name, severity, batch.ids[:1]) if severity else batch.images[:1]
-        axis.imshow(images[0].permute(1, 2, 0))
+        axis.imshow(images[0].permute(1, 2, 0).numpy())
         axis.set_axis_off()
         axis.set_title(f"{name.split('_')[0]} {severity}" if severity else "clean", fontsize=9)
 fig.tight_layout()

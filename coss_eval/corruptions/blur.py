@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
+from scipy.fft import irfft2, next_fast_len, rfft2
 from torch import Tensor
 
 from coss_eval.corruptions.draws import Draws
@@ -41,9 +41,9 @@ def defocus_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
         taps = [(row, column, float(kernel[row, column])) for row, column in kernel.nonzero().tolist()]
         return to_pixels(shifted_sum(padded, taps, height, width))
     size = (next_fast_len(padded.shape[-2], real=True), next_fast_len(padded.shape[-1], real=True))
-    spectrum = _spectrum(kernel, size).to(images.device)
+    spectrum = _spectrum(kernel, size)
     # One image at a time: a plan for another batch size might round differently.
-    blurred = [torch.fft.irfft2(torch.fft.rfft2(x, s=size).mul_(spectrum), s=size) for x in padded]
+    blurred = [_filtered(x, spectrum, size) for x in padded]
     inner = [x[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width] for x in blurred]
     return to_pixels(torch.stack(inner))
 
@@ -68,6 +68,15 @@ def _spectrum(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """The transform of a symmetric kernel that stands in the corner of an image of ``size``."""
     spectrum: Tensor = torch.fft.rfft2(kernel, s=size)
     return spectrum
+
+
+def _filtered(x: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) times a spectrum. On the CPU by SciPy: torch's takes all cores for each, beside our own threads."""
+    if x.device.type == "cpu":
+        transformed = rfft2(x.numpy(), s=size) * spectrum.numpy()
+        return torch.from_numpy(irfft2(transformed, s=size, overwrite_x=True))
+    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(x, s=size).mul_(spectrum.to(x.device)), s=size)
+    return filtered
 
 
 def zoom_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
