@@ -66,7 +66,7 @@ def jpeg_compression(images: Tensor, condition: Condition, draws: Draws) -> Tens
     """
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(condition.parameters[0])]
     pixels = images.cpu().numpy()
-    decoded = np.empty_like(pixels)
+    decoded = np.empty(pixels.shape, np.uint8)
     for (red, green, blue), into in zip(pixels, decoded, strict=True):
         _, file = cv2.imencode(".jpg", cv2.merge((blue, green, red)), quality)
         cv2.split(cv2.imdecode(file, cv2.IMREAD_COLOR), list(into[::-1]))

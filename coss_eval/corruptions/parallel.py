@@ -35,12 +35,12 @@ def map_chunks(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, key
         count = math.ceil(count / workers) * workers  # all threads end together
     size = math.ceil(len(images) / count)
     with torch.inference_mode(False):  # the caller's mode does not reach other threads, which write into this
-        corrupted = torch.empty_like(images)
+        corrupted = torch.empty(images.shape, dtype=images.dtype, device=images.device)
 
     def fill(start: int) -> None:
         # Each thread puts its own in place: torch would join them with threads that then spin beside ours.
         chunk = slice(start, start + size)
-        corrupted[chunk] = function(images[chunk], keys[chunk])
+        corrupted[chunk] = function(images[chunk].contiguous(), keys[chunk])
 
     run = _pool(os.getpid(), workers).map if on_cpu else map
     for _ in run(fill, range(0, len(images), size)):

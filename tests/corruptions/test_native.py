@@ -61,6 +61,14 @@ def test_seed_id_and_severity_choose_the_draws(images: Callable[..., Tensor], na
     assert not torch.equal(first, corrupt(batch, name, 1, ids))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_layout_in_memory_does_not_matter(images: Callable[..., Tensor], name: str) -> None:
+    batch, ids = images(3, 40, 40), torch.arange(3)
+    expected = corrupt(batch, name, 3, ids)
+    assert expected.is_contiguous()
+    assert torch.equal(corrupt(batch.contiguous(memory_format=torch.channels_last), name, 3, ids), expected)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (33, 57), (64, 64), (512, 40), (224, 250)])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_size_table_and_flavour(images: Callable[..., Tensor], name: str, size: tuple[int, int]) -> None:
