@@ -1,4 +1,4 @@
-"""What `coss-eval list` and `coss-eval info` say; listing imports neither torch nor pandas."""
+"""What `coss-eval list`, `info` and `receptive-field` say; listing imports neither torch nor pandas."""
 
 from __future__ import annotations
 

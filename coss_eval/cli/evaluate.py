@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from coss_eval.tasks.task import Task
 
 
-def _evaluate(models: ModelFlags, data: DataFlags, run: RunFlags, tasks: Sequence[str | Task]) -> int:
+def _evaluate(
+    models: ModelFlags | None, data: DataFlags | None, run: RunFlags | None, tasks: Sequence[str | Task]
+) -> int:
     """Plan, say so, run, report: what every evaluating command does."""
     from coss_eval import evaluation
     from coss_eval.terminal import progress_line, say
 
-    loaded = models.load()
-    dataset = data.open()
+    run = run or RunFlags()
+    loaded = (models or ModelFlags()).load()
+    dataset = (data or DataFlags()).open()
     out = run.out or Path("results") / "-".join([dataset.name, *(model.name for model in loaded)]).replace("/", "-")
     planned = evaluation.plan(
         loaded,
@@ -99,7 +102,7 @@ def evaluate(
 
     chosen = [task_class(name) for name in tasks or NAMES]
     made = [task(backend=backend) if "backend" in task.__dataclass_fields__ else task() for task in chosen]  # type: ignore[attr-defined, call-arg]
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), made)
+    return _evaluate(models, data, run, made)
 
 
 @app.command(group=EVALUATE)
@@ -139,7 +142,7 @@ def probe(
     if given and protocol != "sgd":
         raise UsageError("--epochs, --lr and --bf16 belong to --protocol sgd; add it, or leave them out")
     task = Probe(protocol=protocol, sgd=SgdProtocol(**given))
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
+    return _evaluate(models, data, run, [task])
 
 
 @app.command(group=EVALUATE)
@@ -257,7 +260,7 @@ def attacks(
         task = representation_attack(named_attacks(attack), steps=steps, loss=loss, backend=backend, **shared)
     else:
         task = Attacks(named_attacks(attack), steps=steps, loss=loss, backend=backend, **shared)
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
+    return _evaluate(models, data, run, [task])
 
 
 @app.command(group=EVALUATE)
@@ -294,7 +297,7 @@ def internal(
     from coss_eval.tasks.internal import Internal, named_kinds
 
     task = Internal(sites or None, named_kinds(kinds), levels, seeds, rescale, match_locations)
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
+    return _evaluate(models, data, run, [task])
 
 
 @app.command(group=EVALUATE)
@@ -327,10 +330,10 @@ def crops(
     from coss_eval.tasks.crops import Crops
 
     task = Crops(areas, positions, scales, counts, area)
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), [task])
+    return _evaluate(models, data, run, [task])
 
 
 @app.command(group=EVALUATE)
 def redundancy(*, models: ModelFlags | None = None, data: DataFlags | None = None, run: RunFlags | None = None) -> int:
     """How alike the local representations of an image are, beside an untrained network's."""
-    return _evaluate(models or ModelFlags(), data or DataFlags(), run or RunFlags(), ["redundancy"])
+    return _evaluate(models, data, run, ["redundancy"])

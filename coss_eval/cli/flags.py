@@ -85,8 +85,8 @@ class ModelFlags:
 
         if self.arch is None:
             raise UsageError("no model given: add --ckpt FILE, or --arch NAME for an untrained network")
-        given = {"stem": self.stem, "width": self.width, "img_size": self.img_size, "pooling": self.pooling}
-        return make_model(self.arch, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        stem, width = self.stem or "imagenet", self.width or 64
+        return make_model(self.arch, stem=stem, width=width, img_size=self.img_size, pooling=self.pooling)
 
     def load(self) -> list[Model]:
         from coss_eval.models.load import load_model

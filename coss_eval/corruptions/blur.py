@@ -41,7 +41,7 @@ def defocus_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
         taps = [(row, column, float(kernel[row, column])) for row, column in kernel.nonzero().tolist()]
         return to_pixels(shifted_sum(padded, taps, height, width))
     size = (next_fast_len(padded.shape[-2], real=True), next_fast_len(padded.shape[-1], real=True))
-    spectrum = _spectrum(kernel, size)
+    spectrum = _spectrum(kernel, size).to(images.device)
     # One image at a time: a plan for another batch size might round differently.
     blurred = [_filtered(x, spectrum, size) for x in padded]
     inner = [x[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width] for x in blurred]
@@ -75,7 +75,7 @@ def _filtered(x: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     if x.device.type == "cpu":
         transformed = rfft2(x.numpy(), s=size) * spectrum.numpy()
         return torch.from_numpy(irfft2(transformed, s=size, overwrite_x=True))
-    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(x, s=size).mul_(spectrum.to(x.device)), s=size)
+    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(x, s=size).mul_(spectrum), s=size)
     return filtered
 
 
@@ -140,7 +140,7 @@ def smeared(x: Tensor, angle: Tensor, radius: int, sigma: float, cut: bool) -> T
     counts = [valid.index(False) if cut and False in valid else len(valid) for valid in inside.tolist()]
     total = torch.zeros_like(x)
     places = list(zip(total, padded, down.tolist(), right.tolist(), counts, strict=True))
-    for tap, weight in enumerate(weights.tolist()):
+    for tap, weight in enumerate(weights[: max(counts)].tolist()):
         # each image's window lies elsewhere; one call for them all, since threads of Python queue up for every call
         here = [(into, image, rows[tap], columns[tap]) for into, image, rows, columns, count in places if tap < count]
         windows = [

@@ -55,7 +55,9 @@ def by_site(backbone: Backbone, size: int = 224, batches: Sequence[Tensor] = ())
     table = rows.loc[[site.module for site in sites.values()], ["grid", "jump", "rf"]].reset_index(drop=True)
     table.insert(0, "site", list(sites))
     if batches:
-        table["effective"] = [effective(backbone, batches, site=name).size for name in sites]
+        names = {site.module: name for name, site in sites.items()}  # stage4 and prepool are often one module
+        sizes = {module: effective(backbone, batches, site=name).size for module, name in names.items()}
+        table["effective"] = [sizes[site.module] for site in sites.values()]
     return table
 
 

@@ -69,6 +69,15 @@ def test_the_layout_in_memory_does_not_matter(images: Callable[..., Tensor], nam
     assert torch.equal(corrupt(batch.contiguous(memory_format=torch.channels_last), name, 3, ids), expected)
 
 
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_motion_longer_than_a_small_image(images: Callable[..., Tensor], severity: int) -> None:
+    """imagecorruptions cuts the kernel where it leaves the image: for one image, for all, or for none of a batch."""
+    batch, ids = images(24, 32, 32), torch.arange(24)
+    together = corrupt(batch, "motion_blur", severity, ids, table="imagenet")
+    alone = [corrupt(batch[i : i + 1], "motion_blur", severity, ids[i : i + 1], table="imagenet") for i in range(24)]
+    assert torch.equal(together, torch.cat(alone))
+
+
 @pytest.mark.parametrize("size", [(32, 32), (33, 57), (64, 64), (512, 40), (224, 250)])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_size_table_and_flavour(images: Callable[..., Tensor], name: str, size: tuple[int, int]) -> None:
