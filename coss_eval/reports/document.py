@@ -88,9 +88,12 @@ def headline_table(results: Results, scores: Sequence[Score]) -> Table:
         f"{score.name}{unit}" + (f" ({n})" if n != usual else "")
         for score, unit, n in zip(scores, units, n_texts, strict=True)
     ]
-    heads = {label: dict.fromkeys(head.split(",")[0] for head in results.heads(label)) for label in found}
-    rows = [Row(label, ["; ".join(heads[label]), *map(_number, scores, found[label])]) for label in found]
-    return Table("headline", "Headline", f"{usual}", ["head", *names], rows, headline.CAPTION)
+    heads = {label: "; ".join(dict.fromkeys(h.split(",")[0] for h in results.heads(label))) for label in found}
+    known = any(heads.values())  # not where nothing but probes was run
+    first = {label: [head] if known else [] for label, head in heads.items()}
+    rows = [Row(label, [*first[label], *map(_number, scores, found[label])]) for label in found]
+    columns = ["head", *names] if known else names
+    return Table("headline", "Headline", usual, columns, rows, headline.caption(scores))
 
 
 def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -47,18 +47,28 @@ def columns(results: Results) -> list[Score]:
     scores = [Score(name, partial(of, results)) for name, of in percent.items()]
     scores += [Score(name, partial(of, results), "plain") for name, of in plain.items()]
     values = {s.name: [e.value if e else None for e in map(s.of, results.labels)] for s in scores}
-    if values["linear probe"] == values["clean top-1"]:  # the classifier IS the probe
-        values.pop("linear probe")
+    if values["linear probe"] == values["clean top-1"]:  # the classifier IS the probe, or nothing but probes was run
+        values.pop("linear probe" if any(map(results.heads, results.labels)) else "clean top-1")
     return [s for s in scores if any(value is not None for value in values.get(s.name, []))]
 
 
-CAPTION = (
-    "clean top-1: of the classifier named under head · linear probe: logistic regression on the images as they are · "
-    "SGD linear probe: trained on random crops and flips · corrupted: mean over the benchmark's 15 corruptions and 5 "
-    "severities · kept: the share of the clean accuracy that remains · PGD: robust accuracy, Linf · masked: area under "
-    "accuracy over the share masked before pooling · crop: in the centre, by area · redundancy: normalised, (within - "
-    "between)/(1 - between) cosine."
-)
+TERMS = {
+    "clean top-1": "of the classifier named under head",
+    "linear probe": "logistic regression on the images as they are",
+    "SGD linear probe": "trained on random crops and flips",
+    "corrupted": "mean over the benchmark's 15 corruptions and 5 severities",
+    "kept": "the share of the clean accuracy that remains",
+    "PGD": "robust accuracy, Linf",
+    "masked": "area under accuracy over the share masked before pooling",
+    "crop": "in the centre, by area",
+    "redundancy": "normalised, (within - between)/(1 - between) cosine",
+}
+
+
+def caption(scores: Sequence[Score]) -> str:
+    """What the words in these columns' names mean."""
+    used = [f"{term}: {text}" for term, text in TERMS.items() if any(term in score.name for score in scores)]
+    return " · ".join(used) + "." if used else ""
 
 
 def clean(results: Results, label: str) -> Estimate | None:

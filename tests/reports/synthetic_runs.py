@@ -50,9 +50,12 @@ class Writer:
     def put(
         self, cell: Cell, measurements: list[Measurement], samples: Any = None, *, notes: Iterable[str] = ()
     ) -> str:
-        key = self.store.key(self.protocol, cell)
-        record = {"protocol": self.protocol, "cell": cell, "model": self.name, "measurements": measurements}
-        self.store.write(key, record | {"notes": [*notes, "head: linear probe, strength 0.1"], "seconds": 1.0}, samples)
+        protocol, notes = self.protocol, [*notes, "head: linear probe, strength 0.1"]
+        if cell.task == "probe":  # which fits its own
+            protocol, notes = {k: v for k, v in protocol.items() if k != "head"}, notes[:-1]
+        key = self.store.key(protocol, cell)
+        record = {"protocol": protocol, "cell": cell, "model": self.name, "measurements": measurements}
+        self.store.write(key, record | {"notes": notes, "seconds": 1.0}, samples)
         return key
 
     def probe(self) -> None:

@@ -50,6 +50,14 @@ def test_the_headline_has_a_row_a_checkpoint_and_a_column_a_kind(full: Store) ->
     assert "2 of 22 not measured" in shown.footnote
 
 
+def test_the_headline_of_probes_alone_speaks_of_probes_alone(store: Store, writer: Callable) -> None:
+    writer("r18").probe()
+    writer("vit").probe()
+    shown = table(build(Results(store)), "headline")
+    assert list(shown.columns) == ["linear probe %", "kNN %"]
+    assert shown.footnote == "linear probe: logistic regression on the images as they are."
+
+
 def test_the_headline_s_means_are_those_of_the_measurements(full: Store) -> None:
     results = Results(full)
     rows = results.rows("corruptions")
