@@ -228,7 +228,7 @@ def test_a_report_never_mixes_the_protocols(digits: Dataset, model: Model, tmp_p
     run = evaluate(model, small, [Probe(fractions=()), *sgd], out=tmp_path / "run", device="cpu")
     assert not run.failures
     shown = [score.name for score in headline.columns(Results(Store(run.path)))]
-    assert shown == ["clean top-1", "SGD linear probe, 1 epochs", "SGD linear probe, 2 epochs", "kNN"]
+    assert shown == ["linear probe", "SGD linear probe, 1 epochs", "SGD linear probe, 2 epochs", "kNN"]
     table = run.table()
     assert set(table["checkpoint"]) == {model.name}
     assert (table["metric"] == "top1").sum() == 1
