@@ -87,27 +87,28 @@ def pixelate(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
 
 def _box_rows(images: Tensor, reduced: int) -> Tensor:
     """Rows reduced as Pillow does: the mean of the whole pixels whose centres lie in the box, rounded to uint8."""
-    index, inside = (table.to(images.device) for table in _boxes(images.shape[-2], reduced))
-    total = torch.zeros((), dtype=torch.int16, device=images.device)
-    for source, used in zip(index, inside, strict=True):
-        total = total + take_rows(images, source).to(torch.int16).mul_(used[:, None])
+    pixel, box, count = (table.to(images.device) for table in _boxes(images.shape[-2], reduced))
+    size = (*images.shape[:-2], reduced, images.shape[-1])
+    values = take_rows(images, pixel).to(torch.int16)  # a few of at most 255 a box: no overflow
+    total = torch.zeros(size, dtype=torch.int16, device=images.device).index_add_(-2, box, values)
     # Halves are rounded up; the summand keeps them clear of the quotient's rounding error.
-    return total.float().div_(inside.sum(dim=0)[:, None]).add_(0.5 + 1e-4).to(torch.uint8)
+    return total.float().div_(count[:, None]).add_(0.5 + 1e-4).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)
-def _boxes(length: int, reduced: int) -> tuple[Tensor, Tensor]:
-    """The source pixels near each box (at most, reduced), and which of them are in it, as in Pillow's Resample.c.
+def _boxes(length: int, reduced: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs (pixels (n,), boxes (n,)) of a pixel in a box, and each box's count (reduced,), by Pillow's Resample.c.
 
-    Its arithmetic is followed to the letter: it decides, by rounding, the fate of pixels that lie on a box's edge.
+    Its arithmetic is followed to the letter: it decides, by rounding, whether a pixel on the edge of two boxes belongs
+    to one of them, both or neither.
     """
     scale = length / reduced
-    centre = (torch.arange(reduced, dtype=torch.float64) + 0.5) * scale
+    centre = ((torch.arange(reduced, dtype=torch.float64) + 0.5) * scale)[:, None]
     first = (centre - scale / 2 + 0.5).long().clamp_(min=0)
-    index = first + torch.arange(math.ceil(scale) + 1)[:, None]
-    position = (index - centre + 0.5) * (1 / scale)
-    inside = (position > -0.5) & (position <= 0.5) & (index < length)
-    return index.clamp_(max=length - 1), inside
+    pixel = first + torch.arange(math.ceil(scale) + 1)  # (reduced, at most), those near each box
+    position = (pixel - centre + 0.5) * (1 / scale)
+    inside = (position > -0.5) & (position <= 0.5) & (pixel < length)
+    return pixel[inside], inside.nonzero()[:, 0], inside.sum(dim=1)
 
 
 @lru_cache(maxsize=64)
@@ -131,8 +132,8 @@ def elastic_transform(images: Tensor, condition: Condition, draws: Draws) -> Ten
     else:
         alpha, both, jitter = condition.parameters
         amplitude, sigma = 1.0, (both, both)
-        x = _affine(x, draws.uniform(3, 2).mul_(2).sub_(1).mul_(jitter))
-    field = draws.uniform(2, height, width).mul_(2).sub_(1).mul_(amplitude)  # (B, 2, H, W): right, down
+        x = _affine(x, draws.signed(3, 2).mul_(jitter))
+    field = draws.signed(2, height, width).mul_(amplitude)  # (B, 2, H, W): right, down
     return to_pixels(_displace(x, smooth(field, sigma, truncate=3, border="symmetric").mul_(alpha)))
 
 

@@ -48,6 +48,10 @@ class Draws:
         """float32 in (0, 1): the midpoints of 2^23 equal cells, so that neither end is ever drawn."""
         return (self.bits(*shape) >> 9).float().add_(2**22 + 0.5).mul_(2**-23)
 
+    def signed(self, *shape: int) -> Tensor:
+        """float32, uniform in (-1, 1): 2 ``uniform`` - 1."""
+        return (self.bits(*shape) >> 9).float().add_(0.5).mul_(2**-22)
+
     def normal(self, *shape: int) -> Tensor:
         """float32, standard normal, by inversion (cut at 5.3 standard deviations)."""
         return (self.bits(*shape) >> 8).float().add_(0.5).mul_(2**-23).erfinv_().mul_(math.sqrt(2))

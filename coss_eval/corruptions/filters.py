@@ -2,15 +2,17 @@
 
 Values are float32 on the scale 0 to 255, shapes (..., H, W). Filters are sums of shifted copies, term after term,
 rather than convolutions or batched matrix products: a value then never depends on how many are computed beside it.
+Gaussian blur goes through OpenCV on the CPU, which does the same five times as fast, map by map.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,13 +22,17 @@ Border = Literal["nearest", "symmetric", "reflect101"]
 # The published code truncates float64; our float32 sums may end a hair below an integer that theirs hits.
 _SNAP = 2.0**-10
 
-# Wider filters are applied as a matrix.
-_MOST_TAPS = 64
+_OPENCV_BORDER = {
+    "nearest": cv2.BORDER_REPLICATE,
+    "symmetric": cv2.BORDER_REFLECT,
+    "reflect101": cv2.BORDER_REFLECT_101,
+}
 
 
 def to_pixels(values: Tensor) -> Tensor:
     """Clipped to 0..255 and truncated to uint8, in place. Values up to 2^-10 below an integer count as that integer."""
-    return values.clamp_(0, 255).add_(_SNAP).to(torch.uint8)
+    # by way of int16: straight from float to uint8, torch takes five times as long on the CPU
+    return values.clamp_(0, 255).add_(_SNAP).to(torch.int16).to(torch.uint8)
 
 
 def border_index(length: int, before: int, after: int, border: Border, device: torch.device) -> Tensor:
@@ -90,37 +96,28 @@ def gaussian_taps(sigma: float, truncate: float = 4) -> list[float]:
 
 
 def smooth(x: Tensor, sigma: float | tuple[float, float], truncate: float = 4, border: Border = "nearest") -> Tensor:
-    """scikit-image's ``gaussian``: rows, then columns; ``sigma`` in pixels, one or (rows, columns)."""
+    """scikit-image's ``gaussian`` of (..., H, W); ``sigma`` in pixels, one or (rows, columns)."""
     sigma_rows, sigma_columns = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-    x = _blur_axis(x, -2, tuple(gaussian_taps(sigma_rows, truncate)), border)
-    return _blur_axis(x, -1, tuple(gaussian_taps(sigma_columns, truncate)), border)
+    rows, columns = gaussian_taps(sigma_rows, truncate), gaussian_taps(sigma_columns, truncate)
+    return (_smooth_by_opencv if x.device.type == "cpu" else smooth_by_taps)(x, rows, columns, border)
 
 
-def _blur_axis(x: Tensor, dim: int, weights: tuple[float, ...], border: Border) -> Tensor:
+def smooth_by_taps(x: Tensor, rows: list[float], columns: list[float], border: Border) -> Tensor:
+    """Filtered with ``rows`` along H, then with ``columns`` along W."""
     height, width = x.shape[-2:]
-    reach = len(weights) // 2
-    if not reach:
-        return x
-    if len(weights) > _MOST_TAPS:
-        matrix = _blur_matrix(x.shape[dim], weights, border).to(x)
-        # One map at a time, so that the product's shape, and with it its rounding, is the same in every batch.
-        maps = [matrix @ one if dim == -2 else one @ matrix.T for one in x.reshape(-1, height, width)]
-        return torch.stack(maps).view_as(x)
-    if dim == -2:
-        return shifted_sum(pad(x, reach, 0, border), [(i, 0, w) for i, w in enumerate(weights)], height, width)
-    return shifted_sum(pad(x, 0, reach, border), [(0, i, w) for i, w in enumerate(weights)], height, width)
+    padded = pad(x, len(rows) // 2, 0, border)
+    x = shifted_sum(padded, [(i, 0, weight) for i, weight in enumerate(rows)], height, width)
+    padded = pad(x, 0, len(columns) // 2, border)
+    return shifted_sum(padded, [(0, i, weight) for i, weight in enumerate(columns)], height, width)
 
 
-@lru_cache(maxsize=16)
-def _blur_matrix(length: int, weights: tuple[float, ...], border: Border) -> Tensor:
-    """A filter along an axis as a matrix (length, length), what lies beyond the borders folded back into it."""
-    reach = len(weights) // 2
-    source = border_index(length, reach, reach, border, torch.device("cpu")).unfold(0, length, 1)  # (taps, length)
-    matrix = torch.zeros(length, length, dtype=torch.float64)
-    here = torch.arange(length)
-    for weight, index in zip(weights, source, strict=True):
-        matrix[here, index] += weight
-    return matrix.float()
+def _smooth_by_opencv(x: Tensor, rows: list[float], columns: list[float], border: Border) -> Tensor:
+    smoothed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    down, right = np.array(rows, np.float32), np.array(columns, np.float32)
+    maps = x.reshape(-1, *x.shape[-2:]).numpy(), smoothed.view(-1, *x.shape[-2:]).numpy()
+    for source, into in zip(*maps, strict=True):
+        cv2.sepFilter2D(source, cv2.CV_32F, right, down, dst=into, borderType=_OPENCV_BORDER[border])
+    return smoothed
 
 
 def resample(x: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:

@@ -51,6 +51,9 @@ def map_chunks(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, key
 @lru_cache(maxsize=1)
 def _pool(process: int, workers: int) -> ThreadPoolExecutor:
     """Threads of which each runs torch's operations on itself alone; one pool a process, since threads do not fork."""
+    # glibc gives large blocks back to the system when they are freed, so that every temporary would fault its pages in
+    # anew (several times slower on a bad day). "Large" grows to the largest block given back so far: so give one back.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     threads = torch.get_num_threads()
     started = threading.Barrier(workers + 1)
 

@@ -48,6 +48,9 @@ class Scripted(Draws):
     def uniform(self, *shape: int) -> Tensor:
         return self._next(*shape).float()
 
+    def signed(self, *shape: int) -> Tensor:
+        return (2 * self._next(*shape) - 1).float()
+
     def integers(self, high: int, *shape: int) -> Tensor:
         field = self._next(*shape)
         assert 0 <= int(field.min()) <= int(field.max()) < high

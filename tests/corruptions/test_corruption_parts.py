@@ -15,7 +15,7 @@ from torch import Tensor
 from coss_eval.corruptions.blur import disk, glass_blur_loop, scatter_map, zoomed
 from coss_eval.corruptions.digital import _affine, _displace
 from coss_eval.corruptions.draws import Draws, sample_keys
-from coss_eval.corruptions.filters import border_index, smooth
+from coss_eval.corruptions.filters import border_index, gaussian_taps, smooth, smooth_by_taps
 from coss_eval.corruptions.noise import shot_tables
 from coss_eval.corruptions.severity import TABLES, parameters
 from coss_eval.corruptions.weather import frost_textures
@@ -24,10 +24,12 @@ CPU = torch.device("cpu")
 
 
 def test_draws_are_uniform_normal_and_independent() -> None:
-    draws = Draws(sample_keys(torch.arange(300), 2**63 + 1))
+    keys = sample_keys(torch.arange(300), 2**63 + 1)
+    draws = Draws(keys)
     uniform, normal = draws.uniform(1000).double().numpy(), draws.normal(1000).double().numpy()
     assert kstest(uniform.ravel(), "uniform").pvalue > 0.001
     assert kstest(normal.ravel(), "norm").pvalue > 0.001
+    assert np.array_equal(Draws(keys).signed(1000).numpy(), (2 * uniform - 1).astype(np.float32))
     assert uniform.min() > 0
     assert uniform.max() < 1
     for values in (uniform - 0.5, normal):
@@ -63,6 +65,9 @@ def test_smooth_is_scipys(sigma: float, border: str, mode: str) -> None:
     expected = [scipy.ndimage.gaussian_filter(one.numpy(), sigma, mode=mode, truncate=3) for one in x.double()]
     got = smooth(x, sigma, truncate=3, border=border)  # type: ignore[arg-type]
     assert np.abs(got.numpy() - np.stack(expected)).max() < 1e-5
+    taps = gaussian_taps(sigma, truncate=3)
+    off_cpu = smooth_by_taps(x, taps, taps, border)  # type: ignore[arg-type]
+    assert np.abs(off_cpu.numpy() - np.stack(expected)).max() < 1e-5
 
 
 @pytest.mark.parametrize("table", TABLES)
