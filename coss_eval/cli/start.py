@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +94,8 @@ def train(
     options: dict[str, Any] = {"preset": preset, "resume": resume, "device": device} | overrides
     with training_line(method) as on_progress:
         run(method, dataset, out=folder, on_progress=on_progress, on_note=say, **options)
-    say(f"checkpoint  {folder / 'model.safetensors'}")
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+        say(f"checkpoint  {folder / 'model.safetensors'}")
     return 0
 
 

@@ -22,7 +22,7 @@ class RunLog:
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_done)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_done + 1)  # type: ignore[no-untyped-call]
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line {"kind", "step", ...}; numbers also go to TensorBoard as kind/name."""
