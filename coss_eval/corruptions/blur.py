@@ -71,7 +71,7 @@ def _spectrum(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _filtered(x: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, H, W) times a spectrum. On the CPU by SciPy: torch's takes all cores for each, beside our own threads."""
+    """(C, H, W) times a spectrum. On the CPU by SciPy: torch's rounds otherwise with other threads, at a few sizes."""
     if x.device.type == "cpu":
         transformed = rfft2(x.numpy(), s=size) * spectrum.numpy()
         return torch.from_numpy(irfft2(transformed, s=size, overwrite_x=True))
@@ -141,7 +141,7 @@ def smeared(x: Tensor, angle: Tensor, radius: int, sigma: float, cut: bool) -> T
     total = torch.zeros_like(x)
     places = list(zip(total, padded, down.tolist(), right.tolist(), counts, strict=True))
     for tap, weight in enumerate(weights[: max(counts)].tolist()):
-        # each image's window lies elsewhere; one call for them all, since threads of Python queue up for every call
+        # each image's window lies elsewhere; one call of torch for them all
         here = [(into, image, rows[tap], columns[tap]) for into, image, rows, columns, count in places if tap < count]
         windows = [
             image[:, reach + row : reach + row + height, reach + column : reach + column + width]

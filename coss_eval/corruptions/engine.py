@@ -40,6 +40,9 @@ NATIVE: dict[str, Callable[[Tensor, Condition, Draws], Tensor]] = {
     "saturate": digital.saturate,
 }
 
+# Most of their time goes into OpenCV, SciPy or look-ups, on one thread unless there are several of Python.
+_IMAGE_BY_IMAGE = frozenset({"defocus_blur", "zoom_blur", "jpeg_compression", "gaussian_blur", "spatter"})
+
 MIN_SIDE = 32  # imagecorruptions' own limit: below it kernels and textures no longer fit
 
 
@@ -81,7 +84,9 @@ def corrupt(
     condition = Condition(name, severity, resolved, flavour)
     function = NATIVE[name]
     keys = sample_keys(ids, condition_key(seed, name, severity))
-    return map_chunks(lambda part, keys: function(part, condition, Draws(keys)), images, keys)
+    return map_chunks(
+        lambda part, keys: function(part, condition, Draws(keys)), images, keys, image_by_image=name in _IMAGE_BY_IMAGE
+    )
 
 
 def resolve_table(table: str | None, size: tuple[int, int], backend: Backend) -> Table:

@@ -1,7 +1,8 @@
-"""Chunks of a batch, side by side: threads on the CPU, one large piece at a time on an accelerator.
+"""Chunks of a batch: one large piece at a time for torch's own threads, or small ones side by side in Python's threads.
 
-On the CPU each chunk runs on one thread from end to end. So its temporaries stay in that core's cache, and no sum is
-split differently when the number of threads changes: the pixels do not depend on it.
+Nearly all corruptions are torch's operations on a whole chunk, which torch spreads over the cores (or runs on an
+accelerator). A few call OpenCV or SciPy for one image at a time: on the CPU those run side by side in threads of
+Python, each on a chunk of its own from end to end. Pixels do not depend on the number of threads: no sum is split.
 """
 
 from __future__ import annotations
@@ -16,20 +17,27 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Eight images of 224 px, or 392 of 32 px. Smaller, and threads wait for each other more than they work (between two
-# calls of torch only one of them runs); larger, and temporaries leave the cache.
-_CPU_CHUNK_PIXELS = 8 * 224 * 224
-# 64 images of 224 px; a dozen float images of this size are 460 MB.
-_ACCELERATOR_CHUNK_PIXELS = 64 * 224 * 224
+_CPU_CHUNK_PIXELS = 16 * 224 * 224  # six float images of each, more than most corruptions hold, are below 62 MiB
+_THREAD_CHUNK_PIXELS = 8 * 224 * 224  # fewer, and threads wait for each other more than they work
+_ACCELERATOR_CHUNK_PIXELS = 64 * 224 * 224  # a dozen float images of each are 460 MB
+
+# glibc gives large blocks back to the system when they are freed, so that every temporary would fault its pages in anew
+# (several times slower on a bad day). It keeps twice the largest block that it gave back so far: so give one back.
+torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def map_chunks(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, keys: Tensor) -> Tensor:
-    """``function(images, keys)`` on chunks of (B, 3, H, W) and (B, ...) tensors, its results joined in order."""
+def map_chunks(
+    function: Callable[[Tensor, Tensor], Tensor], images: Tensor, keys: Tensor, *, image_by_image: bool = False
+) -> Tensor:
+    """``function(images, keys)`` on chunks of (B, 3, H, W) and (B, ...) tensors, its results joined in order.
+
+    ``image_by_image`` says that its time goes into calls for single images: on the CPU, chunks then run side by side.
+    """
     if not len(images):
         return images.clone()
     on_cpu = images.device.type == "cpu"
-    workers = torch.get_num_threads() if on_cpu else 1
-    budget = _CPU_CHUNK_PIXELS if on_cpu else _ACCELERATOR_CHUNK_PIXELS
+    workers = torch.get_num_threads() if on_cpu and image_by_image else 1
+    budget = (_THREAD_CHUNK_PIXELS if image_by_image else _CPU_CHUNK_PIXELS) if on_cpu else _ACCELERATOR_CHUNK_PIXELS
     count = math.ceil(len(images) * images.shape[-2] * images.shape[-1] / budget)
     if count > workers:
         count = math.ceil(count / workers) * workers  # all threads end together
@@ -38,11 +46,10 @@ def map_chunks(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, key
         corrupted = torch.empty(images.shape, dtype=images.dtype, device=images.device)
 
     def fill(start: int) -> None:
-        # Each thread puts its own in place: torch would join them with threads that then spin beside ours.
         chunk = slice(start, start + size)
         corrupted[chunk] = function(images[chunk].contiguous(), keys[chunk])
 
-    run = _pool(os.getpid(), workers).map if on_cpu else map
+    run = _pool(os.getpid(), workers).map if workers > 1 and count > 1 else map
     for _ in run(fill, range(0, len(images), size)):
         pass
     return corrupted
@@ -51,13 +58,11 @@ def map_chunks(function: Callable[[Tensor, Tensor], Tensor], images: Tensor, key
 @lru_cache(maxsize=1)
 def _pool(process: int, workers: int) -> ThreadPoolExecutor:
     """Threads of which each runs torch's operations on itself alone; one pool a process, since threads do not fork."""
-    # glibc gives large blocks back to the system when they are freed, so that every temporary would fault its pages in
-    # anew (several times slower on a bad day). "Large" grows to the largest block given back so far: so give one back.
-    torch.empty(31 * 2**20, dtype=torch.uint8)
     threads = torch.get_num_threads()
     started = threading.Barrier(workers + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # else the thread's first operation asks, and takes what was last set anywhere
         torch.set_num_threads(1)
         started.wait()
 

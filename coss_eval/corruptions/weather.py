@@ -12,7 +12,6 @@ chamfer distance are sequential. It depends on the random layer alone, never on 
 from __future__ import annotations
 
 import math
-import threading
 from functools import lru_cache
 from typing import Any
 
@@ -31,9 +30,6 @@ from coss_eval.corruptions.severity import Condition, Table
 # frost6.jpg lies in the folder too, but the published code never draws it.
 _TEXTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 _TEXTURE_SCALE: dict[Table, float] = {"imagenet": 1.0, "tiny-imagenet": 0.3, "cifar": 0.2}
-# The coarse levels of ``plasma`` are a hundred calls on a few numbers: one thread at a time is faster than several that
-# take the interpreter's lock from each other at every call.
-_COARSE = threading.Lock()
 _WATER = (175.0, 238.0, 238.0)
 _MUD = (63.0, 42.0, 20.0)
 
@@ -52,9 +48,6 @@ def plasma(draws: Draws, side: int, decay: float) -> Tensor:
     jitter = draws.signed(side * side - 1)  # in the order of use: 3 n^2 on the level of n x n squares
     jitter *= _amplitudes(side, decay).to(jitter.device)
     field = jitter.new_zeros(len(jitter), 1, 1)  # the corners of the squares, (B, n, n)
-    with _COARSE:
-        while field.shape[-1] < min(side, 64):
-            field = _refined(field, jitter)
     while field.shape[-1] < side:
         field = _refined(field, jitter)
     lowest = field.amin(dim=(1, 2), keepdim=True)

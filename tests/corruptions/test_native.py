@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from itertools import product
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from coss_eval.corruptions import NAMES, corrupt
+from coss_eval.corruptions.parallel import map_chunks
 from coss_eval.corruptions.severity import TABLES
 
 DETERMINISTIC = {
@@ -39,7 +41,7 @@ def test_batch_size_order_and_subset_change_nothing(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_change_nothing(images: Callable[..., Tensor], name: str) -> None:
-    batch, ids, before = images(20, 80, 95), torch.arange(20), torch.get_num_threads()
+    batch, ids, before = images(110, 80, 95), torch.arange(110), torch.get_num_threads()  # several chunks
     results = []
     try:
         for threads in (1, 3):
@@ -49,6 +51,24 @@ def test_threads_change_nothing(images: Callable[..., Tensor], name: str) -> Non
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
+
+
+def test_each_of_several_threads_runs_torch_on_itself_alone(images: Callable[..., Tensor]) -> None:
+    """Else there are as many threads of torch for each, and all of them wait for cores."""
+    batch, seen, before = images(50, 224, 224), set(), torch.get_num_threads()
+
+    def function(part: Tensor, keys: Tensor) -> Tensor:
+        doubled = part * 2
+        seen.add((threading.current_thread().name.partition("_")[0], torch.get_num_threads()))
+        return doubled
+
+    try:
+        torch.set_num_threads(3)
+        doubled = map_chunks(function, batch, torch.arange(50), image_by_image=True)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(doubled, batch * 2)
+    assert seen == {("corruptions", 1)}
 
 
 @pytest.mark.parametrize("name", NAMES)
