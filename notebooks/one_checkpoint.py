@@ -1,9 +1,12 @@
 # ---
 # jupyter:
 #   jupytext:
+#     formats: ipynb,py:percent
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -33,14 +36,15 @@ from coss_eval.tasks.probe import Probe
 
 OUT = "runs/notebook"
 data = ce.load_dataset("digits")
-model = ce.train("co-byol", data, preset="digits-tiny", epochs=3, out=f"{OUT}/co-byol", resume=True)
+model = ce.train("co-byol", data, preset="digits-tiny", out=f"{OUT}/co-byol", resume=True)
 untrained = model.untrained(seed=0)
 
 # %% [markdown]
 # ## Numbers with their intervals
 #
 # `evaluate` computes what is missing in the folder and nothing twice. Beside the checkpoint stands the same network
-# with random weights: what lies above it was learned.
+# with random weights: only what lies above it was learned. On digits, where pixels nearly decide, so short a training
+# adds nothing to clean accuracy; `results/cifar10-jpeg-ssl-laptop` shows the same comparison on photographs.
 
 # %%
 SHOWN = ("fog", "jpeg_compression", "gaussian_noise")

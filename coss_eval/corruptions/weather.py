@@ -58,7 +58,7 @@ def plasma(draws: Draws, side: int, decay: float) -> Tensor:
 def _refined(field: Tensor, jitter: Tensor) -> Tensor:
     """The next level (B, 2 n, 2 n) of (B, n, n): between the corners, means of their neighbours plus jitter."""
     count = field.shape[-1]
-    noise = jitter[:, count**2 - 1 : 4 * count**2 - 1].view(-1, 3, count, count).unbind(1)  # 1 + 4 + ... n^2 / 4 used
+    noise = jitter[:, count**2 - 1 : 4 * count**2 - 1].view(-1, 3, count, count).unbind(1)  # n^2 - 1 were used before
     across, down = field + field.roll(-1, 2), field + field.roll(-1, 1)
     centres = (across + across.roll(-1, 1)).mul_(0.25).add_(noise[0])
     right = across.add_(centres).add_(centres.roll(1, 1)).mul_(0.25).add_(noise[1])
