@@ -40,7 +40,7 @@ NATIVE: dict[str, Callable[[Tensor, Condition, Draws], Tensor]] = {
     "saturate": digital.saturate,
 }
 
-# Most of their time goes into OpenCV, SciPy or look-ups, on one thread unless there are several of Python.
+# Most of their time goes into OpenCV, SciPy or look-ups, which run on one core unless several threads of Python call.
 _IMAGE_BY_IMAGE = frozenset({"defocus_blur", "zoom_blur", "jpeg_compression", "gaussian_blur", "spatter"})
 
 MIN_SIDE = 32  # imagecorruptions' own limit: below it kernels and textures no longer fit

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _CPU_CHUNK_PIXELS = 16 * 224 * 224  # six float images of each, more than most corruptions hold, are below 62 MiB
-_THREAD_CHUNK_PIXELS = 8 * 224 * 224  # fewer, and threads wait for each other more than they work
+_THREAD_CHUNK_PIXELS = 8 * 224 * 224  # 4 or 16 do as well; with 2, threads wait for each other
 _ACCELERATOR_CHUNK_PIXELS = 64 * 224 * 224  # a dozen float images of each are 460 MB
 
 # glibc gives large blocks back to the system when they are freed, so that every temporary would fault its pages in anew

@@ -67,7 +67,13 @@ TERMS = {
 
 def caption(scores: Sequence[Score]) -> str:
     """What the words in these columns' names mean."""
-    used = [f"{term}: {text}" for term, text in TERMS.items() if any(term in score.name for score in scores)]
+
+    def is_used(
+        term: str,
+    ) -> bool:  # "crop" in "kept, 25 % crop", but not "linear probe" in "SGD linear probe, 90 epochs"
+        return any(score.name.startswith(term) or score.name.endswith(term) for score in scores)
+
+    used = [f"{term}: {text}" for term, text in TERMS.items() if is_used(term)]
     return " · ".join(used) + "." if used else ""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from coss_eval.corruptions.blur import disk, glass_blur_loop, scatter_map, zoomed
 from coss_eval.corruptions.digital import _affine, _displace
 from coss_eval.corruptions.draws import Draws, sample_keys
-from coss_eval.corruptions.filters import border_index, gaussian_taps, smooth, smooth_by_taps
+from coss_eval.corruptions.filters import Border, border_index, gaussian_taps, smooth, smooth_by_taps
 from coss_eval.corruptions.noise import shot_tables
 from coss_eval.corruptions.severity import TABLES, parameters
 from coss_eval.corruptions.weather import frost_textures
@@ -60,13 +60,13 @@ def test_borders_are_numpys(border: str, mode: str) -> None:
 
 @pytest.mark.parametrize("sigma", [0.05, 0.4, 2.0, 20.0])
 @pytest.mark.parametrize(("border", "mode"), [("nearest", "nearest"), ("symmetric", "reflect")])
-def test_smooth_is_scipys(sigma: float, border: str, mode: str) -> None:
+def test_smooth_is_scipys(sigma: float, border: Border, mode: str) -> None:
     x = torch.rand(2, 40, 33, generator=torch.Generator().manual_seed(0))
     expected = [scipy.ndimage.gaussian_filter(one.numpy(), sigma, mode=mode, truncate=3) for one in x.double()]
-    got = smooth(x, sigma, truncate=3, border=border)  # type: ignore[arg-type]
+    got = smooth(x, sigma, truncate=3, border=border)
     assert np.abs(got.numpy() - np.stack(expected)).max() < 1e-5
     taps = gaussian_taps(sigma, truncate=3)
-    off_cpu = smooth_by_taps(x, taps, taps, border)  # type: ignore[arg-type]
+    off_cpu = smooth_by_taps(x, taps, taps, border)
     assert np.abs(off_cpu.numpy() - np.stack(expected)).max() < 1e-5
 
 

@@ -15,6 +15,7 @@ from coss_eval.reports.corruption_scores import mean_corruption_error
 from coss_eval.reports.document import build, protocol_line, resolve_baseline
 from coss_eval.reports.layout import Number, Table
 from coss_eval.reports.results import Results
+from coss_eval.reports.scores import Score
 from coss_eval.store import Cell, Measurement, Store
 
 
@@ -56,6 +57,13 @@ def test_the_headline_of_probes_alone_speaks_of_probes_alone(store: Store, write
     shown = table(build(Results(store)), "headline")
     assert list(shown.columns) == ["linear probe %", "kNN %"]
     assert shown.footnote == "linear probe: logistic regression on the images as they are."
+
+
+def test_a_caption_explains_the_columns_that_are_there() -> None:
+    sgd = Score("SGD linear probe, 90 epochs", lambda label: None)
+    assert headline.caption([sgd]) == "SGD linear probe: trained on random crops and flips."
+    masked = Score("kept, channels masked", lambda label: None)
+    assert [part.split(":")[0] for part in headline.caption([masked]).split(" · ")] == ["kept", "masked"]
 
 
 def test_the_headline_s_means_are_those_of_the_measurements(full: Store) -> None:
