@@ -66,11 +66,9 @@ TERMS = {
 
 
 def caption(scores: Sequence[Score]) -> str:
-    """What the words in these columns' names mean."""
+    """What the words mean that these columns' names begin or end with."""
 
-    def is_used(
-        term: str,
-    ) -> bool:  # "crop" in "kept, 25 % crop", but not "linear probe" in "SGD linear probe, 90 epochs"
+    def is_used(term: str) -> bool:
         return any(score.name.startswith(term) or score.name.endswith(term) for score in scores)
 
     used = [f"{term}: {text}" for term, text in TERMS.items() if is_used(term)]
