@@ -7,6 +7,7 @@ claimed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -194,6 +195,39 @@ class Preset:
 def _ladder(depth: int, stem: Stem, sizes: tuple[int, ...]) -> dict[str, Preset]:
     choices = reachable(depth, stem=stem)
     return {f"rf{rf}_resnet{depth}": Preset(rf, depth, choices[rf], stem) for rf in sizes}
+
+
+SPEC = re.compile(
+    r"rf_resnet(?P<depth>\d+)_k(?P<kept>\d+-\d+-\d+-\d+)(_mlp(?P<layers>\d+)(x(?P<units>\d+))?)?(?P<v1>_v1)?"
+)
+
+
+def from_name(arch: str, *, stem: Stem = "imagenet", width: int = 64, num_classes: int = 1000) -> RFResNet | None:
+    """The RF-ResNet of a name, or None where it is no RF-ResNet's.
+
+    A preset's ("rf29_resnet18"; ``stem`` "imagenet" leaves its stem as it is), or any other's, spelt out:
+    "rf_resnet34_k6-4-1-0_mlp2x512_v1" keeps 6, 4, 1 and 0 3x3 convolutions in the stages of a ResNet-34, has an MLP of
+    2 layers of 512 units (left out: no MLP; without x512: as wide as the last stage) and v1's strides.
+    """
+    if arch in PRESETS:
+        preset = PRESETS[arch]
+        if stem not in ("imagenet", preset.stem):
+            raise UsageError(f"{arch} has the {preset.stem} stem of its own; pass --stem imagenet to leave it so")
+        return preset.network(width=width, num_classes=num_classes)
+    spec = SPEC.fullmatch(arch)
+    if spec is None:
+        return None
+    first, second, third, fourth = map(int, spec["kept"].split("-"))
+    return RFResNet(
+        int(spec["depth"]),
+        kept=(first, second, third, fourth),
+        stem=stem,
+        strides="v1" if spec["v1"] else "torchvision",
+        width=width,
+        mlp_layers=int(spec["layers"] or 0),
+        mlp_width=int(spec["units"]) if spec["units"] else None,
+        num_classes=num_classes,
+    )
 
 
 # The last of each ladder keeps every 3x3: the plain network with the same MLP, the control of an RF ablation.

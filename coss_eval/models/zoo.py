@@ -25,7 +25,7 @@ from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.families import Pooling, Stem, use_cifar_stem
 from coss_eval.models.model import lent_generator
-from coss_eval.models.rf_resnet import PRESETS, RFResNet
+from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
 from coss_eval.models.wrap import wrap as wrap
 
 SCALABLE = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
@@ -50,18 +50,18 @@ def network(
 ) -> nn.Module:
     """A network with random weights and the key names of its origin, so that its state dicts load.
 
-    ``arch``: a torchvision classification architecture, "timm:NAME", an RF-ResNet preset, or "package.module:factory"
-    (a class or function that takes no arguments; modules in the current directory are found). ``stem`` "cifar" is a
-    3x3 stride-1 convolution without max-pool, "solo-cifar" the same padded by 2, as solo-learn has it. ``width``:
-    planes of a ResNet's first stage. ``num_classes`` None keeps the architecture's default, and a factory decides for
-    itself. ``seed`` None draws from torch's CPU generator as it stands; with an int that is left untouched.
+    ``arch``: a torchvision classification architecture, "timm:NAME", an RF-ResNet (see ``rf_resnet.from_name``), or
+    "package.module:factory" (a class or function that takes no arguments; modules in the current directory are found).
+    ``stem`` "cifar" is a 3x3 stride-1 convolution without max-pool, "solo-cifar" the same padded by 2, as solo-learn
+    has it. ``width``: planes of a ResNet's first stage. ``num_classes`` None keeps the architecture's default, and a
+    factory decides for itself. ``seed`` None draws from torch's CPU generator as it stands; with an int that is left
+    untouched.
     """
     arch = arch.removeprefix("torchvision:")
     with lent_generator(seed) if seed is not None else nullcontext():
-        if arch in PRESETS:
-            if stem != "imagenet":
-                raise UsageError(f"the preset {arch} fixes its stem; leave --stem out")
-            return PRESETS[arch].network(width=width, **_given(num_classes=num_classes))
+        rf_resnet = from_name(arch, stem=stem, width=width, **_given(num_classes=num_classes))
+        if rf_resnet is not None:
+            return rf_resnet
         if width != 64:
             return _scaled_network(arch, stem, width, num_classes)
         if arch.startswith("timm:"):
@@ -217,7 +217,10 @@ def _torchvision_network(arch: str, num_classes: int | None, img_size: int | Non
     options = _given(num_classes=num_classes, image_size=img_size if arch.startswith("vit_") else None)
     if arch in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # what they do anyway; said aloud, they do not warn
-    made: nn.Module = torchvision.models.get_model(arch, weights=None, **options)
+    try:
+        made: nn.Module = torchvision.models.get_model(arch, weights=None, **options)
+    except AssertionError as error:  # a ViT whose patches do not divide the image
+        raise UsageError(f"{arch} cannot be built for {img_size} px ({error}); take a multiple of its patch") from error
     return made
 
 

@@ -15,7 +15,7 @@ from torchvision.models import resnet18, resnet50
 from coss_eval.errors import UsageError
 from coss_eval.models import zoo
 from coss_eval.models.receptive_field import gradient_probe, theoretical
-from coss_eval.models.rf_resnet import PRESETS, Kept, RFResNet, Strides, reachable, rf_of, rf_resnet
+from coss_eval.models.rf_resnet import PRESETS, Kept, RFResNet, Strides, from_name, reachable, rf_of, rf_resnet
 
 
 def unfilled(depth: int, **fields: Any) -> RFResNet:
@@ -105,6 +105,32 @@ def test_presets_have_the_size_in_their_name(name: str) -> None:
     (top, bottom), (left, right) = gradient_probe(backbone, size)["prepool"]
     assert bottom - top + 1 == right - left + 1 == preset.rf
     assert isinstance(head, nn.Linear)
+
+
+def test_any_other_is_spelt_out_in_its_name() -> None:
+    made = from_name("rf_resnet50_k2-1-0-0_mlp3x20_v1", width=8, stem="cifar")
+    by_hand = RFResNet(
+        50, kept=(2, 1, 0, 0), strides="v1", stem="cifar", width=8, mlp_layers=3, mlp_width=20, num_classes=1000
+    )
+    assert made is not None
+    assert [f"{key} {tuple(v.shape)}" for key, v in made.state_dict().items()] == [
+        f"{key} {tuple(v.shape)}" for key, v in by_hand.state_dict().items()
+    ]
+    assert made.layer2[0].conv1.stride == (2, 2)
+    plain = from_name("rf_resnet34_k6-4-1-0")
+    assert plain is not None
+    assert not len(plain.mlp)
+    backbone, _ = zoo.build("rf_resnet18_k1-1-0-0_mlp1", stem="cifar", width=8)
+    assert theoretical(backbone, 64).set_index("site").rf["prepool"] == rf_of(18, (1, 1, 0, 0), stem="cifar")
+    assert from_name("resnet18") is None
+    with pytest.raises(UsageError, match="stage 1 has 4"):
+        from_name("rf_resnet18_k5-0-0-0")
+
+
+def test_a_presets_stem_may_be_said_but_no_other() -> None:
+    assert from_name("rf29_resnet18", stem="cifar", width=8) is not None
+    with pytest.raises(UsageError, match="has the cifar stem of its own; pass --stem imagenet"):
+        from_name("rf29_resnet18", stem="solo-cifar", width=8)
 
 
 def test_the_global_representation_is_the_mlp_of_the_mean_of_the_locals() -> None:

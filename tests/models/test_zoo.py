@@ -115,7 +115,7 @@ def test_an_own_factory_in_the_current_directory(own_module: str) -> None:
         ("timm:resnet10", {}, "resnet10t"),
         ("vgg11", {"stem": "cifar"}, "leave --stem out"),
         ("vgg11", {"width": 32}, "leave --width at 64"),
-        ("rf29_resnet18", {"stem": "cifar"}, "fixes its stem"),
+        ("rf99_resnet50", {"stem": "cifar"}, "pass --stem imagenet"),
         ("no_such_package:net", {}, "cannot import no_such_package"),
         ("zoo_test_networks:Smal", {}, "did you mean Small"),
         ("zoo_test_networks:needs_more", {}, "without arguments"),
