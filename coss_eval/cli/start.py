@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,16 +74,9 @@ def train(
     dry_run
         Two steps: parameters, FLOPs, memory, speed and the time the run would take.
     """
-    import yaml
-
     from coss_eval.terminal import say, training_line
 
-    overrides = (flags or TrainFlags()).given()
-    for text in set_:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes field=value, got {text!r}")
-        overrides[name] = yaml.safe_load(value)
+    overrides = (flags or TrainFlags()).given() | _settings(set_)
     dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method
     if dry_run:
         from coss_eval.training.dry_run import dry_run as cost
@@ -97,6 +91,28 @@ def train(
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         say(f"checkpoint  {folder / 'model.safetensors'}")
     return 0
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """The fields that --set names, their values as YAML reads them."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes field=value, got {text!r}")
+        if name in ("method", "preset", "data", "resume", "device"):
+            raise UsageError(f"--set changes fields of the configuration; give the {name} as --{name}")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {text}: {value!r} is no YAML value") from error
+        if name == "out":  # the width of a method's head; train() calls the run's folder so
+            found.setdefault("options", {})[name] = parsed
+        else:
+            found[name] = parsed
+    return found
 
 
 @app.command(group=START)

@@ -76,12 +76,13 @@ class Config:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "warm_up_epochs", "clip_gradient", "probe_every", "keep_every"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
+        counts = ("epochs", "batch_size", "accumulate", "checkpoint_every", "log_every", "width", "size", "small_size")
+        rates = ("lr", "weight_decay", "warm_up_epochs", "clip_gradient", "probe_every", "keep_every", "small_views")
+        for names, least in ((counts, 1), (rates, 0)):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and value < least:
+                    raise UsageError(f"{name} must be at least {least}, got {value}")
         if not 0 <= self.ema <= 1 or not 0 <= self.holdout < 1:
             raise UsageError(f"ema must lie in 0 ... 1 and holdout below 1, got {self.ema} and {self.holdout}")
         if self.crop_min_scale is not None and not 0 < self.crop_min_scale <= 1:
@@ -159,6 +160,8 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
     config_fields = {f.name for f in fields(Config)} - {"method", "preset"}
     for layer in layers:
         for name, value in layer.items():
+            if name in ("local", "options") and not isinstance(value, Mapping):
+                raise UsageError(f"{name} takes fields with their values, got {value!r}")
             if name == "local":
                 local |= value
             elif name == "options":

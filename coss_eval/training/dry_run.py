@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from coss_eval.data.dataset import Dataset
+from coss_eval.probes.forward import exact_float32
 from coss_eval.training.config import resolve
 from coss_eval.training.distributed import process_group
 from coss_eval.training.feed import Part
@@ -51,7 +52,7 @@ def dry_run(
 ) -> Cost:
     """Two steps of the run that ``train`` would do with these arguments; nothing is written."""
     config = resolve(method, preset, **overrides)
-    with process_group(device) as own:
+    with process_group(device) as own, exact_float32():
         run = Run(config, data, Path(), own, resume=True)
         batches = run.task.feed.epoch(0)
         first = next(batches)

@@ -14,7 +14,7 @@ from coss_eval.data.batches import Geometry
 from coss_eval.data.choose import Ints
 from coss_eval.data.crop_files import crop_batches, processors
 from coss_eval.data.split import Split
-from coss_eval.errors import UsageError
+from coss_eval.errors import CossError, UsageError
 from coss_eval.probes.forward import ahead
 from coss_eval.training.augmentation import Views
 from coss_eval.training.gather import rank, world_size
@@ -41,7 +41,8 @@ class Feed:
 
     Images of one small size lie in the GPU's memory where they fit, else in the machine's; files of other sizes are
     decoded and cropped by worker processes (``from_files``). ``batch_size`` is that of all ranks together; the rest of
-    an epoch that fills no batch is left out, another one in each epoch.
+    an epoch that fills no batch is left out, another one in each epoch. Where bad images are skipped, others of the
+    batch stand in for them, so that every part has its size.
     """
 
     def __init__(self, split: Split, batch_size: int, device: torch.device, *, seed: int, views: Views) -> None:
@@ -69,6 +70,10 @@ class Feed:
 
     def epoch(self, number: int) -> Iterator[Part]:
         """This rank's part of every batch of an epoch."""
+        for part in self._parts(number):
+            yield part if len(part.ids) == self.share else _filled(part, self.share)
+
+    def _parts(self, number: int) -> Iterator[Part]:
         places = self.order(number)[:, rank() * self.share : (rank() + 1) * self.share]
         if self.from_files:
             yield from self._cropped(places, number)
@@ -105,6 +110,14 @@ class Feed:
         if seen < len(self.split):  # unreadable ones, left out by the person's wish
             return None
         return images, torch.cat([labels for labels, _ in found]), torch.cat([ids for _, ids in found])
+
+
+def _filled(part: Part, count: int) -> Part:
+    """A part of ``count`` images: its own, over again where it has fewer."""
+    if not len(part.ids):
+        raise CossError("not one image of a batch can be read; mend or remove the files that cannot")
+    chosen = torch.arange(count) % len(part.ids)
+    return Part([pixels[chosen.to(pixels.device)] for pixels in part.pixels], part.labels[chosen], part.ids[chosen])
 
 
 def statistics(split: Split, geometry: Geometry | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

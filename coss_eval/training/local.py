@@ -61,7 +61,7 @@ class LocalTerm(nn.Module):
         self.config = config
         self.adapter = nn.Linear(local_dim, dim) if local_dim != dim else nn.Identity()
         self.heads = method.heads(dim) if config.heads == "own" else None
-        self.compare = method.comparison()
+        self.compare = method.local_comparison()
 
     def online(self, locations: Tensor, heads: Heads) -> Tensor:
         """Locations (B, L, D) through the adapter and ``heads``: (B, L, P)."""
@@ -106,8 +106,8 @@ def choose(features: Tensor, config: LocalConfig, site: Site, draw: Draw) -> Ten
     if config.sampling == "subset":
         shape = (locations.shape[1],)
         order = uniform(draw.ids, draw.seed, "locations", draw.epoch, draw.view, shape=shape).argsort(1)
-        order = order[:, : grid**2]  # (B, n * n)
-        return locations.gather(1, order[:, :, None].expand(-1, -1, locations.shape[2]).to(locations.device))
+        order = order[:, : grid**2].to(locations.device, non_blocking=True)  # (B, n * n)
+        return locations.gather(1, order[:, :, None].expand(-1, -1, locations.shape[2]))
     planes = as_map(features, site.layout, site.prefix_tokens)
     if grid >= max(planes.shape[2:]):
         return locations

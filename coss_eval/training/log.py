@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from coss_eval._disk import write_atomically
+from coss_eval.errors import CossError
 
 
 class RunLog:
-    """Lines appended to out/log.jsonl. A resumed run drops the lines after its checkpoint first."""
+    """Lines appended to out/log.jsonl. A resumed run drops the lines after its checkpoint first.
+
+    Raises CossError where they cannot be written.
+    """
 
     def __init__(self, out: Path, steps_done: int) -> None:
         self._path = out / "log.jsonl"
         if self._path.exists():
             kept = [line for line in _lines(self._path) if line["step"] <= steps_done]
-            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            with self._written():
+                write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._board: Any = None
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -26,12 +33,19 @@ class RunLog:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line {"kind", "step", ...}; numbers also go to TensorBoard as kind/name."""
-        with self._path.open("a") as file:
+        with self._written(), self._path.open("a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CossError(f"cannot write {self._path}: {error.strerror}; make room and --resume") from error
 
     def close(self) -> None:
         if self._board is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +25,7 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Preprocessing, training_format
 from coss_eval.models.load import make_model, save_model
 from coss_eval.models.model import Model, lent_generator
+from coss_eval.probes.forward import exact_float32
 from coss_eval.provenance import made_with
 from coss_eval.store import git_commit
 from coss_eval.training import checkpoint
@@ -74,7 +77,7 @@ def train(
     stops where the configuration or the images are others. ``on_note`` gets what a person should know (alarms).
     """
     config = resolve(method, preset, **overrides)
-    with process_group(device) as own:
+    with process_group(device) as own, exact_float32():
         return Run(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
 
 
@@ -86,6 +89,7 @@ class Task:
         self.fit, self.select = _parts(data, config.holdout)
         size = _size(config, self.fit)
         self.geometry = None if self.fit.native_size is not None else Geometry(size)
+        self.native = self.fit.native_size == (size, size)
         self.views: Views = views_for(
             config.base,
             size,
@@ -95,6 +99,12 @@ class Task:
             small_size=config.small_size,
         )
         self.feed = Feed(self.fit, config.batch_size, device, seed=config.seed, views=self.views)
+        share, accumulate = self.feed.share, config.accumulate
+        if share % accumulate or share // accumulate < 2:
+            raise UsageError(
+                f"a process's {share} images of a batch do not divide into {accumulate} micro-batches of two or more; "
+                "change batch_size or accumulate"
+            )
         self.model = self._model(size)
         self.format = training_format(self.model.backbone, device)
         self.objective = self._objective(len(data.classes))
@@ -102,7 +112,7 @@ class Task:
 
     def _model(self, size: int) -> Model:
         config = self.config
-        preprocessing = Preprocessing(source="checkpoint", img_size=size if self.geometry else None)
+        preprocessing = Preprocessing(source="checkpoint", img_size=None if self.native else size)
         if config.normalise == "data":
             mean, std = statistics(self.fit, self.geometry)
             preprocessing = replace(preprocessing, mean=mean, std=std)
@@ -130,14 +140,13 @@ class Task:
                 config.make_method(classes),
                 config.local,
                 bf16=config.precision == "bf16",
+                compile=config.compile and self.device.type == "cuda",
                 seed=config.seed,
             )
         synchronised(made.to(self.device), self.device)
         for branch in (made, made.target):
             if branch is not None:
                 branch.backbone.to(memory_format=self.format)
-                if config.compile and self.device.type == "cuda":
-                    branch.backbone.features = torch.compile(branch.backbone.features)  # type: ignore[method-assign]
         return made.train()
 
     def views_of(self, part: Part, epoch: int) -> list[Tensor]:
@@ -150,23 +159,28 @@ class Task:
         return [view.contiguous(memory_format=self.format) for view in views]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        config, method = self.config, self.objective.method
-        constant = self.objective.heads.predictor if method.constant_predictor else None
+        config, objective = self.config, self.objective
+        local = objective.term.heads if objective.term is not None else None
+        heads = [objective.heads] if local is None else [objective.heads, local]
+        constant = [each.predictor for each in heads] if objective.method.constant_predictor else []
         groups = parameter_groups(self.objective, config.weight_decay, constant=constant, vector_scale=config.vector_lr)
         options: dict[str, Any] = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
         if config.optimizer == "lars":
             options |= {"trust": config.trust, "clip": config.clip_trust}
         return make_optimizer(config.optimizer, groups, lr=config.peak_lr, **options)
 
-    def trained_model(self, data: Dataset) -> Model:
-        """The network that the method hands on, in eval mode, with its head where the method makes one."""
+    def snapshot(self, data: Dataset) -> Model:
+        """A copy of the network that the method hands on, in eval mode, with its head where the method makes one.
+
+        A copy, since an evaluation changes the memory format of what it is given, which training depends on.
+        """
         head = self.objective.heads.projector if self.config.base == "supervised" else None
-        classes = data.classes if head is not None else None
-        model = replace(self.model, backbone=self.objective.kept, head=head, classes=classes)
-        for module in (model.backbone, head):
+        backbone, head = deepcopy((self.objective.kept, head))
+        for module in (backbone, head):
             if module is not None:
                 module.eval().requires_grad_(False)
-        return model.identified()
+        classes = data.classes if head is not None else None
+        return replace(self.model, backbone=backbone, head=head, classes=classes).identified()
 
 
 class Run:
@@ -207,20 +221,16 @@ class Run:
 
     def run(self) -> Model:
         """All epochs that are left; the Model, written to out/model.safetensors by the first process."""
-        if self.first:
-            self.out.mkdir(parents=True, exist_ok=True)
-        lock = Lock.take(self.out / "lock") if self.first else None
-        if self.first and lock is None:
-            raise UsageError(f"another process is training in {self.out}; wait for it, or choose another folder")
+        lock = self._claim() if self.first else None
         try:
             self._load()
             self.log = RunLog(self.out, self.step) if self.first else None
             if self.log is not None and self.epoch < self.config.epochs:
                 self.log.write("start", self.step, **self._provenance())
-            self.monitor = Monitor(self.task.fit, self.task.select, self.device, self.config.batch_size)
+            self.monitor = Monitor(self.task.fit, self.task.select, self.device, min(self.task.feed.share, 256))
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            model = self.task.trained_model(self.data)
+            model = self.task.snapshot(self.data)
             if self.first:
                 save_model(model, self.out / MODEL)
             return model
@@ -228,13 +238,25 @@ class Run:
             if lock is not None:
                 lock.release()
 
+    def _claim(self) -> Lock:
+        """The right to write into the folder, which is made."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = Lock.take(self.out / "lock")
+        except OSError as error:
+            raise UsageError(f"cannot write into {self.out}: {error.strerror}; choose another folder") from error
+        if lock is None:
+            raise UsageError(f"another process is training in {self.out}; wait for it, or choose another folder")
+        return lock
+
     def _run_epoch(self) -> None:
         self._since = time.perf_counter(), self.step
-        for batch in self.task.feed.epoch(self.epoch):
-            self._recent.append(self.take_step(batch))
-            if len(self._recent) >= self.config.log_every:
-                self._note_losses()
-        self._note_losses()
+        with _random_layers(self.config.seed, self.epoch, self.device):
+            for batch in self.task.feed.epoch(self.epoch):
+                self._recent.append(self.take_step(batch))
+                if len(self._recent) >= self.config.log_every:
+                    self._note_losses()
+            self._note_losses()
         self.epoch += 1
         last = self.epoch == self.config.epochs
         if self.first and self.config.probe_every and (last or self.epoch % self.config.probe_every == 0):
@@ -242,8 +264,7 @@ class Run:
         if last or self.epoch % self.config.checkpoint_every == 0:
             self._save()
         if self.first and self.config.keep_every and self.epoch % self.config.keep_every == 0:
-            model = replace(self.task.model, backbone=self.objective.kept)
-            save_model(model.identified(), self.out / f"epoch-{self.epoch:04d}.safetensors")
+            save_model(self.task.snapshot(self.data), self.out / f"epoch-{self.epoch:04d}.safetensors")
 
     def take_step(self, batch: Part) -> Tensor:
         """One optimiser step on this rank's part of a batch: its losses (total, global, local), still on the device."""
@@ -320,7 +341,7 @@ class Run:
 
     def _look(self) -> None:
         """Online probes and the signs of collapse."""
-        health = self.monitor.look(replace(self.task.model, backbone=self.objective.kept))
+        health = self.monitor.look(self.task.snapshot(self.data))
         self._knn = health.knn
         assert self.log is not None
         self.log.write("probe", self.step, epoch=self.epoch, **asdict(health), alarm=health.alarm)
@@ -369,6 +390,18 @@ class Run:
                 f"this run was made with {state['threads']} threads and goes on with {torch.get_num_threads()}: the "
                 f"last digits may differ; OMP_NUM_THREADS={state['threads']} keeps them"
             )
+
+
+@contextmanager
+def _random_layers(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Dropout and stochastic depth inside draw from (seed, epoch, rank); torch's generators are put back afterwards.
+
+    Such layers know no generator of their own. An epoch begins alike in a resumed run, so their state is not stored.
+    """
+    own = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=own):
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank()]).generate_state(1)[0]))
+        yield
 
 
 def _parts(data: Dataset, holdout: float) -> tuple[Split, Split | None]:

@@ -17,7 +17,8 @@ class LARS(Optimizer):
     """Layer-wise adaptive rate scaling with momentum (You, Gitman and Ginsburg 2017, arXiv 1708.03888).
 
     For each adapted parameter the step is lr * trust * ||w|| / ||g + weight_decay w||, or lr where either norm is
-    zero; ``clip`` bounds that ratio at 1 (LARC). Groups with ``adapt`` False (biases and normalisation) are plain SGD.
+    zero: the form of BYOL's and MoCo v3's code (the paper divides by ||g|| + weight_decay ||w||). ``clip`` bounds that
+    ratio at 1 (LARC). Groups with ``adapt`` False (biases and normalisation) are plain SGD.
     All arithmetic is over lists of tensors, and the norms stay on the device.
     """
 
@@ -74,14 +75,14 @@ def _trust_ratios(params: list[Tensor], steps: list[Tensor], group: dict[str, An
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, *, constant: nn.Module | None = None, vector_scale: float = 1.0
+    module: nn.Module, weight_decay: float, *, constant: Iterable[nn.Module] = (), vector_scale: float = 1.0
 ) -> list[dict[str, Any]]:
     """Kernels and matrices with decay and adaptation; biases, normalisation and other vectors with neither.
 
-    Parameters of ``constant`` keep their learning rate at its peak (SimSiam's predictor); that of vectors is scaled
+    Parameters of ``constant`` keep their learning rate at its peak (SimSiam's predictors); that of vectors is scaled
     by ``vector_scale`` (Barlow Twins' biases). ``set_lr`` follows both. Frozen parameters are left out.
     """
-    steady = {id(p) for p in constant.parameters()} if constant is not None else set()
+    steady = {id(p) for part in constant for p in part.parameters()}
     groups = []
     for is_constant in (False, True):
         params = [p for p in module.parameters() if p.requires_grad and (id(p) in steady) == is_constant]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,16 +52,25 @@ class Pretraining(nn.Module):
 
     The target network starts as a copy of the online one, projectors included, takes its own batch statistics in train
     mode, and gets no gradient. Every view is forwarded on its own, since one BatchNorm over several views is another
-    method. With ``bf16`` networks and heads run under autocast, and the losses in float32.
+    method. With ``bf16`` networks and heads run under autocast, and the losses in float32. ``compile`` is about the
+    backbones' features; the backbones themselves stay as they are.
     """
 
     def __init__(
-        self, backbone: Backbone, method: Method, local: LocalConfig | None = None, *, bf16: bool = False, seed: int = 0
+        self,
+        backbone: Backbone,
+        method: Method,
+        local: LocalConfig | None = None,
+        *,
+        bf16: bool = False,
+        compile: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if local is not None and method.targets == "labels":
             raise UsageError(f"{method.name} compares no views, so it has no local term; leave co- out")
         self.method, self.local, self.bf16, self.seed = method, local, bf16, seed
+        self._map: Any = torch.compile(_map) if compile else _map
         self.backbone = backbone
         self.heads = method.heads(backbone.dim)
         self.compare = method.comparison()
@@ -156,14 +165,14 @@ class Pretraining(nn.Module):
     def _features(self, backbone: Backbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The map before pooling, and the map where the local term takes its locals."""
         if self.local is None or self.local.site == "prepool" or backbone is not self.backbone:
-            features = backbone.prepool(backbone.features(pixels))
+            features = self._map(backbone, pixels)
             return features, features
         seen: list[Tensor] = []
         module = backbone.get_submodule(self.site.module)
         # a copy, since the next stage may work in place
         handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
         try:
-            features = backbone.prepool(backbone.features(pixels))
+            features = self._map(backbone, pixels)
         finally:
             handle.remove()
         return features, seen[0]
@@ -188,6 +197,8 @@ class Pretraining(nn.Module):
                 raise UsageError(f"{self.method.name} needs labels")
             return torch.stack([self.compare(logits, labels, index) for logits in online]).mean()
         pairs = _pairs(len(online), len(targets), "other")
+        if self.method.symmetric and len(online) == len(targets):
+            pairs = [(s, t) for s, t in pairs if s < t]
         return self._directions([self.compare(online[s], targets[t].global_, index) for s, t in pairs])
 
     def _local_term(self, term: LocalTerm, locals_: Sequence[Tensor], targets: Sequence[Targets]) -> Tensor:
@@ -216,6 +227,12 @@ class Pretraining(nn.Module):
         self.compare.after_step(progress)
         if self.term is not None:
             self.term.compare.after_step(progress)
+
+
+def _map(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """The map before pooling."""
+    features: Tensor = backbone.prepool(backbone.features(pixels))
+    return features
 
 
 def _pairs(students: int, teachers: int, view: str) -> list[tuple[int, int]]:

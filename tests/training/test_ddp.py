@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from two_processes import METHODS, one_batch
+from two_processes import METHODS, one_batch, short_run
+
+from coss_eval.models.load import load_model
+from coss_eval.training import log
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         check=True,
     )
     found: dict[str, Any] = torch.load(out, weights_only=True)
-    return found
+    return found | {"run": out.with_name("run")}
 
 
 @pytest.mark.slow
@@ -39,3 +42,19 @@ def test_losses_and_gradients_are_those_of_one_process(of_two: dict[str, Any], m
     for part in ("gradients", "buffers"):
         for key, value in one[part].items():
             torch.testing.assert_close(two[part][key], value, atol=1e-9, rtol=1e-7, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_is_that_of_one(of_two: dict[str, Any], tmp_path: Path) -> None:
+    short_run(tmp_path)
+    losses = [[line["loss"] for line in log.read(out) if line["kind"] == "train"] for out in (tmp_path, of_two["run"])]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    one, two = (load_model(out / "model.safetensors").backbone.state_dict() for out in (tmp_path, of_two["run"]))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-3, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.slow
+def test_a_part_that_does_not_divide_into_micro_batches_is_refused(of_two: dict[str, Any]) -> None:
+    assert "16 images of a batch do not divide into 16 micro-batches" in of_two["refusal"]

@@ -48,10 +48,11 @@ def two_views(n: int = 8, size: int = 32) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", SEPARABLE)
 @pytest.mark.parametrize("regions", [1, 4])
-def test_the_vectorised_term_is_the_double_loop(name: str, regions: int) -> None:
+@pytest.mark.parametrize("locations", [1, 5])
+def test_the_vectorised_term_is_the_double_loop(name: str, regions: int, locations: int) -> None:
     term = LocalTerm(LocalConfig(), make_method(name, **SMALL[name]), local_dim=6, dim=6).eval()
     generator = torch.Generator().manual_seed(0)
-    online = torch.randn(4, 5, 20, generator=generator)
+    online = torch.randn(4, locations, 20, generator=generator)
     targets = torch.randn(4, regions, 20, generator=generator)
     expected = loss_by_loops(term.compare, online, targets)
     torch.testing.assert_close(term.loss(online, targets), expected, atol=1e-5, rtol=1e-5)
@@ -147,6 +148,13 @@ def test_the_local_target_projector_sees_globals_and_is_a_network_of_its_own() -
     assert copies is not None
     assert not torch.equal(copies[0].weight, model.target.projector[0].weight)
     assert torch.equal(copies[0].weight, model.term.heads.projector[0].weight)
+
+
+@pytest.mark.parametrize("name", ["vicreg", "barlow"])
+def test_one_direction_of_a_symmetric_loss_is_both(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = objective(name, local=False)(two_views()).total
+    monkeypatch.setattr(METHODS[name], "symmetric", False)
+    torch.testing.assert_close(one, objective(name, local=False)(two_views()).total)
 
 
 def test_shared_heads_add_no_parameters() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from training_parts import TINY, digits
 
+from coss_eval.cli.app import app
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.load import load_model
@@ -65,6 +67,36 @@ def test_supervised_leaves_its_head_and_class_names(tmp_path: Path) -> None:
     assert loaded.head is not None
 
 
+def test_what_is_kept_on_the_way_is_as_complete_as_what_is_left(tmp_path: Path) -> None:
+    run("supervised", tmp_path, epochs=2, keep_every=1)
+    first, last = (load_model(tmp_path / f"epoch-000{epoch}.safetensors") for epoch in (1, 2))
+    assert last.sha256 == load_model(tmp_path / "model.safetensors").sha256 != first.sha256
+    assert first.classes == digits().classes
+
+
+def test_looking_on_the_way_changes_no_weight(tmp_path: Path) -> None:
+    """Evaluations turn a network channels-last, in which narrow layers are not safe to train."""
+    one, other = (run("byol", tmp_path / str(every), epochs=2, probe_every=every) for every in (0, 1))
+    assert one.sha256 == other.sha256
+
+
+def test_views_of_another_size_than_the_images_are_what_the_model_asks_for(tmp_path: Path) -> None:
+    run("byol", tmp_path, epochs=1, size=48)
+    assert load_model(tmp_path / "model.safetensors").preprocessing.img_size == 48
+
+
+def test_simsiams_predictors_keep_their_rate() -> None:
+    fields = {"hidden": 32, "bottleneck": 8}
+    task = loop.Task(resolve("co-simsiam", **TINY, **fields), digits(), torch.device("cpu"))
+    constant = {id(p) for group in task.optimizer().param_groups if group["constant"] for p in group["params"]}
+    objective = task.objective
+    assert objective.term is not None
+    assert objective.term.heads is not None
+    for heads in (objective.heads, objective.term.heads):
+        assert {id(p) for p in heads.predictor.parameters()} <= constant
+        assert not {id(p) for p in heads.projector.parameters()} & constant
+
+
 def test_dino_hands_on_its_teacher(tmp_path: Path) -> None:
     task = loop.Task(resolve("dino", **TINY, **HEADS["dino"]), digits(), torch.device("cpu"))
     assert task.objective.target is not None
@@ -108,6 +140,17 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_the_last_checkpoint(tm
     with pytest.raises(CossError, match=r"nan at step \d+ .*no checkpoint yet.*smaller lr"):
         run("byol", tmp_path / "a", epochs=2, lr=1e30, warm_up_epochs=0.0)
     assert not (tmp_path / "a" / "model.safetensors").exists()
+    made = Run(resolve("byol", **TINY, hidden=32, epochs=2), digits(), tmp_path / "b", torch.device("cpu"))
+    made.log = None
+    made.out.mkdir()
+    made._run_epoch()
+    with torch.no_grad():
+        made.objective.backbone.network.conv1.weight.mul_(torch.nan)
+    with pytest.raises(CossError, match=r"nan at step 4 \(epoch 2\); the last good checkpoint is .*last\.pt"):
+        made._run_epoch()
+    assert all(
+        value.isfinite().all() for value in checkpoint.load(made.out / "last.pt", made.device)["objective"].values()
+    )
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +166,23 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     assert checkpoint.load(path, torch.device("cpu"))["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_full_disk_is_told_where_it_shows_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = log.RunLog(tmp_path, 0)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(CossError, match=r"log\.jsonl: No space left on device; make room and --resume"):
+        lines.write("train", 1, loss=1.0)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write into .*file.*choose another folder"):
+        run("byol", tmp_path / "file", epochs=1)
 
 
 def test_collapse_is_told() -> None:
@@ -142,8 +202,17 @@ def test_every_preset_goes_with_every_method(preset: str, method: str) -> None:
     found = resolve(method, preset)
     assert (found.local is not None) == method.startswith("co-")
     assert Config.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_a_preset_opens_with_what_one_needs_to_know(preset: str) -> None:
     head = (Path(config.__file__).parent / "presets" / f"{preset}.yaml").read_text()
     assert all(f"# {word}:" in head for word in ("source", "expected", "command", "hours"))
+    command = head.partition("# command: ")[2].partition("\n# hours")[0].replace("\\\n#", "")
+    program, _, arguments = command.partition(" train ")
+    assert program in ("coss-eval", "torchrun --nproc-per-node 8 -m coss_eval")
+    _, bound, _ = app.parse_args(["train", *shlex.split(arguments)], exit_on_error=False, print_error=False)
+    assert bound.arguments["preset"] == preset
 
 
 def test_presets_are_layered() -> None:
@@ -166,13 +235,19 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
             for i in range(count):
                 pixels = generator.integers(0, 256, (100 + 7 * i, 120 - 3 * i, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    data, out = load_dataset(tmp_path / "data"), tmp_path / "run"
+    (tmp_path / "data/train/cat/0.png").write_bytes(b"torn")
+    data, out = load_dataset(tmp_path / "data", skip_bad_images=True), tmp_path / "run"
     fields = {**TINY, "hidden": 32, "size": 48, "batch_size": 8, "epochs": 2, "holdout": 0.25, "probe_every": 1}
     train("co-byol", data, out=out, device="cpu", **fields)
     assert load_model(out / "model.safetensors").preprocessing.img_size == 48
     assert [line["step"] for line in log.read(out) if line["kind"] == "train"] == [1, 2, 3, 4]
     with pytest.raises(UsageError, match="size: 224"):
         train("byol", data, out=tmp_path / "other", device="cpu", **{**fields, "size": None})
+    assert data.train is not None
+    feed = Feed(data.train, 8, torch.device("cpu"), seed=0, views=views_for("byol", 48))
+    parts = list(feed.epoch(0))
+    assert [len(part.ids) for part in parts] == [8, 8, 8]
+    assert sum(len(part.ids.unique()) for part in parts) == 23  # another one stands in for the torn one
 
 
 @pytest.mark.parametrize(
@@ -185,6 +260,13 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
         ("simclr", {"accumulate": 2}, "cannot be accumulated"),
         ("byol", {"batch_size": 1}, "two images"),
         ("byol", {"batch_size": 30, "accumulate": 4}, "does not divide"),
+        ("byol", {"width": 0}, "width must be at least 1"),
+        ("dino", {"small_views": -2}, "small_views must be at least 0"),
+        ("byol", {"hidden": 0}, "hidden of byol must be at least 1"),
+        ("co-byol", {"local": 5}, "local takes fields"),
+        ("byol", {"options": 3}, "options takes fields"),
+        ("byol", {"arch": "vit_b_16", "stem": "imagenet", "width": 64, "size": 40}, "multiple of its patch"),
+        ("byol", {"arch": "rf99_resnet50", "width": 64}, "pass --stem imagenet"),
         ("byol", {"epochs": 3, "warm_up_epochs": 10}, "set warm_up_epochs too"),
         ("co-byol", {"compile": True, "site": "stage2"}, "leave it out"),
         ("byol", {"lr": "fast"}, "expected float"),

@@ -140,15 +140,10 @@ def test_barlow_matches_its_equation_written_out(views) -> None:
     assert float(ours) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["byol", "mocov3"])
-def test_the_two_terms_are_summed(name: str) -> None:
-    assert METHODS[name].directions == "sum"
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_comparison_is_indifferent_to_the_order_of_the_targets(name: str) -> None:
     """``index`` alone says what belongs to what."""
-    comparison = make_method(name, **SMALL[name]).comparison()
+    comparison = make_method(name, **SMALL[name]).local_comparison()
     online, order = vectors(18, 20, 0), torch.randperm(6, generator=torch.Generator().manual_seed(1))
     target = torch.arange(6) % 5 if name == "supervised" else vectors(6, 20, 1)
     index = torch.arange(6).repeat_interleave(3)
@@ -190,10 +185,20 @@ def test_coupling_is_declared_where_an_image_changes_anothers_loss() -> None:
         assert separable != METHODS[name].couples_samples, name
 
 
-def test_mocov3s_last_norms_have_no_affine_part() -> None:
-    heads = make_method("mocov3", **SMALL["mocov3"]).heads(14)
-    for part in (heads.projector, heads.predictor):
+def test_mocov3s_heads_are_its_authors() -> None:
+    """ResNets: a BatchNorm without affine part ends the projector only. ViTs: one more layer, and both have it."""
+    small = make_method("mocov3", **SMALL["mocov3"]).heads(14)
+    large = make_method("mocov3", **SMALL["mocov3"], layers=3, predictor_norm=True).heads(14)
+    assert isinstance(small.predictor[-1], torch.nn.Linear)
+    for part in (small.projector, large.projector, large.predictor):
         assert part[-1].weight is None
+    linear = [sum(isinstance(layer, torch.nn.Linear) for layer in heads.projector) for heads in (small, large)]
+    assert linear == [2, 3]
+
+
+def test_byols_predictor_may_have_a_width_of_its_own() -> None:
+    heads = make_method("byol", hidden=32, predictor_hidden=48).heads(14)
+    assert (heads.projector[0].out_features, heads.predictor[0].out_features) == (32, 48)
 
 
 def test_dino_freezes_its_last_layer_at_first_and_warms_its_temperature_up() -> None:

@@ -67,7 +67,7 @@ def test_lars_leaves_what_has_no_gradient_and_moves_what_is_zero() -> None:
 def test_groups_spare_vectors_and_frozen_parameters() -> None:
     module = network()
     module[0].requires_grad_(False)
-    groups = parameter_groups(module, 0.01, constant=module[3], vector_scale=0.1)
+    groups = parameter_groups(module, 0.01, constant=[module[3]], vector_scale=0.1)
     optimizer = make_optimizer("sgd", groups, lr=1.0)
     set_lr(optimizer, 0.5, 2.0)
     rows = {(g["constant"], g["adapt"]): (g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups}

@@ -20,7 +20,9 @@ from coss_eval.training.loop import LAST, train
 
 @pytest.mark.parametrize("steps", [4, 8])  # 3 steps an epoch: in the middle of the second, and of the third
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path, steps: int) -> None:
+    drawn = torch.random.get_rng_state()
     whole = train("co-byol", digits(), out=tmp_path / "whole", device="cpu", **RUN)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
     out = tmp_path / "killed"
     script = Path(__file__).with_name("interrupted_run.py")
     threads = str(torch.get_num_threads())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.data.open import Dataset, load_dataset
+from coss_eval.models.rf_resnet import RFResNet
 
 SMALL: dict[str, dict[str, int]] = {
     name: {"hidden": 32, "out": 20} for name in ("byol", "mocov3", "simclr", "vicreg", "barlow")
@@ -34,6 +35,13 @@ TINY: dict[str, object] = {
     "probe_every": 0,
     "log_every": 1,
 }
+
+
+def dropping_network() -> nn.Module:
+    """A ResNet whose second stage drops channels at random, and too narrow for channels-last on the CPU."""
+    made = RFResNet(18, width=8, stem="cifar")
+    made.layer2.append(nn.Dropout2d(0.2))
+    return made
 
 
 def digits(n: int = 96) -> Dataset:

@@ -20,15 +20,20 @@ class NormalisedDistance(Comparison):
 
 @dataclass(frozen=True, kw_only=True)
 class BYOL(Method):
-    """The two symmetric terms are SUMMED, as in the paper; averaging them halves the learning rate in effect."""
+    """The two symmetric terms are SUMMED, as in the paper; averaging them halves the learning rate in effect.
+
+    ``predictor_hidden``: the predictor's hidden width where it is not the projector's.
+    """
 
     name: ClassVar[str] = "byol"
 
     hidden: int = 4096
+    predictor_hidden: int | None = None
     out: int = 256
 
     def heads(self, dim: int) -> Heads:
-        return Heads(mlp(dim, self.hidden, self.out), mlp(self.out, self.hidden, self.out))
+        predictor = mlp(self.out, self.predictor_hidden or self.hidden, self.out)
+        return Heads(mlp(dim, self.hidden, self.out), predictor)
 
     def comparison(self) -> Comparison:
         return NormalisedDistance()

@@ -8,11 +8,13 @@ term (one for every location).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+
+from coss_eval.errors import UsageError
 
 Targets = Literal["momentum", "stop-gradient", "online", "labels"]
 
@@ -55,7 +57,8 @@ class Method(ABC):
 
     ``targets``: from a momentum copy of the network, from the online network without gradient, or with it, or the
     labels. ``couples_samples``: the loss of an image depends on the others of its batch, so gradients cannot be
-    accumulated over smaller batches. ``directions`` says whether the two directions are summed or averaged.
+    accumulated over smaller batches. ``directions`` says whether the two directions are summed or averaged;
+    ``symmetric`` that they are the same number, so that one of them is enough.
     ``kept`` is the network that is handed on, ``constant_predictor`` keeps the predictor's learning rate at its peak.
     """
 
@@ -63,8 +66,15 @@ class Method(ABC):
     targets: ClassVar[Targets] = "momentum"
     couples_samples: ClassVar[bool] = False
     directions: ClassVar[Literal["sum", "mean"]] = "sum"
+    symmetric: ClassVar[bool] = False
     kept: ClassVar[Literal["online", "target"]] = "online"
     constant_predictor: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < 1:  # no bool
+                raise UsageError(f"{field.name} of {self.name} must be at least 1, got {value}")
 
     @abstractmethod
     def heads(self, dim: int) -> Heads:
@@ -73,6 +83,10 @@ class Method(ABC):
     @abstractmethod
     def comparison(self) -> Comparison:
         """A fresh comparison, with state of its own."""
+
+    def local_comparison(self) -> Comparison:
+        """The same for the CO term, where an image may have any number of online vectors."""
+        return self.comparison()
 
     def before_step(self, heads: Heads, progress: float) -> None:  # noqa: B027 - for DINO's frozen layer
         """Called after the backward pass, before the optimiser, with the share of training done."""

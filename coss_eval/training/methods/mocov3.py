@@ -28,8 +28,10 @@ class InfoNCE(Comparison):
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoV3(Method):
-    """Projector and predictor whose last BatchNorm has no affine part; in-batch negatives, no queue.
+    """A projector that ends in a BatchNorm without affine part, a predictor, in-batch negatives, no queue.
 
+    The defaults are the authors' heads for ResNets; theirs for ViTs have a projector of 3 ``layers`` and a BatchNorm
+    at the predictor's end too (``predictor_norm``).
     In CO every location is a query and the globals of the other view are the keys: aligned with its own image's
     global, contrasted with the other images' globals.
     """
@@ -39,11 +41,13 @@ class MoCoV3(Method):
 
     hidden: int = 4096
     out: int = 256
+    layers: int = 2
+    predictor_norm: bool = False
     temperature: float = 0.2
 
     def heads(self, dim: int) -> Heads:
-        projector = mlp(dim, self.hidden, self.out, last_norm=True, affine=False)
-        predictor = mlp(self.out, self.hidden, self.out, last_norm=True, affine=False)
+        projector = mlp(dim, self.hidden, self.out, layers=self.layers, last_norm=True, affine=False)
+        predictor = mlp(self.out, self.hidden, self.out, last_norm=self.predictor_norm, affine=False)
         return Heads(projector, predictor)
 
     def comparison(self) -> Comparison:

@@ -16,30 +16,31 @@ from coss_eval.training.methods.method import Comparison, Heads, Method, Targets
 class NTXent(Comparison):
     """Normalised temperature-scaled cross-entropy (equation 1).
 
-    The negatives of a query are the other images in both views. With several online vectors an image (locations, in
-    CO) the ones of the own view come from the globals alone, so they are left out: the candidates of a location are
-    the other view's globals, its own image's the positive.
+    The negatives of a query are the other images in both views, or with ``own_view`` False in the other view alone.
     """
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: float, *, own_view: bool = True) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.own_view = temperature, own_view
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
         queries, keys = F.normalize(precise(online)), F.normalize(precise(target))
         candidates = gather(keys)
         logits = queries @ candidates.T / self.temperature
         positive = index + rank() * len(target)
-        if len(online) == len(target):  # one query an image: the own view's other images are negatives too
+        if self.own_view:
             own = queries @ gather(queries).T / self.temperature
-            own[torch.arange(len(own)), positive] = -torch.inf
+            own[torch.arange(len(own), device=own.device), positive] = -torch.inf
             logits = torch.cat([logits, own], dim=1)
         return F.cross_entropy(logits, positive)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLR(Method):
-    """Two-layer projector, no predictor, no momentum network; gradients flow into both views."""
+    """Two-layer projector, no predictor, no momentum network; gradients flow into both views.
+
+    In CO "align" means: the candidates of a location are the globals of the other view, its own image's the positive.
+    """
 
     name: ClassVar[str] = "simclr"
     targets: ClassVar[Targets] = "online"
@@ -55,3 +56,6 @@ class SimCLR(Method):
 
     def comparison(self) -> Comparison:
         return NTXent(self.temperature)
+
+    def local_comparison(self) -> Comparison:
+        return NTXent(self.temperature, own_view=False)

@@ -30,7 +30,7 @@ class Supervised(Method):
     targets: ClassVar[Targets] = "labels"
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
 
-    classes: int = 0  # set from the data
+    classes: int = 1000  # set from the data
     smoothing: float = 0.1
 
     def heads(self, dim: int) -> Heads:

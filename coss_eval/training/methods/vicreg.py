@@ -48,6 +48,7 @@ class VICReg(Method):
     targets: ClassVar[Targets] = "online"
     couples_samples: ClassVar[bool] = True
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
+    symmetric: ClassVar[bool] = True
 
     hidden: int = 2048
     out: int = 2048
