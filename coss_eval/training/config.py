@@ -19,6 +19,18 @@ from coss_eval.training.methods import METHODS, Method, make_method, split_name
 
 LOCAL_FIELDS = tuple(f.name for f in fields(LocalConfig))
 BOOKKEEPING = ("probe_every", "checkpoint_every", "keep_every", "log_every")  # they change no weight
+AT_LEAST_1 = ("epochs", "batch_size", "accumulate", "checkpoint_every", "log_every", "width", "size", "small_size")
+AT_LEAST_0 = (
+    "lr",
+    "weight_decay",
+    "warm_up_epochs",
+    "clip_gradient",
+    "probe_every",
+    "keep_every",
+    "small_views",
+    "seed",
+)
+LEAST = dict.fromkeys(AT_LEAST_1, 1) | dict.fromkeys(AT_LEAST_0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +88,10 @@ class Config:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "accumulate", "checkpoint_every", "log_every", "width", "size", "small_size")
-        rates = ("lr", "weight_decay", "warm_up_epochs", "clip_gradient", "probe_every", "keep_every", "small_views")
-        for names, least in ((counts, 1), (rates, 0)):
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and value < least:
-                    raise UsageError(f"{name} must be at least {least}, got {value}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, got {value}")
         if not 0 <= self.ema <= 1 or not 0 <= self.holdout < 1:
             raise UsageError(f"ema must lie in 0 ... 1 and holdout below 1, got {self.ema} and {self.holdout}")
         if self.crop_min_scale is not None and not 0 < self.crop_min_scale <= 1:

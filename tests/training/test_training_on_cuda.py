@@ -1,12 +1,18 @@
-"""Views on an accelerator: the CPU's pixels, and no step that waits for the device."""
+"""On an accelerator: the views have the CPU's pixels, and neither they nor a step wait for the device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from training_parts import SMALL, TINY, digits
 
+from coss_eval.training.config import resolve
+from coss_eval.training.loop import Run
+from coss_eval.training.methods import names
 from coss_eval.training.views import byol_pair, make_views, views_for
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -40,3 +46,21 @@ def test_nothing_waits_for_the_device() -> None:
         make_views(images, ids, byol_pair(64), seed=0, epoch=1, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("method", names())
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_no_step_waits_for_the_device(method: str, optimizer: str) -> None:
+    base = method.removeprefix("co-")
+    fields: dict[str, Any] = {"options": {} if base == "supervised" else SMALL[base], "optimizer": optimizer}
+    if method.startswith("co-"):
+        fields |= {"sampling": "subset", "local_grid": 2}
+    run = Run(resolve(method, **{**TINY, "precision": "bf16", **fields}), digits(), Path(), torch.device("cuda"))
+    batches = list(run.task.feed.epoch(0))
+    run.take_step(batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = run.take_step(batches[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses.isfinite().all()
