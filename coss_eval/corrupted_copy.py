@@ -84,6 +84,7 @@ class Copy:
             "flavour": self.task.flavour,
             "backend": self.task.backend,
             "seed": self.seed,
+            "device": torch.device(self.device).type,  # a kind of device has pixels of its own
         }
 
     def pieces(self, name: str, severities: Sequence[int]) -> Iterator[tuple[int, int, Pixels]]:
@@ -144,7 +145,7 @@ def _check(copy: Copy) -> None:
     except ValueError as error:
         raise CossError(f"cannot read {file}: {error}; remove the folder, or give another") from error
     for name, value in copy.manifest.items():
-        if there.get(name) != json.loads(json.dumps(value)):
+        if there.get(name, "cpu" if name == "device" else None) != json.loads(json.dumps(value)):
             raise UsageError(f"{copy.out} was made with {name} {there.get(name)}, not {value}; give another folder")
 
 

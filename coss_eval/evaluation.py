@@ -20,7 +20,7 @@ from coss_eval.models.classifier import to_float
 from coss_eval.models.load import load_model, normalisation_check
 from coss_eval.models.model import Model
 from coss_eval.probes import resolve_device
-from coss_eval.probes.forward import exact_float32
+from coss_eval.probes.forward import exact_float32, seconds_of
 from coss_eval.provenance import made_with
 from coss_eval.store import Cell, Store
 from coss_eval.tasks import NAMES, task_class
@@ -304,19 +304,13 @@ def _warnings(subjects: list[Subject]) -> list[str]:
     return [f"{name}: {warning}" for name, warning in found if warning is not None]
 
 
-@torch.inference_mode()
 def _forward_seconds(subject: Subject) -> float:
-    """Seconds a forward pass takes for one image, timed on one small batch after a warm-up."""
-    split = subject.data.test
+    """Seconds a forward pass takes for one image, timed on one small batch."""
+    split, device = subject.data.test, subject.settings.device
     images = next(subject.batches(split.subset(range(min(32, len(split)))))).images
-    backbone = subject.model.backbone.to(subject.settings.device)
-    run = partial(backbone, to_float(images))
-    run()
-    started = time.perf_counter()
-    run()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / len(images)
+    backbone = subject.model.backbone.to(device)  # outside inference mode: parameters moved inside get no gradients
+    with torch.inference_mode():
+        return seconds_of(partial(backbone, to_float(images)), device) / len(images)
 
 
 def _short(params: dict[str, Any]) -> str:

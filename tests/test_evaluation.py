@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -223,3 +224,12 @@ def test_a_model_built_by_hand_runs_through_all_tasks(digits: Dataset, tmp_path:
     few = replace(digits, test=digits.test.limited(20, 0))
     run = ce.evaluate(model, few, TASKS, out=tmp_path)
     assert run.failures == ()
+
+
+def test_an_estimate_leaves_a_moved_network_fit_for_attacks(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    """A move to another device makes new parameters, here played by one to another dtype and back."""
+    backbone = copy.deepcopy(trained.backbone)
+    backbone.to = lambda *_, **__: type(backbone).to(type(backbone).to(backbone, torch.float64), torch.float32)
+    plan = evaluation.plan(replace(trained, backbone=backbone), digits, tasks=[TASKS[0]], out=tmp_path)
+    assert plan.seconds() > 0
+    assert not any(parameter.is_inference() for parameter in backbone.parameters())

@@ -69,6 +69,7 @@ def masking_flags(
     What it left standing is attacked again, at the eps where it left nearest to half: by FGSM, in L-infinity by square
     (``steps`` queries, no gradients), and by PGD with no bound to speak of. None of them should find much.
     """
+    labels, ids = labels.to(images.device), ids.to(images.device)
     flags = []
     if result.zero_gradients is not None and result.zero_gradients > ZERO_GRADIENTS:
         message = f"{result.zero_gradients:.1%} of the gradients are exactly zero"

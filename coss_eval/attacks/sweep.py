@@ -119,7 +119,7 @@ class Sweep:
 
         Raises UsageError where the pixels get no gradient.
         """
-        levels, count = len(self.eps), len(self.images)
+        levels, count, rows = len(self.eps), len(self.images), rows.to(self.device)
         self.clean_margin = margin.to(self.device)
         self.withstood = torch.zeros(count, dtype=torch.int64, device=self.device)
         self.withstood[rows] = self.schedule.first_level
@@ -128,7 +128,7 @@ class Sweep:
         self.zero_gradients = torch.zeros((), dtype=torch.int64, device=self.device)
         self.gradients = 0
         if self.schedule.first_level < levels and len(rows):
-            self._fly(rows.to(self.device))
+            self._fly(rows)
         zero = float(self.zero_gradients) / self.gradients if self.gradients else None
         lowest = torch.minimum(self.margin.cummin(0).values, self.clean_margin)
         home = self.images.device

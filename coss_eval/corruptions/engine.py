@@ -82,6 +82,9 @@ def corrupt(
             raise UsageError(f'backend "reference" has flavour "imagecorruptions" only, got {flavour!r}; use "native"')
         return _reference(images, name, severity, ids, seed)
     condition = Condition(name, severity, resolved, flavour)
+    if images.is_cuda and (name == "jpeg_compression" or (name == "spatter" and severity <= 3)):
+        # libjpeg's and OpenCV's work, wherever the pixels are: there the CPU's threads share it
+        return corrupt(images.cpu(), name, severity, ids.cpu(), seed, table, flavour).to(images.device)
     function = NATIVE[name]
     keys = sample_keys(ids, condition_key(seed, name, severity))
     return map_chunks(

@@ -72,7 +72,7 @@ def crop_batches(
                 "--skip-bad-images"
             )
         yield Crops(
-            [torch.from_numpy(view[good]) for view in crops],
+            [torch.from_numpy(view[good] if failures else view) for view in crops],
             torch.from_numpy(split.labels[part][good]),
             torch.from_numpy(split.ids[part][good]),
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError
 from coss_eval.internal.corruption import DEFAULT_LEVELS, KINDS, Corruption, check_level, kinds_at
-from coss_eval.internal.hooks import captured, device_of, find_site
+from coss_eval.internal.hooks import captured, find_site
 from coss_eval.internal.resume import Resume, resume_from
 from coss_eval.internal.scores import SignalToNoise, relative_accuracy
 from coss_eval.models.classifier import Classifier, to_float
@@ -85,7 +85,7 @@ def sweep(
         for place, kind in pairs
     ]
     resumes: dict[str, Resume] = {}
-    device = device_of(classifier.backbone)
+    device = classifier.mean.device
     for images, labels, ids in batches:
         pixels = classifier.normalise(to_float(images.to(device)))
         with captured(classifier.backbone, places) as activations:

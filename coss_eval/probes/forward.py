@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +31,10 @@ class Predictions(NamedTuple):
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there."""
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        # as a tensor there says it, which is "cuda:0" for "cuda"
+        resolved = torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu") from error
@@ -69,7 +71,7 @@ def outputs(
 ) -> Iterator[tuple[Batch, T]]:
     """Each batch with ``compute`` of its pixels, float32 in [0, 1].
 
-    A result is handed over when the next one is under way, so that copying it back does not hold up a GPU.
+    A result is handed over when the next one has been launched, so that the caller's work on it keeps no GPU waiting.
     """
     late: tuple[Batch, T] | None = None
     for batch in ahead(batches, device):
@@ -106,17 +108,44 @@ def in_background(items: Iterable[T]) -> Iterator[T]:
             yield item
 
 
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that one call takes, after another to warm up; a GPU's work is waited for."""
+    for _ in range(2):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """No TF32 or bf16 inside float32 products, as torch lets cuDNN do by default; afterwards as it was."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    before = _tf32()
+    _set_tf32("highest", convolutions=False)
     try:
         yield
     finally:
+        _set_tf32(*before)
+
+
+def _tf32() -> tuple[str, bool]:
+    with _without_advice():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+def _set_tf32(products: str, convolutions: bool) -> None:
+    with _without_advice():
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """torch 2.9 to 2.11 advise against these settings, which all versions have, in favour of ones that older lack."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
+        yield
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

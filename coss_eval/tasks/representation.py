@@ -173,10 +173,11 @@ def _readers(subject: Subject) -> dict[str, Reader]:
     options: dict[str, Any] = {"device": settings.device, "batch_size": settings.batch_size, "cache": settings.cache}
     head = fitted_probe(subject.model, train, **options).module().to(settings.device)
     bank = extract(subject.model, train, **options)
+    vectors = bank.values["global"].to(settings.device)  # once, for every eps
     k, classes = min(NEIGHBOURS, len(bank)), len(subject.data.classes)
 
     def neighbours(moved: Tensor) -> Tensor:
-        votes = knn.predict(bank.values["global"], bank.labels, moved, num_classes=classes, k=k, device=settings.device)
+        votes = knn.predict(vectors, bank.labels, moved, num_classes=classes, k=k, device=settings.device)
         return votes.argmax(1).to(moved.device)
 
     return {"probe": lambda moved: head(moved).argmax(1), "knn": neighbours}

@@ -28,12 +28,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
         raise CossError(f"cannot write {path}: {error.strerror}{kept}; make room and --resume") from error
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state that ``save`` wrote. Nothing in the file is run."""
+def load(path: Path) -> dict[str, Any]:
+    """The state that ``save`` wrote, on the CPU: AdamW's counts of steps belong there. Nothing in the file is run."""
     if not zipfile.is_zipfile(path):  # what torch.save writes
         raise CossError(f"{path} is no trainer state; remove it to start anew")
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
         raise CossError(
             f"{path} is no trainer state ({str(error).splitlines()[0]}); remove it to start anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from coss_eval.data.choose import Ints
 from coss_eval.data.crop_files import crop_batches, processors
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
-from coss_eval.probes.forward import ahead
+from coss_eval.probes.forward import ahead, in_background
 from coss_eval.training.augmentation import Views
 from coss_eval.training.gather import rank, world_size
 
@@ -76,7 +77,7 @@ class Feed:
     def _parts(self, number: int) -> Iterator[Part]:
         places = self.order(number)[:, rank() * self.share : (rank() + 1) * self.share]
         if self.from_files:
-            yield from self._cropped(places, number)
+            yield from in_background(self._cropped(places, number))
         elif self._resident is not None:
             yield from self._on_device(places, *self._resident)
         else:
@@ -85,7 +86,8 @@ class Feed:
                 yield Part([batch.images], batch.labels, batch.ids)
 
     def _cropped(self, places: Ints, epoch: int) -> Iterator[Part]:
-        workers = processors() // world_size()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
+        workers = max(1, processors() // here)
         for crops in crop_batches(self.split, list(places), self.views, seed=self.seed, epoch=epoch, workers=workers):
             pinned = [view.pin_memory() if self.device.type == "cuda" else view for view in crops.views]
             yield Part([view.to(self.device, non_blocking=True) for view in pinned], crops.labels, crops.ids)

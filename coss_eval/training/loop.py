@@ -380,7 +380,7 @@ class Run:
             remove_leftovers(self.out, path.stem)
         if not (self.resume and path.exists()):
             return
-        state = checkpoint.load(path, self.device)
+        state = checkpoint.load(path)
         checkpoint.refuse_other(state, self.config, self._data(), path)
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])

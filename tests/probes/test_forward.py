@@ -108,6 +108,8 @@ def test_devices() -> None:
     assert resolve_device("cpu") == CPU
     assert resolve_device(CPU) == CPU
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        assert resolve_device("cuda") == torch.ones(1).cuda().device
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])

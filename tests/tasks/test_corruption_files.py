@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 
 import coss_eval as ce
 from coss_eval import evaluation
-from coss_eval.corrupted_copy import Copy, write_copy
+from coss_eval.corrupted_copy import MANIFEST, Copy, write_copy
 from coss_eval.corruptions.names import SEVERITIES
 from coss_eval.data.batches import Geometry
 from coss_eval.data.benchmark import Benchmark
@@ -143,6 +144,13 @@ def test_a_copy_is_only_gone_on_with_as_it_was_begun(digits: Dataset, tmp_path: 
     assert write_copy(copy_of(digits, tmp_path / "copy")) == (1, 1)
     with pytest.raises(UsageError, match="was made with seed 0, not 1"):
         write_copy(copy_of(digits, tmp_path / "copy", seed=1))
+    manifest = tmp_path / "copy" / MANIFEST
+    there = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(there | {"device": "cuda"}))
+    with pytest.raises(UsageError, match="was made with device cuda, not cpu"):
+        write_copy(copy_of(digits, tmp_path / "copy"))
+    manifest.write_text(json.dumps({name: value for name, value in there.items() if name != "device"}))
+    assert write_copy(copy_of(digits, tmp_path / "copy")) == (0, 2)  # of before the entry, when only CPUs wrote any
     with pytest.raises(UsageError, match="was made with layout npy"):
         write_copy(copy_of(digits, tmp_path / "copy", "folders"))
     (tmp_path / "full").mkdir()

@@ -37,7 +37,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path,
     resumed = train("co-byol", digits(), out=out, device="cpu", resume=True, on_note=notes.append, **RUN)
     assert not notes
     assert resumed.sha256 == whole.sha256
-    states = [checkpoint.load(folder / LAST, torch.device("cpu")) for folder in (tmp_path / "whole", out)]
+    states = [checkpoint.load(folder / LAST) for folder in (tmp_path / "whole", out)]
     for key, value in states[0]["objective"].items():
         assert torch.equal(value, states[1]["objective"][key]), key
     assert [line["step"] for line in log.read(out) if line["kind"] == "train"] == list(range(1, 13))

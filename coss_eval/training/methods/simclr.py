@@ -30,8 +30,7 @@ class NTXent(Comparison):
         positive = index + rank() * len(target)
         if self.own_view:
             own = queries @ gather(queries).T / self.temperature
-            own[torch.arange(len(own), device=own.device), positive] = -torch.inf
-            logits = torch.cat([logits, own], dim=1)
+            logits = torch.cat([logits, own.scatter(1, positive[:, None], -torch.inf)], dim=1)
         return F.cross_entropy(logits, positive)
 
 
