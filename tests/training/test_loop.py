@@ -19,13 +19,14 @@ from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.load import load_model
 from coss_eval.probes.features import extract
-from coss_eval.training import checkpoint, config, log, loop
+from coss_eval.training import checkpoint, config, log
 from coss_eval.training.config import Config, presets, resolve
 from coss_eval.training.dry_run import dry_run
 from coss_eval.training.feed import Feed, statistics
 from coss_eval.training.loop import Progress, Run, train
 from coss_eval.training.methods import METHODS, names
 from coss_eval.training.monitor import Health, spread
+from coss_eval.training.task import Task
 from coss_eval.training.views import views_for
 
 HEADS: dict[str, dict[str, int]] = {
@@ -87,7 +88,7 @@ def test_views_of_another_size_than_the_images_are_what_the_model_asks_for(tmp_p
 
 def test_simsiams_predictors_keep_their_rate() -> None:
     fields = {"hidden": 32, "bottleneck": 8}
-    task = loop.Task(resolve("co-simsiam", **TINY, **fields), digits(), torch.device("cpu"))
+    task = Task(resolve("co-simsiam", **TINY, **fields), digits(), torch.device("cpu"))
     constant = {id(p) for group in task.optimizer().param_groups if group["constant"] for p in group["params"]}
     objective = task.objective
     assert objective.term is not None
@@ -98,7 +99,7 @@ def test_simsiams_predictors_keep_their_rate() -> None:
 
 
 def test_dino_hands_on_its_teacher(tmp_path: Path) -> None:
-    task = loop.Task(resolve("dino", **TINY, **HEADS["dino"]), digits(), torch.device("cpu"))
+    task = Task(resolve("dino", **TINY, **HEADS["dino"]), digits(), torch.device("cpu"))
     assert task.objective.target is not None
     assert task.objective.kept is task.objective.target.backbone
 

@@ -140,6 +140,11 @@ def test_barlow_matches_its_equation_written_out(views) -> None:
     assert float(ours) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["byol", "mocov3"])
+def test_the_two_terms_are_summed(name: str) -> None:
+    assert METHODS[name].directions == "sum"
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_comparison_is_indifferent_to_the_order_of_the_targets(name: str) -> None:
     """``index`` alone says what belongs to what."""
