@@ -217,7 +217,7 @@ def test_a_preset_opens_with_what_one_needs_to_know(preset: str) -> None:
 def test_presets_are_layered() -> None:
     assert resolve("simsiam", "cifar10-r18").optimizer == "sgd"
     laptop = resolve("byol", "tiny-imagenet-rf29-r18-laptop")
-    assert (laptop.arch, laptop.epochs, laptop.width, laptop.lr) == ("rf29_resnet18", 30, 16, 0.2)
+    assert (laptop.crop_min_scale, laptop.epochs, laptop.width, laptop.lr) == (0.3, 16, 16, 0.2)
     assert laptop.options == resolve("byol", "cifar10-r18-laptop").options == {"hidden": 1024, "out": 128}
     found = resolve("co-byol", "imagenet-rf99-r50-100ep", local_weight=0.5, hidden=64, epochs=30)
     assert (found.arch, found.batch_size, found.epochs, found.options["hidden"]) == ("rf99_resnet50", 4096, 30, 64)
