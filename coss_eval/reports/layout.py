@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -142,42 +143,78 @@ def to_csv(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs table to \\input; needs \\usepackage{booktabs}."""
-    width = len(table.columns) + 1
+    """A booktabs table to \\input, as narrow as it can be read; needs \\usepackage{booktabs} and nothing else.
+
+    A table of more columns than rows stands on its side. Long text is broken into lines, and intervals go below their
+    numbers where they do not fit beside them.
+    """
+    if 4 < len(table.columns) > len(table.rows) and not any(row.group for row in table.rows):
+        table = transposed(table)
+    width = max(_NARROWEST, (_LINE - _LABEL) // len(table.columns))
+    stacked = any(len(str(e)) > width for row in table.rows for e in row.entries if isinstance(e, Number))
+    numeric = [any(isinstance(row.entries[i], Number) for row in table.rows) for i in range(len(table.columns))]
+    sides = ["r" if each else "l" for each in numeric]
+    heads = [_broken(name, width, side, "b") for name, side in zip(table.columns, sides, strict=True)]
     lines = [
         f"% {table.title}; made by coss-eval",
-        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        f"\\begin{{tabular}}{{l{''.join(sides)}}}",
         "\\toprule",
-        " & ".join(map(escape, [table.corner, *table.columns])) + " \\\\",
+        " & ".join([_broken(table.corner, _LABEL, "l", "b"), *heads]) + " \\\\",
         "\\midrule",
     ]
     for heading, row in table.grouped():
         if heading:
             lines += [] if lines[-1] == "\\midrule" else ["\\addlinespace"]
-            lines.append(f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{escape(heading)}}}}} \\\\")
-        lines.append(" & ".join([escape(row.name), *map(_latex_entry, row.entries)]) + " \\\\")
+            lines.append(f"\\multicolumn{{{len(sides) + 1}}}{{l}}{{\\emph{{{escape(heading)}}}}} \\\\")
+        entries = [
+            _latex_number(entry, stacked) if isinstance(entry, Number) else _broken(_shown(entry), width, side)
+            for entry, side in zip(row.entries, sides, strict=True)
+        ]
+        lines.append(" & ".join([_broken(row.name, _LABEL, "l"), *entries]) + (" \\\\[.4ex]" if stacked else " \\\\"))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
+
+_LINE, _LABEL, _NARROWEST = 84, 28, 12  # characters: of a page's width, of the first column, of any other at least
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "[": "{[}", "]": "{]}", "<": r"\textless{}", ">": r"\textgreater{}",  # "[" would be an argument of the \\ before
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "−": r"$-$", "×": r"$\times$", "±": r"$\pm$", "²": r"$^2$", "—": "---", "…": r"\ldots{}", "·": r"$\cdot$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}", "\xa0": "~",
+    "−": r"$-$", "×": r"$\times$", "±": r"$\pm$", "²": r"$^2$", "—": r"\textemdash{}", "…": r"\ldots{}",
+    "·": r"$\cdot$",
 }  # fmt: skip
 
 
 def escape(text: str) -> str:
     """Any text as LaTeX shows it literally."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
 
 
-def _latex_entry(entry: Entry) -> str:
-    if not isinstance(entry, Number):
-        return escape(_shown(entry))
-    small = " ".join(part for part in (entry.interval, entry.p_text) if part)
-    small = f" {{\\scriptsize ${small.replace(' = ', '{=}').replace(' < ', '{<}')}$}}" if small else ""
-    return f"${entry.main}${small}".replace("−", "-").replace(" p{", "\\;p{")
+def _broken(text: str, width: int, side: str, align: str = "t") -> str:
+    """Text in lines of ``width`` characters, or a word; `code`, in typewriter letters, is broken anywhere."""
+    code = len(text) > 1 and text[0] == text[-1] == "`"
+    plain = text.strip("`") if code else text.replace(" = ", "\xa0=\xa0").replace(" %", "\xa0%")
+    lines = textwrap.wrap(plain, width, break_long_words=code)
+    return _stack([f"\\texttt{{{escape(line)}}}" if code else escape(line) for line in lines], side, align)
+
+
+def _latex_number(number: Number, stacked: bool) -> str:
+    """The value, its p, its interval: beside one another or, ``stacked``, with the interval below."""
+    p = number.p_text.replace(" = ", "{=}").replace(" < ", "{<}")
+    value, p, interval = (part.replace("−", "-") for part in (number.main, p, number.interval))
+    value = f"${value}$"
+    p, interval = (f"{{\\scriptsize ${part}$}}" if part else "" for part in (p, interval))
+    if stacked:
+        first = " ".join(part for part in (value, p) if part)
+        return _stack([first, interval] if interval else [first], "r", "t", "[-.4ex]")
+    return " ".join(part for part in (value, interval, p) if part)
+
+
+def _stack(lines: Sequence[str], side: str, align: str, space: str = "") -> str:
+    """Lines above one another in a cell, on the baseline of the top one ("t") or the bottom one ("b")."""
+    if len(lines) < 2:
+        return "".join(lines)
+    return f"\\begin{{tabular}}[{align}]{{@{{}}{side}@{{}}}}" + f" \\\\{space} ".join(lines) + "\\end{tabular}"
 
 
 def _shown(entry: Entry) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -74,12 +77,46 @@ def test_csv_reads_back() -> None:
 def test_latex_is_booktabs_and_escaped() -> None:
     lines = latex(TABLE).splitlines()
     assert lines[1] == r"\begin{tabular}{lrr}"
-    assert lines[3] == r"accuracy \%, n = 100, limit & r18\_a & 50 \% | x \\"
-    assert lines[5] == r"top-1 & $50.0$ {\scriptsize $[40.0, 60.0]$} & --- \\"
+    assert lines[3] == r"accuracy~\%, n~=~100, limit & r18\_a & 50~\% | x \\"
+    assert lines[5] == r"top-1 & $50.0$ {\scriptsize $[40.0, 60.0]$} & \textemdash{} \\"
     assert lines[7] == r"\multicolumn{3}{l}{\emph{weather}} \\"
-    assert lines[8] == r"fog & $25.0$ & $-1.0$ {\scriptsize $[-2.0, 0.0]\;p{=}.040$} \\"
+    assert lines[8] == r"fog & $25.0$ & $-1.0$ {\scriptsize $[-2.0, 0.0]$} {\scriptsize $p{=}.040$} \\"
     assert [line for line in lines if "rule" in line] == [r"\toprule", r"\midrule", r"\bottomrule"]
     assert all(line.count("&") == 2 for line in lines if line.endswith(r"\\") and "multicolumn" not in line)
+
+
+def wide(rows: int, columns: int) -> Table:
+    number = Number(-0.123, -0.134, -0.112, p=0.0001, signed=True)
+    return Table("t", "T", "n = 9", [f"a method {i}" for i in range(columns)], [Row("x", [number] * columns)] * rows)
+
+
+def test_intervals_go_below_where_a_table_would_be_wide() -> None:
+    stacked = r"\begin{tabular}[t]{@{}r@{}}$-12.3$ {\scriptsize $p{<}.001$} \\[-.4ex] {\scriptsize $[-13.4, -11.2]$}"
+    assert stacked in latex(wide(6, 6))
+    assert "[t]" not in latex(wide(6, 1))
+
+
+def test_a_table_of_more_columns_than_rows_stands_on_its_side() -> None:
+    lines = latex(wide(2, 9)).splitlines()
+    assert (lines[1], len(lines)) == (r"\begin{tabular}{lrr}", 5 + 9 + 2)
+    assert lines[5].startswith(r"a method 0 & \begin{tabular}[t]{@{}r@{}}$-12.3$")
+
+
+def test_long_text_is_broken_into_lines() -> None:
+    command = "`coss-eval probe --ckpt a_model.safetensors`"
+    entries = ["a sentence of several words", command, "3", "3", None]
+    lines = latex(Table("t", "T", "model", list("abcde"), [Row("x", entries)] * 5)).splitlines()
+    assert lines[1] == r"\begin{tabular}{llllll}"
+    assert r"\begin{tabular}[t]{@{}l@{}}a sentence \\ of several \\ words\end{tabular}" in lines[5]
+    assert r"\texttt{probe -{}-ckpt} \\ \texttt{a\_model.safe} \\ \texttt{tensors}\end{tabular}" in lines[5]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("table", [TABLE, wide(2, 9), wide(6, 6), wide(9, 2)], ids=["mixed", "2x9", "6x6", "9x2"])
+def test_latex_compiles(table: Table, tmp_path: Path) -> None:
+    preamble = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "t.tex").write_text(f"{preamble}\n{latex(table)}\n\\end{{document}}\n")
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t"], cwd=tmp_path, check=True)
 
 
 def test_latex_escapes_every_special_character() -> None:
