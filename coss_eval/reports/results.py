@@ -87,17 +87,16 @@ class Results:
         return sorted({origin for record in mine if (origin := head_origin(record)) is not None})
 
     def notes(self, task: str) -> list[str]:
-        """What the cells of a task noted, with the checkpoints' names where not all did. Heads have a column."""
-        noted: dict[str, list[str]] = {}
-        for record in self.records:
-            for note in record.get("notes", []) if record["task"] == task else []:
-                noted.setdefault(note, []).append(self._labels[record["key"]].text)
-        everyone = set(self.rows(task)["checkpoint"])
-        return [
-            note if set(labels) == everyone else f"{', '.join(dict.fromkeys(labels))}: {note}"
-            for note, labels in noted.items()
-            if not note.startswith("head: ")
-        ]
+        """What the cells of a task noted: what all checkpoints share, then the rest of each. Heads have a column."""
+        noted: dict[str, dict[str, None]] = {}  # notes by checkpoint, each once, in order
+        for record in sorted(self.cells(task), key=lambda r: r.get("notes", [])):
+            mine = noted.setdefault(self._labels[record["key"]].text, {})
+            mine |= {note: None for note in record.get("notes", []) if not note.startswith("head: ")}
+        first = next(iter(noted.values()), {})
+        shared = [note for note in first if all(note in mine for mine in noted.values())]
+        own = {label: [note for note in mine if note not in shared] for label, mine in noted.items()}
+        order = dict.fromkeys(self.frame["checkpoint"])
+        return [*shared, *(f"{label}: {'; '.join(own[label])}" for label in order if own.get(label))]
 
     def cells(self, task: str, label: str | None = None) -> list[Record]:
         """The stored cells of a task, of one checkpoint or of all."""

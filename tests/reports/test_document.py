@@ -211,10 +211,12 @@ def test_what_is_no_accuracy_gets_a_row_of_its_own(store: Store, writer: Callabl
 
 
 def test_notes_name_their_checkpoint_unless_all_have_them(store: Store, writer: Callable) -> None:
-    for name, own in (("a", "strength 1"), ("b", "strength 3")):
+    for name, own in (("b", "strength 3"), ("a", "strength 1")):
         m = writer(name)
-        m.write(Cell("probe", {}), [("top1", {}, m.verdicts(0))], notes=["k=20", own])
-    assert set(Results(store).notes("probe")) == {"k=20", "a: strength 1", "b: strength 3"}
+        m.write(Cell("probe", {}), [("top1", {}, m.verdicts(0))], notes=["k=20", own, "head: probe"])
+        m.write(Cell("probe", {"labels": 0.1}), [("top1", {"labels": "0.1"}, m.verdicts(1))], notes=["10 %", f"{own}0"])
+    notes = Results(store).notes("probe")
+    assert notes == ["10 %", "k=20", "a: strength 10; strength 1", "b: strength 30; strength 3"]
 
 
 def test_a_checkpoint_without_a_task_is_named_below_it(store: Store, writer: Callable) -> None:
