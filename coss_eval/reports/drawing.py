@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,14 +121,21 @@ def legend(figure: Figure, look: dict[str, Look]) -> None:
 
 
 def label_ends(axis: Axes, lines: dict[str, list[Estimate | None]], look: dict[str, Look]) -> None:
-    """The checkpoints' names at the ends of their lines, moved apart where they would overlap."""
+    """The checkpoints' names at the ends of their lines, long ones in several, moved apart where they would overlap."""
     ends = {label: [p for p in points if p is not None][-1].value * 100 for label, points in lines.items()}
     bottom, top = axis.get_ylim()
     gap = 0.07 * (top - bottom)
-    heights: list[float] = []
+    free = bottom  # above the last name
     for label in sorted(ends, key=lambda label: ends[label]):
-        y = max(ends[label], heights[-1] + gap if heights else bottom)
-        heights.append(y)
+        text = textwrap.fill(label, 26)
+        y = max(ends[label] - gap / 2, free)
+        free = y + gap * (1 + 0.8 * text.count("\n"))
         axis.annotate(
-            label, (1.02, y), xycoords=("axes fraction", "data"), color=look[label].color, va="center", fontsize=7.5
+            text,
+            (1.02, (y + free) / 2),
+            xycoords=("axes fraction", "data"),
+            color=look[label].color,
+            va="center",
+            fontsize=7.5,
+            linespacing=1.0,
         )

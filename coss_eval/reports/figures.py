@@ -5,6 +5,7 @@ Bands are the estimates' 95 % intervals. A condition that was not measured is a 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -63,6 +64,12 @@ def write(store: Store | Results, out: Path) -> list[Path]:
     return paths
 
 
+def looks_in(results: Results, task: str) -> dict[str, Look]:
+    """The looks of those that a task was measured for, the same as in every other figure."""
+    look = looks(results.labels)
+    return {label: look[label] for label in results.measured(task)}
+
+
 def corruptions_by_severity(results: Results) -> Figure | None:
     """A small panel a corruption, clean accuracy at 0."""
     names = [name for name in NAMES if name in set(results.rows("corruptions").get("corruption", ()))]
@@ -70,11 +77,11 @@ def corruptions_by_severity(results: Results) -> Figure | None:
         return None
     columns = min(5, len(names))
     figure, axes = grid(-(-len(names) // columns), columns, height=1.15)
-    look = looks(results.labels)
+    look = looks_in(results, "corruptions")
     for axis, name in zip(axes.flat, names, strict=False):
         axis.set_title(name.replace("_", " ") + ("" if name in BENCHMARK else " *"))
         axis.set_xticks([0, *SEVERITIES])
-        for label in results.labels:
+        for label in look:
             points = [corrupted(results, label, "clean", 0)] + [corrupted(results, label, name, s) for s in SEVERITIES]
             line(axis, [0, *SEVERITIES], points, look[label])
     for axis in axes.flat[len(names) :]:
@@ -105,9 +112,8 @@ def corruptions_mean(results: Results) -> Figure | None:
     axes[0, 0].set(xlabel="severity (0: clean)", ylabel="accuracy, mean of 15 corruptions, %")
     label_ends(axes[0, 0], lines, look)
     if incomplete:
-        axes[0, 0].set_title(
-            f"left out, not all 15 × 5 measured: {', '.join(incomplete)}", fontsize=6.5, color="#777777"
-        )
+        note = textwrap.fill(f"left out, not all 15 × 5 measured: {', '.join(incomplete)}", 66)
+        axes[0, 0].set_title(note, fontsize=6.5, color="#777777")
     return figure
 
 
@@ -118,7 +124,7 @@ def attacks_by_eps(results: Results) -> Figure | None:
         return None
     columns = min(len(families), 3)
     figure, axes = grid(-(-len(families) // columns), columns, height=1.9)
-    look = looks(results.labels)
+    look = looks_in(results, "attacks")
     for axis in axes.flat[len(families) :]:
         axis.set_visible(False)
     for axis, (attack, norm) in zip(axes.flat, families, strict=False):
@@ -127,7 +133,7 @@ def attacks_by_eps(results: Results) -> Figure | None:
         at = np.log2(eps) if eps else np.zeros(0)
         x = [at[0] - 1.5, *at] if len(at) else [0.0]
         axis.set_title(f"{attack_name(attack)}, {norm_name(norm)}")
-        for label in results.labels:
+        for label in look:
             points = [mean_of(results, "attacks", family[family["eps"] == e])(label) for e in (0.0, *eps)]
             line(axis, x[1:], points[1:], look[label])
             line(axis, x[:1], points[:1], look[label])
@@ -149,7 +155,7 @@ def internal_by_level(results: Results) -> Figure | None:
         return None
     kinds, sites = sorted(set(rows["kind"])), sorted(set(rows["site"]), key=site_order)
     figure, axes = grid(len(kinds), len(sites), height=1.4)
-    look = looks(results.labels)
+    look = looks_in(results, "internal")
     for i, kind in enumerate(kinds):
         for axis, site in zip(axes[i], sites, strict=True):
             here = rows[(rows["kind"] == kind) & (rows["site"] == site)]
@@ -160,7 +166,7 @@ def internal_by_level(results: Results) -> Figure | None:
             axis.set_title(f"{site}: {kind.replace('_', ' ')}")
             axis.xaxis.set_major_locator(MaxNLocator(3))
             axis.xaxis.set_major_formatter("{x:g}")
-            for label in results.labels:
+            for label in look:
                 points = [mean_of(results, "internal", here[here["level"] == level])(label) for level in levels]
                 line(axis, levels, points, look[label])
     percent(axes)
@@ -176,12 +182,12 @@ def crops(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(1 + 1.5 * len(families), 3.6), layout="constrained")
     axes = figure.subplots(2, len(families), sharey="row", sharex="col", squeeze=False)
-    look = looks(results.labels)
+    look = looks_in(results, "crops")
     for column, family in zip(axes.T, families, strict=True):
         for axis, metric in zip(column, ("accuracy", "stability"), strict=True):
             groups = crop_rows(results, family, metric)
             x = _crop_axis(axis, family, [value for value, _ in groups])
-            for number, label in enumerate(results.labels):
+            for number, label in enumerate(look):
                 points = [mean_of(results, "crops", rows)(label) for _, rows in groups]
                 draw, beside = (marks, 0.12 * number) if family == "position" else (line, 0.0)
                 draw(axis, [at + beside for at in x], points, look[label], scale=100 if metric == "accuracy" else 1)
@@ -212,15 +218,15 @@ def redundancy(results: Results) -> Figure | None:
     """Similarities of the locals, one row a metric; a hollow mark is the same network untrained."""
     rows = results.rows("redundancy")
     bounded = [m for m in ("within", "between", "normalised", "r2", "icc") if m in set(rows["metric"])]
-    labels = [label for label in results.labels if label in set(rows["checkpoint"])]
-    if not bounded or not labels:
+    look = looks_in(results, "redundancy")
+    if not bounded or not look:
         return None
-    figure, axes = grid(1, 1, height=0.25 + len(bounded) * (0.14 + 0.11 * len(labels)), width=4.6)
-    axis, look = axes[0, 0], looks(results.labels)
+    figure, axes = grid(1, 1, height=0.25 + len(bounded) * (0.14 + 0.11 * len(look)), width=4.6)
+    axis = axes[0, 0]
     states = rows["weights"].fillna("trained") if "weights" in rows else np.full(len(rows), "trained")
     for i, metric in enumerate(bounded):
-        for j, label in enumerate(labels):
-            y = i + 0.7 * ((j + 0.5) / len(labels) - 0.5)
+        for j, label in enumerate(look):
+            y = i + 0.7 * ((j + 0.5) / len(look) - 0.5)
             untrained, trained = (
                 mean_of(results, "redundancy", rows[(rows["metric"] == metric) & (states == state)])(label)
                 for state in ("untrained", "trained")
@@ -232,7 +238,7 @@ def redundancy(results: Results) -> Figure | None:
     axis.grid(axis="y", visible=False)
     axis.grid(axis="x", visible=True)
     axis.tick_params(axis="y", length=0)
-    legend(figure, {label: look[label] for label in labels})
+    legend(figure, look)
     return figure
 
 

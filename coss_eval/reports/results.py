@@ -74,6 +74,11 @@ class Results:
         """The tidy rows of a task."""
         return self.frame[self.frame["task"] == task]
 
+    def measured(self, task: str) -> list[str]:
+        """The checkpoints that have numbers of a task, their own or their base's, in order."""
+        found = set(self.rows(task)["checkpoint"])
+        return [label for label in self.labels if found & {label, self._base[label]}]
+
     def n_text(self, counts: Iterable[int], task: str | None = None) -> str:
         """ "n = 1000, limit": how many images, and whether the test split was cut to a subset."""
         found = sorted({int(count) for count in counts})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from synthetic_runs import Writer
 
 from coss_eval import reports
+from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import figures
 from coss_eval.reports.results import Results
@@ -126,6 +128,42 @@ def test_a_gap_breaks_the_line(full: Store) -> None:
     frost = next(axis for axis in by_severity.axes if axis.get_title(loc="left") == "frost")
     finite = [sum(y == y for y in line.get_ydata()) for line in frost.lines]
     assert finite == [6, 1]  # the second has its clean accuracy only
+
+
+def test_long_names_stay_inside_the_figure_and_apart(store: Store, writer: Callable) -> None:
+    names = [f"untrained rf_resnet18_k4-4-1-0_mlp2x512_v1 (seed {seed})" for seed in range(4)]
+    for name in names:
+        writer(name).corruptions()
+    for name in (f"left-out-rf_resnet34_k6-4-1-0_mlp2-{i}" for i in range(4)):
+        writer(name).corruptions(BENCHMARK[:2])
+    results = Results(store)
+    with figures.style():
+        figure = figures.corruptions_mean(results)
+        assert figure is not None
+        figure.draw_without_rendering()
+    axis = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == len(names)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    title = next(text for text in axis.get_children() if "left out" in getattr(text, "get_text", str)())
+    for box in (*boxes, title.get_window_extent()):
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+    assert axis.get_position().width > 0.4
+
+
+def test_legends_name_what_is_drawn_and_looks_stay_the_same(store: Store, writer: Callable) -> None:
+    for name in ("a", "b", "c"):
+        writer(name).probe()
+    writer("b").corruptions()
+    results = Results(store)
+    with figures.style():
+        figure = figures.corruptions_by_severity(results)
+        look = figures.looks(results.labels)["b"]
+    assert figure is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b"]
+    assert figure.legends[0].get_lines()[0].get_color() == figure.axes[0].lines[0].get_color() == look.color
 
 
 def test_looks_differ_and_untrained_networks_are_grey() -> None:
