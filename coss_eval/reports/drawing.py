@@ -127,7 +127,7 @@ def label_ends(axis: Axes, lines: dict[str, list[Estimate | None]], look: dict[s
     gap = 0.07 * (top - bottom)
     free = bottom  # above the last name
     for label in sorted(ends, key=lambda label: ends[label]):
-        text = textwrap.fill(label, 26)
+        text = textwrap.fill(label, 28)
         y = max(ends[label] - gap / 2, free)
         free = y + gap * (1 + 0.8 * text.count("\n"))
         axis.annotate(
