@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -190,11 +191,20 @@ def escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
 
 
+class _Lines(textwrap.TextWrapper):
+    """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
+
+    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
+
+
 def _broken(text: str, width: int, side: str, align: str = "t") -> str:
     """Text in lines of ``width`` characters, or a word; `code`, in typewriter letters, is broken anywhere."""
     code = len(text) > 1 and text[0] == text[-1] == "`"
-    plain = text.strip("`") if code else text.replace(" = ", "\xa0=\xa0").replace(" %", "\xa0%")
-    lines = textwrap.wrap(plain, width, break_long_words=code)
+    plain = text.strip("`")
+    if not code:
+        for words in (" = ", " %", "(seed "):
+            plain = plain.replace(words, words.replace(" ", "\xa0"))
+    lines = _Lines(width, break_on_hyphens=False, break_long_words=code).wrap(plain)
     return _stack([f"\\texttt{{{escape(line)}}}" if code else escape(line) for line in lines], side, align)
 
 

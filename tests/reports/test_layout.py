@@ -111,6 +111,14 @@ def test_long_text_is_broken_into_lines() -> None:
     assert r"\texttt{probe -{}-ckpt} \\ \texttt{a\_model.safe} \\ \texttt{tensors}\end{tabular}" in lines[5]
 
 
+def test_long_names_are_broken_after_underscores() -> None:
+    label = "untrained rf_resnet18_k4-4-1-0_mlp1 (seed 0)"
+    columns = [label, "a_name", *(f"model {i}" for i in range(6))]
+    text = latex(Table("t", "T", "", columns, [Row("x", [Number(0.5, 0.4, 0.6)] * 8)] * 9))
+    assert r"{@{}r@{}}untrained \\ rf\_resnet18\_ \\ k4-4-1-0\_ \\ mlp1 \\ (seed~0)\end{tabular}" in text
+    assert r" & a\_name & " in text
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 @pytest.mark.parametrize("table", [TABLE, wide(2, 9), wide(6, 6), wide(9, 2)], ids=["mixed", "2x9", "6x6", "9x2"])
 def test_latex_compiles(table: Table, tmp_path: Path) -> None:
