@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -99,13 +101,35 @@ def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def in_background(items: Iterable[T]) -> Iterator[T]:
-    """The same items (none of them None), each made in a thread while the caller works on the one before."""
+    """The same items (none of them None), each made in a thread while the caller works on the one before.
+
+    The thread is a plain one: a process forked in a ThreadPoolExecutor's ends with exit code 1, as it cannot join the
+    thread it came from, and torch takes a DataLoader's worker that does so for a crashed one.
+    """
     source = iter(items)
-    with ThreadPoolExecutor(1, "in background") as thread:
-        upcoming = thread.submit(next, source, None)
+    asked: SimpleQueue[Future[T | None] | None] = SimpleQueue()
+
+    def make() -> None:
+        while (future := asked.get()) is not None:
+            try:
+                future.set_result(next(source, None))
+            except BaseException as error:  # noqa: BLE001  the caller's to handle
+                future.set_exception(error)
+
+    def ask() -> Future[T | None]:
+        asked.put(future := Future[T | None]())
+        return future
+
+    thread = Thread(target=make, name="in background", daemon=True)
+    thread.start()
+    try:
+        upcoming = ask()
         while (item := upcoming.result()) is not None:
-            upcoming = thread.submit(next, source, None)
+            upcoming = ask()
             yield item
+    finally:
+        asked.put(None)
+        thread.join()
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:

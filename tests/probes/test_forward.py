@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
+from threading import active_count, current_thread
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from coss_eval.data.batches import Batch
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Classifier, to_float
-from coss_eval.probes.forward import ahead, exact_float32, predict, resolve_device, scores
+from coss_eval.probes.forward import ahead, exact_float32, in_background, predict, resolve_device, scores
 
 CPU = torch.device("cpu")
 
@@ -66,6 +68,30 @@ def test_errors_come_from_the_thread() -> None:
     assert [int(next(batches).ids[0]) for _ in range(2)] == [0, 2]
     with pytest.raises(CossError, match="image 5"):
         next(batches)
+
+
+def test_processes_forked_in_the_thread_end_well() -> None:
+    def exit_codes() -> Iterator[int | None]:
+        for _ in range(2):
+            process = multiprocessing.get_context("fork").Process(target=int)
+            process.start()
+            process.join(60)
+            yield process.exitcode
+
+    assert list(in_background(exit_codes())) == [0, 0]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_the_thread_ends_with_the_generator(taken: int) -> None:
+    def named() -> Iterator[str]:
+        while True:
+            yield current_thread().name
+
+    before = active_count()
+    names = in_background(named())
+    assert [next(names) for _ in range(taken)] == ["in background"] * taken
+    names.close()  # type: ignore[attr-defined]  # a generator
+    assert active_count() == before
 
 
 def test_exact_float32_gives_back_what_was_set() -> None:
