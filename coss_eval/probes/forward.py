@@ -113,7 +113,7 @@ def in_background(items: Iterable[T]) -> Iterator[T]:
         while (future := asked.get()) is not None:
             try:
                 future.set_result(next(source, None))
-            except BaseException as error:  # noqa: BLE001  the caller's to handle
+            except BaseException as error:  # noqa: BLE001 - the caller's to handle
                 future.set_exception(error)
 
     def ask() -> Future[T | None]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -122,17 +123,22 @@ def legend(figure: Figure, look: dict[str, Look]) -> None:
 
 def label_ends(axis: Axes, lines: dict[str, list[Estimate | None]], look: dict[str, Look]) -> None:
     """The checkpoints' names at the ends of their lines, long ones in several, moved apart where they would overlap."""
+    from sklearn.isotonic import isotonic_regression  # here: scikit-learn takes a while to import
+
     ends = {label: [p for p in points if p is not None][-1].value * 100 for label, points in lines.items()}
+    labels = sorted(ends, key=lambda label: ends[label])
+    texts = [textwrap.fill(label, 28) for label in labels]
     bottom, top = axis.get_ylim()
-    gap = 0.07 * (top - bottom)
-    free = bottom  # above the last name
-    for label in sorted(ends, key=lambda label: ends[label]):
-        text = textwrap.fill(label, 28)
-        y = max(ends[label] - gap / 2, free)
-        free = y + gap * (1 + 0.8 * text.count("\n"))
+    heights = 0.07 * (top - bottom) * (1 + 0.8 * np.array([text.count("\n") for text in texts]))
+    stacked = heights.cumsum() - heights / 2  # the middles of names that touch, from 0
+    # names do not overlap where y - stacked nowhere falls: the least squares nearest to the ends that keeps it so
+    shifts = isotonic_regression(
+        [ends[label] for label in labels] - stacked, y_min=bottom, y_max=max(bottom, top - heights.sum())
+    )
+    for label, text, y in zip(labels, texts, shifts + stacked, strict=True):
         axis.annotate(
             text,
-            (1.02, (y + free) / 2),
+            (1.02, y),
             xycoords=("axes fraction", "data"),
             color=look[label].color,
             va="center",

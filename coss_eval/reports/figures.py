@@ -95,11 +95,11 @@ def corruptions_by_severity(results: Results) -> Figure | None:
 
 def corruptions_mean(results: Results) -> Figure | None:
     """The mean over the benchmark's corruptions by severity; bands have the images as clusters."""
-    look = looks(results.labels)
+    look = looks_in(results, "corruptions")
     lines = {
         label: [corrupted(results, label, "clean", 0)]
         + [mean([corrupted(results, label, name, severity) for name in BENCHMARK]) for severity in SEVERITIES]
-        for label in results.labels
+        for label in look
     }
     incomplete = [label for label, points in lines.items() if None in points[1:]]
     lines = {label: points for label, points in lines.items() if label not in incomplete}

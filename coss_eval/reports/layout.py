@@ -194,6 +194,7 @@ def escape(text: str) -> str:
 class _Lines(textwrap.TextWrapper):
     """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
 
+    # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
     wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
 
 

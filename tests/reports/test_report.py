@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from matplotlib.text import Text
 from synthetic_runs import Writer
 
 from coss_eval import reports
@@ -145,7 +146,7 @@ def test_long_names_stay_inside_the_figure_and_apart(store: Store, writer: Calla
     boxes = [text.get_window_extent() for text in axis.texts]
     assert len(boxes) == len(names)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    title = next(text for text in axis.get_children() if "left out" in getattr(text, "get_text", str)())
+    title = next(text for text in axis.findobj(Text) if text.get_text().startswith("left out"))
     for box in (*boxes, title.get_window_extent()):
         assert figure.bbox.x0 <= box.x0
         assert box.x1 <= figure.bbox.x1
