@@ -24,7 +24,6 @@ from statistics import median
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import bootstrap
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models import resnet18
@@ -32,6 +31,7 @@ from torchvision.models import resnet18
 from coss_eval.data.assemble import Part, assemble
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.images import ArrayImages
+from coss_eval.statistics import median_interval
 from coss_eval.training.config import resolve
 from coss_eval.training.dry_run import dry_run
 from coss_eval.training.loop import Run
@@ -61,13 +61,15 @@ class Ours:
         self.batches = chain.from_iterable(map(self.run.task.feed.epoch, count()))
 
     def pass_over(self) -> int:
-        losses = [self.run.take_step(batch) for batch in islice(self.batches, self.run.task.feed.steps)]
-        assert torch.stack(losses).isfinite().all()  # waits for the device
-        return len(losses) * self.run.config.batch_size
+        return self.take(self.run.task.feed.steps)
 
     def step(self) -> int:
-        assert self.run.take_step(next(self.batches)).isfinite().all()  # waits for the device
-        return self.run.config.batch_size
+        return self.take(1)
+
+    def take(self, steps: int) -> int:
+        losses = [self.run.take_step(batch) for batch in islice(self.batches, steps)]
+        assert torch.stack(losses).isfinite().all()  # waits for the device
+        return len(losses) * self.run.config.batch_size
 
     def views(self) -> int:
         images = 0
@@ -184,16 +186,15 @@ def local_term(pixels: np.ndarray, batch: int, pairs: int, device: torch.device)
         for name in ("byol", "co-byol")
     ]
     flops = [cost.forward + cost.backward + cost.target for cost in costs]
-    extra = np.array(times["co-byol"]) / np.array(times["byol"]) - 1
-    interval = bootstrap((extra,), np.median, method="percentile", random_state=0).confidence_interval
-    predicted = flops[1] / flops[0] - 1
+    extra = 100 * (np.array(times["co-byol"]) / np.array(times["byol"]) - 1)
+    found, low, high = median_interval(extra)
+    predicted = 100 * (flops[1] / flops[0] - 1)
     for name, cost, taken in zip(times, costs, times.values(), strict=True):
         total = (cost.forward + cost.backward + cost.target) / 1e9
         speed = f"{1 / median(taken):6,.1f} images/s, {total:.2f} GFLOPs an image"
         print(f"{name:8} RF29-ResNet18, {SIZE} px, batch {batch}: {speed}")
-    found, low, high = (100 * value for value in (np.median(extra), *interval))
-    print(f"CO adds {found:.1f} % of time [{low:.1f}, {high:.1f}], {100 * predicted:.1f} % of FLOPs")
-    print(f"its time / its FLOPs: {found / predicted / 100:.2f} x (target 1.2)")
+    print(f"CO adds {found:.1f} % of time [{low:.1f}, {high:.1f}], {predicted:.1f} % of FLOPs")
+    print(f"its time / its FLOPs: {found / predicted:.2f} x (target 1.2)")
 
 
 def main() -> None:
