@@ -17,13 +17,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from coss_eval._memory import keep_freed_memory
+
 _CPU_CHUNK_PIXELS = 16 * 224 * 224  # six float images of each, more than most corruptions hold, are below 62 MiB
 _THREAD_CHUNK_PIXELS = 8 * 224 * 224  # 4 or 16 do as well; with 2, threads wait for each other
 _ACCELERATOR_CHUNK_PIXELS = 64 * 224 * 224  # a dozen float images of each are 460 MB
-
-# glibc gives large blocks back to the system when they are freed, so that every temporary would fault its pages in anew
-# (several times slower on a bad day). It keeps twice the largest block that it gave back so far: so give one back.
-torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def map_chunks(
@@ -36,6 +34,8 @@ def map_chunks(
     if not len(images):
         return images.clone()
     on_cpu = images.device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
     workers = torch.get_num_threads() if on_cpu and image_by_image else 1
     budget = (_THREAD_CHUNK_PIXELS if image_by_image else _CPU_CHUNK_PIXELS) if on_cpu else _ACCELERATOR_CHUNK_PIXELS
     count = math.ceil(len(images) * images.shape[-2] * images.shape[-1] / budget)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from coss_eval._memory import keep_freed_memory
 from coss_eval.data.batches import Batch
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import to_float
@@ -31,7 +32,10 @@ class Predictions(NamedTuple):
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there."""
+    """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there.
+
+    Work on the CPU begins here, so the process keeps its freed memory from now on (``keep_freed_memory``).
+    """
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -40,6 +44,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu") from error
+    if resolved.type == "cpu":
+        keep_freed_memory()
     return resolved
 
 
