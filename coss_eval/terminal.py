@@ -28,20 +28,28 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def live_line() -> Iterator[Callable[[str, bool], None]]:
-    """One line, shown by (text, is it the last), rewritten on a terminal; elsewhere a plain line every 10 seconds."""
-    live, last = sys.stderr.isatty(), [-math.inf]
+    """One line, shown by (text, is it the last), rewritten on a terminal; elsewhere a plain line every 10 seconds.
 
-    def show(text: str, final: bool) -> None:
-        now = time.monotonic()
-        if not live and not final and now - last[0] < 10:
-            return
-        last[0] = now
-        sys.stderr.write(f"\r\033[K{text[:110]}" if live else f"{text}\n")
-        sys.stderr.flush()
+    On a terminal it is cut to the width, and what is printed meanwhile stands above it.
+    """
+    if not sys.stderr.isatty():
+        last = -math.inf
 
-    yield show
-    if live:
-        sys.stderr.write("\n")
+        def print_seldom(text: str, final: bool) -> None:
+            nonlocal last
+            if final or time.monotonic() - last >= 10:
+                last = time.monotonic()
+                sys.stderr.write(f"{text}\n")
+                sys.stderr.flush()
+
+        yield print_seldom
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+        yield lambda text, _: live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 @contextmanager
