@@ -51,21 +51,29 @@ def refuse(expected: str, came: object) -> None:
     raise UsageError(f"an augmentation needs {expected}, got {came}")
 
 
-def draw_flips(a: RandomCrop, ids: Tensor, *, seed: int, epoch: int, view: int = 0) -> Tensor:
-    """Which of the samples ``ids`` int64 (B,) are flipped, bool (B,)."""
-    return uniform(ids, seed, "views", epoch, view, "operations", shape=(1,))[:, 0] < a.flip
+def draw_flips(a: RandomCrop, ids: Tensor, *, seed: int, epoch: int, view: int = 0, purpose: str = "views") -> Tensor:
+    """Which of the samples ``ids`` int64 (B,) are flipped, bool (B,); ``purpose`` as in ``draw_boxes``."""
+    return uniform(ids, seed, purpose, epoch, view, "operations", shape=(1,))[:, 0] < a.flip
 
 
 def draw_boxes(
-    a: RandomCrop, ids: Tensor, sizes: tuple[int, int] | Tensor, *, seed: int, epoch: int, view: int = 0
+    a: RandomCrop,
+    ids: Tensor,
+    sizes: tuple[int, int] | Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    view: int = 0,
+    purpose: str = "views",
 ) -> Tensor:
     """Crop boxes int64 (B, 4) as (top, left, height, width), distributed as torchvision's RandomResizedCrop draws them.
 
     ``sizes`` is the images' (height, width), one or int64 (B, 2). Area uniform, log of width / height uniform; the
-    first of ten tries that fits into the image, else the largest central box of an allowed ratio.
+    first of ten tries that fits into the image, else the largest central box of an allowed ratio. Draws for another
+    ``purpose`` than pretraining's "views" are independent of those, at equal seeds too.
     """
     height, width = torch.as_tensor(sizes).expand(len(ids), 2).to(torch.float64).T  # (B,) each
-    unit = uniform(ids, seed, "views", epoch, view, "boxes", shape=(2 * _TRIES + 2,)).to(torch.float64)
+    unit = uniform(ids, seed, purpose, epoch, view, "boxes", shape=(2 * _TRIES + 2,)).to(torch.float64)
     share = a.crop_min_scale + unit[:, :_TRIES] * (a.crop_max_scale - a.crop_min_scale)  # (B, tries)
     area = share * (height * width)[:, None]
     low, high = math.log(a.ratio[0]), math.log(a.ratio[1])
@@ -108,7 +116,8 @@ def crop_batch(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor
     flip = flip.to(images.device, non_blocking=True)
     rows = _triangle_weights(top, box_height, torch.zeros_like(flip), height, size)  # (B, S, H)
     columns = _triangle_weights(left, box_width, flip, width, size).div_(255)  # (B, S, W)
-    narrow = images.to(torch.float32).view(count, channels * height, width).bmm(columns.mT)
+    rows_of_all = images.to(torch.float32, memory_format=torch.contiguous_format).view(count, channels * height, width)
+    narrow = rows_of_all.bmm(columns.mT)
     return rows[:, None].matmul(narrow.view(count, channels, height, size))
 
 

@@ -86,7 +86,7 @@ def _attribute(one: Any, *names: str) -> Any:
 def _as_nchw(data: Any) -> NDArray[np.uint8]:
     """uint8 (N, H, W, 3), as CIFAR has it, or (N, 3, H, W), as the others have, to the latter."""
     pixels = np.asarray(data, np.uint8)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if pixels.shape[-1] == 3 else pixels
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if pixels.shape[-1] == 3 else pixels)
 
 
 def _classes(one: Any) -> list[str]:

@@ -30,6 +30,7 @@ from coss_eval.probes.forward import ahead, exact_float32, ready, resolve_device
 LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """From DINO's linear evaluation (0.001) to MoCo v1's (30), two a decade, for a batch of 256."""
 
+_PURPOSE = "probe views"  # of the draws, else the head would learn from the very crops of pretraining
 _SCORED = 1024  # images at a time: G x K logits each
 INITIAL_STD = 0.01  # of the heads' weights, as in MoCo v3's and DINOv2's code; biases start at zero
 
@@ -56,6 +57,8 @@ class SgdProtocol:
             raise UsageError(f"expected epochs and batch_size of 1 or more, got {self.epochs} and {self.batch_size}")
         if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
             raise UsageError(f"expected learning rates above 0, at least one, got {list(self.lrs)}")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"expected a momentum of at least 0 and below 1, got {self.momentum:g}")
         if self.precision not in ("float32", "bf16"):
             raise unknown_name("precision", self.precision, ["float32", "bf16"])
         object.__setattr__(self, "lrs", tuple(sorted(set(self.lrs))))
@@ -114,10 +117,10 @@ class SgdProbe:
     def notes(self) -> list[str]:
         """Which learning rate was chosen, from what, and whether the grid was wide enough: for reports."""
         p = self.protocol
-        name = f"SGD linear probe, {p.epochs} epochs"
+        name, batch = f"SGD linear probe, {p.epochs} epochs", min(p.batch_size, self.images)
         how = (
             f"{name}: the last one's head, from {self.images:,} training images, random crops from "
-            f"{p.crop_min_scale:g} of the area and flips ({p.flip:g}), batch {p.batch_size}, momentum {p.momentum:g}, "
+            f"{p.crop_min_scale:g} of the area and flips ({p.flip:g}), batch {batch}, momentum {p.momentum:g}, "
             f"no weight decay, cosine from lr {self.lr:g} for a batch of 256"
         )
         if not self.path:
@@ -222,12 +225,12 @@ def train_heads(
 
 def _shuffled(split: Split, view: RandomCrop, per_step: int, seed: int, epoch: int) -> Iterator[Batch]:
     """Every image once, in the epoch's order; files of any size come cropped and flipped by worker processes."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(split))
+    order = np.random.default_rng([seed, epoch, 1]).permutation(len(split))  # pretraining's is [seed, epoch]
     if split.native_size is not None:
         yield from split.subset(order).batches(batch_size=per_step)
         return
     parts = [order[start : start + per_step] for start in range(0, len(order), per_step)]
-    for crops in crop_batches(split, parts, [view], seed=seed, epoch=epoch):
+    for crops in crop_batches(split, parts, [view], seed=seed, epoch=epoch, purpose=_PURPOSE):
         if len(crops.ids):  # else none of them could be read, and the person wishes to leave those out
             yield Batch(crops.views[0], crops.labels, crops.ids)
 
@@ -240,8 +243,8 @@ def _views(batch: Batch, view: RandomCrop, done: bool, batch_size: int, seed: in
             yield to_float(batch.images[rows])
         return
     height, width = batch.images.shape[2:]
-    boxes = draw_boxes(view, batch.ids, (height, width), seed=seed, epoch=epoch)
-    flips = draw_flips(view, batch.ids, seed=seed, epoch=epoch)
+    boxes = draw_boxes(view, batch.ids, (height, width), seed=seed, epoch=epoch, purpose=_PURPOSE)
+    flips = draw_flips(view, batch.ids, seed=seed, epoch=epoch, purpose=_PURPOSE)
     for rows in rows_of_parts:
         pixels = crop(batch.images[rows], boxes[rows], flips[rows], view.size)
         yield pixels.contiguous(memory_format=torch.channels_last)

@@ -45,7 +45,8 @@ class Probe(Task):
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         train = {"train": _training_split(subject).fingerprint}
         if self.protocol == "sgd":
-            return [Cell(self.name, {"method": "sgd", **self.sgd.params(), "seed": seed, **train})]
+            params = {"method": "sgd", **self.sgd.params(), "seed": seed, **train}
+            return [Cell(self.name, params, algorithm_version=2)]  # 1 drew the crops of pretraining
         return [
             Cell(self.name, {"method": "linear", **train}),
             *(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coss_eval.data.random_crop import RandomCrop, refuse
-from coss_eval.errors import unknown_name
+from coss_eval.errors import UsageError, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,8 @@ def views_for(
 
     ``variant`` "cifar" is for small images: no blur, its own crop_min_scale, no small views. ``crop_min_scale`` and
     ``small_views`` replace the recipe's (of which only DINO's on "imagenet" has small views, 8 of them);
-    ``small_size`` None is 96 px for 224, in proportion elsewhere.
+    ``small_size`` None is 96 px for 224, in proportion elsewhere. Small views are cropped from .05 of the area up to
+    where the full ones begin, DINO's .14 or ``crop_min_scale``.
     """
     if method not in RECIPES:
         raise unknown_name("views recipe", method, RECIPES)
@@ -149,10 +150,16 @@ def views_for(
         small_views = 8 if method == "dino" and not cifar else 0
     if not small_views:
         return views
+    split = 0.14 if crop_min_scale is None else crop_min_scale
+    if split <= 0.05:
+        raise UsageError(
+            f"small views are cropped from 0.05 of the area up to crop_min_scale, which must be above that, got "
+            f"{split:g}; with small_views 0 it may be smaller"
+        )
     return multi_crop(
         views,
         small_views=small_views,
         small_size=small_size or max(8, round(size * 96 / 224 / 8) * 8),
-        crop_split=0.14 if crop_min_scale is None else crop_min_scale,
+        crop_split=split,
         small_blur=0.0 if cifar else 0.5,
     )

@@ -13,14 +13,15 @@ from PIL import Image
 from probes_models import make_model
 from torch import Tensor, nn
 
+from coss_eval.data.crop_files import crop_batches
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
 from coss_eval.data.random_crop import crop, draw_boxes, draw_flips
 from coss_eval.data.split import Split
-from coss_eval.errors import UsageError
+from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation import evaluate
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.classifier import Classifier
+from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.model import Model
 from coss_eval.probes import extract, fitted_probe, scores
 from coss_eval.probes.sgd import Heads, SgdProtocol, sgd_probe, train_heads
@@ -52,11 +53,12 @@ def by_torch(model: Model, images: Split, lr: float, protocol: SgdProtocol, seed
     steps = protocol.epochs * math.ceil(len(images) / protocol.batch_size)
     head: nn.Linear | None = None
     for epoch in range(protocol.epochs):
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(images)))
+        order = torch.from_numpy(np.random.default_rng([seed, epoch, 1]).permutation(len(images)))
         for rows in order.split(protocol.batch_size):
             ids = everything.ids[rows]
-            boxes = draw_boxes(protocol.crop(size), ids, (size, size), seed=seed, epoch=epoch)
-            flips = draw_flips(protocol.crop(size), ids, seed=seed, epoch=epoch)
+            stream = {"seed": seed, "epoch": epoch, "purpose": "probe views"}
+            boxes = draw_boxes(protocol.crop(size), ids, (size, size), **stream)
+            flips = draw_flips(protocol.crop(size), ids, **stream)
             with torch.no_grad():
                 features = network(crop(everything.images[rows], boxes, flips, size))
             if head is None:
@@ -96,7 +98,10 @@ def test_images_stream_through_the_frozen_network(model: Model, images: Split) -
         sizes.append(len(inputs[0]))
 
     handle = model.backbone.register_forward_pre_hook(note)
+    model.backbone.train()
     streamed = trained(model, images, batch_size=7)
+    assert model.backbone.training
+    model.backbone.eval()
     handle.remove()
     assert max(sizes) == 7
     assert sum(sizes) == SHORT.epochs * len(images)  # every image once an epoch, the last batch not left out
@@ -175,15 +180,47 @@ def test_files_of_any_size_are_cropped_from_the_file(tmp_path: Path) -> None:
     protocol = SgdProtocol(epochs=3, batch_size=5, lrs=(0.1, 1.0))
     one, two = (trained(model, split, protocol, batch_size=size) for size in (5, 2))
     torch.testing.assert_close(one.weight, two.weight, rtol=1e-3, atol=1e-5)
+    expected = from_files(model, split, protocol)
+    torch.testing.assert_close(one.weight, expected.weight, rtol=1e-3, atol=1e-5)
     halved = trained(model, split, replace(protocol, precision="bf16"))
     assert halved.weight.dtype == torch.float32
+    assert not torch.equal(halved.weight, one.weight)
     torch.testing.assert_close(halved.weight, one.weight, rtol=0.2, atol=0.02)
+
+
+def from_files(model: Model, split: Split, protocol: SgdProtocol) -> Heads:
+    """The heads by a plain loop over crops that workers' code makes, new ones in every epoch."""
+    heads = Heads(16, 2, protocol, CPU, seed=5)
+    network = Classifier(model.backbone, nn.Identity(), model.preprocessing).eval()
+    steps = protocol.epochs * math.ceil(len(split) / protocol.batch_size)
+    scales = iter(protocol.batch_size / 256 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps))
+    for epoch in range(protocol.epochs):
+        order = np.random.default_rng([5, epoch, 1]).permutation(len(split))
+        parts = [order[start : start + protocol.batch_size] for start in range(0, len(order), protocol.batch_size)]
+        view = protocol.crop(16)
+        for crops in crop_batches(split, parts, [view], seed=5, epoch=epoch, purpose="probe views", workers=0):
+            with torch.no_grad():
+                features = network(to_float(crops.views[0]))
+            heads.step(features, crops.labels, next(scales))
+    return heads
+
+
+def test_of_equally_good_rates_the_smallest(model: Model, images: Split) -> None:
+    slow = replace(SHORT, epochs=1, lrs=(1e-12, 2e-12, 3e-12))  # nothing is learnt: all have the accuracy of the start
+    assert sgd_probe(model, images, slow, device="cpu", cache=False).lr == 1e-12
+
+
+def test_a_diverged_probe_is_told(model: Model, images: Split) -> None:
+    with pytest.raises(CossError, match=r"diverged at lr 1e\+38; try smaller"):
+        sgd_probe(model, images, replace(SHORT, lrs=(1e38,)), device="cpu")
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"momentum": float("nan")}, "momentum"),
         ({"batch_size": 0}, "batch_size"),
         ({"lrs": ()}, "learning rates"),
         ({"lrs": (0.1, -1.0)}, "learning rates"),

@@ -157,8 +157,10 @@ def test_crops_equal_torchvision_for_any_box(data: st.DataObject) -> None:
     boxes, flip = torch.tensor([[top, left, box_height, box_width]] * 2), torch.tensor([flipped] * 2)
     expected = F.resized_crop(images.float() / 255, top, left, box_height, box_width, [size, size], antialias=True)
     expected = expected.flip(-1) if flipped else expected
-    for crop in (crop_batch, crop_each):
-        assert torch.allclose(crop(images, boxes, flip, size), expected, atol=1e-5)
+    transposed = images.transpose(2, 3).contiguous().transpose(2, 3)  # as SVHN and STL-10 are stored
+    for layout in (images, images.contiguous(memory_format=torch.channels_last), transposed):
+        for crop in (crop_batch, crop_each):
+            assert torch.allclose(crop(layout, boxes, flip, size), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "kernel"), [(5, 9), (16, 1), (32, 3), (64, 23)])
@@ -271,8 +273,29 @@ def test_rates_of_the_draws() -> None:
     blurred = p.sigma > 0
     assert blurred.float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert p.sigma[blurred].mean().item() == pytest.approx(1.05, abs=0.03)
-    together = torch.stack((p.flip, p.jitter, p.greyscale, blurred, p.solarise)).float()
-    assert (torch.corrcoef(together) - torch.eye(5)).abs().max() < 0.03
+
+
+def numbers_drawn(seed: int, epoch: int, view: int, count: int) -> Tensor:
+    """Every draw (count, 16): boxes by area, ratio and place, the jitter's order by what is first and last."""
+    halves = Augmentation(size=32, jitter=0.5, greyscale=0.5, blur=0.5, solarise=0.5)
+    p = drawn(halves, count, (400, 400), seed=seed, epoch=epoch, view=view)
+    assert p.boxes is not None
+    top, left, height, width = p.boxes.double().T
+    blurred = p.sigma > 0
+    sigma = p.sigma.where(blurred, p.sigma[blurred].mean())
+    boxes = (height * width, (width / height).log(), (top + 0.5) / (401 - height), (left + 0.5) / (401 - width))
+    chances = (p.flip, p.jitter, p.greyscale, blurred, p.solarise)
+    columns = (*boxes, *chances, *p.factors.T, sigma, p.order[:, 0] == 0, p.order[:, 3] == 3)
+    return torch.stack([column.double() for column in columns], 1)
+
+
+def test_draws_are_independent_of_each_other_and_over_seeds_epochs_and_views() -> None:
+    count, places = 20_000, ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
+    drawn_there = torch.cat([numbers_drawn(*place, count) for place in places], 1)  # (N, 4 * 16)
+    z = torch.corrcoef(drawn_there.T).fill_diagonal_(0) * count**0.5  # standard normal where independent
+    for first in range(14, z.shape[0], 16):  # what is first in the jitter's order says something about the last
+        z[first, first + 1] = z[first + 1, first] = 0
+    assert z.abs().max() < 5
 
 
 @pytest.mark.parametrize("variant", ["imagenet", "cifar"])
@@ -282,6 +305,30 @@ def test_every_recipe_makes_its_views(method: str, variant: str) -> None:
     made = make_views(pictures(4, 32, 32), torch.arange(4), views, seed=0, epoch=0)
     assert [tuple(view.shape[2:]) for view in made] == [(a.size, a.size) for a in views]
     assert len(made) == len(views) == {"supervised": 1, "dino": 2 if variant == "cifar" else 10}.get(method, 2)
+
+
+SMALL = (0.4, 0.4, 0.2, 0.1, 0.2, 0.5, 0.0, 0.05)
+ASYMMETRIC = ((0.4, 0.4, 0.2, 0.1, 0.2, 1.0, 0.0, 0.08), (0.4, 0.4, 0.2, 0.1, 0.2, 0.1, 0.2, 0.08))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),  # of each view, in the order of the fields below
+    [
+        ("byol", ASYMMETRIC),
+        ("barlow", ASYMMETRIC),
+        ("mocov3", tuple((*values[:-1], 0.2) for values in ASYMMETRIC)),
+        ("dino", tuple((*values[:-1], 0.14) for values in ASYMMETRIC) + (SMALL,) * 8),
+        ("simclr", ((0.8, 0.8, 0.8, 0.2, 0.2, 0.5, 0.0, 0.08),) * 2),
+        ("simsiam", ((0.4, 0.4, 0.4, 0.1, 0.2, 0.5, 0.0, 0.2),) * 2),
+        ("vicreg", ((0.4, 0.4, 0.2, 0.1, 0.2, 0.5, 0.1, 0.08),) * 2),
+        ("supervised", ((0.4, 0.4, 0.2, 0.1, 0.0, 0.0, 0.0, 0.08),)),
+    ],
+)
+def test_recipes_are_the_methods_own(method: str, expected: tuple[tuple[float, ...], ...]) -> None:
+    views = views_for(method, 224)
+    fields = ("brightness", "contrast", "saturation", "hue", "greyscale", "blur", "solarise", "crop_min_scale")
+    assert tuple(tuple(getattr(view, field) for field in fields) for view in views) == expected
+    assert {view.jitter for view in views} == {0.0 if method == "supervised" else 0.8}
 
 
 def test_recipes_hold_the_published_values() -> None:
@@ -310,6 +357,7 @@ def test_recipes_hold_the_published_values() -> None:
         (lambda: Augmentation(size=32, blur_sigma=(0.0, 2.0)), "blur_sigma"),
         (lambda: views_for("byoll", 32), "did you mean byol"),
         (lambda: views_for("byol", 32, variant="cifar10"), "did you mean cifar"),
+        (lambda: views_for("dino", 224, crop_min_scale=0.02), "crop_min_scale, .* small_views 0"),
         (lambda: apply(pictures(2, 8, 8), drawn(EVERYTHING, 3)), "as many images"),
         (lambda: finish_views([pictures(2, 8, 8)] * 2, torch.arange(2), byol_pair(24), seed=0, epoch=0), "cropped to"),
     ],
