@@ -100,6 +100,7 @@ class Run:
         self.optimizer = self.task.optimizer()
         self.network = self._network()
         self.epoch = self.step = 0
+        self.log: RunLog | None = None  # of the first process, while it runs
         self._recent: list[Tensor] = []
         self._knn: float | None = None
 
@@ -117,9 +118,10 @@ class Run:
         lock = self._claim() if self.first else None
         try:
             self._load()
-            self.log = RunLog(self.out, self.step) if self.first else None
-            if self.log is not None and self.epoch < self.config.epochs:
-                self.log.write("start", self.step, **self._provenance())
+            if self.first:
+                self.log = RunLog(self.out, self.step)
+                if self.epoch < self.config.epochs:
+                    self.log.write("start", self.step, **self._provenance())
             self.monitor = Monitor(self.task.fit, self.task.select, self.device, min(self.task.feed.share, 256))
             while self.epoch < self.config.epochs:
                 self._run_epoch()
@@ -128,6 +130,8 @@ class Run:
                 save_model(model, self.out / MODEL)
             return model
         finally:
+            if self.log is not None:
+                self.log.close()
             if lock is not None:
                 lock.release()
 
