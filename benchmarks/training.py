@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
 import time
 from collections.abc import Callable
 from itertools import chain, count, islice
@@ -57,7 +56,7 @@ class Ours:
 
     def __init__(self, method: str, data: Dataset, device: torch.device, **fields: object) -> None:
         config = resolve(method, None, holdout=0.0, probe_every=0, epochs=1000, **HEADS, **fields)
-        self.run = Run(config, data, Path(tempfile.gettempdir()) / "coss-eval-benchmark-never-written", device)
+        self.run = Run(config, data, Path(), device)  # nothing is written
         self.batches = chain.from_iterable(map(self.run.task.feed.epoch, count()))
 
     def pass_over(self) -> int:
@@ -182,16 +181,14 @@ def local_term(pixels: np.ndarray, batch: int, pairs: int, device: torch.device)
     plain, co = (Ours(name, data, device, **options) for name in ("byol", "co-byol"))
     times = alternate({"byol": plain.step, "co-byol": co.step}, pairs)
     costs = [
-        dry_run(name, data, device=device, holdout=0.0, **HEADS, **options)  # type: ignore[arg-type]
+        dry_run(resolve(name, None, holdout=0.0, **HEADS, **options), data, device=device)
         for name in ("byol", "co-byol")
     ]
-    flops = [cost.forward + cost.backward + cost.target for cost in costs]
     extra = 100 * (np.array(times["co-byol"]) / np.array(times["byol"]) - 1)
     found, low, high = median_interval(extra)
-    predicted = 100 * (flops[1] / flops[0] - 1)
+    predicted = 100 * (costs[1].flops / costs[0].flops - 1)
     for name, cost, taken in zip(times, costs, times.values(), strict=True):
-        total = (cost.forward + cost.backward + cost.target) / 1e9
-        speed = f"{1 / median(taken):6,.1f} images/s, {total:.2f} GFLOPs an image"
+        speed = f"{1 / median(taken):6,.1f} images/s, {cost.flops / 1e9:.2f} GFLOPs an image"
         print(f"{name:8} RF29-ResNet18, {SIZE} px, batch {batch}: {speed}")
     print(f"CO adds {found:.1f} % of time [{low:.1f}, {high:.1f}], {predicted:.1f} % of FLOPs")
     print(f"its time / its FLOPs: {found / predicted:.2f} x (target 1.2)")

@@ -33,7 +33,7 @@ from coss_eval.store import Store
 from coss_eval.tasks.probe import Probe
 from coss_eval.training.config import Config, resolve
 from coss_eval.training.fields import build
-from coss_eval.training.loop import LAST, MODEL, Progress, train
+from coss_eval.training.loop import LAST, MODEL, Progress, train_config
 
 Watcher = AbstractContextManager[Callable[[Progress], None] | None]
 
@@ -67,7 +67,6 @@ class Job:
     number: int
     config: Config
     varied: dict[str, Any]  # the grid's fields
-    overrides: dict[str, Any]  # all that is not the preset's
 
     @property
     def name(self) -> str:
@@ -106,9 +105,8 @@ def jobs(sweep: Sweep) -> list[Job]:
     for seed in sweep.seeds:
         for pairs in product(*grid):
             for method in sweep.methods:
-                overrides = {**sweep.fixed, **dict(pairs), "seed": seed}
-                config = resolve(method, sweep.preset, **overrides)
-                found.append(Job(len(found) + 1, config, dict(pairs), overrides))
+                config = resolve(method, sweep.preset, **{**sweep.fixed, **dict(pairs), "seed": seed})
+                found.append(Job(len(found) + 1, config, dict(pairs)))
     names = [job.name for job in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -207,7 +205,7 @@ def _run_job(job: Job, sweep: Sweep, data: Dataset, out: Path, options: dict[str
     if (folder / MODEL).exists():
         model = load_model(folder / MODEL)
     else:
-        model = train(job.config.method, data, preset=sweep.preset, out=folder, resume=True, **options, **job.overrides)
+        model = train_config(job.config, data, out=folder, resume=True, **options)
     named = replace(model, name=job.name)
     done = evaluation.evaluate(named, data, [Probe(fractions=())], out=out / "results", device=options["device"])
     if done.failures:
@@ -222,7 +220,7 @@ def _begun_as(job: Job, sweep: Sweep, out: Path) -> dict[str, Any]:
         return {}
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
-        differences = job.config.differences(Config.from_dict(record["config"]).as_dict())
+        differences = job.config.differences(Config.from_dict(record["config"]))
         data = record["data"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CossError(f"{path} is damaged; remove it to probe that run again") from error

@@ -48,7 +48,8 @@ def live_line() -> Iterator[Callable[[str, bool], None]]:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+    console, together = Console(stderr=True), sys.stdout.isatty()  # what goes into a file stays there
+    with Live(console=console, auto_refresh=False, redirect_stdout=together) as live:
         yield lambda text, _: live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 

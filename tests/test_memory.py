@@ -11,10 +11,10 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from coss_eval.probes.forward import resolve_device
+from coss_eval.training.distributed import process_group
 from coss_eval._memory import keep_freed_memory
-resolve_device("cpu")
-torch.ones(2**24)
+with process_group("cpu"):
+    torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
     torch.ones(2**24)  # 64 MiB, 16,384 pages

@@ -75,20 +75,25 @@ def train(
         Two steps: parameters, FLOPs, memory, speed and the time the run would take.
     """
     from coss_eval.terminal import say, training_line
+    from coss_eval.training.config import resolve
 
-    overrides = (flags or TrainFlags()).given() | _settings(set_)
+    config = resolve(method, preset, **((flags or TrainFlags()).given() | _settings(set_)))
     dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method
+    first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
+    if first:
+        say(f"{method}  {config.summary()}")
     if dry_run:
         from coss_eval.training.dry_run import dry_run as cost
 
-        say("\n".join(cost(method, dataset, preset=preset, device=device, **overrides).lines()))
+        lines = cost(config, dataset, device=device).lines()
+        if first:
+            say("\n".join(lines))
         return 0
-    from coss_eval.training.loop import train as run
+    from coss_eval.training.loop import train_config
 
-    options: dict[str, Any] = {"preset": preset, "resume": resume, "device": device} | overrides
     with training_line(method) as on_progress:
-        run(method, dataset, out=folder, on_progress=on_progress, on_note=say, **options)
-    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+        train_config(config, dataset, out=folder, resume=resume, device=device, on_progress=on_progress, on_note=say)
+    if first:
         say(f"checkpoint  {folder / 'model.safetensors'}")
     return 0
 
@@ -105,13 +110,9 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
         if name in ("method", "preset", "data", "resume", "device"):
             raise UsageError(f"--set changes fields of the configuration; give the {name} as --{name}")
         try:
-            parsed = yaml.safe_load(value)
+            found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {text}: {value!r} is no YAML value") from error
-        if name == "out":  # the width of a method's head; train() calls the run's folder so
-            found.setdefault("options", {})[name] = parsed
-        else:
-            found[name] = parsed
     return found
 
 

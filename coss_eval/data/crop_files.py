@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.decode import UNREADABLE, reason, to_rgb
-from coss_eval.data.images import Images
+from coss_eval.data.images import Images, in_workers, processors
 from coss_eval.data.random_crop import RandomCrop, draw_boxes, draw_flips
 from coss_eval.data.split import Split
-from coss_eval.errors import CossError, UsageError
+from coss_eval.errors import UsageError
 
 _KEEP = 2  # a JPEG may be decoded at a fraction of its size where every crop keeps this many pixels a pixel of its view
 
@@ -58,32 +57,20 @@ def crop_batches(
     indices, ids = ([array[part] for part in parts] for array in (split.indices, split.ids))
     stream = {"seed": seed, "epoch": epoch, "purpose": purpose}
     work = _Cropper(split.images, indices, ids, tuple(views), stream)
-    loader = DataLoader(
-        work,
-        batch_size=None,
-        num_workers=min(processors() if workers is None else workers, len(parts)),
-        collate_fn=_as_is,
-        generator=torch.Generator(),  # else DataLoader draws a number from the global one
-    )
-    for part, (crops, failures) in zip(parts, loader, strict=True):
+    seen = 0
+    for part, (crops, failures) in zip(
+        parts, in_workers(work, len(parts), processors() if workers is None else workers), strict=True
+    ):
         good: Bools = ~np.isin(split.indices[part], list(failures))
         split.images.bad.update(failures)
+        seen += len(part)
         if failures and not split.skip_bad_images:
-            index, why = next(iter(failures.items()))
-            raise CossError(
-                f"{split.images.keys[index].as_py()} cannot be read ({why}); mend or remove it, or pass "
-                "--skip-bad-images"
-            )
+            raise split.bad_images_error(seen)
         yield Crops(
             [torch.from_numpy(view[good] if failures else view) for view in crops],
             torch.from_numpy(split.labels[part][good]),
             torch.from_numpy(split.ids[part][good]),
         )
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Cropper(Dataset[tuple[list[NDArray[np.uint8]], dict[int, str]]]):
@@ -157,8 +144,3 @@ def _cropped(rgb: Any, box: NDArray[np.float64], size: int, flip: bool) -> NDArr
     within = (left - column, top - row, min(left + width, right) - column, min(top + height, bottom) - row)
     pixels = np.asarray(patch.resize((size, size), Image.Resampling.BILINEAR, box=within)).transpose(2, 0, 1)
     return pixels[:, :, ::-1] if flip else pixels
-
-
-def _as_is(item: Any) -> Any:
-    """NumPy arrays go through a pipe; tensors would need shared memory, which containers often limit to 64 MB."""
-    return item

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from coss_eval.data.decode import UNREADABLE, Size, Target, decode, header_size,
 from coss_eval.data.sources import Source
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 
 MEMORY_BYTES = 2**30  # decoded images kept per split
 NATIVE_LIMIT = 96  # px: sets whose images all have one size up to this are never resized
@@ -199,14 +200,24 @@ def _decode(
         return iter(())
     if workers is None:
         workers = _default_workers(sum(map(len, parts)), target)
+    return in_workers(_Decoder(source, target, parts), len(parts), workers)
+
+
+def in_workers(work: Dataset[T], items: int, workers: int) -> Iterator[T]:
+    """``work[0]`` to ``work[items - 1]`` in order, made by so many processes, or here where there are none."""
     loader = DataLoader(
-        _Decoder(source, target, parts),
+        work,
         batch_size=None,
-        num_workers=min(workers, len(parts)),
+        num_workers=min(workers, items),
         collate_fn=_as_is,
         generator=torch.Generator(),  # else DataLoader draws a number from the global one
     )
     return iter(loader)
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_is(item: Any) -> Any:
@@ -217,8 +228,7 @@ def _as_is(item: Any) -> Any:
 def _default_workers(images: int, target: Target) -> int:
     if images <= (SERIAL_RESIZED if isinstance(target, Geometry) else SERIAL_NATIVE):
         return 0
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, 16)
+    return min(processors(), 16)
 
 
 def _chunks(indices: Ints, size: int) -> list[Ints]:

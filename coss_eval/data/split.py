@@ -162,9 +162,10 @@ class Split:
                 labels, ids = self.labels[rows][good], self.ids[rows][good]
                 yield Batch(torch.from_numpy(pixels), torch.from_numpy(labels), torch.from_numpy(ids))
         if stop_at is not None:
-            raise self._bad_images_error(seen)
+            raise self.bad_images_error(seen)
 
-    def _bad_images_error(self, seen: int) -> CossError:
+    def bad_images_error(self, seen: int) -> CossError:
+        """What to raise where images cannot be read: counted among the ``seen`` ones, and named."""
         bad = self.bad_images
         named = "; ".join(f"{key} ({why})" for key, why in list(bad.items())[:5])
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""

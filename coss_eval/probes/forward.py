@@ -32,10 +32,7 @@ class Predictions(NamedTuple):
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there.
-
-    Work on the CPU begins here, so the process keeps its freed memory from now on (``keep_freed_memory``).
-    """
+    """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there."""
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -44,8 +41,6 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu") from error
-    if resolved.type == "cpu":
-        keep_freed_memory()
     return resolved
 
 
@@ -68,7 +63,12 @@ def predict(classifier: nn.Module, batches: Iterable[Batch], device: str | torch
 
 @contextmanager
 def ready(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """``network`` on the device, channels-last, in eval mode, its products exact; its modes afterwards as before."""
+    """``network`` on the device, channels-last, in eval mode, its products exact; its modes afterwards as before.
+
+    On the CPU the process keeps its freed memory from then on (``keep_freed_memory``).
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     with evaluating(network), exact_float32():
         yield

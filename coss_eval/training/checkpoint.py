@@ -45,7 +45,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def refuse_other(state: dict[str, Any], config: Config, data: str, path: Path) -> None:
     """Raise UsageError that lists every difference where ``state`` is of another configuration or other images."""
-    differences = config.differences(state["config"])
+    differences = config.differences(Config.from_dict(state["config"]))  # an older one lacks fields at their default
     if state["data"] != data:
         differences.append("the training images are others")
     if differences:

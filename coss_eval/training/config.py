@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
+from math import inf
 from typing import Any, Literal
 
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.architecture import Stem
 from coss_eval.models.families import Pooling
+from coss_eval.models.zoo import SCALABLE
 from coss_eval.training import presets as presets
 from coss_eval.training.fields import build
 from coss_eval.training.local import LocalConfig
@@ -24,6 +26,8 @@ AT_LEAST_0 = (
     "lr",
     "weight_decay",
     "warm_up_epochs",
+    "trust",
+    "vector_lr",
     "clip_gradient",
     "probe_every",
     "keep_every",
@@ -90,8 +94,12 @@ class Config:
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}")
+            if value is not None and not least <= value < inf:  # no NaN either
+                raise UsageError(f"{name} must be a number of at least {least}, got {value}")
+        if self.seed >= 2**63 - 1:  # heads draw from the next one
+            raise UsageError(f"seed must be below 2^63 - 1, got {self.seed}")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"momentum must be at least 0 and below 1, got {self.momentum:g}")
         if not 0 <= self.ema <= 1 or not 0 <= self.holdout < 1:
             raise UsageError(f"ema must lie in 0 ... 1 and holdout below 1, got {self.ema} and {self.holdout}")
         if self.crop_min_scale is not None and not 0 < self.crop_min_scale <= 1:
@@ -129,6 +137,13 @@ class Config:
         own = {"classes": classes} if METHODS[self.base].targets == "labels" else {}
         return make_method(self.base, **own, **self.options)
 
+    def summary(self) -> str:
+        """The fields that people ask for first, in one line."""
+        preset = f"preset {self.preset}, " if self.preset else ""
+        network = f"{self.arch} ({self.stem} stem, width {self.width})" if _neutral(self.arch) == {} else self.arch
+        rate = f"{self.optimizer}, lr {self.lr:g} for a batch of 256"
+        return f"{preset}{network}, {self.epochs} epochs in batches of {self.batch_size}, {rate}, seed {self.seed}"
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON and YAML have it; ``from_dict`` is its inverse."""
         return asdict(self)
@@ -137,9 +152,9 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         return build(cls, values, "field of the configuration")
 
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What another run's ``as_dict`` has otherwise, as lines "lr: 0.5, there 0.3"; bookkeeping does not count."""
-        mine, theirs = _flat(self.as_dict()), _flat(other)
+    def differences(self, other: Config) -> list[str]:
+        """What another run has otherwise, as lines "lr: 0.5, there 0.3"; bookkeeping does not count."""
+        mine, theirs = _flat(self.as_dict()), _flat(other.as_dict())
         return [
             f"{name}: {mine.get(name)!r}, there {theirs.get(name)!r}"
             for name in sorted({*mine, *theirs})
@@ -162,7 +177,7 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
     """
     base, co = split_name(method)
     values: dict[str, Any] = {"method": method, "preset": preset or ""}
-    layers = [*_preset_layers(preset, base, co), overrides]
+    layers = [*_preset_layers(preset, base), _neutral(overrides.get("arch")), overrides]
     local: dict[str, Any] = {}
     options: dict[str, Any] = {}
     own = {f.name for f in fields(METHODS[base])}
@@ -179,11 +194,13 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
                 values[name] = value
             elif name in LOCAL_FIELDS:
                 local[name] = value
+            elif name == "classes" and name in own:
+                raise UsageError("the number of classes is the data's; leave it out")
             elif name in own:
                 options[name] = value
             else:
                 raise unknown_name("field", name, config_fields | own | (set(LOCAL_FIELDS) if co else set()))
-    if not co and any(name in LOCAL_FIELDS for layer in layers[-1:] for name in (*layer, *layer.get("local", ()))):
+    if not co and (overrides.keys() & set(LOCAL_FIELDS) or overrides.get("local")):
         raise UsageError(f"fields of the local term need the method co-{base}, not {method}")
     values["local"] = build(LocalConfig, local, "field of the local term") if co else None
     values["options"] = options
@@ -192,7 +209,14 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
     return config
 
 
-def _preset_layers(preset: str | None, base: str, co: bool) -> list[dict[str, Any]]:
+def _neutral(arch: Any) -> dict[str, Any]:
+    """Stem and width for a network that is no ResNet: those of a preset are meant for its own."""
+    if not isinstance(arch, str) or arch in SCALABLE or arch.startswith("rf"):
+        return {}
+    return {"width": 64} | ({} if "resne" in arch else {"stem": "imagenet"})
+
+
+def _preset_layers(preset: str | None, base: str) -> list[dict[str, Any]]:
     if preset is None:
         return []
     if preset not in presets():
@@ -201,5 +225,5 @@ def _preset_layers(preset: str | None, base: str, co: bool) -> list[dict[str, An
     common: dict[str, Any] = yaml.safe_load(path.read_text())
     methods: dict[str, dict[str, Any]] = common.pop("methods", {})
     parent = common.pop("like", None)
-    layers = _preset_layers(parent, base, co) if parent else []
+    layers = _preset_layers(parent, base) if parent else []
     return [*layers, common, methods.get(base, {})]

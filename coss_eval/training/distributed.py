@@ -9,16 +9,22 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from coss_eval._memory import keep_freed_memory
 from coss_eval.probes.forward import resolve_device
 
 
 @contextmanager
 def process_group(device: str | torch.device) -> Iterator[torch.device]:
-    """This process's device; under torchrun the processes are joined, and parted again at the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield resolve_device(device)
-        return
+    """This process's device; under torchrun the processes are joined, and parted again at the end.
+
+    On the CPU the process keeps its freed memory from then on (``keep_freed_memory``).
+    """
     own = resolve_device(device)
+    if own.type == "cpu":
+        keep_freed_memory()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield own
+        return
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)

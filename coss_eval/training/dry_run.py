@@ -7,17 +7,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from coss_eval.data.dataset import Dataset
 from coss_eval.probes.forward import exact_float32
-from coss_eval.training.config import resolve
+from coss_eval.training.config import Config
 from coss_eval.training.distributed import process_group
 from coss_eval.training.feed import Part
-from coss_eval.training.loop import Run
+from coss_eval.training.loop import Run, random_layers
 from coss_eval.training.pretraining import Pretraining
 
 
@@ -35,6 +34,11 @@ class Cost:
     steps: int
     seconds: float  # of the whole run, probes and checkpoints left out
 
+    @property
+    def flops(self) -> float:
+        """FLOPs an image of a step, all three together."""
+        return self.forward + self.backward + self.target
+
     def lines(self) -> list[str]:
         """For a terminal."""
         giga, hours = 1e9, self.seconds / 3600
@@ -47,13 +51,10 @@ class Cost:
         ]
 
 
-def dry_run(
-    method: str, data: Dataset, *, preset: str | None = None, device: str | torch.device = "auto", **overrides: Any
-) -> Cost:
-    """Two steps of the run that ``train`` would do with these arguments; nothing is written."""
-    config = resolve(method, preset, **overrides)
-    with process_group(device) as own, exact_float32():
-        run = Run(config, data, Path(), own, resume=True)
+def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto") -> Cost:
+    """Two steps of the run that ``train_config`` would do; nothing is written."""
+    with process_group(device) as own, exact_float32(), random_layers(config.seed, 0, own):
+        run = Run(config, data, Path(), own)
         batches = run.task.feed.epoch(0)
         first = next(batches)
         forward, backward, target = _flops(run, first)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from coss_eval.data.batches import Geometry
 from coss_eval.data.choose import Ints
-from coss_eval.data.crop_files import crop_batches, processors
+from coss_eval.data.crop_files import crop_batches
+from coss_eval.data.images import processors
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.probes.forward import ahead, in_background

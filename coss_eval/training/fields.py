@@ -46,8 +46,11 @@ def _try(value: Any, option: Any, name: str) -> tuple[bool, Any]:
         return value in get_args(option), value
     if origin is dict:
         return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
-    if origin is tuple:
-        return isinstance(value, (list, tuple)), tuple(value) if isinstance(value, (list, tuple)) else value
+    if origin is tuple:  # of any length
+        if not isinstance(value, (list, tuple)):
+            return False, value
+        tried = [_try(each, get_args(option)[0], name) for each in value]
+        return all(fits for fits, _ in tried), tuple(fitting for _, fitting in tried)
     if option is Any:
         return True, value
     if hasattr(option, "__dataclass_fields__"):

@@ -31,7 +31,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # others may use it too
         dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
 

@@ -7,7 +7,7 @@ It stands beside any method that compares two views and uses that method's own h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
+from math import isfinite, isqrt
 from typing import Literal, NamedTuple
 
 import torch
@@ -46,6 +46,10 @@ class LocalConfig:
                 f"global_weight must be at least 0 and local_weight above 0, got {self.global_weight} and "
                 f"{self.local_weight}; for no local term take the method without co-"
             )
+        if not isfinite(self.global_weight + self.local_weight):
+            raise UsageError(f"weights must be numbers, got {self.global_weight} and {self.local_weight}")
+        if self.sampling == "subset" and self.local_grid is None:
+            raise UsageError("sampling subset needs local_grid: how many locals, n x n, are drawn")
         if (self.local_grid is not None and self.local_grid < 1) or self.regions < 1:
             raise UsageError(f"local_grid and regions must be at least 1, got {self.local_grid} and {self.regions}")
 
@@ -101,7 +105,7 @@ def choose(features: Tensor, config: LocalConfig, site: Site, draw: Draw) -> Ten
     """The locals (B, L, D) of a map or token sequence at ``site`` that the config asks for."""
     grid = config.local_grid
     locations = as_locations(features, site.layout, site.prefix_tokens)  # (B, L, D)
-    if grid is None or site.layout == "nc":
+    if grid is None:
         return locations
     if config.sampling == "subset":
         shape = (locations.shape[1],)

@@ -72,6 +72,22 @@ def train(
     stops where the configuration or the images are others. ``on_note`` gets what a person should know (alarms).
     """
     config = resolve(method, preset, **overrides)
+    return train_config(config, data, out=out, resume=resume, device=device, on_progress=on_progress, on_note=on_note)
+
+
+def train_config(
+    config: Config,
+    data: Dataset,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    device: str | torch.device = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Model:
+    """``train`` by a configuration that ``resolve`` made."""
+    if (Path(out) / LAST).exists() and not resume:
+        raise UsageError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder")
     with process_group(device) as own, exact_float32():
         return Run(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
 
@@ -90,11 +106,9 @@ class Run:
         on_progress: Callable[[Progress], None] | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
-        self.config, self.data, self.out, self.device, self.resume = config, data, out, device, resume
+        self.config, self.out, self.device, self.resume = config, out, device, resume
         self.on_progress, self.on_note = on_progress, on_note
         self.first = rank() == 0
-        if (out / LAST).exists() and not resume:
-            raise UsageError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder")
         self.task = Task(config, data, device)
         self.objective = self.task.objective
         self.optimizer = self.task.optimizer()
@@ -125,7 +139,7 @@ class Run:
             self.monitor = Monitor(self.task.fit, self.task.select, self.device, min(self.task.feed.share, 256))
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            model = self.task.snapshot(self.data)
+            model = self.task.snapshot()
             if self.first:
                 save_model(model, self.out / MODEL)
             return model
@@ -148,7 +162,7 @@ class Run:
 
     def _run_epoch(self) -> None:
         self._since = time.perf_counter(), self.step
-        with _random_layers(self.config.seed, self.epoch, self.device):
+        with random_layers(self.config.seed, self.epoch, self.device):
             for batch in self.task.feed.epoch(self.epoch):
                 self._recent.append(self.take_step(batch))
                 if len(self._recent) >= self.config.log_every:
@@ -161,7 +175,7 @@ class Run:
         if last or self.epoch % self.config.checkpoint_every == 0:
             self._save()
         if self.first and self.config.keep_every and self.epoch % self.config.keep_every == 0:
-            save_model(self.task.snapshot(self.data), self.out / f"epoch-{self.epoch:04d}.safetensors")
+            save_model(self.task.snapshot(), self.out / f"epoch-{self.epoch:04d}.safetensors")
 
     def take_step(self, batch: Part) -> Tensor:
         """One optimiser step on this rank's part of a batch: its losses (total, global, local), still on the device."""
@@ -238,7 +252,7 @@ class Run:
 
     def _look(self) -> None:
         """Online probes and the signs of collapse."""
-        health = self.monitor.look(self.task.snapshot(self.data))
+        health = self.monitor.look(self.task.snapshot())
         self._knn = health.knn
         assert self.log is not None
         self.log.write("probe", self.step, epoch=self.epoch, **asdict(health), alarm=health.alarm)
@@ -290,7 +304,7 @@ class Run:
 
 
 @contextmanager
-def _random_layers(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+def random_layers(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
     """Dropout and stochastic depth inside draw from (seed, epoch, rank); torch's generators are put back afterwards.
 
     Such layers know no generator of their own. An epoch begins alike in a resumed run, so their state is not stored.

@@ -68,10 +68,10 @@ def _decayed(params: list[Tensor], weight_decay: float) -> list[Tensor]:
 def _trust_ratios(params: list[Tensor], steps: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     """One scalar tensor a parameter; 1 where a norm is zero, as for weights that start at zero."""
     norms, step_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, steps))
-    ratios = torch.where((norms > 0) & (step_norms > 0), group["trust"] * norms / step_norms, 1.0)
+    ratios = group["trust"] * norms / step_norms
     if group["clip"]:
-        ratios = (ratios / group["lr"]).clamp(max=1.0) if group["lr"] > 0 else ratios.clamp(max=1.0)
-    return list(ratios.unbind())
+        ratios = (ratios / group["lr"]).clamp(max=1.0)
+    return list(torch.where((norms > 0) & (step_norms > 0), ratios, 1.0).unbind())
 
 
 def parameter_groups(
@@ -122,11 +122,11 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
-def warm_up_cosine(peak: float, step: int, *, warm_up: int, total: int, final: float = 0.0) -> float:
-    """Learning rate at ``step``: linear from 0 to ``peak`` over ``warm_up`` steps, then a cosine to ``final``."""
+def warm_up_cosine(peak: float, step: int, *, warm_up: int, total: int) -> float:
+    """Learning rate at ``step``: linear from 0 to ``peak`` over ``warm_up`` steps, then a cosine to 0."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
-    return cosine(peak, final, (step - warm_up) / max(1, total - warm_up))
+    return cosine(peak, 0.0, (step - warm_up) / max(1, total - warm_up))
 
 
 @torch.no_grad()

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.internal.hooks import find_site
-from coss_eval.models.backbone import Backbone, Site
+from coss_eval.internal.hooks import captured, find_site
+from coss_eval.models.backbone import Backbone, Site, as_locations
+from coss_eval.models.generic import evaluating
 from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, regional
 from coss_eval.training.methods.method import Method
 from coss_eval.training.optim import ema_update
+
+RANDOM_LAYERS = frozenset({"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "DropPath"})
 
 
 class Losses(NamedTuple):
@@ -40,7 +43,7 @@ class Targets(NamedTuple):
 
 
 class Branch(nn.Module):
-    """A backbone with the projectors of both terms: the momentum copy of the online network."""
+    """A backbone with the projectors of both terms: what makes targets, the online network or its momentum copy."""
 
     def __init__(self, backbone: Backbone, projector: nn.Module, local_projector: nn.Module | None) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class Pretraining(nn.Module):
         super().__init__()
         if local is not None and method.targets == "labels":
             raise UsageError(f"{method.name} compares no views, so it has no local term; leave co- out")
-        self.method, self.local, self.bf16, self.seed = method, local, bf16, seed
+        self.method, self.bf16, self.seed = method, bf16, seed
         self._map: Any = torch.compile(_map) if compile else _map
         self.backbone = backbone
         self.heads = method.heads(backbone.dim)
@@ -77,10 +80,21 @@ class Pretraining(nn.Module):
         self.term: LocalTerm | None = None
         if local is not None:
             self.site = find_site(backbone, local.site)
+            if self.site.layout == "nc":
+                raise UsageError(f"{local.site} has no locations to take locals from; say prepool or a stage")
             self.term = LocalTerm(local, method, local_dim=_width_at(backbone, self.site), dim=backbone.dim)
         self.target: Branch | None = None
         if method.targets == "momentum":
             self.target = deepcopy(self._online()).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode for all but the target network's dropout and stochastic depth: its outputs are no draws."""
+        super().train(mode)
+        if self.target is not None:
+            for module in self.target.modules():
+                if type(module).__name__ in RANDOM_LAYERS:
+                    module.eval()
+        return self
 
     def _online(self) -> Branch:
         """The online network's part that the target network copies."""
@@ -113,10 +127,11 @@ class Pretraining(nn.Module):
             targets = self.targets(views[:full], encoded[:full], projected[:full])
             locals_ = self._locals(encoded, ids, epoch)
         global_ = self._global_term(online, targets, labels)
-        if self.term is None or self.local is None:
+        if self.term is None:
             return Losses(global_, global_.detach(), None)
         local = self._local_term(self.term, locals_, targets)
-        total = self.local.global_weight * global_ + self.local.local_weight * local
+        weights = self.term.config
+        total = weights.global_weight * global_ + weights.local_weight * local
         return Losses(total, global_.detach(), local.detach())
 
     def ema(self, tau: float) -> None:
@@ -146,14 +161,15 @@ class Pretraining(nn.Module):
 
     def _targets_of(self, branch: Branch, view: Encoded, projected: Tensor | None = None) -> Targets:
         projected = branch.projector(view.global_) if projected is None else projected
-        if self.local is None:
+        if self.term is None:
             return Targets(projected, None)
-        if self.local.regions == 1:
+        regions = self.term.config.regions
+        if regions == 1:
             if branch.local_projector is None:
                 return Targets(projected, projected[:, None])
             return Targets(projected, branch.local_projector(view.global_)[:, None])
         backbone = branch.backbone
-        parts = regional(view.features, self.local.regions, backbone.prepool_layout, backbone.prefix_tokens)
+        parts = regional(view.features, regions, backbone.prepool_layout, backbone.prefix_tokens)
         projector = branch.projector if branch.local_projector is None else branch.local_projector
         vectors = projector(backbone.pool(parts))  # (B * R, P)
         return Targets(projected, vectors.view(len(projected), -1, vectors.shape[1]))
@@ -164,29 +180,23 @@ class Pretraining(nn.Module):
 
     def _features(self, backbone: Backbone, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The map before pooling, and the map where the local term takes its locals."""
-        if self.local is None or self.local.site == "prepool" or backbone is not self.backbone:
+        if self.term is None or self.site.name == "prepool" or backbone is not self.backbone:
             features = self._map(backbone, pixels)
             return features, features
-        seen: list[Tensor] = []
-        module = backbone.get_submodule(self.site.module)
-        # a copy, since the next stage may work in place
-        handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
-        try:
+        with captured(backbone, [self.site]) as seen:
             features = self._map(backbone, pixels)
-        finally:
-            handle.remove()
-        return features, seen[0]
+        return features, seen[self.site.name]
 
     def _locals(self, encoded: Sequence[Encoded], ids: Tensor | None, epoch: int) -> list[Tensor]:
         """Every view's locals through the local term's heads: (B, L, P) each, with L of its own."""
-        if self.term is None or self.local is None:
+        if self.term is None:
             return []
         heads = self.term.heads or self.heads
         if ids is None:
             ids = torch.arange(len(encoded[0].global_))
         found = []
         for number, view in enumerate(encoded):
-            chosen = choose(view.site, self.local, self.site, Draw(ids, self.seed, epoch, number))
+            chosen = choose(view.site, self.term.config, self.site, Draw(ids, self.seed, epoch, number))
             found.append(self.term.online(chosen, heads))
         return found
 
@@ -244,19 +254,7 @@ def _width_at(backbone: Backbone, site: Site) -> int:
     """The channels of a site, from one tiny forward pass where it is not the last map."""
     if site.name == "prepool":
         return backbone.local_dim
-    if site.name == "global":
-        return backbone.dim
-    widths: list[int] = []
-    module = backbone.get_submodule(site.module)
-    channels = {"nchw": 1}.get(site.layout, -1)
-    handle = module.register_forward_hook(lambda _module, _inputs, output: widths.append(output.shape[channels]))
-    mode = backbone.training
-    side = backbone.img_size or 64
-    parameter = next(backbone.parameters())
-    try:
-        with torch.no_grad():
-            backbone.eval()(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        handle.remove()
-        backbone.train(mode)
-    return widths[0]
+    side, like = backbone.img_size or 64, next(backbone.parameters())
+    with evaluating(backbone), captured(backbone, [site]) as seen:
+        backbone(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
+    return as_locations(seen[site.name], site.layout, site.prefix_tokens).shape[2]

@@ -25,10 +25,10 @@ from coss_eval.training.views import Views, finish_views, make_views, views_for
 
 
 class Task:
-    """A configuration bound to data and a device: what is trained, on which images, with which views."""
+    """The objective, its views and the feed of its images; ``classes`` are the data's names."""
 
     def __init__(self, config: Config, data: Dataset, device: torch.device) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.classes = config, device, data.classes
         self.fit, self.select = _parts(data, config.holdout)
         size = _size(config, self.fit)
         self.geometry = None if self.fit.native_size is not None else Geometry(size)
@@ -49,7 +49,7 @@ class Task:
             )
         self.model = self._model(size)
         self.format = training_format(self.model.backbone, device)
-        self.objective = self._objective(len(data.classes))
+        self.objective = self._objective()
         self.total = self.feed.steps * config.epochs
 
     def _model(self, size: int) -> Model:
@@ -75,13 +75,13 @@ class Task:
             raise UsageError(f"{config.arch} takes {only} px only; leave small_views at 0 and size at {only}")
         return model
 
-    def _objective(self, classes: int) -> Pretraining:
+    def _objective(self) -> Pretraining:
         config = self.config
         self.model.backbone.requires_grad_(True)
         with lent_generator(config.seed + 1):
             made = Pretraining(
                 self.model.backbone,
-                config.make_method(classes),
+                config.make_method(len(self.classes)),
                 config.local,
                 bf16=config.precision == "bf16",
                 compile=config.compile and self.device.type == "cuda",
@@ -113,7 +113,7 @@ class Task:
             options |= {"trust": config.trust, "clip": config.clip_trust}
         return make_optimizer(config.optimizer, groups, lr=config.peak_lr, **options)
 
-    def snapshot(self, data: Dataset) -> Model:
+    def snapshot(self) -> Model:
         """A copy of the network that the method hands on, in eval mode, with its head where the method makes one.
 
         A copy, since an evaluation changes the memory format of what it is given, which training depends on.
@@ -123,8 +123,9 @@ class Task:
         for module in (backbone, head):
             if module is not None:
                 module.eval().requires_grad_(False)
-        classes = data.classes if head is not None else None
-        return replace(self.model, backbone=backbone, head=head, classes=classes).identified()
+        classes = self.classes if head is not None else None
+        made = replace(self.model, backbone=backbone, head=head, classes=classes, layout="coss-eval")
+        return made.identified()
 
 
 def _parts(data: Dataset, holdout: float) -> tuple[Split, Split | None]:

@@ -4,21 +4,19 @@ import os
 import signal
 import sys
 
-from training_parts import TINY, digits
+from training_parts import DROPPING, TINY, digits
 
 from coss_eval.training.loop import Progress, train
 
 RUN = {
     **TINY,
+    **DROPPING,
     "hidden": 32,
     "epochs": 4,
     "sampling": "subset",
     "local_grid": 2,
     "optimizer": "lars",
     "lr": 0.5,
-    "arch": "training_parts:dropping_network",
-    "stem": "imagenet",
-    "width": 64,
     "probe_every": 1,
 }
 

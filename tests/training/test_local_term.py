@@ -58,6 +58,15 @@ def test_the_vectorised_term_is_the_double_loop(name: str, regions: int, locatio
     torch.testing.assert_close(term.loss(online, targets), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_random_locals_are_others_in_each_epoch_and_view() -> None:
+    model, view = objective("byol", sampling="subset", local_grid=2).eval(), two_views()[0]
+    with torch.no_grad():
+        encoded = [model._encode(model.backbone, view)] * 2
+        here, there = (model._locals(encoded, torch.arange(len(view)), epoch) for epoch in (0, 1))
+    assert all(not torch.equal(one, other) for one, other in ((here[0], here[1]), (here[0], there[0])))
+    assert torch.equal(here[0], model._locals(encoded, torch.arange(len(view)), 0)[0])
+
+
 @pytest.mark.parametrize("name", ["vicreg", "barlow"])
 def test_coupled_terms_see_all_locations_as_one_batch(name: str) -> None:
     term = LocalTerm(LocalConfig(), make_method(name, **SMALL[name]), local_dim=6, dim=6)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_parts import TINY, digits
+from training_parts import COLLAPSED, DROPPING, TINY, digits
 
 from coss_eval.cli.app import app
 from coss_eval.data.open import load_dataset
@@ -81,6 +81,27 @@ def test_looking_on_the_way_changes_no_weight(tmp_path: Path) -> None:
     assert one.sha256 == other.sha256
 
 
+def test_an_alarm_reaches_the_person(tmp_path: Path) -> None:
+    notes: list[str] = []
+    run("byol", tmp_path, epochs=1, lr=0.0, probe_every=1, on_note=notes.append, **COLLAPSED)
+    assert notes
+    assert "epoch 1: the representation collapses" in notes[0]
+
+
+def test_the_target_draws_nothing() -> None:
+    task = Task(resolve("byol", **{**TINY, **DROPPING}, hidden=32), digits(), torch.device("cpu"))
+    assert task.objective.target is not None
+    view = task.views_of(next(task.feed.epoch(0)), 0)[0]
+    with torch.no_grad():
+        target, online = task.objective.target.backbone, task.objective.backbone
+        assert torch.equal(target(view), target(view))
+        assert not torch.equal(online(view), online(view))
+
+
+def test_a_trained_model_is_not_called_untrained(tmp_path: Path) -> None:
+    assert run("byol", tmp_path, epochs=1).layout == load_model(tmp_path / "model.safetensors").layout == "coss-eval"
+
+
 def test_views_of_another_size_than_the_images_are_what_the_model_asks_for(tmp_path: Path) -> None:
     run("byol", tmp_path, epochs=1, size=48)
     assert load_model(tmp_path / "model.safetensors").preprocessing.img_size == 48
@@ -98,13 +119,13 @@ def test_simsiams_predictors_keep_their_rate() -> None:
         assert not {id(p) for p in heads.projector.parameters()} & constant
 
 
-def test_dino_hands_on_its_teacher(tmp_path: Path) -> None:
+def test_dino_hands_on_its_teacher() -> None:
     task = Task(resolve("dino", **TINY, **HEADS["dino"]), digits(), torch.device("cpu"))
     assert task.objective.target is not None
     assert task.objective.kept is task.objective.target.backbone
 
 
-def test_the_order_belongs_to_seed_and_epoch(tmp_path: Path) -> None:
+def test_the_order_belongs_to_seed_and_epoch() -> None:
     data = digits().train
     assert data is not None
     feed = Feed(data, 32, torch.device("cpu"), seed=0, views=views_for("byol", 32, variant="cifar"))
@@ -142,7 +163,6 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_the_last_checkpoint(tm
         run("byol", tmp_path / "a", epochs=2, lr=1e30, warm_up_epochs=0.0)
     assert not (tmp_path / "a" / "model.safetensors").exists()
     made = Run(resolve("byol", **TINY, hidden=32, epochs=2), digits(), tmp_path / "b", torch.device("cpu"))
-    made.log = None
     made.out.mkdir()
     made._run_epoch()
     with torch.no_grad():
@@ -225,6 +245,16 @@ def test_presets_are_layered() -> None:
     assert found.local.local_weight == 0.5
 
 
+def test_a_preset_gives_its_stem_and_width_to_resnets_alone() -> None:
+    shapes = {
+        arch: (found.stem, found.width)
+        for arch in ("resnet34", "rf29_resnet18", "resnext50_32x4d", "vit_d24_l2_h2_p8")
+        for found in (resolve("byol", "cifar10-r18-laptop", arch=arch),)
+    }
+    assert list(shapes.values()) == [("cifar", 16), ("cifar", 16), ("cifar", 64), ("imagenet", 64)]
+    assert resolve("byol", "cifar10-r18-laptop", arch="convnext_tiny", width=32).width == 32
+
+
 def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 2)):
@@ -259,9 +289,21 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
         ("simclr", {"accumulate": 2}, "cannot be accumulated"),
         ("byol", {"batch_size": 1}, "two images"),
         ("byol", {"batch_size": 30, "accumulate": 4}, "does not divide"),
-        ("byol", {"width": 0}, "width must be at least 1"),
-        ("dino", {"small_views": -2}, "small_views must be at least 0"),
+        ("byol", {"width": 0}, "width must be a number of at least 1"),
+        ("dino", {"small_views": -2}, "small_views must be a number of at least 0"),
         ("byol", {"hidden": 0}, "hidden of byol must be at least 1"),
+        ("byol", {"local": {"nonsense": 1}}, "need the method co-byol"),
+        ("co-byol", {"site": "global"}, "no locations .* say prepool"),
+        ("co-byol", {"sampling": "subset"}, "needs local_grid"),
+        ("co-byol", {"local_weight": float("nan")}, "weights must be numbers"),
+        ("byol", {"lr": float("nan")}, "lr must be a number of at least 0, got nan"),
+        ("byol", {"momentum": -0.5}, "momentum"),
+        ("byol", {"seed": 2**70}, "seed"),
+        ("supervised", {"classes": 3}, "is the data's"),
+        ("supervised", {"smoothing": 5.0}, "smoothing of supervised must be from 0 to 1"),
+        ("simclr", {"temperature": 0.0}, "temperature of simclr must be above 0"),
+        ("vicreg", {"variance": -5.0}, "variance of vicreg must be at least 0"),
+        ("dino", {"freeze_share": 2.0}, "freeze_share of dino must be from 0 to 1"),
         ("co-byol", {"local": 5}, "local takes fields"),
         ("byol", {"options": 3}, "options takes fields"),
         ("byol", {"arch": "vit_b_16", "stem": "imagenet", "width": 64, "size": 40}, "multiple of its patch"),
@@ -289,7 +331,9 @@ def test_a_dry_run_costs_two_steps_and_writes_nothing(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cost = dry_run(method, digits(), device="cpu", **TINY)
+    drawn = torch.random.get_rng_state()
+    cost = dry_run(resolve(method, **{**TINY, **DROPPING}), digits(), device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), drawn)
     assert not list(tmp_path.iterdir())
     assert cost.backward > 1.5 * cost.forward > 0
     assert (cost.target > 0) == (METHODS[method.removeprefix("co-")].targets == "momentum")

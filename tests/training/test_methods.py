@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +18,8 @@ from coss_eval.training.methods.method import Comparison
 
 
 @pytest.fixture(scope="module")
-def lightly() -> Iterator[object]:
-    if find_spec("lightly") is None:
-        pytest.skip("lightly is absent: install the bench extra to compare losses with it")
-    import lightly.loss
-
-    yield lightly.loss
-    assert "lightly" in sys.modules
+def lightly() -> Any:
+    return pytest.importorskip("lightly.loss", reason="install the bench extra to compare losses with lightly's")
 
 
 def vectors(n: int, dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -30,7 +30,9 @@ def backward(module: nn.Module, seed: int) -> None:
 @pytest.mark.parametrize("trust", [0.001, 0.5])
 def test_lars_is_its_formula_written_out(clip: bool, trust: float) -> None:
     fast, slow = network(), network()
-    optimizer = LARS(parameter_groups(fast, 0.01), lr=0.3, momentum=0.9, trust=trust, clip=clip)
+    for module in (fast, slow):
+        nn.init.zeros_(module[3].weight)  # a norm of zero at the first step
+    optimizer = LARS(parameter_groups(fast, 0.01), lr=3.0, momentum=0.9, trust=trust, clip=clip)
     velocity = {name: torch.zeros_like(p) for name, p in slow.named_parameters()}
     for seed in range(4):
         backward(fast, seed)
@@ -42,10 +44,11 @@ def test_lars_is_its_formula_written_out(clip: bool, trust: float) -> None:
                 step = p.grad.clone()
                 if p.ndim > 1:
                     step += 0.01 * p
-                    ratio = trust * p.norm() / step.norm() if p.norm() > 0 and step.norm() > 0 else torch.ones(())
-                    step *= min(float(ratio) / 0.3, 1.0) if clip else ratio
+                    if p.norm() > 0 and step.norm() > 0:
+                        ratio = float(trust * p.norm() / step.norm())
+                        step *= min(ratio / 3.0, 1.0) if clip else ratio
                 velocity[name] = 0.9 * velocity[name] + step
-                p -= 0.3 * velocity[name]
+                p -= 3.0 * velocity[name]
     for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(p, q)
 

@@ -102,7 +102,7 @@ def test_bad_images_stop_the_run_or_are_left_out(tmp_path: Path) -> None:
     whole = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(whole[: len(whole) // 2])
     (folder / "3.png").write_bytes(b"no image")
-    with pytest.raises(CossError, match=r"cannot be read .*--skip-bad-images"):
+    with pytest.raises(CossError, match=r"2 of 4 test images cannot be read: .*1.png .*; .*3.png .*--skip-bad-images"):
         list(crop_batches(opened(tmp_path), [np.arange(4)], VIEWS, seed=0, epoch=0, workers=0))
     lenient = opened(tmp_path, skip_bad_images=True)
     (batch,) = crop_batches(lenient, [np.arange(4)], VIEWS, seed=0, epoch=0, workers=0)

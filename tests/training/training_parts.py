@@ -37,10 +37,25 @@ TINY: dict[str, object] = {
 }
 
 
+OWN: dict[str, object] = {"stem": "imagenet", "width": 64}  # what a network made by a factory leaves unchanged
+DROPPING = {**OWN, "arch": "training_parts:dropping_network"}
+COLLAPSED = {**OWN, "arch": "training_parts:collapsed_network"}
+
+
 def dropping_network() -> nn.Module:
     """A ResNet whose second stage drops channels at random, and too narrow for channels-last on the CPU."""
     made = RFResNet(18, width=8, stem="cifar")
     made.layer2.append(nn.Dropout2d(0.2))
+    return made
+
+
+def collapsed_network() -> nn.Module:
+    """A ResNet that says the same of every image."""
+    made = RFResNet(18, width=16, stem="cifar")
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.zeros_(module.weight)
+            nn.init.ones_(module.bias)
     return made
 
 

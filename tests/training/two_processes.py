@@ -19,7 +19,7 @@ METHODS = ("co-byol", "co-dino", "co-mocov3", "co-simclr", "co-vicreg", "co-barl
 def one_batch(method: str, dtype: torch.dtype) -> dict[str, Any]:
     """Losses (total, global, local) of the whole batch, gradients, and buffers (running statistics) after it."""
     options = {} if method == "supervised" else SMALL[method.removeprefix("co-")]
-    run = Run(resolve(method, **TINY, options=options), digits(64), Path(), torch.device("cpu"), resume=True)
+    run = Run(resolve(method, **TINY, options=options), digits(64), Path(), torch.device("cpu"))
     run.objective.to(dtype)
     run.network = run._network()
     views = run.task.views_of
@@ -41,7 +41,7 @@ def short_run(out: Path) -> None:
 def refusal() -> str:
     """What a batch says that divides into micro-batches, but each process's part of it does not."""
     try:
-        Run(resolve("byol", **TINY, accumulate=16), digits(64), Path(), torch.device("cpu"), resume=True)
+        Run(resolve("byol", **TINY, accumulate=16), digits(64), Path(), torch.device("cpu"))
     except UsageError as error:
         return str(error)
     return ""

@@ -76,6 +76,7 @@ class DINO(Method):
     name: ClassVar[str] = "dino"
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     kept: ClassVar[Literal["online", "target"]] = "target"
+    shares: ClassVar[frozenset[str]] = frozenset({"warm_up_share", "freeze_share", "centre_momentum"})
 
     hidden: int = 2048
     bottleneck: int = 256

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from math import inf
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ class Method(ABC):
     accumulated over smaller batches. ``directions`` says whether the two directions are summed or averaged;
     ``symmetric`` that they are the same number, so that one of them is enough.
     ``kept`` is the network that is handed on, ``constant_predictor`` keeps the predictor's learning rate at its peak.
+    ``shares`` are the fields that lie between 0 and 1.
     """
 
     name: ClassVar[str]
@@ -69,12 +71,20 @@ class Method(ABC):
     symmetric: ClassVar[bool] = False
     kept: ClassVar[Literal["online", "target"]] = "online"
     constant_predictor: ClassVar[bool] = False
+    shares: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            name, value = field.name, getattr(self, field.name)
             if type(value) is int and value < 1:  # no bool
-                raise UsageError(f"{field.name} of {self.name} must be at least 1, got {value}")
+                raise UsageError(f"{name} of {self.name} must be at least 1, got {value}")
+            if type(value) is not float:
+                continue
+            most = 1.0 if name in self.shares else inf
+            if not 0 <= value <= most or value == inf or (value == 0 and "temperature" in name):
+                bounds = f"from 0 to {most:g}" if name in self.shares else "at least 0"
+                bounds = "above 0" if "temperature" in name else bounds
+                raise UsageError(f"{name} of {self.name} must be {bounds}, got {value:g}")
 
     @abstractmethod
     def heads(self, dim: int) -> Heads:

@@ -29,6 +29,7 @@ class Supervised(Method):
     name: ClassVar[str] = "supervised"
     targets: ClassVar[Targets] = "labels"
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
+    shares: ClassVar[frozenset[str]] = frozenset({"smoothing"})
 
     classes: int = 1000  # set from the data
     smoothing: float = 0.1
