@@ -48,11 +48,17 @@ def write(
 
 
 def headline_text(store: Store) -> str:
-    """The headline table as plain text for a terminal, a row a measure and a column a checkpoint."""
+    """The headline table as plain text for a terminal, a row a measure and a column a checkpoint.
+
+    One line that says so where the store has nothing for the headline.
+    """
     from coss_eval.reports import document, headline, layout
 
     results = _results(store)
-    table = document.headline_table(results, headline.columns(results))
+    scores = headline.columns(results)
+    if not scores:
+        return f"{', '.join(results.tasks)}: nothing measured that the headline shows; see the report's tables"
+    table = document.headline_table(results, scores)
     shown = layout.text(layout.transposed(table))
     return f"{shown}\n{table.gaps} not measured ({layout.GAP})" if table.gaps else shown
 

@@ -62,14 +62,14 @@ def corruptions(results: Results) -> list[TaskScores]:
         tables.append(TaskScores(TASK, title, quantity, apart, SEEN_CAPTION, name="corruptions_seen"))
     if present >= set(BENCHMARK):
         errors = [
-            Score("clean error", _error_of(lambda label: corrupted(results, label, "clean", 0))),
-            Score("mean corruption error (15)", _error_of(over(BENCHMARK))),
+            _error("clean error", lambda label: corrupted(results, label, "clean", 0)),
+            _error("mean corruption error (15)", over(BENCHMARK)),
         ]
         quantity = quantity.replace("accuracy", "error")
         tables.append(TaskScores(TASK, "Corruption error", quantity, errors, ERROR_CAPTION, name="corruptions_error"))
     normalised = [
-        Score("mCE", lambda label: mean_corruption_error(results, label)),
-        Score("relative mCE", lambda label: mean_corruption_error(results, label, relative=True)),
+        Score("mCE", lambda label: mean_corruption_error(results, label), lower_is_better=True),
+        Score("relative mCE", lambda label: mean_corruption_error(results, label, relative=True), lower_is_better=True),
     ]
     if any(score.of(label) for score in normalised for label in results.labels):
         tables.append(TaskScores(TASK, "mCE", "% of AlexNet", normalised, MCE_CAPTION, name="corruptions_mce"))
@@ -119,7 +119,9 @@ def _seen_and_unseen() -> dict[str, tuple[str, ...]]:
     return {f"seen-like ({len(SEEN_LIKE)} of 19)": SEEN_LIKE, f"unseen ({len(UNSEEN)} of 19)": UNSEEN}
 
 
-def _error_of(accuracy: Callable[[str], Estimate | None]) -> Callable[[str], Estimate | None]:
+def _error(name: str, accuracy: Callable[[str], Estimate | None]) -> Score:
+    """1 - accuracy, with its bounds and shares turned about."""
+
     def error(label: str) -> Estimate | None:
         found = accuracy(label)
         if found is None:
@@ -128,4 +130,4 @@ def _error_of(accuracy: Callable[[str], Estimate | None]) -> Callable[[str], Est
         shares = None if found.shares is None else 1 - found.shares
         return Estimate(1 - found.value, low, high, found.n, shares, found.data)
 
-    return error
+    return Score(name, error, lower_is_better=True)

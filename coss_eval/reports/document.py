@@ -11,7 +11,7 @@ from coss_eval.reports.by_task import task_scores
 from coss_eval.reports.layout import Number, Row, Table, transposed
 from coss_eval.reports.results import Estimate, Results, difference
 from coss_eval.reports.scores import Score, TaskScores
-from coss_eval.statistics import holm
+from coss_eval.statistics import Difference, holm
 
 CAPTIONS = {
     "corruptions_by_severity": "Accuracy by severity for each corruption. Bands: 95 % (Wilson).",
@@ -52,7 +52,7 @@ def build(results: Results, baseline: str | None = None, figures: Sequence[str] 
     spec = TaskScores("headline", "Headline", "", columns)
     differences = difference_table(results, spec, base)
     others = [] if differences is None else [transposed(differences)]
-    sections = [Section("Headline", [], [headline_table(results, columns), *others])]
+    sections = [Section("Headline", [], [headline_table(results, columns), *others])] if columns else []
     for task in results.tasks:
         specs = task_scores(results, task)
         drawn = {name: CAPTIONS[name] for name in figures if name.split("_")[0] == task}
@@ -97,8 +97,10 @@ def headline_table(results: Results, scores: Sequence[Score]) -> Table:
 
 
 def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
-    """The checkpoints side by side, the baseline first, and the differences from it."""
+    """The checkpoints side by side, the baseline first, and the differences from it; none where none has a number."""
     measured = [label for label in results.labels if any(s.of(label) is not None for s in spec.scores)]
+    if not measured:
+        return []
     labels = sorted(measured, key=lambda label: label != base)  # stable: the others keep their order
     found = [[score.of(label) for label in labels] for score in spec.scores]
     corner = f"{spec.quantity}, {results.n_text((e.n for row in found for e in row if e is not None), spec.task)}"
@@ -121,12 +123,7 @@ def difference_table(results: Results, spec: TaskScores, base: str) -> Table | N
     for label in others:
         found = [difference(score.of(label), score.of(base)) for score in scores]
         adjusted = holm([float("nan") if d is None else d.p for d in found])
-        columns.append(
-            [
-                None if d is None else Number(d.difference, d.low, d.high, p=float(p), signed=True)
-                for d, p in zip(found, adjusted, strict=True)
-            ]
-        )
+        columns.append([_change(*each) for each in zip(scores, found, adjusted, strict=True)])
     rows = [Row(s.name, [column[i] for column in columns], s.group) for i, s in enumerate(scores)]
     title = f"{spec.title}: difference from {base}"
     n = results.n_text(e.n for score in scores for label in others if (e := score.of(label)) is not None)
@@ -148,3 +145,10 @@ def protocol_line(results: Results, task: str) -> str:
 
 def _number(score: Score, estimate: Estimate | None) -> Number | None:
     return None if estimate is None else Number(estimate.value, estimate.low, estimate.high, score.unit)
+
+
+def _change(score: Score, found: Difference | None, p: float) -> Number | None:
+    if found is None:
+        return None
+    bounds = found.difference, found.low, found.high
+    return Number(*bounds, p=float(p), signed=True, lower_is_better=score.lower_is_better)

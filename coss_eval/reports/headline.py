@@ -16,6 +16,7 @@ from coss_eval.reports.scores import (
     attack_rows,
     corrupted,
     eps_text,
+    explained,
     mean_of,
     site_order,
 )
@@ -61,18 +62,13 @@ TERMS = {
     "PGD": "robust accuracy, Linf",
     "masked": "area under accuracy over the share masked before pooling",
     "crop": "in the centre, by area",
-    "redundancy": "normalised, (within - between)/(1 - between) cosine",
+    "redundancy": "how alike an image's locations are: (within - between)/(1 - between) cosine, 0 as of two images",
 }
 
 
 def caption(scores: Sequence[Score]) -> str:
-    """What the words mean that these columns' names begin or end with."""
-
-    def is_used(term: str) -> bool:
-        return any(score.name.startswith(term) or score.name.endswith(term) for score in scores)
-
-    used = [f"{term}: {text}" for term, text in TERMS.items() if is_used(term)]
-    return " · ".join(used) + "." if used else ""
+    """What the words in these columns' names mean."""
+    return explained(TERMS, (score.name for score in scores))
 
 
 def clean(results: Results, label: str) -> Estimate | None:

@@ -17,7 +17,7 @@ GAP = "—"
 
 @dataclass(frozen=True)
 class Number:
-    """A value with its interval; ``p`` (adjusted over its table) and ``signed`` belong to differences."""
+    """A value with its interval; ``p`` (adjusted over its table) and what follows it belong to differences."""
 
     value: float
     low: float | None = None
@@ -25,6 +25,7 @@ class Number:
     unit: Unit = "percent"
     p: float | None = None
     signed: bool = False
+    lower_is_better: bool = False
 
     @property
     def main(self) -> str:
@@ -49,6 +50,11 @@ class Number:
     def clear(self) -> bool:
         """A difference that stands after adjustment for the table's other rows."""
         return self.p is not None and self.p < 0.05
+
+    @property
+    def better(self) -> bool:
+        """A difference for the better."""
+        return self.value < 0 if self.lower_is_better else self.value > 0
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.main, self.interval, self.p_text) if part)
@@ -131,6 +137,12 @@ def transposed(table: Table) -> Table:
     return Table(table.name, table.title, table.corner, [row.name for row in table.rows], rows, table.caption)
 
 
+def narrow(table: Table, columns: int) -> Table:
+    """The table, on its side where it has more than ``columns``, more columns than rows, and no headings."""
+    wide = columns < len(table.columns) > len(table.rows)
+    return transposed(table) if wide and not any(row.group for row in table.rows) else table
+
+
 def to_csv(table: Table) -> str:
     """Percent as in the table but with four more digits; low, high and p beside each value; a gap is empty."""
     buffer = io.StringIO()
@@ -149,8 +161,7 @@ def latex(table: Table) -> str:
     A table of more columns than rows stands on its side. Long text is broken into lines, and intervals go below their
     numbers where they do not fit beside them.
     """
-    if 4 < len(table.columns) > len(table.rows) and not any(row.group for row in table.rows):
-        table = transposed(table)
+    table = narrow(table, 4)
     width = max(_NARROWEST, (_LINE - _LABEL) // len(table.columns))
     stacked = any(len(str(e)) > width for row in table.rows for e in row.entries if isinstance(e, Number))
     numeric = [any(isinstance(row.entries[i], Number) for row in table.rows) for i in range(len(table.columns))]

@@ -116,8 +116,9 @@ class Results:
         if found is None or found[1]["value"] is None:
             return None
         record, m = found
-        column = self._verdicts(record["key"], condition)
-        # a column belongs to the measurement whose value is its mean: one condition may have several metrics
+        # One condition may have several metrics. A column belongs to the one whose value is its mean; equal means are
+        # no proof of it (mean per class on balanced classes), so also to one that its task could give an interval.
+        column = self._verdicts(record["key"], condition) if m["low"] is not None else None
         if column is not None and abs(float(column.mean()) - m["value"]) > 1e-9:
             column = None
         data = record["protocol"].get("data", {}).get("fingerprint")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -29,6 +29,12 @@ METRIC_NAMES = {
     "relative_accuracy": "relative accuracy",
     "r2": "R² of the image mean",
     "icc": "ICC(1)",
+    "local_global": "cosine with the global",
+    "local_global_leave_one_out": "local-global cosine, leave one out",
+    "rankme_global": "RankMe of the global",
+    "lidar": "LiDAR",
+    "gaussian_mutual_information": "Gaussian mutual information",
+    "local_global_cka": "local-global CKA",
     "stability": "cosine with the full image",
 }
 
@@ -41,6 +47,7 @@ class Score:
     of: Callable[[str], Estimate | None]
     unit: Unit = "percent"
     group: str = ""
+    lower_is_better: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "of", cache(self.of))
@@ -80,6 +87,17 @@ def _plain_rows(results: Results, task: str, rows: pd.DataFrame) -> list[Score]:
 
 def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
+def explained(terms: Mapping[str, str], names: Iterable[str]) -> str:
+    """What the terms mean that some of the names begin or end with: "PGD: robust accuracy, Linf · ..."."""
+    names = list(names)
+    used = [
+        f"{term}: {text}"
+        for term, text in terms.items()
+        if any(name.startswith(term) or name.endswith(term) for name in names)
+    ]
+    return " · ".join(used) + "." if used else ""
 
 
 def condition_texts(text: str) -> list[str]:
@@ -214,6 +232,30 @@ def site_order(site: str) -> tuple[int, int, str]:
     return late.get(site, 0), int(digits or 0), site
 
 
+REDUNDANCY_NOTE = (
+    "ReLU, padding and overlapping receptive fields may raise or lower these in any network: read each beside its "
+    "untrained row. Below 0, locations of one image are less alike than those of two images."
+)
+REDUNDANCY_TERMS = {
+    "within": "mean cosine of two locations of one image, the data's mean taken off first",
+    "between": "of two images, the baseline",
+    "normalised": "(within - between)/(1 - between), 1 where the locations of an image are all equal",
+    "R² of the image mean": "the share of the locations' variance that it explains, at least 1/L of L locations",
+    "ICC(1)": "the same share as an intraclass correlation, without that floor",
+    "local-global cosine, leave one out": "a location with the mean of its image's others",
+    "cosine with the global": "a location with the network's own global representation",
+    "participation ratio": "how many directions carry the variance between image means, within images or in total",
+    "effective rank": "the same by the entropy of the singular values",
+    "RankMe": "effective rank of the global representations (Garrido et al. 2023)",
+    "LiDAR": "effective rank of what tells images apart, relative to the spread within them (Thilak et al. 2024)",
+    "Gaussian mutual information": "nats that a location tells of another one of its image if both were Gaussian; "
+    "compare at equal n and width",
+    "local-global CKA": "linear CKA of the locations with their image's global (Kornblith et al. 2019), 1 where one is "
+    "the other up to rotation and scale",
+    "within at distance": "by steps on the grid between the two locations",
+}
+
+
 def redundancy(results: Results) -> TaskScores:
     """One row a metric, the untrained network's beside it; metrics by distance are in measurements.csv."""
     rows = results.rows("redundancy")
@@ -228,9 +270,7 @@ def redundancy(results: Results) -> TaskScores:
                 name = metric_name(metric)
                 shown = name if state == "trained" else "… untrained network"
                 scores.append(Score(shown, mean_of(results, "redundancy", group), "plain"))
-    caption = (
-        "ReLU, padding and overlapping receptive fields raise these in any network: read each beside its untrained row."
-    )
+    caption = f"{REDUNDANCY_NOTE} {explained(REDUNDANCY_TERMS, (score.name for score in scores))}".strip()
     return TaskScores("redundancy", "Redundancy of the local representations", "value", scores, caption)
 
 

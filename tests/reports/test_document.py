@@ -59,6 +59,15 @@ def test_the_headline_of_probes_alone_speaks_of_probes_alone(store: Store, write
     assert shown.footnote == "linear probe: logistic regression on the images as they are."
 
 
+def test_there_is_no_headline_without_scores(store: Store, writer: Callable) -> None:
+    m = writer("m")
+    condition = {"attack": "representation:knn", "norm": "linf", "eps": 0.01}
+    m.put(Cell("attacks", {"attack": "representation"}), [Measurement("moved", 0.4, 60, 0.3, 0.5, condition)])
+    document = build(Results(store))
+    assert [section.title for section in document.sections] == ["Attacks", "Provenance"]
+    assert all(shown.columns for shown in document.tables)
+
+
 def test_a_caption_explains_the_columns_that_are_there() -> None:
     sgd = Score("SGD linear probe, 90 epochs", lambda label: None)
     assert headline.caption([sgd]) == "SGD linear probe: trained on random crops and flips."
@@ -113,6 +122,28 @@ def test_p_is_adjusted_over_the_column(full: Store) -> None:
     raw = [row.entries[0].p for row in shown.rows]  # type: ignore[union-attr]
     assert all(p is not None and 0 <= p <= 1 for p in raw)
     assert "Holm" in " ".join(build(results).sections[-1].paragraphs)
+
+
+def test_an_error_turns_its_accuracy_s_difference_about(full: Store, writer: Callable) -> None:
+    writer("c", -1.0).corruptions()
+    document = build(Results(full))
+    accuracy = entry(table(document, "corruptions_differences"), "clean", "c")
+    error = entry(table(document, "corruptions_error_differences"), "clean error", "c")
+    assert isinstance(accuracy, Number)
+    assert isinstance(error, Number)
+    assert error.value == pytest.approx(-accuracy.value)
+    assert error.value > 0
+    assert error.clear
+    assert not error.better
+    assert not accuracy.better
+
+
+def test_redundancy_is_explained_as_far_as_it_is_shown(full: Store) -> None:
+    shown = table(build(Results(full)), "redundancy")
+    assert [row.name for row in shown.rows][::2] == ["within", "normalised", "effective rank total"]
+    terms = [part.split(": ")[0].rsplit(". ", 1)[-1] for part in shown.caption.split(" · ")]
+    assert terms[1:] == ["normalised", "effective rank"]
+    assert "two images. within: " in shown.caption
 
 
 def test_an_unknown_baseline_is_answered_with_the_names(full: Store) -> None:

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from coss_eval.reports.layout import GAP, Number, Row, Table, escape, latex, markdown, text, to_csv, transposed
+from coss_eval.reports.layout import (
+    GAP,
+    Number,
+    Row,
+    Table,
+    escape,
+    latex,
+    markdown,
+    narrow,
+    text,
+    to_csv,
+    transposed,
+)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +112,20 @@ def test_a_table_of_more_columns_than_rows_stands_on_its_side() -> None:
     lines = latex(wide(2, 9)).splitlines()
     assert (lines[1], len(lines)) == (r"\begin{tabular}{lrr}", 5 + 9 + 2)
     assert lines[5].startswith(r"a method 0 & \begin{tabular}[t]{@{}r@{}}$-12.3$")
+
+
+def test_only_a_table_that_gets_narrower_is_put_on_its_side() -> None:
+    assert len(narrow(wide(2, 9), 8).columns) == 2
+    for table in (wide(2, 8), wide(9, 9)):
+        assert narrow(table, 8) is table
+    grouped = Table("t", "T", "", list("abcde"), [Row("x", [None] * 5, "a heading")])
+    assert narrow(grouped, 4) is grouped
+
+
+def test_a_lower_error_is_better() -> None:
+    assert Number(0.02, signed=True).better
+    assert Number(-0.02, signed=True, lower_is_better=True).better
+    assert not Number(0.02, signed=True, lower_is_better=True).better
 
 
 def test_long_text_is_broken_into_lines() -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from coss_eval import reports
 from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import figures
+from coss_eval.reports.html import COLOURS
 from coss_eval.reports.results import Results
-from coss_eval.store import Store
+from coss_eval.store import Cell, Measurement, Store
 
 FIGURES = ["attacks_by_eps", "corruptions_by_severity", "corruptions_mean", "internal_by_level", "redundancy"]
 
@@ -81,6 +83,22 @@ def test_html_stands_alone_and_is_well_formed(module_store: Store, written: list
     assert page.count("<img") == len(FIGURES)
     assert "untrained <b>" not in page
     assert "untrained &lt;b&gt; &amp; co" in page
+
+
+def test_the_headline_stands_on_its_side_where_it_is_wide(module_store: Store, written: list[Path]) -> None:
+    page = (module_store.path / "report.html").read_text()
+    headline = page[: page.index('id="probes"')]
+    assert '<th class="number">b</th>' in headline
+    assert "<tr><th>redundancy, untrained</th>" in headline
+
+
+def test_colours_say_better_or_worse(module_store: Store, written: list[Path]) -> None:
+    page = unescape((module_store.path / "report.html").read_text())
+    error = page[page.index("Corruption error: difference from b") :].split("</section>")[0]
+    cells = re.findall(r'<td class="signed( \w+)?"><b>(.)', error)
+    assert cells == [(" worse", "+"), (" worse", "+")]
+    coloured = [part for part in page.split("</table>") if 'class="signed better"' in part or "signed worse" in part]
+    assert page.count(COLOURS) == len(coloured) > 1
 
 
 def test_markdown_links_figures_that_exist(module_store: Store, written: list[Path]) -> None:
@@ -179,6 +197,16 @@ def test_a_store_of_one_task_is_enough(store: Store, writer: Callable) -> None:
     names = {path.name for path in reports.write(store.path)}
     assert "redundancy.png" in names
     assert "corruptions_mean.png" not in names
+
+
+def test_a_store_without_a_headline_is_enough(store: Store, writer: Callable) -> None:
+    condition = {"attack": "representation:knn", "norm": "linf", "eps": 0.01}
+    cell = Cell("attacks", {"attack": "representation"})
+    writer("m").put(cell, [Measurement("moved", 0.4, 60, 0.3, 0.5, condition)])
+    names = {path.name for path in reports.write(store.path)}
+    assert "attacks_representation.tex" in names
+    assert not {"headline.tex", "attacks.tex"} & names
+    assert reports.headline_text(store).startswith("attacks: nothing measured that the headline shows")
 
 
 def test_no_cells_is_one_line(tmp_path: Path) -> None:

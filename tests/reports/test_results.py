@@ -119,19 +119,20 @@ def test_shares_give_back_their_value() -> None:
 def test_a_column_is_used_only_for_the_metric_it_is_of(store: Store, writer: Callable) -> None:
     r18 = writer("r18")
     correct = r18.verdicts(0)
-    condition = {"site": "stage1"}
+    condition, top1 = {"labels": "0.01"}, float(correct.mean())
     measurements = [
-        Measurement("accuracy", float(correct.mean()), len(correct), condition=condition),
-        Measurement("relative_accuracy", 0.123, len(correct), condition=condition),
+        Measurement("top1", top1, len(correct), top1 - 0.1, top1 + 0.1, condition),
+        Measurement("mean_per_class", top1, len(correct), condition=condition),  # equal where classes are balanced
+        Measurement("top5", 0.123, len(correct), 0.1, 0.2, condition),
     ]
-    r18.put(Cell("internal", condition), measurements, {"id": r18.ids, "site=stage1": correct})
+    r18.put(Cell("probe", condition), measurements, {"id": r18.ids, "labels=0.01": correct})
     results = Results(store)
-    accuracy = results.estimate("r18", "internal", "accuracy", "site=stage1")
-    relative = results.estimate("r18", "internal", "relative_accuracy", "site=stage1")
-    assert accuracy is not None
-    assert relative is not None
-    assert accuracy.shares is not None
-    assert relative.shares is None
+    found = {m.metric: results.estimate("r18", "probe", m.metric, "labels=0.01") for m in measurements}
+    assert {metric: e is not None and e.shares is not None for metric, e in found.items()} == {
+        "top1": True,
+        "mean_per_class": False,
+        "top5": False,
+    }
 
 
 def test_damaged_files_are_reported_not_raised(full: Store) -> None:
