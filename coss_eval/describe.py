@@ -70,6 +70,8 @@ def describe(what: str, *, data_root: Path | None = None, arch: str | None = Non
     path = Path(what)
     if (path / "run.json").is_file():
         return _run_lines(path)
+    if (path / "model.safetensors").is_file():
+        raise UsageError(f"{what} is a training run's folder: give {path / 'model.safetensors'}")
     if path.is_file() or what.startswith(("torchvision:", "timm:")):
         return _model_lines(what, arch)
     if path.exists() or "/" not in what:
@@ -85,7 +87,7 @@ def field_lines(
 
     from coss_eval.data.open import load_dataset
     from coss_eval.models.classifier import Classifier, to_float
-    from coss_eval.models.receptive_field import by_site
+    from coss_eval.models.receptive_field import EFFECTIVE_LEVEL, by_site
 
     batches = []
     if data is not None:
@@ -97,14 +99,26 @@ def field_lines(
         if size not in (None, seen):
             raise UsageError(f"the images of {data} reach the network at {seen} px: leave --size {size} out")
         size = seen
-    size = size or model.preprocessing.img_size or 224
+    size = (model.preprocessing.img_size or 224) if size is None else size
     lines = [f"{model.name}: receptive fields in pixels of an image of {size} px", ""]
     lines.append(f"{'site':<10}{'grid':>10}{'jump':>8}{'theory':>10}" + (f"{'effective':>12}" if batches else ""))
     for row in by_site(model.backbone, size, batches).to_dict("records"):
-        theory = "all" if row["rf"] == float("inf") else f"{row['rf']:g}"
+        grid, jump, theory = (
+            "?" if row[name] != row[name] else "all" if row[name] == float("inf") else f"{row[name]:g}"
+            for name in ("grid", "jump", "rf")
+        )
         measured = f"{row['effective']:>12.1f}" if batches else ""
-        lines.append(f"{row['site']:<10}{row['grid']:>4} x {row['grid']:<3}{row['jump']:>8}{theory:>10}{measured}")
-    return [*lines, *([f"\neffective: over {images} test images of {data} (Luo et al. 2016)"] if batches else [])]
+        lines.append(f"{row['site']:<10}{grid:>4} x {grid:<3}{jump:>8}{theory:>10}{measured}")
+    if batches:
+        level = f"pixels above {100 * EFFECTIVE_LEVEL:g} % of the peak (Luo et al. 2016: of the centre)"
+        lines.append(f"\neffective: over {images} test images of {data}; {level}")
+    return lines
+
+
+def normalisation_line(model: Model) -> str:
+    """By what a network's pixels are normalised, and who says so."""
+    known = model.preprocessing
+    return f"mean, std   {_numbers(known.mean)}, {_numbers(known.std)} ({known.source})"
 
 
 def _run_lines(path: Path) -> list[str]:
@@ -128,14 +142,13 @@ def _model_lines(source: str, arch: str | None) -> list[str]:
 
     model = load_model(source, arch=arch)
     parameters = sum(p.numel() for p in model.backbone.parameters())
-    preprocessing = model.preprocessing
     return [
         f"model       {model.name}",
         *(model.report.lines() if model.report else [f"arch        {model.arch}"]),
         f"parameters  {parameters / 1e6:.2f} M in the backbone",
         f"sites       {', '.join(model.backbone.sites)}",
         f"classes     {len(model.classes) if model.classes else 'not named in the file'}",
-        f"mean, std   {_numbers(preprocessing.mean)}, {_numbers(preprocessing.std)} ({preprocessing.source})",
+        normalisation_line(model),
         f"sha256      {model.sha256}",
     ]
 

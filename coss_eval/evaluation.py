@@ -15,6 +15,7 @@ import torch
 
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset, load_dataset
+from coss_eval.describe import normalisation_line
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import to_float
 from coss_eval.models.load import load_model, normalisation_check
@@ -79,7 +80,7 @@ class Plan:
         per_task = Counter(job.cell.task for job in self.jobs for _ in job.subjects)
         todo = ", ".join(f"{task} {count}" for task, count in per_task.items()) or "nothing"
         return [
-            *(f"model       {s.model.name}: {s.model.arch}, {s.model.sha256[:12]}" for s in self.subjects),
+            *(line for subject in self.subjects for line in _model_lines(subject.model)),
             f"data        {data.name}: {len(data.test)} test images{limit}, {len(data.classes)} classes",
             f"geometry    {self.subjects[0].geometry}",
             f"device      {self.subjects[0].settings.device}, seed {self.subjects[0].settings.seed}",
@@ -295,6 +296,13 @@ def _distinct_names(models: list[Model]) -> list[Model]:
     if twice:
         raise UsageError(f"the same weights with the same settings are given twice: {', '.join(twice)}; give each once")
     return named
+
+
+def _model_lines(model: Model) -> list[str]:
+    """What is evaluated, and the normalisation where nobody says it."""
+    assumed = model.preprocessing.source.startswith("ASSUMED")
+    line = f"model       {model.name}: {model.arch}, {model.sha256[:12]}"
+    return [line, *([normalisation_line(model)] if assumed else [])]
 
 
 def _warnings(subjects: list[Subject]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from coss_eval import cli
+from coss_eval.cli.app import app
 
 
 class Done(NamedTuple):
@@ -106,6 +108,34 @@ def test_wrong_calls_get_one_line_and_no_traceback(
     assert len(done.err.strip().splitlines()) == 1, done.err
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "expected"),
+    [
+        ("evaluate --tasks probe crops --tasks redundancy", "tasks", ("probe", "crops", "redundancy")),
+        ("corruptions --names fog frost --limit 5 --names snow", "names", ("fog", "frost", "snow")),
+        ("corruptions --severities 1 3", "severities", (1, 3)),
+        ("probe --lr 0.1 0.3 --lr 1 --protocol sgd", "lr", (0.1, 0.3, 1.0)),
+        ("attacks --eps 1/255 2/255 --eps 0.5,0.6 --limit 5", "eps", (1 / 255, 2 / 255, 0.5, 0.6)),
+        ("attacks --attack fgsm:linf pgd:l2", "attack", ("fgsm:linf", "pgd:l2")),
+        ("internal --kinds noise channel --sites stage1 global", "kinds", ("noise", "channel")),
+        ("internal --kinds noise channel --sites stage1 global", "sites", ("stage1", "global")),
+        ("crops --areas 0.2 0.4 --counts 1 2", "counts", (1, 2)),
+        ("crops --positions centre 'top left'", "positions", ("centre", "top left")),
+        ("robustness --ckpt a.pth b.pth --quiet --ckpt c.pth", "models.ckpt", ("a.pth", "b.pth", "c.pth")),
+        ("receptive-field --ckpt a.pth b.pth --size 64", "model.ckpt", ("a.pth", "b.pth")),
+        ("compare a b", "b", Path("b")),
+        ("list tasks", "kind", "tasks"),
+        ("sweep crops-digits --job 1", "what", "crops-digits"),
+        ("figures curves a b --out c", "runs", (Path("a"), Path("b"))),
+    ],
+)
+def test_list_flags_take_several_values_and_may_be_repeated(line: str, name: str, expected: object) -> None:
+    _, bound, _ = app.parse_args(shlex.split(line), exit_on_error=False, print_error=False)
+    argument, _, field = name.partition(".")
+    found = bound.arguments[argument]
+    assert (getattr(found, field) if field else found) == expected
+
+
 def test_the_list_names_every_method() -> None:
     from coss_eval.describe import METHODS
     from coss_eval.training import methods
@@ -129,6 +159,12 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
     assert "resnet18" in described
     assert "(coss-eval)" not in described
     assert "451 images" in run("info", "digits").out
+    for wrong in (["info", "one"], ["probe", "--ckpt", "one"], ["probe", "--ckpt", "one/last.pt"]):
+        refused = run(*wrong)
+        assert refused.code in (1, 2)
+        assert "give" in refused.err
+        assert "model.safetensors" in refused.err
+        assert len(refused.err.strip().splitlines()) == 1
 
     checked = run("check", "--ckpt", "one/model.safetensors")
     assert checked.code == 0, checked.out

@@ -147,6 +147,14 @@ def test_the_same_weights_twice_are_refused(trained: Model, digits: Dataset, tmp
         ce.evaluate([trained, replace(trained, name="again")], digits, out=tmp_path)
 
 
+def test_the_plan_names_an_assumed_normalisation(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    assumed = "mean, std   (0.485 0.456 0.406), (0.229 0.224 0.225) (ASSUMED (ImageNet))"
+    plain = make_model("resnet18", stem="cifar", width=8)
+    lines = evaluation.plan([trained, plain], digits, tasks=[Redundancy()], out=tmp_path).lines()
+    assert lines.count(assumed) == 1
+    assert lines[lines.index(assumed) - 1].startswith(f"model       {plain.name}")
+
+
 @pytest.mark.parametrize("limit", [0, -3])
 def test_a_limit_below_one_is_refused(limit: int, trained: Model, digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="limit"):

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from coss_eval.cli.app import EVALUATE, app
-from coss_eval.cli.flags import CorruptionDataFlags, DataFlags, Fraction, Fractions, ModelFlags, RunFlags
+from coss_eval.cli.flags import (
+    Backend,
+    CorruptionDataFlags,
+    DataFlags,
+    Floats,
+    Fraction,
+    Fractions,
+    Integers,
+    ModelFlags,
+    RunFlags,
+    Words,
+)
 from coss_eval.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +60,7 @@ def _evaluate(
         )
     say("")
     say(_headline(done.path, run.baseline))
-    say(f"\nreport      {out / 'report.md'} and report.html")
+    say(f"\nreport      {out / 'report.md'}, report.html and, for every number, tables/*.csv")
     for failure in done.failures:
         say(f"NOT DONE    {failure}")
     return 1 if done.failures else 0
@@ -80,7 +91,7 @@ def robustness(
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
     run: RunFlags | None = None,
-    backend: Literal["native", "reference"] = "native",
+    backend: Backend = "native",
 ) -> int:
     """Evaluate checkpoints with every task and write the report."""
     from coss_eval.tasks import NAMES
@@ -91,13 +102,19 @@ def robustness(
 @app.command(group=EVALUATE)
 def evaluate(
     *,
-    tasks: tuple[str, ...] = (),
+    tasks: Words = (),
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
     run: RunFlags | None = None,
-    backend: Literal["native", "reference"] = "native",
+    backend: Backend = "native",
 ) -> int:
-    """Evaluate checkpoints with the tasks named by --tasks (all by default)."""
+    """Evaluate checkpoints with the tasks named by --tasks (all by default).
+
+    Parameters
+    ----------
+    tasks
+        Names from coss-eval list tasks.
+    """
     from coss_eval.tasks import NAMES, task_class
 
     chosen = [task_class(name) for name in tasks or NAMES]
@@ -110,7 +127,7 @@ def probe(
     *,
     protocol: Literal["lbfgs", "sgd"] = "lbfgs",
     epochs: int | None = None,
-    lr: tuple[float, ...] = (),
+    lr: Floats = (),
     bf16: bool = False,
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
@@ -148,11 +165,11 @@ def probe(
 @app.command(group=EVALUATE)
 def corruptions(
     *,
-    names: tuple[str, ...] = (),
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5),
+    names: Words = (),
+    severities: Integers = (1, 2, 3, 4, 5),
     table: Literal["imagenet", "tiny-imagenet", "cifar"] | None = None,
     flavour: Literal["imagecorruptions", "imagenet-c"] = "imagecorruptions",
-    backend: Literal["native", "reference"] = "native",
+    backend: Backend = "native",
     write: Path | None = None,
     layout: Literal["npy", "folders"] | None = None,
     models: ModelFlags | None = None,
@@ -166,6 +183,14 @@ def corruptions(
 
     Parameters
     ----------
+    names
+        Names from coss-eval list corruptions [default: all 19].
+    severities
+        Of each corruption, 1 (mildest) to 5.
+    table
+        The images whose published severities are used [default: by the side of the images].
+    flavour
+        Which to follow where the package imagecorruptions and ImageNet-C's original code differ.
     write
         Evaluate nothing: write a corrupted copy of the test images into this folder; the same call goes on.
     layout
@@ -214,14 +239,14 @@ def attacks(
     *,
     eps: Fractions = None,
     eps_l2: Fractions = None,
-    attack: tuple[str, ...] = (),
+    attack: Words = (),
     target: Literal["label", "representation"] = "label",
     steps: int | None = None,
     step_size: Fraction = None,
     restarts: int = 1,
     loss: Literal["auto", "ce", "dlr", "ce+dlr"] = "auto",
     images: int = 1000,
-    backend: Literal["native", "reference"] = "native",
+    backend: Backend = "native",
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
     run: RunFlags | None = None,
@@ -266,8 +291,8 @@ def attacks(
 @app.command(group=EVALUATE)
 def internal(
     *,
-    kinds: tuple[str, ...] = ("channel", "location"),
-    sites: tuple[str, ...] = (),
+    kinds: Words = ("channel", "location"),
+    sites: Words = (),
     levels: Fractions = None,
     seeds: int = 5,
     rescale: bool = False,
@@ -303,10 +328,10 @@ def internal(
 @app.command(group=EVALUATE)
 def crops(
     *,
-    areas: tuple[float, ...] = (0.08, 0.2, 0.4, 0.6, 0.8),
-    positions: tuple[str, ...] = ("centre", "top left", "top right", "bottom left", "bottom right"),
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.5),
-    counts: tuple[int, ...] = (1, 2, 4, 8),
+    areas: Floats = (0.08, 0.2, 0.4, 0.6, 0.8),
+    positions: Words = ("centre", "top left", "top right", "bottom left", "bottom right"),
+    scales: Floats = (0.25, 0.5, 0.75, 1.5),
+    counts: Integers = (1, 2, 4, 8),
     area: float = 0.25,
     models: ModelFlags | None = None,
     data: DataFlags | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,8 +35,20 @@ def _fraction(_type: Any, tokens: Any) -> float:
     return value
 
 
-Fractions = Annotated[tuple[float, ...] | None, Parameter(converter=_fractions, consume_multiple=True, n_tokens=-1)]
+def _as_typed(values: tuple[Any, ...]) -> str | None:
+    """A list flag's default for the help, as one would type it; None where there is none to show."""
+    return shlex.join(map(str, values)) or None
+
+
+_SEVERAL = Parameter(consume_multiple=1, show_default=_as_typed)  # values after a list flag; it may be repeated, too
+Words = Annotated[tuple[str, ...], _SEVERAL]
+Integers = Annotated[tuple[int, ...], _SEVERAL]
+Floats = Annotated[tuple[float, ...], _SEVERAL]
+Fractions = Annotated[tuple[float, ...] | None, Parameter(converter=_fractions, consume_multiple=1, n_tokens=-1)]
 Fraction = Annotated[float | None, Parameter(converter=_fraction)]
+Backend = Annotated[
+    Literal["native", "reference"], Parameter(help="reference: imagecorruptions and foolbox do the work, not our code.")
+]
 
 
 @Parameter(name="*")
@@ -43,8 +56,8 @@ Fraction = Annotated[float | None, Parameter(converter=_fraction)]
 class ModelFlags:
     """Which network, and how its file is to be read where it does not say so itself."""
 
-    ckpt: tuple[str, ...] = ()
-    "Checkpoint file, torchvision:NAME, timm:NAME or pixels:SIDE (no network); repeat it to set models side by side."
+    ckpt: Words = ()
+    "Checkpoint file, torchvision:NAME, timm:NAME or pixels:SIDE (no network); several stand side by side."
     untrained: int = 0
     "So many untrained networks of the first checkpoint's architecture beside it."
     arch: str | None = None

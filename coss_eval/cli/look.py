@@ -14,7 +14,15 @@ from coss_eval.errors import UsageError
 
 @app.command(group=LOOK)
 def report(folder: Path, *, baseline: str | None = None) -> int:
-    """Write report.md, report.html, tables and figures again from a results folder."""
+    """Write report.md, report.html, tables and figures again from a results folder.
+
+    Parameters
+    ----------
+    folder
+        A results folder.
+    baseline
+        Name of the model that the differences refer to [default: the first].
+    """
     from coss_eval import reports
     from coss_eval.terminal import say
 
@@ -71,7 +79,15 @@ def curves(*runs: Path, out: Path = Path(".")) -> int:
 
 @app.command(group=LOOK)
 def compare(a: Path, b: Path) -> int:
-    """Paired differences between two results folders, with intervals and p-values."""
+    """Paired differences between two results folders, with intervals and p-values.
+
+    Parameters
+    ----------
+    a
+        A results folder.
+    b
+        Another, of the same images.
+    """
     from coss_eval.reports.compare import compare as paired
     from coss_eval.reports.compare import text
     from coss_eval.terminal import say
@@ -82,7 +98,13 @@ def compare(a: Path, b: Path) -> int:
 
 @app.command(name="list", group=LOOK)
 def list_(kind: str | None = None) -> int:
-    """What there is: datasets, corruptions, attacks, tasks, layouts, architectures."""
+    """What there is: tasks, datasets, corruptions, attacks, architectures, methods, presets, sweeps.
+
+    Parameters
+    ----------
+    kind
+        One of these words [default: all].
+    """
     from coss_eval.describe import list_lines
     from coss_eval.terminal import say
 

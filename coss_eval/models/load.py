@@ -24,6 +24,7 @@ from coss_eval.models.unpickle import METADATA, read_checkpoint
 from coss_eval.models.wishes import Interpolation, Wishes
 
 GENERIC_NAMES = {"model", "checkpoint", "ckpt", "last", "best", "final", "model_best", "weights", "state_dict"}
+TRAINER_STATE = {"version", "epoch", "step", "objective", "optimizer", "config", "data"}  # keys of a run's last.pt
 
 
 def load_model(
@@ -174,6 +175,11 @@ def _from_file(path: Path, wishes: Wishes) -> Model:
         config = content.get(METADATA, {}).get(CONFIG)
         if config is not None:
             return own_model(name, content, config, wishes)
+        if content.keys() >= TRAINER_STATE:  # its network would be found, but neither normalisation nor geometry
+            raise UsageError(
+                "this is the trainer's state: give the model.safetensors beside it "
+                "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
+            )
         return foreign_model(name, content, wishes)
     except RecursionError as error:
         raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error

@@ -57,7 +57,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        what = "is a folder: give the file itself" if path.is_dir() else "does not exist"
+        inside = path / "model.safetensors"  # of a training run
+        wanted = inside if inside.is_file() else "the file itself"
+        what = f"is a folder: give {wanted}" if path.is_dir() else "does not exist"
         raise CossError(f"checkpoint {path} {what}")
     with path.open("rb") as file:
         start = file.read(16)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
-from coss_eval.models.load import load_model, make_model, normalisation_check, save_model
+from coss_eval.models.load import TRAINER_STATE, load_model, make_model, normalisation_check, save_model
 from coss_eval.models.model import weights_sha256
 from coss_eval.models.unpickle import read_checkpoint
 
@@ -212,6 +212,7 @@ def test_a_deeper_network_does_not_pass_for_a_shallower_one(tmp_path: Path) -> N
         ({"optimizer": {"state": {"x": torch.ones(3)}}}, "no tensors"),
         ({"weight": torch.ones(3)}, r"no ResNet, ViT or ConvNeXt among its 1 \(weight\) tensors; give --arch"),
         (lambda: under("a.", resnet(0)) | under("b.", resnet(0)), "--weights: a, b"),
+        (lambda: dict.fromkeys(TRAINER_STATE, 0) | under("network.", resnet(0)), "the trainer's .*model.safetensors"),
         (lambda: resnet(0).state_dict() | {"conv1.weight": torch.ones(64, 3, 5, 5)}, r"7x7 nor one 3x3.*--arch"),
     ],
 )
