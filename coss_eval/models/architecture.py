@@ -55,6 +55,7 @@ VIT_SPEC = re.compile(r"vit_d(\d+)_l(\d+)_h(\d+)_p(\d+)")
 @dataclass(frozen=True)
 class Architecture:
     """``arch``: a name that zoo.network knows, or "vit_d384_l12_h6_p16": a plain ViT's dim, blocks, heads and patch.
+    "torchvision:NAME" is NAME.
 
     ``stem``: as zoo.network has it, or "lightly-cifar": the 3x3 stem without its ReLU. ``img_size``: the side a ViT's
     position embedding is made for. ``pooling``: the global representation of token sequences.
@@ -67,6 +68,7 @@ class Architecture:
     pooling: Pooling = "own"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "arch", self.arch.removeprefix("torchvision:"))
         if self.stem not in STEMS:
             raise unknown_name("stem", self.stem, STEMS)
 
@@ -139,7 +141,44 @@ def _infer_resnet(state: Mapping[str, Tensor]) -> Architecture:
     groups = spatial.shape[0] // spatial.shape[1] if bottleneck else 1
     kind = f"a {'bottleneck' if bottleneck else 'basic-block'} ResNet of blocks {blocks} and {groups} groups"
     name = _known(RESNETS, (bottleneck, blocks, groups, inner / width), kind)
+    places = ("conv2",) if bottleneck else ("conv1", "conv2")
+    kept = tuple(_kept(state, i, count, places) for i, count in enumerate(blocks, start=1))
+    mlp = _mlp_suffix(state, channels=8 * width * (4 if bottleneck else 1))
+    if mlp or kept != tuple(count * len(places) for count in blocks):
+        if name not in zoo.SCALABLE:
+            raise UsageError(f"a {name} with 1x1 convolutions for 3x3 ones, or with an MLP, has no known name")
+        name = f"rf_{name}_k{'-'.join(map(str, kept))}{mlp}"
     return Architecture(name, "imagenet" if stem.shape[2] == 7 else "cifar", width)
+
+
+def plain_resnet(arch: str) -> str:
+    """The ResNet whose depth, stem and width an RF-ResNet has: "rf29_resnet18" is a "resnet18". Other names stay."""
+    return re.sub(r"^rf\d*_(resnet\d+)(_k.*)?$", r"\1", arch)
+
+
+def _kept(state: Mapping[str, Tensor], stage: int, blocks: int, places: tuple[str, ...]) -> int:
+    """How many of a stage's 3x3 convolutions are none of 1x1; one that is missing counts as 3x3."""
+    keys = [f"layer{stage}.{block}.{place}.weight" for block in range(blocks) for place in places]
+    spatial = [key not in state or state[key].shape[-1] > 1 for key in keys]
+    if spatial != sorted(spatial, reverse=True):
+        raise UsageError(f"a ResNet whose stage {stage} has 1x1 convolutions before 3x3 ones has no known name")
+    return sum(spatial)
+
+
+def _mlp_suffix(state: Mapping[str, Tensor], channels: int) -> str:
+    """The part of an RF-ResNet's name that stands for its MLP; "" where no ``mlp`` has the shapes of one.
+
+    A projection head of that name has normalisations in it, or another width at its end.
+    """
+    layers = _count(state, r"mlp\.\d+\.weight")
+    keys = {f"mlp.{2 * i}.{kind}" for i in range(layers) for kind in ("weight", "bias")}
+    if not layers or keys != {key for key in state if key.startswith("mlp.")}:
+        return ""
+    units = state["mlp.0.weight"].shape[0]
+    shapes = [tuple(state[f"mlp.{2 * i}.weight"].shape) for i in range(layers)]
+    if shapes != [(units, channels), *[(units, units)] * (layers - 1)]:
+        return ""
+    return f"_mlp{layers}" + (f"x{units}" if units != channels else "")
 
 
 def _infer_vit(state: Mapping[str, Tensor], vit_heads: Mapping[int, int]) -> Architecture:

@@ -136,7 +136,7 @@ def _after(
         return [_reduced(one, args, kwargs, shape, len(results[0].shape))] * len(results)
     if name in _RESHAPING:
         return _reshaped(one, func, args, kwargs, shape)
-    raise CossError(f"what {name!r} does to a receptive field is not known here; use the effective receptive field")
+    raise CossError(f"what {name!r} does to a receptive field is not known; take the effective field (--data)")
 
 
 def _union(reaches: list[Reach]) -> Reach:

@@ -11,13 +11,14 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
-from coss_eval.models.architecture import VIT_SPEC, Architecture, infer
+from coss_eval.models.architecture import VIT_SPEC, Architecture, infer, plain_resnet
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.dialects import Dialect, State, find_roots
 from coss_eval.models.fit import Fit, copy_into, head_line, linear_at, refuse_unless_complete, roots_by_name, slots_of
 from coss_eval.models.layouts import IMAGENET, Layout, Recognised, flatten, recognise
 from coss_eval.models.model import KeyReport, Model, named
+from coss_eval.models.rf_resnet import SPEC
 from coss_eval.models.wishes import Wishes
 
 STEM_NOTES = {
@@ -42,6 +43,7 @@ def foreign_model(name: str, content: dict[str, Any], wishes: Wishes) -> Model:
 
     Raises UsageError where a flag must decide, CossError where the file does not fill the network.
     """
+    wishes = replace(wishes, arch=wishes.arch and wishes.arch.removeprefix("torchvision:"))
     tensors = flatten(content)
     if not tensors:
         raise CossError("it holds no tensors that could be weights")
@@ -129,8 +131,9 @@ def _plan(state: State, dialect: Dialect | None, layout: Layout, wishes: Wishes)
         raise UsageError("its ResNet has a 7x7 stem without max-pool; give --arch package.module:factory for it")
     if wishes.arch is None and shapes is None:
         raise UsageError(f"{reason}; give --arch (a torchvision name, timm:NAME or package.module:factory)")
-    by_shape = shapes is not None and wishes.arch in (None, shapes.arch)
+    by_shape = shapes is not None and (wishes.arch is None or _related(wishes.arch, shapes.arch))
     base = shapes if shapes is not None and by_shape else Architecture(wishes.arch or "")
+    base = replace(base, arch=wishes.arch or base.arch)
     if shapes is not None and base.arch.startswith("vit_"):  # with another number of heads, perhaps
         base = replace(base, img_size=shapes.img_size)
     architecture = replace(
@@ -145,6 +148,11 @@ def _plan(state: State, dialect: Dialect | None, layout: Layout, wishes: Wishes)
     return Plan(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
 
 
+def _related(arch: str, other: str) -> bool:
+    """Whether the shapes tell stem and width of both alike: the same ResNet, but for 1x1s in 3x3s' place and an MLP."""
+    return plain_resnet(arch) == plain_resnet(other)
+
+
 def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str, ...]) -> list[str]:
     """What no shape tells and was decided all the same."""
     notes = []
@@ -154,6 +162,12 @@ def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str
         dim, blocks, heads, patch = map(int, spec.groups())
         why = f"as {layout.name} has" if dim in layout.vit_heads else "ASSUMED, 64 channels each"
         notes.append(f"{heads} attention heads ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
+    if "arch" in inferred and (spec := SPEC.fullmatch(architecture.arch)):
+        if int(spec["depth"]) >= 50:
+            notes.append(f"strides ASSUMED as torchvision has them; else give --arch {architecture.arch}_v1")
+        if spec["layers"]:
+            plain = plain_resnet(architecture.arch)
+            notes.append(f"mlp ASSUMED between pooling and classifier; if it is a projection head, give --arch {plain}")
     return notes
 
 
@@ -171,13 +185,14 @@ def _at_size(state: State, plan: Plan) -> tuple[State, tuple[str, ...]]:
 
 def _hints(plan: Plan, fit: Fit, other_branches: list[str]) -> list[str]:
     """The flags that would mend a network that the file does not fill."""
-    hints = []
-    if plan.shapes is not None and plan.shapes.arch != plan.architecture.arch:
-        hints.append(f"--arch {plan.shapes.arch}")
-    elif plan.shapes is not None and plan.shapes.stem != plan.architecture.stem:
-        hints.append(f"--stem {plan.shapes.stem}")
-    elif plan.shapes is None or fit.misplaced:  # layer scale, squeeze-and-excite, ...: a relative of what was built
-        hints.append("another --arch (timm:NAME, package.module:factory)")
+    hints, shapes, built = [], plan.shapes, plan.architecture
+    if shapes is not None and _related(shapes.arch, built.arch):
+        differing = [name for name in ("stem", "width") if getattr(shapes, name) != getattr(built, name)]
+        hints = [f"--{name} {getattr(shapes, name)}" for name in differing]
+    if shapes is not None and not hints and shapes.arch != built.arch:
+        hints = [f"--arch {shapes.arch}"]
+    elif not hints and (shapes is None or fit.misplaced):  # of a relative: layer scale, squeeze-and-excite, ...
+        hints = ["another --arch (timm:NAME, package.module:factory)"]
     return [*hints, *(f"--weights {name}" for name in other_branches)]
 
 

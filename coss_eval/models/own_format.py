@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.fit import copy_into, head_line, linear_at, refuse_unless_complete, slots_of
 from coss_eval.models.layouts import flatten
 from coss_eval.models.model import KeyReport, Model
+from coss_eval.models.rf_resnet import PRESETS
 from coss_eval.models.wishes import Wishes
 
 CONFIG = "coss_eval"  # the entry of the metadata that holds the config, as JSON
@@ -62,13 +63,17 @@ def own_model(name: str, content: dict[str, Any], config: str, wishes: Wishes) -
         preprocessing = Preprocessing(**stored, source="checkpoint")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CossError(f"its {CONFIG} metadata cannot be read ({error}); write it again with save_model") from error
-    _agree(architecture.arch, wishes)
+    _agree(architecture, wishes)
+    repooled = wishes.pooling != "own" and wishes.pooling != architecture.pooling  # the head was made for the other
+    architecture = replace(architecture, pooling=wishes.pooling) if repooled else architecture
     backbone = architecture.backbone(seed=0)
+    if backbone.img_size is not None and wishes.img_size not in (None, backbone.img_size):
+        raise UsageError(f"it takes images of side {backbone.img_size} only; leave --img-size {wishes.img_size} out")
     state = flatten(content)
     weights = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     fit = copy_into(slots_of(backbone), backbone, weights)
     refuse_unless_complete(fit, architecture.arch, (), allow_partial=wishes.allow_partial)
-    head = linear_at(state, "head.", backbone.dim)
+    head = None if repooled else linear_at(state, "head.", backbone.dim)
     report = KeyReport(
         layout="coss-eval",
         branch=None,
@@ -93,10 +98,17 @@ def own_model(name: str, content: dict[str, Any], config: str, wishes: Wishes) -
     )
 
 
-def _agree(arch: str, wishes: Wishes) -> None:
-    if ":" in arch and not arch.startswith("timm:") and wishes.arch != arch:
+def _agree(architecture: Architecture, wishes: Wishes) -> None:
+    arch, width = architecture.arch, architecture.width
+    wanted = wishes.arch and wishes.arch.removeprefix("torchvision:")
+    if ":" in arch and not arch.startswith("timm:") and wanted != arch:
         raise UsageError(f"its network is made by {arch}, and a file runs no code: give --arch {arch} to allow it")
-    if wishes.arch not in (None, arch):
+    if wanted not in (None, arch):
         raise UsageError(f"it says that it is a {arch}; leave --arch out")
+    stems = {architecture.stem, PRESETS[arch].stem if arch in PRESETS else architecture.stem}
+    if wishes.stem is not None and wishes.stem not in stems:
+        raise UsageError(f"it says that its stem is {' or '.join(sorted(stems))}; leave --stem {wishes.stem} out")
+    if wishes.width not in (None, width):
+        raise UsageError(f"it says that its width is {width}; leave --width {wishes.width} out")
     if wishes.weights not in (None, "student", "online"):
         raise UsageError(f"no branch {wishes.weights!r}: it holds one network; leave --weights out")

@@ -28,7 +28,8 @@ def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
     ``grid`` (units along a side), ``jump`` (pixels between neighbouring units), ``rf`` (pixels along the longer side)
     and ``first`` (the leftmost pixel that unit 0 sees, negative in the padding). ``rf`` is infinite where a unit sees
     the whole image whatever its size: global pooling, squeeze-and-excite, attention. The network runs once, on an
-    image of ``size`` pixels. Raises CossError for an operation whose effect is not known.
+    image of ``size`` pixels. Raises CossError for an operation whose effect is not known, UsageError for a size that
+    the network does not take.
     """
     names = {site.module: site.name for site in module.sites.values()} if isinstance(module, Backbone) else {}
     rows = []
@@ -49,10 +50,17 @@ def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
 
 def by_site(backbone: Backbone, size: int = 224, batches: Sequence[Tensor] = ()) -> pd.DataFrame:
     """One row a site: ``site``, ``grid``, ``jump`` and ``rf`` as in ``theoretical``, and ``effective`` where
-    normalised pixels (B, 3, H, W) are given as ``batches``."""
-    rows = theoretical(backbone, size).set_index("module")
+    normalised pixels (B, 3, H, W) are given as ``batches``. With them the theory may be unknown (NaN)."""
     sites = backbone.sites
-    table = rows.loc[[site.module for site in sites.values()], ["grid", "jump", "rf"]].reset_index(drop=True)
+    modules, columns = [site.module for site in sites.values()], ["grid", "jump", "rf"]
+    try:
+        table = theoretical(backbone, size).set_index("module").loc[modules, columns].reset_index(drop=True)
+    except UsageError:
+        raise
+    except CossError:  # an operation whose effect is not known
+        if not batches:
+            raise
+        table = pd.DataFrame(math.nan, index=range(len(modules)), columns=columns)
     table.insert(0, "site", list(sites))
     if batches:
         names = {site.module: name for name, site in sites.items()}  # stage4 and prepool are often one module
@@ -63,6 +71,8 @@ def by_site(backbone: Backbone, size: int = 224, batches: Sequence[Tensor] = ())
 
 def fields(module: nn.Module, size: int = 224) -> dict[str, tuple[Tensor, Reach]]:
     """Each submodule's last output on one image (1, 3, size, size), with its Field or WHOLE, in order of execution."""
+    if size < 1:
+        raise UsageError(f"the side of an image must be positive, not {size}")
     parameter = next(module.parameters(), torch.empty(0))
     image = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
     found: dict[str, tuple[Tensor, Reach]] = {}
@@ -81,6 +91,9 @@ def fields(module: nn.Module, size: int = 224) -> dict[str, tuple[Tensor, Reach]
     try:
         with evaluating(module), tracer:
             module(image)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"the network takes no image of {size} px ({reason}); give another --size") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from coss_eval.errors import UsageError
+from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.families import Stem, use_cifar_stem
 
 Strides = Literal["torchvision", "v1"]
@@ -53,12 +53,16 @@ class RFResNet(ResNet):  # type: ignore[misc]
         mlp_width: int | None = None,
         num_classes: int = 1000,
     ) -> None:
+        _check(depth, kept, stem, strides)
+        for name, value, least in (("width", width, 1), ("mlp_layers", mlp_layers, 0), ("mlp_width", mlp_width, 1)):
+            if value is not None and value < least:
+                raise UsageError(f"{name} of an RF-ResNet must be {least} or more, not {value}")
         block, blocks = _blocks(depth)
         super().__init__(block, blocks, num_classes=num_classes)
         if width != 64:
             self._set_width(width, block, blocks)
         if strides == "v1":
-            self._stride_first(block)
+            self._stride_first()
         if kept is not None:
             self._keep(kept)
         if stem != "imagenet":
@@ -83,18 +87,13 @@ class RFResNet(ResNet):  # type: ignore[misc]
         for i, count in enumerate(blocks):
             setattr(self, f"layer{i + 1}", self._make_layer(block, width * 2**i, count, stride=2 if i else 1))
 
-    def _stride_first(self, block: Any) -> None:
-        if block is not Bottleneck:
-            raise UsageError("strides='v1' is for bottleneck networks (depth 50 and more); leave it at 'torchvision'")
+    def _stride_first(self) -> None:
         for stage in (self.layer2, self.layer3, self.layer4):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
 
     def _keep(self, kept: Kept) -> None:
         for i, keep in enumerate(kept, start=1):
-            spatial = list(_spatial(getattr(self, f"layer{i}")))
-            if not 0 <= keep <= len(spatial):
-                raise UsageError(f"stage {i} has {len(spatial)} 3x3 convolutions; cannot keep {keep} of them")
-            for block, name in spatial[keep:]:
+            for block, name in list(_spatial(getattr(self, f"layer{i}")))[keep:]:
                 old = getattr(block, name)
                 setattr(block, name, nn.Conv2d(old.in_channels, old.out_channels, 1, old.stride, bias=False))
 
@@ -103,6 +102,22 @@ def _blocks(depth: int) -> tuple[Any, Kept]:
     if depth not in BLOCKS:
         raise UsageError(f"no ResNet of depth {depth}; known: {', '.join(map(str, BLOCKS))}")
     return BLOCKS[depth]
+
+
+def _check(depth: int, kept: Kept | None, stem: Stem, strides: Strides) -> None:
+    """UsageError for a layout that no ResNet of this depth can have."""
+    counts = _spatial_counts(depth)
+    if stem not in get_args(Stem):
+        raise unknown_name("stem", stem, get_args(Stem))
+    if strides not in get_args(Strides):
+        raise unknown_name("strides", strides, get_args(Strides))
+    if strides == "v1" and BLOCKS[depth][0] is not Bottleneck:
+        raise UsageError("strides='v1' is for bottleneck networks (depth 50 and more); leave it at 'torchvision'")
+    if kept is not None and len(kept) != len(counts):
+        raise UsageError(f"kept must be {len(counts)} counts, one a stage, not {kept}")
+    for i, (keep, count) in enumerate(zip(kept or counts, counts, strict=True), start=1):
+        if not 0 <= keep <= count:
+            raise UsageError(f"stage {i} has {count} 3x3 convolutions; cannot keep {keep} of them")
 
 
 def _spatial(stage: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -128,6 +143,7 @@ def rf_of(depth: int, kept: Kept | None = None, *, stem: Stem = "imagenet", stri
     Each kept 3x3 adds two jumps, the jump being that of the map it reads: in torchvision's layout a stage's first one
     reads the map before it is halved.
     """
+    _check(depth, kept, stem, strides)
     size, jump = (11, 4) if stem == "imagenet" else (3, 1)
     for i, keep in enumerate(kept or _spatial_counts(depth)):
         before, jump = jump, jump * 2 if i else jump
@@ -158,7 +174,11 @@ def rf_resnet(
     sizes = reachable(depth, stem=stem, strides=strides)
     if rf not in sizes:
         near = ", ".join(map(str, sorted(sorted(sizes, key=lambda size: abs(size - rf))[:6])))
-        raise UsageError(f"ResNet-{depth} with the {stem} stem cannot have a receptive field of {rf}; nearest: {near}")
+        other: Stem = "cifar" if stem == "imagenet" else "imagenet"
+        hint = f" (the {other} stem reaches {rf})" if rf in reachable(depth, stem=other, strides=strides) else ""
+        raise UsageError(
+            f"ResNet-{depth} with the {stem} stem cannot have a receptive field of {rf}; nearest: {near}{hint}"
+        )
     return RFResNet(depth, kept=sizes[rf], stem=stem, strides=strides, **fields)
 
 
@@ -202,18 +222,25 @@ SPEC = re.compile(
 )
 
 
+SIZE = re.compile(r"rf(?P<rf>\d+)_resnet(?P<depth>\d+)")
+
+
 def from_name(arch: str, *, stem: Stem = "imagenet", width: int = 64, num_classes: int = 1000) -> RFResNet | None:
     """The RF-ResNet of a name, or None where it is no RF-ResNet's.
 
-    A preset's ("rf29_resnet18"; ``stem`` "imagenet" leaves its stem as it is), or any other's, spelt out:
-    "rf_resnet34_k6-4-1-0_mlp2x512_v1" keeps 6, 4, 1 and 0 3x3 convolutions in the stages of a ResNet-34, has an MLP of
-    2 layers of 512 units (left out: no MLP; without x512: as wide as the last stage) and v1's strides.
+    A preset's ("rf29_resnet18"; ``stem`` "imagenet" leaves its stem as it is); another size's ("rf107_resnet50", with
+    the stem asked for and the presets' MLP); or any other's, spelt out: "rf_resnet34_k6-4-1-0_mlp2x512_v1" keeps 6, 4,
+    1 and 0 3x3 convolutions in the stages of a ResNet-34, has an MLP of 2 layers of 512 units (left out: no MLP;
+    without x512: as wide as the last stage) and v1's strides.
     """
     if arch in PRESETS:
         preset = PRESETS[arch]
         if stem not in ("imagenet", preset.stem):
             raise UsageError(f"{arch} has the {preset.stem} stem of its own; pass --stem imagenet to leave it so")
         return preset.network(width=width, num_classes=num_classes)
+    if size := SIZE.fullmatch(arch):
+        fields: dict[str, Any] = {"width": width, "mlp_layers": Preset.mlp_layers, "num_classes": num_classes}
+        return rf_resnet(int(size["depth"]), int(size["rf"]), stem=stem, **fields)
     spec = SPEC.fullmatch(arch)
     if spec is None:
         return None

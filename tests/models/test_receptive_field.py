@@ -261,3 +261,30 @@ def test_a_row_a_site() -> None:
     rows = theoretical(backbone, 32).set_index("module")
     assert [float(rf) for rf in table["rf"]] == [rows.loc[site.module, "rf"] for site in backbone.sites.values()]
     assert (table["effective"] <= table["rf"]).all()
+
+
+def test_with_images_an_operation_that_is_not_known_leaves_the_theory_open() -> None:
+    class Upsampling(Convolutions):
+        def features(self, pixels: Tensor) -> Tensor:
+            return F.interpolate(super().features(pixels), scale_factor=2)
+
+    backbone = Upsampling(7, 1)
+    with pytest.raises(CossError, match="'interpolate'"):
+        by_site(backbone, 32)
+    table = by_site(backbone, 32, [torch.rand(2, 3, 32, 32)])
+    assert table["rf"].isna().all()
+    assert table["effective"][0] == 7.0
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "says"),
+    [
+        ("vit_b_32", 100, "network takes no image of 100 px .*--size"),
+        ("inception_v3", 32, "network takes no image of 32 px .*--size"),
+        ("resnet18", -5, "must be positive, not -5"),
+        ("resnet18", 0, "must be positive, not 0"),
+    ],
+)
+def test_a_size_that_cannot_be_is_said(arch: str, size: int, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        by_site(zoo.build(arch)[0], size)

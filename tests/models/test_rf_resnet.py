@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import resnet18, resnet50
 
-from coss_eval.errors import UsageError
+from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
+from coss_eval.models.architecture import Architecture
+from coss_eval.models.load import load_model, make_model, save_model
 from coss_eval.models.receptive_field import gradient_probe, theoretical
 from coss_eval.models.rf_resnet import PRESETS, Kept, RFResNet, Strides, from_name, reachable, rf_of, rf_resnet
 
@@ -170,8 +174,99 @@ def test_rf_resnet_finds_the_smallest_choice() -> None:
         (lambda: RFResNet(20), "no ResNet of depth 20; known: 18, 34, 50"),
         (lambda: RFResNet(18, kept=(4, 4, 5, 0)), "stage 3 has 4 3x3 convolutions; cannot keep 5"),
         (lambda: RFResNet(18, strides="v1"), "bottleneck"),
+        (lambda: RFResNet(50, strides="V1"), "unknown strides 'V1'; did you mean v1"),
+        (lambda: RFResNet(18, stem="cifr"), "unknown stem 'cifr'; did you mean cifar"),
+        (lambda: RFResNet(18, kept=(1, 1, 1)), "kept must be 4 counts"),
+        (lambda: RFResNet(18, width=0), "width .* 1 or more, not 0"),
+        (lambda: RFResNet(18, mlp_layers=-1), "mlp_layers .* 0 or more, not -1"),
+        (lambda: from_name("rf_resnet18_k1-1-1-1_mlp2x0"), "mlp_width .* 1 or more, not 0"),
+        (lambda: rf_of(18, (4, 4, 4, 9)), "stage 4 has 4 3x3 convolutions; cannot keep 9"),
+        (lambda: rf_resnet(18, 29), "the cifar stem reaches 29"),
+        (lambda: from_name("rf100_resnet50"), "nearest: .*91, 99, 107"),
+        (lambda: from_name("rf99_resnet51"), "no ResNet of depth 51"),
     ],
 )
 def test_what_cannot_be_had_is_said(call, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         call()
+
+
+@pytest.mark.parametrize(("arch", "stem"), [("rf107_resnet50", "imagenet"), ("rf31_resnet18", "cifar")])
+def test_any_reachable_size_by_name_is_saved_and_read_back(tmp_path: Path, arch: str, stem) -> None:
+    made = make_model(arch, stem=stem, width=4, classes=["a", "b"])
+    rf = int(arch[2:].partition("_")[0])
+    assert theoretical(made.backbone, 64).set_index("site").rf["prepool"] == rf
+    assert len(made.backbone.network.mlp) == 3  # the presets' two linear layers
+    save_model(made, tmp_path / "model.safetensors")
+    read = load_model(tmp_path / "model.safetensors")
+    assert (read.sha256, read.architecture) == (made.sha256, made.architecture)
+
+
+def saved(path: Path, architecture: Architecture) -> nn.Module:
+    """The network, its plain state dict written to a file."""
+    network = architecture.network(num_classes=10).eval()
+    torch.save(network.state_dict(), path)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("made", "inferred"),
+    [
+        (Architecture("rf109_resnet18", width=8), "rf_resnet18_k4-4-4-4_mlp2"),
+        (Architecture("rf29_resnet18", width=8), "rf_resnet18_k4-4-1-0_mlp2"),
+        (Architecture("rf427_resnet50", width=4), "rf_resnet50_k3-4-6-3_mlp2"),
+        (Architecture("rf_resnet34_k6-4-1-0", width=4), "rf_resnet34_k6-4-1-0"),
+        (Architecture("rf_resnet50_k2-1-0-0_mlp3x20", "cifar", width=4), "rf_resnet50_k2-1-0-0_mlp3x20"),
+        (Architecture("resnet18", width=8), "resnet18"),
+    ],
+)
+def test_a_plain_state_dict_is_the_network_it_was(tmp_path: Path, made: Architecture, inferred: str) -> None:
+    network = saved(tmp_path / "plain.pt", made)
+    model = load_model(tmp_path / "plain.pt")
+    assert model.arch == inferred
+    assert model.head is not None
+    assert model.report is not None
+    pixels = torch.rand(2, 3, 64, 64)
+    assert torch.equal(model.head(model.backbone(pixels)), network(pixels))
+    assert any("strides ASSUMED" in note for note in model.report.notes) == (inferred.startswith("rf_resnet50"))
+    named = load_model(tmp_path / "plain.pt", arch=made.arch)  # stem and width as the shapes have them
+    assert (named.arch, named.sha256) == (made.arch, model.sha256)
+
+
+def test_v1_strides_are_told_by_the_name_alone(tmp_path: Path) -> None:
+    made = Architecture("rf_resnet50_k2-1-0-0_mlp1_v1", width=4)
+    network = saved(tmp_path / "plain.pt", made)
+    model = load_model(tmp_path / "plain.pt", arch=made.arch)
+    assert model.architecture == replace(made, img_size=None)
+    pixels = torch.rand(2, 3, 64, 64)
+    assert model.head is not None
+    assert torch.equal(model.head(model.backbone(pixels)), network(pixels))
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ({"arch": "rf29_resnet18", "width": 64}, "try --width 16 or"),
+        ({"arch": "rf_resnet18_k4-4-1-0_mlp2", "stem": "imagenet"}, "try --stem cifar or"),
+        ({"arch": "rf61_resnet18"}, "try --arch rf_resnet18_k4-4-1-0_mlp2 or"),
+    ],
+)
+def test_the_flag_that_would_help_is_named(tmp_path: Path, flags, hint: str) -> None:
+    saved(tmp_path / "plain.pt", Architecture("rf29_resnet18", width=16))
+    with pytest.raises(CossError, match=hint):
+        load_model(tmp_path / "plain.pt", **flags)
+
+
+def test_a_projection_head_called_mlp_is_no_mlp_of_the_network(tmp_path: Path) -> None:
+    network = zoo.network("resnet18", width=8, num_classes=10)
+    head = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 16))
+    torch.save(network.state_dict() | {f"mlp.{key}": value for key, value in head.state_dict().items()}, tmp_path / "p")
+    assert load_model(tmp_path / "p").arch == "resnet18"
+
+
+def test_1x1_convolutions_in_other_places_are_refused(tmp_path: Path) -> None:
+    state = zoo.network("resnet18", width=8).state_dict()
+    state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"][..., :1, :1]
+    torch.save(state, tmp_path / "plain.pt")
+    with pytest.raises(UsageError, match=r"stage 1 has 1x1 convolutions before 3x3.*give --arch"):
+        load_model(tmp_path / "plain.pt")

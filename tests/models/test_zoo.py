@@ -14,6 +14,7 @@ from torch import nn
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
+from coss_eval.models.load import load_model, make_model, save_model
 
 FACTORIES = """
 import torch
@@ -230,3 +231,44 @@ def test_without_a_network_it_asks_for_a_local_file(tmp_path: Path, monkeypatch:
     with pytest.raises(CossError, match="pass a local file") as caught:
         zoo.pretrained("torchvision:squeezenet1_0", "IMAGENET1K_V1")
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_asked_for_with_torchvisions_prefix_is_read_back_without_a_flag(tmp_path: Path) -> None:
+    made = make_model("torchvision:resnet18", width=8)
+    save_model(made, tmp_path / "model.safetensors")
+    for arch in (None, "resnet18", "torchvision:resnet18"):
+        read = load_model(tmp_path / "model.safetensors", arch=arch)
+        assert (read.arch, read.sha256) == ("resnet18", made.sha256)
+
+
+def test_our_own_files_take_the_mean_of_the_tokens_where_it_is_asked_for(tmp_path: Path) -> None:
+    save_model(make_model("vit_d32_l2_h2_p8", img_size=32, classes=["a", "b"]), tmp_path / "vit.safetensors")
+    model = load_model(tmp_path / "vit.safetensors", pooling="mean")
+    local, global_ = model.backbone.represent(torch.rand(2, 3, 32, 32))
+    torch.testing.assert_close(global_, local.mean(dim=1))
+    assert (model.head, model.classes) == (None, None)  # made for the class token
+    assert model.architecture is not None
+    assert model.architecture.pooling == "mean"
+    save_model(model, tmp_path / "mean.safetensors")
+    assert load_model(tmp_path / "mean.safetensors").sha256 == model.sha256
+
+
+@pytest.mark.parametrize(
+    ("arch", "fields", "flags", "says"),
+    [
+        ("resnet18", {"stem": "cifar", "width": 8}, {"stem": "solo-cifar"}, "its stem is cifar; leave --stem"),
+        ("rf29_resnet18", {"width": 8}, {"stem": "solo-cifar"}, "its stem is cifar or imagenet; leave --stem"),
+        ("resnet18", {"width": 8}, {"width": 64}, "its width is 8; leave --width 64 out"),
+        ("vit_d32_l2_h2_p8", {"img_size": 32}, {"img_size": 48}, "side 32 only; leave --img-size 48 out"),
+        ("resnet18", {"width": 8}, {"pooling": "mean"}, "pooling 'mean' is for token sequences"),
+    ],
+)
+def test_what_our_own_files_already_say_is_not_overruled(tmp_path: Path, arch: str, fields, flags, says: str) -> None:
+    save_model(make_model(arch, **fields), tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=says):
+        load_model(tmp_path / "model.safetensors", **flags)
+
+
+def test_what_our_own_files_say_may_be_said_again(tmp_path: Path) -> None:
+    save_model(make_model("rf29_resnet18", width=8), tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors", stem="cifar", width=8, img_size=64).arch == "rf29_resnet18"
