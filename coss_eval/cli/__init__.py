@@ -46,6 +46,8 @@ def main() -> None:
         sys.stderr.write(f"coss-eval: {message}\n")
         code = 2 if isinstance(error, UsageError | CycloptsError) else 1
     except KeyboardInterrupt:
-        sys.stderr.write("coss-eval: stopped; what was done is stored, the same command goes on from there\n")
+        sys.stderr.write(
+            "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with --resume)\n"
+        )
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

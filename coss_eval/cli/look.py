@@ -31,7 +31,9 @@ def report(folder: Path, *, baseline: str | None = None) -> int:
     return 0
 
 
-figures_app = App(name="figures", group=LOOK, default_parameter=Parameter(negative=()))
+figures_app = App(
+    name="figures", group=LOOK, default_parameter=Parameter(negative=()), suppress_keyboard_interrupt=False
+)
 app.command(figures_app)
 
 

@@ -35,7 +35,7 @@ def measure(
     ``receptive_field`` (size, jump in pixels) adds the rows ``within_overlapping`` and ``within_disjoint``. ``border``
     leaves out that many cells at each side of the grid: zero padding makes border cells alike.
 
-    A number means little alone: ReLU and overlapping fields inflate it, so print an untrained network's row beside it.
+    A number means little alone: ReLU and overlapping fields move it, so print an untrained network's row beside it.
     """
     if backbone.training:
         raise UsageError("redundancy needs the backbone in eval mode, but it is in train mode; call backbone.eval()")

@@ -19,7 +19,7 @@ from coss_eval.tasks.task import Result, Subject, Task
 class Redundancy(Task):
     """Similarity within and between images and the share that the image mean explains, of the locals at ``site``.
 
-    Padding, low rank and overlapping receptive fields raise it in any network, so the untrained row is always there.
+    Padding, low rank and overlapping receptive fields move it in any network, so the untrained row is always there.
     """
 
     name: ClassVar[str] = "redundancy"

@@ -33,13 +33,19 @@ def load(path: Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):  # what torch.save writes
         raise CossError(f"{path} is no trainer state; remove it to start anew")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch checks no sums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CossError(f"{path} is damaged (in {damaged}); remove it to start anew")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, UnpicklingError, zipfile.BadZipFile) as error:
         raise CossError(
             f"{path} is no trainer state ({str(error).splitlines()[0]}); remove it to start anew"
         ) from error
-    if state.get("version") != VERSION:
-        raise CossError(f"{path} is of version {state.get('version')}, this program writes {VERSION}; start anew")
+    if not isinstance(state, dict) or "version" not in state:
+        raise CossError(f"{path} is no trainer state; remove it to start anew")
+    if state["version"] != VERSION:
+        raise CossError(f"{path} is of version {state['version']}, this program writes {VERSION}; start anew")
     return state
 
 

@@ -22,23 +22,25 @@ class RunLog:
     def __init__(self, out: Path, steps_done: int) -> None:
         self._path = out / "log.jsonl"
         if self._path.exists():
-            kept = [line for line in _lines(self._path) if line["step"] <= steps_done]
+            kept = [line for line in _lines(self._path) if line["step"] <= steps_done] if steps_done else []
             with self._written():
                 write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._board: Any = None
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_done + 1)  # type: ignore[no-untyped-call]
+            with self._written():
+                self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_done + 1)  # type: ignore[no-untyped-call]
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line {"kind", "step", ...}; numbers also go to TensorBoard as kind/name."""
         with self._written(), self._path.open("a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            with self._written():
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        self._board.add_scalar(f"{kind}/{name}", value, step)
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -49,7 +51,8 @@ class RunLog:
 
     def close(self) -> None:
         if self._board is not None:
-            self._board.close()
+            with self._written():
+                self._board.close()
 
 
 def read(out: Path) -> list[dict[str, Any]]:

@@ -86,10 +86,18 @@ def train_config(
     on_note: Callable[[str], None] | None = None,
 ) -> Model:
     """``train`` by a configuration that ``resolve`` made."""
-    if (Path(out) / LAST).exists() and not resume:
-        raise UsageError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder")
+    _refuse_another(Path(out), resume)
     with process_group(device) as own, exact_float32():
         return Run(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
+
+
+def _refuse_another(out: Path, resume: bool) -> None:
+    """UsageError where the folder holds a run that is not to go on, or cannot."""
+    last, model = ((out / name).exists() for name in (LAST, MODEL))
+    if (last or model) and not resume:
+        raise UsageError(f"{out} holds a run already; pass --resume to go on with it, or choose another folder")
+    if model and not last:
+        raise UsageError(f"{out} holds a finished run without its {LAST}: nothing to go on from; choose another folder")
 
 
 class Run:
@@ -117,6 +125,7 @@ class Run:
         self.log: RunLog | None = None  # of the first process, while it runs
         self._recent: list[Tensor] = []
         self._knn: float | None = None
+        self._bad = 0  # images that cannot be read and were told
 
     def _network(self) -> nn.Module:
         if world_size() == 1:
@@ -131,6 +140,8 @@ class Run:
         """All epochs that are left; the Model, written to out/model.safetensors by the first process."""
         lock = self._claim() if self.first else None
         try:
+            if lock is not None:
+                _refuse_another(self.out, self.resume)  # again: another process may have come and gone
             self._load()
             if self.first:
                 self.log = RunLog(self.out, self.step)
@@ -141,13 +152,15 @@ class Run:
                 self._run_epoch()
             model = self.task.snapshot()
             if self.first:
-                save_model(model, self.out / MODEL)
+                self._write_model(model, MODEL)
             return model
         finally:
-            if self.log is not None:
-                self.log.close()
-            if lock is not None:
-                lock.release()
+            try:
+                if self.log is not None:
+                    self.log.close()
+            finally:
+                if lock is not None:
+                    lock.release()
 
     def _claim(self) -> Lock:
         """The right to write into the folder, which is made."""
@@ -168,14 +181,17 @@ class Run:
                 if len(self._recent) >= self.config.log_every:
                     self._note_losses()
             self._note_losses()
+        self._refuse_weights_that_are_no_numbers()
+        self._tell_bad_images()
         self.epoch += 1
         last = self.epoch == self.config.epochs
         if self.first and self.config.probe_every and (last or self.epoch % self.config.probe_every == 0):
             self._look()
-        if last or self.epoch % self.config.checkpoint_every == 0:
-            self._save()
+        # before the state that says that this epoch is done, else a kill between the two would lose it
         if self.first and self.config.keep_every and self.epoch % self.config.keep_every == 0:
-            save_model(self.task.snapshot(), self.out / f"epoch-{self.epoch:04d}.safetensors")
+            self._write_model(self.task.snapshot(), f"epoch-{self.epoch:04d}.safetensors")
+        if self.first and (last or self.epoch % self.config.checkpoint_every == 0):
+            checkpoint.save(self.out / LAST, self._state())
 
     def take_step(self, batch: Part) -> Tensor:
         """One optimiser step on this rank's part of a batch: its losses (total, global, local), still on the device."""
@@ -259,12 +275,29 @@ class Run:
         if health.alarm is not None and self.on_note is not None:
             self.on_note(f"epoch {self.epoch}: {health.alarm}")
 
-    def _save(self) -> None:
+    def _refuse_weights_that_are_no_numbers(self) -> None:
         norms = torch.stack(torch._foreach_norm(list(self.objective.parameters())))
         if not math.isfinite(norms.sum().item()):
             raise self._not_finite("a weight is no finite number", self.step)
-        if self.first:
-            checkpoint.save(self.out / LAST, self._state())
+
+    def _tell_bad_images(self) -> None:
+        """Which images were left out by the person's wish, where there are more than before."""
+        bad = self.task.fit.bad_images
+        if not self.first or len(bad) <= self._bad:
+            return
+        self._bad = len(bad)
+        named = "; ".join(f"{key} ({why})" for key, why in list(bad.items())[:5])
+        if self.on_note is not None:
+            self.on_note(f"{len(bad)} of {len(self.task.fit):,} images cannot be read and are left out: {named}")
+
+    def _write_model(self, model: Model, name: str) -> None:
+        try:
+            save_model(model, self.out / name)
+        except CossError as error:
+            if isinstance(error.__cause__, OSError):
+                reason = error.__cause__.strerror
+                raise CossError(f"cannot write {self.out / name}: {reason}; make room and --resume") from error
+            raise
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -288,7 +321,7 @@ class Run:
     def _load(self) -> None:
         path = self.out / LAST
         if self.first:
-            remove_leftovers(self.out, path.stem)
+            remove_leftovers(self.out, "*")
         if not (self.resume and path.exists()):
             return
         state = checkpoint.load(path)
@@ -296,7 +329,8 @@ class Run:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
-        if state["threads"] != torch.get_num_threads() and self.on_note is not None:
+        other_threads = state["threads"] != torch.get_num_threads() and self.epoch < self.config.epochs
+        if other_threads and self.first and self.on_note is not None:
             self.on_note(
                 f"this run was made with {state['threads']} threads and goes on with {torch.get_num_threads()}: the "
                 f"last digits may differ; OMP_NUM_THREADS={state['threads']} keeps them"

@@ -187,6 +187,20 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_a_full_disk_at_the_state_leaves_the_epochs_kept_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        assert load_model(tmp_path / "epoch-0001.safetensors").layout == "coss-eval"  # is there already, and whole
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    with pytest.raises(CossError, match=r"last\.pt: No space left on device; make room and --resume"):
+        run("byol", tmp_path, epochs=2, keep_every=1)
+    monkeypatch.undo()
+    run("byol", tmp_path, epochs=2, keep_every=1, resume=True)
+    assert len(list(tmp_path.glob("epoch-*"))) == 2
+    assert [line["step"] for line in log.read(tmp_path) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_full_disk_is_told_where_it_shows_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = log.RunLog(tmp_path, 0)
 
@@ -267,7 +281,11 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
     (tmp_path / "data/train/cat/0.png").write_bytes(b"torn")
     data, out = load_dataset(tmp_path / "data", skip_bad_images=True), tmp_path / "run"
     fields = {**TINY, "hidden": 32, "size": 48, "batch_size": 8, "epochs": 2, "holdout": 0.25, "probe_every": 1}
-    train("co-byol", data, out=out, device="cpu", **fields)
+    notes: list[str] = []
+    train("co-byol", data, out=out, device="cpu", on_note=notes.append, **fields)
+    assert [note for note in notes if "cannot be read" in note] == [
+        "1 of 18 images cannot be read and are left out: train/cat/0.png (not an image)"
+    ]
     assert load_model(out / "model.safetensors").preprocessing.img_size == 48
     assert [line["step"] for line in log.read(out) if line["kind"] == "train"] == [1, 2, 3, 4]
     with pytest.raises(UsageError, match="size: 224"):

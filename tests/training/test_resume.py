@@ -60,6 +60,16 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="images are others"):
         train("byol", digits(128), out=tmp_path, device="cpu", resume=True, **fields)
     train("byol", digits(), out=tmp_path, device="cpu", resume=True, **{**fields, "log_every": 7})
+    whole = (tmp_path / LAST).read_bytes()
+    middle = len(whole) // 2
+    flipped = bytes(255 - byte for byte in whole[middle : middle + 100])
+    (tmp_path / LAST).write_bytes(whole[:middle] + flipped + whole[middle + 100 :])
+    with pytest.raises(CossError, match="is damaged"):
+        train("byol", digits(), out=tmp_path, device="cpu", resume=True, **fields)
+    (tmp_path / LAST).unlink()
+    for resume, told in ((False, "holds a run already"), (True, "without its last.pt")):
+        with pytest.raises(UsageError, match=told):
+            train("byol", digits(), out=tmp_path, device="cpu", resume=resume, **fields)
     (tmp_path / LAST).write_bytes(b"torn")
     with pytest.raises(CossError, match="no trainer state"):
         train("byol", digits(), out=tmp_path, device="cpu", resume=True, **fields)
