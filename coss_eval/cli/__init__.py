@@ -13,6 +13,8 @@ from coss_eval.cli import evaluate, look, start  # noqa: F401 - they register th
 from coss_eval.cli.app import app
 from coss_eval.errors import CossError, UsageError
 
+app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
+
 
 @app.meta.default
 def _with_config(

@@ -11,7 +11,7 @@ app = App(
     help="How robust is this visual representation, and why? Start with: coss-eval quickstart",
     version=__version__,
     default_parameter=Parameter(negative=()),
-    suppress_keyboard_interrupt=False,  # main() says what is stored
+    suppress_keyboard_interrupt=False,
 )
 START, EVALUATE, LOOK = (
     Group.create_ordered(name) for name in ("Start here", "Evaluate", "Look at results and inputs")
