@@ -211,7 +211,7 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
 
 def _neutral(arch: Any) -> dict[str, Any]:
     """Stem and width for a network that is no ResNet: those of a preset are meant for its own."""
-    if not isinstance(arch, str) or arch in SCALABLE or arch.startswith("rf"):
+    if not isinstance(arch, str) or arch.removeprefix("torchvision:") in SCALABLE or arch.startswith("rf"):
         return {}
     return {"width": 64} | ({} if "resne" in arch else {"stem": "imagenet"})
 

@@ -267,6 +267,7 @@ def test_a_preset_gives_its_stem_and_width_to_resnets_alone() -> None:
     }
     assert list(shapes.values()) == [("cifar", 16), ("cifar", 16), ("cifar", 64), ("imagenet", 64)]
     assert resolve("byol", "cifar10-r18-laptop", arch="convnext_tiny", width=32).width == 32
+    assert resolve("byol", "cifar10-r18-laptop", arch="torchvision:resnet18").width == 16
 
 
 def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
