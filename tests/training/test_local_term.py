@@ -268,7 +268,7 @@ def test_more_views_do_not_weigh_more() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"local_weight": 0.0}, "take the method without co-"),
+        ({"local_weight": -0.1}, "at least 0, got 1.0 and -0.1"),
         ({"global_weight": -1.0}, "at least 0"),
         ({"local_grid": 0}, "at least 1"),
         ({"site": "stage9"}, "stage1"),
