@@ -248,6 +248,17 @@ def test_a_preset_opens_with_what_one_needs_to_know(preset: str) -> None:
     assert bound.arguments["preset"] == preset
 
 
+def test_the_summary_says_whose_predictor_small_views_take() -> None:
+    kinds = [("byol", {}), ("byol", {"small_predictor": "shared"}), ("dino", {})]
+    told = [resolve(method, small_views=4, **fields).summary() for method, fields in kinds]
+    assert [line.partition("4 small views")[2].partition(",")[0] for line in told] == [
+        " with their own predictor",
+        " with the full views' predictor",
+        "",
+    ]
+    assert "small" not in resolve("byol").summary()
+
+
 def test_presets_are_layered() -> None:
     assert resolve("simsiam", "cifar10-r18").optimizer == "sgd"
     laptop = resolve("byol", "tiny-imagenet-rf29-r18-laptop")
@@ -310,6 +321,8 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
         ("byol", {"batch_size": 30, "accumulate": 4}, "does not divide"),
         ("byol", {"width": 0}, "width must be a number of at least 1"),
         ("dino", {"small_views": -2}, "small_views must be a number of at least 0"),
+        ("dino", {"small_views": 2, "small_predictor": "own"}, "dino has no predictor"),
+        ("byol", {"small_predictor": "two"}, "'own' or 'shared', got 'two'"),
         ("byol", {"hidden": 0}, "hidden of byol must be at least 1"),
         ("byol", {"local": {"nonsense": 1}}, "need the method co-byol"),
         ("co-byol", {"site": "global"}, "no locations .* say prepool"),
