@@ -57,6 +57,7 @@ class Pretraining(nn.Module):
     mode, and gets no gradient. Every view is forwarded on its own, since one BatchNorm over several views is another
     method. With ``small_predictor`` small views have a predictor of their own beside that of the full ones, since
     one for both makes multi-crop fail in methods with a predictor (De Plaen et al. 2026, arXiv 2602.05845: MULAN).
+    Small views are students only: each meets the targets of all full views.
     With ``bf16`` networks and heads run under autocast, and the losses in float32. ``compile`` is about the
     backbones' features; the backbones themselves stay as they are.
     """
@@ -206,7 +207,10 @@ class Pretraining(nn.Module):
         return features, seen[self.site.name]
 
     def _locals(self, encoded: Sequence[Encoded], ids: Tensor | None, epoch: int) -> list[Tensor]:
-        """Every view's locals through the local term's heads: (B, L, P) each, with L of its own."""
+        """Every view's locals through the local term's heads: (B, L, P) each, with L of its own.
+
+        Those of small views go through the same heads as those of full views, and meet the full views' globals.
+        """
         if self.term is None:
             return []
         heads = self.term.heads or self.heads
@@ -238,7 +242,12 @@ class Pretraining(nn.Module):
         return self._directions(losses)
 
     def _directions(self, losses: list[Tensor]) -> Tensor:
-        """The mean over directions, twice that where a method sums its two; so more views do not weigh more."""
+        """The mean over directions, twice that where a method sums its two; so more views do not weigh more.
+
+        Every direction weighs the same, as in DINO: with 2 full and 4 small views 2 of 10 are between full ones. MULAN
+        averages over the directions of each kind of view and adds the kinds up: half of the loss is of small views,
+        however many there are. The whole has the same weight there, that of BYOL's two directions.
+        """
         return torch.stack(losses).mean() * (2 if self.method.directions == "sum" else 1)
 
     def _autocast(self, like: Tensor) -> torch.autocast:

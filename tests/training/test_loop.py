@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_parts import COLLAPSED, DROPPING, TINY, digits
+from training_parts import COLLAPSED, DROPPING, SMALL, TINY, TWO_CONVOLUTIONS, digits
 
 from coss_eval.cli.app import app
 from coss_eval.data.open import load_dataset
@@ -21,7 +21,7 @@ from coss_eval.models.load import load_model
 from coss_eval.probes.features import extract
 from coss_eval.training import checkpoint, config, log
 from coss_eval.training.config import Config, presets, resolve
-from coss_eval.training.dry_run import dry_run
+from coss_eval.training.dry_run import dry_run, relative_cost
 from coss_eval.training.feed import Feed, statistics
 from coss_eval.training.loop import Progress, Run, train
 from coss_eval.training.methods import METHODS, names
@@ -356,6 +356,26 @@ def test_wrong_calls_say_what_to_do(tmp_path: Path, method: str, overrides: dict
 def test_data_without_a_training_split(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no training split"):
         train("byol", replace(digits(), train=None), out=tmp_path, device="cpu", **TINY)
+
+
+def test_flops_with_small_views_are_those_counted_by_hand() -> None:
+    """A 3x3 convolution of stride 2 and a 1x1, 32 px and 16 px views, BYOL's heads; 2 FLOPs a multiplication."""
+    fields = {**TINY, **TWO_CONVOLUTIONS, "small_views": 3, "small_size": 16, "options": SMALL["byol"]}
+    config = resolve("byol", **fields)
+    first, second = ({side: 2 * (side // 2) ** 2 * k for side in (32, 16)} for k in (3 * 8 * 9, 8 * 12))
+    projector, predictor = 2 * (12 * 32 + 32 * 20), 2 * (20 * 32 + 32 * 20)
+    network = {side: first[side] + second[side] for side in (32, 16)}
+    cost = dry_run(config, digits(), device="cpu")
+    assert cost.forward == 2 * network[32] + 3 * network[16] + 5 * (projector + predictor)
+    assert cost.target == 2 * (network[32] + projector)
+    # twice the forward pass, but for the gradient of the pixels, which nobody asks for
+    assert cost.backward == 2 * cost.forward - 2 * first[32] - 3 * first[16]
+    plain = replace(config, small_views=0)
+    found = relative_cost(config, plain, digits(), pairs=3, device="cpu")
+    assert found.flops == pytest.approx(cost.flops / dry_run(plain, digits(), device="cpu").flops)
+    assert found.low <= found.seconds <= found.high
+    assert found.seconds > 1
+    assert (found.epochs(1), replace(found, seconds=1.9).epochs(16)) == (1, 8)
 
 
 @pytest.mark.parametrize("method", ["co-byol", "simclr", "supervised"])
