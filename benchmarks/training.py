@@ -3,9 +3,12 @@
     pip install "coss-eval[bench]"
     python benchmarks/training.py
     python benchmarks/training.py --only local --threads 1    # in CPU seconds: also on a busy machine
+    python benchmarks/training.py --only preset --threads 1 --pairs 12 --preset tiny-imagenet-rf29-r18-laptop
 
 One run, one machine, the same images (smooth noise, decoded, in memory), alternating rounds; medians of ratios.
 What the CO term adds is a few percent, less than one step differs from the next: steps in pairs, a 95 % interval.
+``--only preset`` says what CO-BYOL and BYOL with small views cost under a preset, and how many epochs of them cost as
+much as the preset's of BYOL.
 Targets: ResNet-18 at 64 px, batch 256: 1.8 x lightly's images a second. RF29-ResNet18: the extra time of CO-BYOL over
 BYOL at most 1.2 x the extra FLOPs. Where an accelerator is at hand: views at most 15 % of the step.
 """
@@ -30,9 +33,10 @@ from torchvision.models import resnet18
 from coss_eval.data.assemble import Part, assemble
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.images import ArrayImages
+from coss_eval.data.open import load_dataset
 from coss_eval.statistics import median_interval
 from coss_eval.training.config import resolve
-from coss_eval.training.dry_run import dry_run
+from coss_eval.training.dry_run import dry_run, relative_cost
 from coss_eval.training.loop import Run
 
 SIZE = 64
@@ -194,6 +198,16 @@ def local_term(pixels: np.ndarray, batch: int, pairs: int, device: torch.device)
     print(f"its time / its FLOPs: {found / predicted:.2f} x (target 1.2)")
 
 
+def equal_cost(preset: str, data: Dataset, small_views: int, pairs: int, device: torch.device) -> None:
+    """Epochs of CO-BYOL and of multi-crop BYOL that take the time of BYOL's under a preset."""
+    plain = resolve("byol", preset)
+    others = {"co-byol": resolve("co-byol", preset), "multi-crop": resolve("byol", preset, small_views=small_views)}
+    for name, config in others.items():
+        cost = relative_cost(config, plain, data, pairs=pairs, device=device)
+        time_ = f"{cost.seconds:.2f} x BYOL's time [{cost.low:.2f}, {cost.high:.2f}], {cost.flops:.2f} x its FLOPs"
+        print(f"{name:10} {time_}: {cost.epochs(plain.epochs)} epochs cost as much as {plain.epochs} of BYOL")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -203,12 +217,19 @@ def main() -> None:
     parser.add_argument("--local-batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=48, help="of steps that tell what the local term adds")
-    parser.add_argument("--only", choices=("lightly", "local"))
+    parser.add_argument("--only", choices=("lightly", "local", "preset"))
+    parser.add_argument("--preset", default="tiny-imagenet-rf29-r18-laptop", help="of --only preset, as are the next")
+    parser.add_argument("--data", default="tiny-imagenet-50")
+    parser.add_argument("--small-views", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     print(f"torch {torch.__version__}, {device}, {arguments.threads} threads")
+    if arguments.only == "preset":
+        data = load_dataset(arguments.data)
+        equal_cost(arguments.preset, data, arguments.small_views, arguments.pairs, device)
+        return
     pixels = smooth_images(arguments.images)
     workers = arguments.threads if arguments.workers is None else arguments.workers
     if arguments.only != "local":

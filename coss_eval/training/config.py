@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from math import inf
 from typing import Any, Literal
@@ -34,6 +34,7 @@ AT_LEAST_0 = (
     "small_views",
     "seed",
 )
+KIND = "field of the configuration"  # in errors
 LEAST = dict.fromkeys(AT_LEAST_1, 1) | dict.fromkeys(AT_LEAST_0, 0)
 
 
@@ -43,8 +44,10 @@ class Config:
 
     ``size``: side of the views in pixels; None takes the images' own, and a ViT's. ``recipe`` names the variant of the
     method's views (see augmentation.views_for), which ``crop_min_scale`` (the paper's c_min), ``small_views`` and
-    ``small_size`` change. ``lr`` is for a batch of 256 and scaled by batch / 256. ``clip_trust`` bounds LARS's step
-    (LARC), ``vector_lr`` scales the rate of biases and normalisation, ``clip_gradient`` is a norm, 0 for none.
+    ``small_size`` change. ``small_predictor``: in methods that have a predictor, small views have one of their own
+    beside the full views', or share that (see Pretraining). ``lr`` is for a batch of 256 and scaled by batch / 256.
+    ``clip_trust`` bounds LARS's step (LARC), ``vector_lr`` scales the rate of biases and normalisation,
+    ``clip_gradient`` is a norm, 0 for none.
     ``ema``: the target's tau at first, rising to 1 along a cosine. ``accumulate``: micro-batches a step; BatchNorm
     then sees micro-batches. ``holdout``: share of the training images kept out for the online probes, 0 for none.
     ``normalise``: by the data's own mean and deviation, or ImageNet's. ``options``: fields of the method itself.
@@ -63,6 +66,7 @@ class Config:
     crop_min_scale: float | None = None
     small_views: int | None = None
     small_size: int | None = None
+    small_predictor: Literal["own", "shared"] = "own"
     normalise: Literal["data", "imagenet"] = "data"
     holdout: float = 0.1
 
@@ -142,7 +146,15 @@ class Config:
         preset = f"preset {self.preset}, " if self.preset else ""
         network = f"{self.arch} ({self.stem} stem, width {self.width})" if _neutral(self.arch) == {} else self.arch
         rate = f"{self.optimizer}, lr {self.lr:g} for a batch of 256"
-        return f"{preset}{network}, {self.epochs} epochs in batches of {self.batch_size}, {rate}, seed {self.seed}"
+        epochs = f"{self.epochs} epochs in batches of {self.batch_size}"
+        return f"{preset}{network}, {epochs}{self._small()}, {rate}, seed {self.seed}"
+
+    def _small(self) -> str:
+        """The small views asked for and whose predictor they take, where there is one."""
+        if not self.small_views:
+            return ""
+        own = "their own predictor" if self.small_predictor == "own" else "the full views' predictor"
+        return f", {self.small_views} small views" + (f" with {own}" if METHODS[self.base].has_predictor else "")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON and YAML have it; ``from_dict`` is its inverse."""
@@ -150,7 +162,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        return build(cls, values, "field of the configuration")
+        """The configuration that a run wrote; an older one, which had one predictor for all views, says so."""
+        config = build(cls, values, KIND)
+        one_for_all = "small_predictor" not in values and config.small_views and METHODS[config.base].has_predictor
+        return replace(config, small_predictor="shared") if one_for_all else config
 
     def differences(self, other: Config) -> list[str]:
         """What another run has otherwise, as lines "lr: 0.5, there 0.3"; bookkeeping does not count."""
@@ -202,9 +217,13 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
                 raise unknown_name("field", name, config_fields | own | (set(LOCAL_FIELDS) if co else set()))
     if not co and (overrides.keys() & set(LOCAL_FIELDS) or overrides.get("local")):
         raise UsageError(f"fields of the local term need the method co-{base}, not {method}")
+    if overrides.get("small_predictor") == "own" and not METHODS[base].has_predictor:
+        raise UsageError(
+            f"{base} has no predictor, so its small views have none of their own; leave small_predictor out"
+        )
     values["local"] = build(LocalConfig, local, "field of the local term") if co else None
     values["options"] = options
-    config = Config.from_dict(values)
+    config = build(Config, values, KIND)
     make_method(base, **options)  # a wrong option is told before the data are opened
     return config
 

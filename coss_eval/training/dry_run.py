@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from coss_eval.data.dataset import Dataset
 from coss_eval.probes.forward import exact_float32
+from coss_eval.statistics import median_interval
 from coss_eval.training.config import Config
 from coss_eval.training.distributed import process_group
 from coss_eval.training.feed import Part
@@ -81,6 +83,51 @@ def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto
         steps=total,
         seconds=total * config.batch_size / rate,
     )
+
+
+@dataclass(frozen=True)
+class Relative:
+    """What an image costs, as multiples of another run's: seconds (median over pairs of steps, interval) and FLOPs."""
+
+    seconds: float
+    low: float
+    high: float
+    flops: float
+
+    def epochs(self, plain: int) -> int:
+        """The whole number of epochs that takes the time of ``plain`` epochs of the other run, at least one."""
+        return max(1, round(plain / self.seconds))
+
+
+def relative_cost(
+    config: Config, plain: Config, data: Dataset, *, pairs: int = 10, device: str | torch.device = "auto"
+) -> Relative:
+    """The measured cost of an image under ``config`` over that under ``plain``: views, networks, losses, optimiser.
+
+    Steps of the two are timed in turn, so that whatever else the machine does meets both alike, and with one thread in
+    the process's own seconds. Both runs are in memory at once.
+    """
+    with process_group(device) as own, exact_float32(), random_layers(config.seed, 0, own):
+        runs = [Run(each, data, Path(), own) for each in (config, plain)]
+        batches = [run.task.feed.epoch(0) for run in runs]
+        firsts = [next(each) for each in batches]
+        flops = [sum(_flops(run, first)) for run, first in zip(runs, firsts, strict=True)]
+        ratios = []
+        for _ in range(pairs + 1):
+            taken = [_seconds_an_image(*each, own) for each in zip(runs, batches, firsts, strict=True)]
+            ratios.append(taken[0] / taken[1])
+    seconds, low, high = median_interval(ratios[1:])  # the first pair warms up
+    return Relative(seconds, low, high, flops[0] / flops[1])
+
+
+def _seconds_an_image(run: Run, batches: Iterator[Part], first: Part, device: torch.device) -> float:
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    batch = next(batches, first)
+    _wait(device)
+    started = clock()
+    run.take_step(batch)
+    _wait(device)
+    return (clock() - started) / run.config.batch_size
 
 
 def _flops(run: Run, batch: Part) -> tuple[float, float, float]:

@@ -30,6 +30,10 @@ class LocalConfig:
     the global of the other view, or of the same (an ablation: it makes locals alike, too). ``site``: where they are
     taken, "prepool" or "stageK"; a linear adapter stands before the heads where the width differs from the global's.
     ``regions`` g: g x g regional globals as targets instead of one; every local meets every region.
+
+    A local is to its image's global what a small view is to a full one, so own ``heads`` may be to CO what a predictor
+    of their own is to small views (Config's ``small_predictor``): whoever compares CO with multi-crop gives both. Small
+    views' locals take the heads of all locals, also where these are the global term's.
     """
 
     global_weight: float = 1.0

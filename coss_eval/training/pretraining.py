@@ -55,7 +55,10 @@ class Pretraining(nn.Module):
 
     The target network starts as a copy of the online one, projectors included, takes its own batch statistics in train
     mode, and gets no gradient. Every view is forwarded on its own, since one BatchNorm over several views is another
-    method. With ``bf16`` networks and heads run under autocast, and the losses in float32. ``compile`` is about the
+    method. With ``small_predictor`` small views have a predictor of their own beside that of the full ones, since
+    one for both makes multi-crop fail in methods with a predictor (De Plaen et al. 2026, arXiv 2602.05845: MULAN).
+    Small views are students only: each meets the targets of all full views.
+    With ``bf16`` networks and heads run under autocast, and the losses in float32. ``compile`` is about the
     backbones' features; the backbones themselves stay as they are.
     """
 
@@ -65,6 +68,7 @@ class Pretraining(nn.Module):
         method: Method,
         local: LocalConfig | None = None,
         *,
+        small_predictor: bool = False,
         bf16: bool = False,
         compile: bool = False,
         seed: int = 0,
@@ -86,6 +90,8 @@ class Pretraining(nn.Module):
         self.target: Branch | None = None
         if method.targets == "momentum":
             self.target = deepcopy(self._online()).requires_grad_(False)
+        # drawn last: all else starts as it does without
+        self.small_predictor = method.predictor() if small_predictor else None
 
     def train(self, mode: bool = True) -> Self:
         """Train mode for all but the target network's dropout and stochastic depth: its outputs are no draws."""
@@ -100,6 +106,13 @@ class Pretraining(nn.Module):
         """The online network's part that the target network copies."""
         own = self.term.heads if self.term is not None else None
         return Branch(self.backbone, self.heads.projector, own.projector if own is not None else None)
+
+    @property
+    def predictors(self) -> list[nn.Module]:
+        """Every predictor that is trained, the local term's too."""
+        local = self.term.heads if self.term is not None else None
+        heads = [self.heads] if local is None else [self.heads, local]
+        return [each.predictor for each in heads] + ([] if self.small_predictor is None else [self.small_predictor])
 
     @property
     def kept(self) -> Backbone:
@@ -123,7 +136,7 @@ class Pretraining(nn.Module):
         with self._autocast(views[0]):
             encoded = [self._encode(self.backbone, view) for view in views]
             projected = [self.heads.projector(view.global_) for view in encoded]
-            online = [self.heads.predictor(vectors) for vectors in projected]
+            online = self._predicted(projected, full)
             targets = self.targets(views[:full], encoded[:full], projected[:full])
             locals_ = self._locals(encoded, ids, epoch)
         global_ = self._global_term(online, targets, labels)
@@ -133,6 +146,12 @@ class Pretraining(nn.Module):
         weights = self.term.config
         total = weights.global_weight * global_ + weights.local_weight * local
         return Losses(total, global_.detach(), local.detach())
+
+    def _predicted(self, projected: Sequence[Tensor], full: int) -> list[Tensor]:
+        """The projected views through the predictor of their kind."""
+        predictor = self.heads.predictor
+        small = predictor if self.small_predictor is None else self.small_predictor
+        return [(predictor if number < full else small)(vectors) for number, vectors in enumerate(projected)]
 
     def ema(self, tau: float) -> None:
         """Move the target network's parameters: tau of themselves, 1 - tau of the online ones. Buffers are its own."""
@@ -188,7 +207,10 @@ class Pretraining(nn.Module):
         return features, seen[self.site.name]
 
     def _locals(self, encoded: Sequence[Encoded], ids: Tensor | None, epoch: int) -> list[Tensor]:
-        """Every view's locals through the local term's heads: (B, L, P) each, with L of its own."""
+        """Every view's locals through the local term's heads: (B, L, P) each, with L of its own.
+
+        Those of small views go through the same heads as those of full views, and meet the full views' globals.
+        """
         if self.term is None:
             return []
         heads = self.term.heads or self.heads
@@ -220,7 +242,12 @@ class Pretraining(nn.Module):
         return self._directions(losses)
 
     def _directions(self, losses: list[Tensor]) -> Tensor:
-        """The mean over directions, twice that where a method sums its two; so more views do not weigh more."""
+        """The mean over directions, twice that where a method sums its two; so more views do not weigh more.
+
+        Every direction weighs the same, as in DINO: with 2 full and 4 small views 2 of 10 are between full ones. MULAN
+        averages over the directions of each kind of view and adds the kinds up: half of the loss is of small views,
+        however many there are. The whole has the same weight there, that of BYOL's two directions.
+        """
         return torch.stack(losses).mean() * (2 if self.method.directions == "sum" else 1)
 
     def _autocast(self, like: Tensor) -> torch.autocast:

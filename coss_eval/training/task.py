@@ -78,11 +78,14 @@ class Task:
     def _objective(self) -> Pretraining:
         config = self.config
         self.model.backbone.requires_grad_(True)
+        method = config.make_method(len(self.classes))
+        own = config.small_predictor == "own" and method.has_predictor and bool(self.views.small)
         with lent_generator(config.seed + 1):
             made = Pretraining(
                 self.model.backbone,
-                config.make_method(len(self.classes)),
+                method,
                 config.local,
+                small_predictor=own,
                 bf16=config.precision == "bf16",
                 compile=config.compile and self.device.type == "cuda",
                 seed=config.seed,
@@ -104,9 +107,7 @@ class Task:
 
     def optimizer(self) -> torch.optim.Optimizer:
         config, objective = self.config, self.objective
-        local = objective.term.heads if objective.term is not None else None
-        heads = [objective.heads] if local is None else [objective.heads, local]
-        constant = [each.predictor for each in heads] if objective.method.constant_predictor else []
+        constant = objective.predictors if objective.method.constant_predictor else []
         groups = parameter_groups(self.objective, config.weight_decay, constant=constant, vector_scale=config.vector_lr)
         options: dict[str, Any] = {} if config.optimizer == "adamw" else {"momentum": config.momentum}
         if config.optimizer == "lars":

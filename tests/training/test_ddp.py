@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from two_processes import METHODS, one_batch, short_run
+from two_processes import CASES, one_batch, short_run
 
 from coss_eval.models.load import load_model
 from coss_eval.training import log
@@ -31,12 +31,12 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_losses_and_gradients_are_those_of_one_process(of_two: dict[str, Any], method: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_those_of_one_process(of_two: dict[str, Any], case: str) -> None:
     """The loss in float32; gradients, running statistics and centres in float64, where rounding hides nothing."""
-    one, two = one_batch(method, torch.float32), of_two[f"{method} torch.float32"]
+    one, two = one_batch(case, torch.float32), of_two[f"{case} torch.float32"]
     torch.testing.assert_close(two["losses"], one["losses"], atol=1e-5, rtol=1e-5)
-    one, two = one_batch(method, torch.float64), of_two[f"{method} torch.float64"]
+    one, two = one_batch(case, torch.float64), of_two[f"{case} torch.float64"]
     torch.testing.assert_close(two["losses"], one["losses"], atol=1e-9, rtol=1e-9)
     assert one["gradients"].keys() == two["gradients"].keys()
     for part in ("gradients", "buffers"):

@@ -34,11 +34,14 @@ def backbone(kind: str) -> Backbone:
     return wrap(made, "rf29")[0]
 
 
-def objective(name: str, kind: str = "resnet", *, local: bool = True, **fields: Any) -> Pretraining:
+def objective(
+    name: str, kind: str = "resnet", *, local: bool = True, small_predictor: bool = False, **fields: Any
+) -> Pretraining:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         config = LocalConfig(**fields) if local else None
-        return Pretraining(backbone(kind), make_method(name, **SMALL[name]), config)
+        method = make_method(name, **SMALL[name])
+        return Pretraining(backbone(kind), method, config, small_predictor=small_predictor)
 
 
 def two_views(n: int = 8, size: int = 32) -> list[Tensor]:
@@ -273,6 +276,65 @@ def test_small_views_are_students_only() -> None:
     losses.total.backward()
 
 
+PREDICTING = [name for name, method in METHODS.items() if method.has_predictor]
+
+
+def multi_crop() -> list[Tensor]:
+    """Two full views of 32 px and two small ones of 16."""
+    views = two_views()
+    return [*views, *(view[:, :, 8:24, 8:24] for view in views)]
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["plain", "co"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("name", PREDICTING)
+def test_a_small_view_trains_the_predictor_of_its_kind(name: str, own: bool, local: bool) -> None:
+    """Another small view gives other gradients to the small views' predictor, the same bits to the full views' own."""
+    model, views = objective(name, local=local, small_predictor=own), multi_crop()
+    found = []
+    for last in (views[3], views[3].flip(0)):
+        model.zero_grad()
+        model([*views[:3], last], full=2).total.backward()
+        found.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
+    changed = {key for key, gradient in found[0].items() if not torch.equal(gradient, found[1][key])}
+    kinds = {key: key.partition("predictor.")[0] + "predictor" for key in found[0] if "predictor." in key}
+    assert set(kinds.values()) == {
+        "heads.predictor",
+        *(["small_predictor"] if own else []),
+        *(["term.heads.predictor"] if local else []),
+    }
+    for key, kind in kinds.items():
+        moves = key in changed or not bool(found[0][key].abs().max() > 1e-6)  # a bias before a BatchNorm gets none
+        assert moves != (own and kind == "heads.predictor"), key
+
+
+@pytest.mark.parametrize("name", PREDICTING)
+def test_all_else_starts_and_counts_as_with_one_predictor(name: str) -> None:
+    """A predictor of their own that says the same gives the same bits; it starts as another one."""
+    shared, own = (objective(name, small_predictor=small) for small in (False, True))
+    for key, value in shared.state_dict().items():
+        assert torch.equal(value, own.state_dict()[key]), key
+    assert own.small_predictor is not None
+    assert not torch.equal(own.small_predictor[0].weight, own.heads.predictor[0].weight)
+    full, other = own(multi_crop()[:2]), own(multi_crop(), full=2)
+    assert torch.equal(full.total, shared(multi_crop()[:2]).total)  # without small views it has no say
+    alike = shared(multi_crop(), full=2)
+    assert not torch.equal(other.global_, alike.global_)
+    own.small_predictor.load_state_dict(shared.heads.predictor.state_dict())
+    for there, here in zip(alike, own(multi_crop(), full=2), strict=True):
+        assert torch.equal(there, here)
+
+
+def test_methods_say_whether_they_have_a_predictor() -> None:
+    assert PREDICTING == ["byol", "mocov3", "simsiam"]
+    for name in METHODS:
+        method = make_method(name, **SMALL[name])
+        made, of_heads = method.predictor(), method.heads(14).predictor
+        assert (made is not None) == (not isinstance(of_heads, nn.Identity)) == method.has_predictor
+        if made is not None:
+            assert str(made) == str(of_heads)
+
+
 def test_more_views_do_not_weigh_more() -> None:
     """A summed pair is twice the mean over directions, however many directions there are."""
     model, views = objective("byol").eval(), two_views()
@@ -310,8 +372,20 @@ def test_training_steps_lower_the_loss(name: str, kind: str) -> None:
     base = name.removeprefix("co-")
     model = objective(base, kind, local=name != base).train()
     optimizer = make_optimizer("sgd", parameter_groups(model, 0.0), lr=RATES.get(base, 0.05))
-    views, labels = two_views(16), torch.arange(16) % 5
-    losses = []
+    assert_falls(model, optimizer, two_views(16))
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["plain", "co"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("name", PREDICTING)
+def test_multi_crop_steps_lower_the_loss(name: str, own: bool, local: bool) -> None:
+    model = objective(name, local=local, small_predictor=own).train()
+    optimizer = make_optimizer("sgd", parameter_groups(model, 0.0), lr=RATES[name])
+    assert_falls(model, optimizer, multi_crop())
+
+
+def assert_falls(model: Pretraining, optimizer: torch.optim.Optimizer, views: list[Tensor]) -> None:
+    labels, losses = torch.arange(len(views[0])) % 5, []
     for step in range(8):
         found = model(views, labels, full=2)
         losses.append(found.total.item())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_parts import COLLAPSED, DROPPING, TINY, digits
+from training_parts import COLLAPSED, DROPPING, SMALL, TINY, TWO_CONVOLUTIONS, digits
 
 from coss_eval.cli.app import app
 from coss_eval.data.open import load_dataset
@@ -21,7 +21,7 @@ from coss_eval.models.load import load_model
 from coss_eval.probes.features import extract
 from coss_eval.training import checkpoint, config, log
 from coss_eval.training.config import Config, presets, resolve
-from coss_eval.training.dry_run import dry_run
+from coss_eval.training.dry_run import dry_run, relative_cost
 from coss_eval.training.feed import Feed, statistics
 from coss_eval.training.loop import Progress, Run, train
 from coss_eval.training.methods import METHODS, names
@@ -248,6 +248,17 @@ def test_a_preset_opens_with_what_one_needs_to_know(preset: str) -> None:
     assert bound.arguments["preset"] == preset
 
 
+def test_the_summary_says_whose_predictor_small_views_take() -> None:
+    kinds = [("byol", {}), ("byol", {"small_predictor": "shared"}), ("dino", {})]
+    told = [resolve(method, small_views=4, **fields).summary() for method, fields in kinds]
+    assert [line.partition("4 small views")[2].partition(",")[0] for line in told] == [
+        " with their own predictor",
+        " with the full views' predictor",
+        "",
+    ]
+    assert "small" not in resolve("byol").summary()
+
+
 def test_presets_are_layered() -> None:
     assert resolve("simsiam", "cifar10-r18").optimizer == "sgd"
     laptop = resolve("byol", "tiny-imagenet-rf29-r18-laptop")
@@ -310,6 +321,8 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
         ("byol", {"batch_size": 30, "accumulate": 4}, "does not divide"),
         ("byol", {"width": 0}, "width must be a number of at least 1"),
         ("dino", {"small_views": -2}, "small_views must be a number of at least 0"),
+        ("dino", {"small_views": 2, "small_predictor": "own"}, "dino has no predictor"),
+        ("byol", {"small_predictor": "two"}, "'own' or 'shared', got 'two'"),
         ("byol", {"hidden": 0}, "hidden of byol must be at least 1"),
         ("byol", {"local": {"nonsense": 1}}, "need the method co-byol"),
         ("co-byol", {"site": "global"}, "no locations .* say prepool"),
@@ -343,6 +356,26 @@ def test_wrong_calls_say_what_to_do(tmp_path: Path, method: str, overrides: dict
 def test_data_without_a_training_split(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no training split"):
         train("byol", replace(digits(), train=None), out=tmp_path, device="cpu", **TINY)
+
+
+def test_flops_with_small_views_are_those_counted_by_hand() -> None:
+    """A 3x3 convolution of stride 2 and a 1x1, 32 px and 16 px views, BYOL's heads; 2 FLOPs a multiplication."""
+    fields = {**TINY, **TWO_CONVOLUTIONS, "small_views": 3, "small_size": 16, "options": SMALL["byol"]}
+    config = resolve("byol", **fields)
+    first, second = ({side: 2 * (side // 2) ** 2 * k for side in (32, 16)} for k in (3 * 8 * 9, 8 * 12))
+    projector, predictor = 2 * (12 * 32 + 32 * 20), 2 * (20 * 32 + 32 * 20)
+    network = {side: first[side] + second[side] for side in (32, 16)}
+    cost = dry_run(config, digits(), device="cpu")
+    assert cost.forward == 2 * network[32] + 3 * network[16] + 5 * (projector + predictor)
+    assert cost.target == 2 * (network[32] + projector)
+    # twice the forward pass, but for the gradient of the pixels, which nobody asks for
+    assert cost.backward == 2 * cost.forward - 2 * first[32] - 3 * first[16]
+    plain = replace(config, small_views=0)
+    found = relative_cost(config, plain, digits(), pairs=3, device="cpu")
+    assert found.flops == pytest.approx(cost.flops / dry_run(plain, digits(), device="cpu").flops)
+    assert found.low <= found.seconds <= found.high
+    assert found.seconds > 1
+    assert (found.epochs(1), replace(found, seconds=1.9).epochs(16)) == (1, 8)
 
 
 @pytest.mark.parametrize("method", ["co-byol", "simclr", "supervised"])

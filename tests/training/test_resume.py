@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from interrupted_run import RUN
-from training_parts import digits
+from training_parts import SMALL, TINY, digits
 
 from coss_eval.errors import CossError, UsageError
+from coss_eval.models.load import load_model
 from coss_eval.training import checkpoint, log
-from coss_eval.training.loop import LAST, train
+from coss_eval.training.config import Config
+from coss_eval.training.loop import LAST, MODEL, Progress, train
 
 
 @pytest.mark.parametrize("steps", [4, 8])  # 3 steps an epoch: in the middle of the second, and of the third
@@ -41,6 +43,59 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path,
     for key, value in states[0]["objective"].items():
         assert torch.equal(value, states[1]["objective"][key]), key
     assert [line["step"] for line in log.read(out) if line["kind"] == "train"] == list(range(1, 13))
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "predictor"), [("byol", "own"), ("co-mocov3", "own"), ("simsiam", "own"), ("co-simsiam", "shared")]
+)
+def test_a_multi_crop_run_goes_on_exactly(tmp_path: Path, method: str, predictor: str) -> None:
+    options = SMALL[method.removeprefix("co-")]
+    fields = {**TINY, "epochs": 2, "small_views": 2, "small_size": 16, "options": options}
+    if predictor == "shared":
+        fields["small_predictor"] = predictor
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 4:
+            raise Stopped
+
+    whole = train(method, digits(), out=tmp_path / "whole", device="cpu", **fields)
+    with pytest.raises(Stopped):
+        train(method, digits(), out=tmp_path / "stopped", device="cpu", on_progress=stop, **fields)
+    resumed = train(method, digits(), out=tmp_path / "stopped", device="cpu", resume=True, **fields)
+    assert resumed.sha256 == whole.sha256
+    states = [checkpoint.load(tmp_path / name / LAST)["objective"] for name in ("whole", "stopped")]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    assert any(key.startswith("small_predictor.") for key in states[0]) == (predictor == "own")
+    assert load_model(tmp_path / "whole" / MODEL).backbone.state_dict().keys() == whole.backbone.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "small_views", "read_as"),
+    [("byol", 2, "shared"), ("byol", None, "own"), ("byol", 0, "own"), ("dino", 2, "own"), ("simclr", 2, "own")],
+)
+def test_a_state_from_before_small_views_had_a_predictor(
+    tmp_path: Path, method: str, small_views: int | None, read_as: str
+) -> None:
+    """Its configuration lacks the field: all views shared the predictor, and it goes on as one that says so."""
+    fields = {**TINY, "epochs": 1, "options": SMALL[method], "small_size": 16, "small_views": small_views}
+    said = {"small_predictor": "shared"} if read_as == "shared" else {}
+    train(method, digits(), out=tmp_path, device="cpu", **fields, **said)
+    state = checkpoint.load(tmp_path / LAST)
+    assert not any(key.startswith("small_predictor") for key in state["objective"])
+    del state["config"]["small_predictor"], state["version"]
+    checkpoint.save(tmp_path / LAST, state)
+    assert Config.from_dict(state["config"]).small_predictor == read_as
+    train(method, digits(), out=tmp_path, device="cpu", resume=True, **fields, **said)
+    if said:
+        with pytest.raises(UsageError, match="small_predictor: 'own', there 'shared'"):
+            train(method, digits(), out=tmp_path, device="cpu", resume=True, **fields)
 
 
 def test_resuming_a_finished_run_changes_nothing_and_a_missing_one_starts(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_local_term import objective, two_views
+from test_local_term import multi_crop, objective, two_views
 from torch import Tensor, nn
 from training_parts import SMALL, TINY, digits
 
@@ -27,7 +27,10 @@ TEACHES = ("byol", "mocov3", "dino", "simsiam")  # no gradient flows into the ta
 
 
 def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) -> tuple[Tensor, Tensor]:
-    """The global and the local term of two views: both directions, each location against each region's target."""
+    """The global and the local term of two full views and small ones: each location against each region's target.
+
+    The first two set targets for all other views.
+    """
     term, branch = model.term, model.target or model._online()
     assert term is not None
     local_projector = branch.local_projector or branch.projector
@@ -35,7 +38,7 @@ def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) ->
     if model.method.name == "simclr":
         compare_local = model.method.local_comparison()
     losses, local_losses = [], []
-    for s, t in ((0, 1), (1, 0)):
+    for s, t in [(s, t) for s in range(len(views)) for t in (0, 1) if s != t]:
         target = branch.projector(branch.backbone(views[t]))
         planes = branch.backbone.features(views[t] if view == "other" else views[s])  # (B, D, H, W)
         n = planes.shape[2] // regions
@@ -48,7 +51,9 @@ def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) ->
         seen = model.backbone.represent(views[s])
         online = heads(term.adapter(seen.local.flatten(0, 1)))  # (B * L, P)
         image = torch.arange(len(planes)).repeat_interleave(seen.local.shape[1])
-        losses.append(compare(model.heads(seen.global_), target, torch.arange(len(planes))))
+        predict = model.heads.predictor if s < 2 or model.small_predictor is None else model.small_predictor
+        predicted = predict(model.heads.projector(seen.global_))
+        losses.append(compare(predicted, target, torch.arange(len(planes))))
         local_losses.append(torch.stack([compare_local(online, each, image) for each in local_targets]).mean())
     factor = 2 if model.method.name in SUMMED else 1
     return factor * torch.stack(losses).mean(), factor * torch.stack(local_losses).mean()
@@ -57,17 +62,31 @@ def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) ->
 @pytest.mark.parametrize("fields", [{}, {"regions": 2}, {"heads": "shared"}, {"view": "same"}], ids=str)
 @pytest.mark.parametrize("name", SELF_SUPERVISED)
 def test_losses_and_gradients_are_those_written_out(name: str, fields: dict[str, Any]) -> None:
-    model = objective(name, "rf-resnet", local_weight=0.4, **fields).double()
+    assert_written_out(objective(name, "rf-resnet", local_weight=0.4, **fields), two_views(), **fields)
+
+
+MULTI_CROP = [(name, own, {}) for name in SELF_SUPERVISED for own in {False, METHODS[name].has_predictor}]
+
+
+@pytest.mark.parametrize(("name", "own", "fields"), [*MULTI_CROP, ("byol", True, {"heads": "shared"})], ids=str)
+def test_multi_crop_is_that_written_out(name: str, own: bool, fields: dict[str, Any]) -> None:
+    """Small views through their own predictor, their locals through the heads of all locals; pairs of equal weight."""
+    model = objective(name, "rf-resnet", local_weight=0.4, small_predictor=own, **fields)
+    assert_written_out(model, multi_crop(), **fields)
+
+
+def assert_written_out(model: Pretraining, views: list[Tensor], **fields: Any) -> None:
+    model.double()
     if model.target is not None:  # as it is after some steps
         with torch.no_grad():
             for p in model.target.parameters():
                 p.mul_(1 + 0.1 * torch.rand(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    views = [view.double() for view in two_views()]
+    views = [view.double() for view in views]
     global_, local = by_hand(model, views, fields.get("regions", 1), fields.get("view", "other"))
     (global_ + 0.4 * local).backward()
     expected = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    losses = model(views)
+    losses = model(views, full=2)
     losses.total.backward()
     torch.testing.assert_close(losses.global_, global_.detach())
     torch.testing.assert_close(losses.local, local.detach())
@@ -189,13 +208,16 @@ def test_heads_are_the_papers() -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_networks_and_heads_run_in_the_precision_asked_for(bf16: bool) -> None:
-    model = objective("byol", "resnet")
+    model = objective("byol", "resnet", small_predictor=True)
     model.bf16 = bf16
     seen: list[torch.dtype] = []
     assert model.term is not None
     assert model.term.heads is not None
-    for module in (model.backbone.get_submodule(model.site.module), model.heads, model.term.heads):
+    assert model.small_predictor is not None
+    backbone = model.backbone.get_submodule(model.site.module)
+    for module in (backbone, model.heads.projector, model.heads.predictor, model.small_predictor, model.term.heads):
         module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
-    losses = model(two_views())
+    losses = model(multi_crop(), full=2)
+    assert len(seen) == 4 + 4 + 2 + 2 + 4  # backbone, projector, both predictors, locals
     assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
     assert losses.total.dtype == torch.float32

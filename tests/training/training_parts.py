@@ -39,7 +39,14 @@ TINY: dict[str, object] = {
 
 OWN: dict[str, object] = {"stem": "imagenet", "width": 64}  # what a network made by a factory leaves unchanged
 DROPPING = {**OWN, "arch": "training_parts:dropping_network"}
+TWO_CONVOLUTIONS = {**OWN, "arch": "training_parts:two_convolutions"}
 COLLAPSED = {**OWN, "arch": "training_parts:collapsed_network"}
+
+
+def two_convolutions() -> nn.Module:
+    """A 3x3 convolution of stride 2, a 1x1, and the mean over places."""
+    layers = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 12, 1, bias=False)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def dropping_network() -> nn.Module:

@@ -13,13 +13,20 @@ from coss_eval.training.config import resolve
 from coss_eval.training.gather import mean_over_ranks, rank
 from coss_eval.training.loop import Run, train
 
-METHODS = ("co-byol", "co-dino", "co-mocov3", "co-simclr", "co-vicreg", "co-barlow", "simsiam", "supervised")
+SMALL_VIEWS = {"small_views": 2, "small_size": 16}
+CASES: dict[str, dict[str, Any]] = {  # a method, and after a blank what else
+    **{f"co-{name}": {} for name in ("byol", "dino", "mocov3", "simclr", "vicreg", "barlow")},
+    **{"simsiam": {}, "supervised": {}},
+    **{f"{name} own": SMALL_VIEWS for name in ("co-byol", "co-mocov3", "simsiam")},
+    "byol shared": {**SMALL_VIEWS, "small_predictor": "shared"},
+}
 
 
-def one_batch(method: str, dtype: torch.dtype) -> dict[str, Any]:
+def one_batch(case: str, dtype: torch.dtype) -> dict[str, Any]:
     """Losses (total, global, local) of the whole batch, gradients, and buffers (running statistics) after it."""
+    method = case.partition(" ")[0]
     options = {} if method == "supervised" else SMALL[method.removeprefix("co-")]
-    run = Run(resolve(method, **TINY, options=options), digits(64), Path(), torch.device("cpu"))
+    run = Run(resolve(method, **TINY, **CASES[case], options=options), digits(64), Path(), torch.device("cpu"))
     run.objective.to(dtype)
     run.network = run._network()
     views = run.task.views_of
@@ -49,8 +56,8 @@ def refusal() -> str:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    pairs = [(method, dtype) for method in METHODS for dtype in (torch.float32, torch.float64)]
-    found: dict[str, Any] = {f"{method} {dtype}": one_batch(method, dtype) for method, dtype in pairs}
+    pairs = [(case, dtype) for case in CASES for dtype in (torch.float32, torch.float64)]
+    found: dict[str, Any] = {f"{case} {dtype}": one_batch(case, dtype) for case, dtype in pairs}
     found["refusal"] = refusal()
     short_run(Path(sys.argv[1]).with_name("run"))
     if rank() == 0:

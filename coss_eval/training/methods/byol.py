@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from coss_eval.training.methods.method import Comparison, Heads, Method, mlp, precise
 
@@ -26,14 +26,18 @@ class BYOL(Method):
     """
 
     name: ClassVar[str] = "byol"
+    has_predictor: ClassVar[bool] = True
 
     hidden: int = 4096
     predictor_hidden: int | None = None
     out: int = 256
 
     def heads(self, dim: int) -> Heads:
-        predictor = mlp(self.out, self.predictor_hidden or self.hidden, self.out)
+        predictor = self.predictor()  # drawn first
         return Heads(mlp(dim, self.hidden, self.out), predictor)
+
+    def predictor(self) -> nn.Module:
+        return mlp(self.out, self.predictor_hidden or self.hidden, self.out)
 
     def comparison(self) -> Comparison:
         return NormalisedDistance()

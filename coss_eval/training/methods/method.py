@@ -61,6 +61,7 @@ class Method(ABC):
     accumulated over smaller batches. ``directions`` says whether the two directions are summed or averaged;
     ``symmetric`` that they are the same number, so that one of them is enough.
     ``kept`` is the network that is handed on, ``constant_predictor`` keeps the predictor's learning rate at its peak.
+    ``has_predictor``: ``predictor`` makes one, so small views may have one of their own.
     ``shares`` are the fields that lie between 0 and 1.
     """
 
@@ -70,6 +71,7 @@ class Method(ABC):
     directions: ClassVar[Literal["sum", "mean"]] = "sum"
     symmetric: ClassVar[bool] = False
     kept: ClassVar[Literal["online", "target"]] = "online"
+    has_predictor: ClassVar[bool] = False
     constant_predictor: ClassVar[bool] = False
     shares: ClassVar[frozenset[str]] = frozenset()
 
@@ -89,6 +91,10 @@ class Method(ABC):
     @abstractmethod
     def heads(self, dim: int) -> Heads:
         """The online heads over vectors of ``dim``; the target's projector starts as a copy of this one's."""
+
+    def predictor(self) -> nn.Module | None:
+        """A fresh predictor of projected vectors (N, P), where the method has one."""
+        return None
 
     @abstractmethod
     def comparison(self) -> Comparison:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from coss_eval.training.gather import gather, rank
 from coss_eval.training.methods.method import Comparison, Heads, Method, mlp, precise
@@ -38,6 +38,7 @@ class MoCoV3(Method):
 
     name: ClassVar[str] = "mocov3"
     couples_samples: ClassVar[bool] = True
+    has_predictor: ClassVar[bool] = True
 
     hidden: int = 4096
     out: int = 256
@@ -47,8 +48,10 @@ class MoCoV3(Method):
 
     def heads(self, dim: int) -> Heads:
         projector = mlp(dim, self.hidden, self.out, layers=self.layers, last_norm=True, affine=False)
-        predictor = mlp(self.out, self.hidden, self.out, last_norm=self.predictor_norm, affine=False)
-        return Heads(projector, predictor)
+        return Heads(projector, self.predictor())
+
+    def predictor(self) -> nn.Module:
+        return mlp(self.out, self.hidden, self.out, last_norm=self.predictor_norm, affine=False)
 
     def comparison(self) -> Comparison:
         return InfoNCE(self.temperature)

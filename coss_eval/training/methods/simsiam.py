@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
 
@@ -25,6 +25,7 @@ class SimSiam(Method):
     name: ClassVar[str] = "simsiam"
     targets: ClassVar[Targets] = "stop-gradient"
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
+    has_predictor: ClassVar[bool] = True
     constant_predictor: ClassVar[bool] = True
 
     hidden: int = 2048
@@ -33,7 +34,10 @@ class SimSiam(Method):
 
     def heads(self, dim: int) -> Heads:
         projector = mlp(dim, self.hidden, self.out, layers=3, last_norm=True, affine=False)
-        return Heads(projector, mlp(self.out, self.bottleneck, self.out))
+        return Heads(projector, self.predictor())
+
+    def predictor(self) -> nn.Module:
+        return mlp(self.out, self.bottleneck, self.out)
 
     def comparison(self) -> Comparison:
         return NegativeCosine()
