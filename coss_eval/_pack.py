@@ -143,7 +143,7 @@ class _Columns:
         if size > MOST_SAMPLES - 2**16:  # the arrays' headers count as well
             raise TooLarge(f"its samples take {size >> 20} MiB, more than the {MOST_SAMPLES >> 20} of a pack")
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
 

@@ -110,6 +110,33 @@ def test_a_finished_run_computes_nothing_again(full_run: evaluation.Run, trained
     assert written() == before
 
 
+def test_a_packed_run_is_added_to_and_overwritten(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    few = replace(digits, test=digits.test.limited(20, 0))
+    fog = Corruptions(("fog",), (1,))
+    before = ce.evaluate(trained, few, [fog], out=tmp_path).table()
+    assert not (tmp_path / "cells").exists()
+    stopped = ce.evaluate(trained, few, [Corruptions(("fog", "snow"), (1,))], out=tmp_path, budget_hours=0)
+    assert stopped.failures
+    assert ce.evaluate(trained, few, [Corruptions(("fog", "snow"), (1,))], out=tmp_path).failures == ()
+    assert len(Store(tmp_path).records()) == 3
+    again = ce.evaluate(trained, few, [fog], out=tmp_path, overwrite=True).table()
+    assert not (tmp_path / "cells").exists()
+    both = before.merge(again, on="key", suffixes=("", " again"))
+    both = both[both["condition"] == both["condition again"]]
+    assert (both["seconds"] != both["seconds again"]).all()  # computed anew
+    assert (both["value"] == both["value again"]).all()
+    assert len(both) == len(before)
+
+
+def test_a_run_that_is_not_done_is_not_packed(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    few = replace(digits, test=digits.test.limited(20, 0))
+    planned = evaluation.plan(trained, few, tasks=[Corruptions(("fog", "snow"), (1,))], out=tmp_path)
+    with planned.store.claim(planned.jobs[-1].keys[0]):  # another process is at the last cell
+        assert evaluation.execute(planned).failures == ()
+    assert len(list((tmp_path / "cells").glob("*.json"))) == planned.missing - 1
+    assert not (tmp_path / "cells.jsonl.gz").exists()
+
+
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_no_number_depends_on_the_batch_size(batch_size: int, trained: Model, digits: Dataset, tmp_path: Path) -> None:
     few = replace(digits, test=digits.test.limited(20, 0))
