@@ -109,12 +109,12 @@ class LocationFields:
     """What the locations of a site see of an image of ``image`` pixels a side.
 
     size, jump: of the theoretical receptive field, in pixels; size is infinite where a location sees the whole image
-    whatever its size. border: how many cells at each side of the grid have fields that reach over the image's edge into
+    whatever its size (``grid`` is None then). border: how many cells at each side of the grid have fields that reach over the image's edge into
     the padding. covered: the share of the pixels that some location sees; seen: the share that one sees, on average.
     """
 
     image: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     size: float
     jump: int
     border: int
@@ -131,9 +131,12 @@ def location_fields(backbone: Backbone, site: str, size: int) -> LocationFields:
     """The theoretical fields of a site's locations. Errors as for ``theoretical``, and for an unknown site."""
     if site not in backbone.sites:
         raise unknown_name("site", site, backbone.sites)
-    output, reach = fields(backbone, size)[backbone.sites[site].module]
+    found = fields(backbone, size).get(backbone.sites[site].module)
+    if found is None:
+        raise CossError(f"the image could not be followed to {site!r}; take the effective field (--data)")
+    output, reach = found
     if not isinstance(reach, Field):
-        return LocationFields(size, (1, 1), math.inf, size, 0, 1.0, 1.0)
+        return LocationFields(size, None, math.inf, size, 0, 1.0, 1.0)
     rows, columns = _spans(output, reach)
     border = max(_border(rows, size), _border(columns, size))
     seen = _mean_length(rows, size) * _mean_length(columns, size) / size**2
