@@ -87,9 +87,7 @@ def _restartable(batches: Iterable[Tensor]) -> Callable[[], Iterable[Tensor]]:
     return lambda: batches
 
 
-def _locals_and_globals(
-    backbone: Backbone, batches: Iterable[Tensor], site: Site
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _locals_and_globals(backbone: Backbone, batches: Iterable[Tensor], site: Site) -> Iterator[tuple[Tensor, Tensor]]:
     for pixels in batches:
         output, global_ = _forward(backbone, pixels, site)
         yield _field(output, site), global_

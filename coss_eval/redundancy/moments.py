@@ -133,7 +133,9 @@ def collect(source: Source, border: int = 0) -> Moments:
     of_positions = float((means.local - overall).square().sum()) / means.locations
     variance = float(total.trace()) / seen
     if variance - of_positions <= 1e-24 * float(means.local.square().sum(1).mean()):
-        raise CossError("the local representations are the same in every image, so nothing is redundant; check the weights")
+        raise CossError(
+            "the local representations are the same in every image, so nothing is redundant; check the weights"
+        )
     return Moments(
         seen,
         means.locations,

@@ -132,7 +132,9 @@ def attacks(results: Results) -> TaskScores:
     rest = results.rows("attacks")
     shown = ("robust_accuracy", *ATTACK_DETAILS)
     scores += _plain_rows(results, "attacks", rest[~rest["metric"].isin(shown)])
-    caption = f"Robust accuracy counts an image as right only if it is right without and under the attack. {sweeps(results)}"
+    caption = (
+        f"Robust accuracy counts an image as right only if it is right without and under the attack. {sweeps(results)}"
+    )
     return TaskScores("attacks", "Attacks", "robust accuracy %", scores, caption)
 
 

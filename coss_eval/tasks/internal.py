@@ -109,7 +109,9 @@ class Internal(Task):
             for metric in ("relative_accuracy", "snr_db"):
                 result.measurements.append(Measurement(metric, row[metric], row["n"], condition=condition))
         if table["relative_accuracy"].isna().any():
-            result.notes.append(f"{kind} at {site}: the clean accuracy is within 3 standard errors of chance: no share kept")
+            result.notes.append(
+                f"{kind} at {site}: the clean accuracy is within 3 standard errors of chance: no share kept"
+            )
         for seed in found.seeds:
             relative = table.loc[table["seed"] == seed, "relative_accuracy"].tolist()
             area = area_under_curve(found.levels, relative)
