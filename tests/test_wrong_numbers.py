@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,12 +72,11 @@ def _kept_is_one_definition() -> None:
     made = [_estimate(part) for part in damaged]
     found = kept(area([0, 0.5, 1], made), made[0], 0.1)
     assert found is not None
-    share = lambda rows: (
-        (np.mean([damaged[1][rows].mean(), (clean[rows].mean() + damaged[2][rows].mean()) / 2]) - 0.1)
-        / (
-            clean[rows].mean() - 0.1
-        )
-    )
+
+    def share(rows: Any) -> float:
+        areas = [damaged[1][rows].mean(), (clean[rows].mean() + damaged[2][rows].mean()) / 2]  # trapezoids
+        return float((np.mean(areas) - 0.1) / (clean[rows].mean() - 0.1))
+
     assert found.value == pytest.approx(share(slice(None)))
     again = [share(rng.integers(0, 2000, 2000)) for _ in range(1000)]
     assert [found.low, found.high] == pytest.approx(np.quantile(again, [0.025, 0.975]), abs=0.004)

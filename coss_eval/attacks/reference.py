@@ -1,7 +1,7 @@
 """Attacks by foolbox (Rauber et al. 2017): the peer that the native engine is measured against, and a stock of others.
 
-foolbox keeps the last iterate of a run; over eps and restarts an image once broken stays broken here, but for attacks of
-one step, which are run at each eps alone. Gradients that foolbox leaves in the parameters are removed again.
+foolbox keeps the last iterate of a run; over eps and restarts an image once broken stays broken here, but for attacks
+of one step, which are run at each eps alone. Gradients that foolbox leaves in the parameters are removed again.
 """
 
 from __future__ import annotations

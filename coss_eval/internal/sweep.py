@@ -36,8 +36,10 @@ class Sweep:
     notes: tuple[str, ...] = ()
 
     def table(self, chance: float) -> pd.DataFrame:
-        """One row a seed and level: accuracy, its share of the clean accuracy above ``chance`` (NaN where that is no better than
-        chance), and the SNR in dB."""
+        """One row a seed and level: accuracy, its share of the clean accuracy above ``chance``, and the SNR in dB.
+
+        The share is NaN where the clean accuracy is no better than chance.
+        """
         rows = []
         for s, seed in enumerate(self.seeds):
             clean = float(self.baseline[s].double().mean())

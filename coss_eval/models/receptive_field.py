@@ -109,8 +109,9 @@ class LocationFields:
     """What the locations of a site see of an image of ``image`` pixels a side.
 
     size, jump: of the theoretical receptive field, in pixels; size is infinite where a location sees the whole image
-    whatever its size (``grid`` is None then). border: how many cells at each side of the grid have fields that reach over the image's edge into
-    the padding. covered: the share of the pixels that some location sees; seen: the share that one sees, on average.
+    whatever its size (``grid`` is None then). border: how many cells at each side of the grid have fields that reach
+    over the image's edge into the padding. covered: the share of the pixels that some location sees; seen: the share
+    that one sees, on average.
     """
 
     image: int

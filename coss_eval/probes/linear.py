@@ -16,7 +16,7 @@ STRENGTHS = tuple(10 ** (1 - i / 2) for i in range(15))
 """10 to 1e-6, two a decade, the strongest first: the path is warm-started in this order."""
 
 WIDENINGS = 3
-"""How often a grid whose best strength lies at its end is widened there, each time by two strengths at its own ratio."""
+"""How often a grid whose best strength lies at its end is widened, each time by two strengths at its own ratio."""
 
 SELECTION_SLACK = 10  # times the tolerance while strengths are only compared
 
@@ -83,7 +83,8 @@ def fit_probe(
 
     ``features`` (N, D) float32 or float64, ``labels`` (N,) in 0 ... K - 1; ``select`` is another such pair, disjoint
     from the first. Of equally accurate strengths the strongest is kept. Where the best lies at an end of ``strengths``,
-    they are widened there, up to WIDENINGS times, by two at the ratio of the last two; only a more accurate one is taken.
+    they are widened there, up to WIDENINGS times, by two at the ratio of the last two; only a more accurate one is
+    taken.
 
     The objective is mean cross-entropy + strength / 2 * sum(weight ** 2) on standardised features, with a free bias,
     so that a strength means the same for any number of images: scikit-learn's LogisticRegression on standardised

@@ -72,8 +72,8 @@ TERMS = {
     "PGD": "robust accuracy, Linf",
     "masked": "area under accuracy over the share masked before pooling",
     "crop": "in the centre, by area",
-    "redundancy": "how alike an image's locations are: (within - between)/(1 - between) cosine, 0 as of two images; the "
-    "mean of each grid position is taken off first, unless one mean is named",
+    "redundancy": "how alike an image's locations are: (within - between)/(1 - between) cosine, 0 as of two images; "
+    "the mean of each grid position is taken off first, unless one mean is named",
     "redundancy, interior": "without the border of the grid, where zero padding makes locations alike",
     "redundancy, one mean": "as measured before positions were centred: zero padding moves it",
 }

@@ -142,7 +142,7 @@ class Results:
 
     @cached_property
     def _chances(self) -> dict[str | None, float]:
-        """Chance by the images' fingerprint: as cells hold it, or solved for where old ones hold what follows from it."""
+        """Chance by the images' fingerprint: as cells hold it, or solved for from what old ones hold."""
         found: dict[str | None, float] = {}
         for record in self.records:
             told = [m["value"] for m in record["measurements"] if m["metric"] == "chance"]
@@ -236,8 +236,8 @@ def _solved_chance(measurements: Sequence[Record]) -> float | None:
         a, c = values.get(("accuracy", level, seed)), values.get(("accuracy", 0.0, seed))
         if metric != "relative_accuracy" or None in (a, c, r) or abs(1 - r) < 0.01:
             continue
-        chance = (a - r * c) / (1 - r)
-        if 0 < chance <= 0.5 and abs(1 / chance - round(1 / chance)) < 1e-3 / chance:
+        chance = float((a - r * c) / (1 - r))
+        if 0 < chance <= 0.51 and abs(1 / chance - round(1 / chance)) < 1e-3 / chance:
             return 1 / round(1 / chance)
     return None
 

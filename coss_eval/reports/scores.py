@@ -40,8 +40,8 @@ METRIC_NAMES = {
 
 
 KEPT = (
-    "(accuracy - chance)/(clean accuracy - chance), chance = 1/classes; none where the clean accuracy is within 3 standard "
-    "errors of chance, or results from older versions do not tell the number of classes"
+    "(accuracy - chance)/(clean accuracy - chance), chance = 1/classes; none where the clean accuracy is within 3 "
+    "standard errors of chance, or results from older versions do not tell the number of classes"
 )
 
 
@@ -267,9 +267,9 @@ def site_order(site: str) -> tuple[int, int, str]:
 
 REDUNDANCY_NOTE = (
     "ReLU, padding and overlapping receptive fields may raise or lower these in any network: read each beside its "
-    "untrained row. Zero padding marks each place of the grid in all images alike; rows with one mean taken off take that "
-    "for redundancy or against it, rows per position, in the interior and by overlap have the mean of each place taken "
-    "off. Below 0, locations of one image are less alike than those of two images."
+    "untrained row. Zero padding marks each place of the grid in all images alike; rows with one mean taken off take "
+    "that for redundancy or against it, rows per position, in the interior and by overlap have the mean of each place "
+    "taken off. Below 0, locations of one image are less alike than those of two images."
 )
 REDUNDANCY_TERMS = {
     "within": "mean cosine of two locations of one image, the data's mean taken off first",

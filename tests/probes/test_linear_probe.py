@@ -256,7 +256,7 @@ def test_a_grid_whose_best_lies_at_its_end_is_widened(asked: tuple[float, ...]) 
 
 
 def planted(weak: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Two classes where the weakest penalty wins (a small, exact direction under a large, noisy one) or the strongest."""
+    """Two classes where weak penalties win (a small, exact direction under a large, noisy one) or strong ones."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 2
     sign = (2 * labels - 1).double()
