@@ -102,17 +102,20 @@ def field_lines(
         size = seen
     size = (model.preprocessing.img_size or 224) if size is None else size
     lines = [f"{model.name}: receptive fields in pixels of an image of {size} px", ""]
-    lines.append(f"{'site':<10}{'grid':>10}{'jump':>8}{'theory':>10}" + (f"{'effective':>12}" if batches else ""))
+    heads = f"{'site':<10}{'grid':>10}{'jump':>8}{'theory':>10}{'covered':>10}"
+    lines.append(heads + (f"{'effective':>12}" if batches else ""))
     for row in by_site(model.backbone, size, batches).to_dict("records"):
         grid, jump, theory = (
             "?" if row[name] != row[name] else "all" if row[name] == float("inf") else f"{row[name]:g}"
             for name in ("grid", "jump", "rf")
         )
+        covered = "?" if row["covered"] != row["covered"] else f"{100 * row['covered']:.0f} %"
         measured = f"{row['effective']:>12.1f}" if batches else ""
-        lines.append(f"{row['site']:<10}{grid:>4} x {grid:<3}{jump:>8}{theory:>10}{measured}")
+        lines.append(f"{row['site']:<10}{grid:>4} x {grid:<3}{jump:>8}{theory:>10}{covered:>10}{measured}")
+    lines.append("\ncovered: the share of the image's pixels that lie in the theoretical field of some location")
     if batches:
-        level = f"pixels above {100 * EFFECTIVE_LEVEL:g} % of the peak (Luo et al. 2016: of the centre)"
-        lines.append(f"\neffective: over {images} test images of {data}; {level}")
+        level = f"pixels above {100 * EFFECTIVE_LEVEL:g} % of the gradient's peak (Luo et al. 2016: of its centre)"
+        lines.append(f"effective: the median over {images} test images of {data}; {level}")
     return lines
 
 

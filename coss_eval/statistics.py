@@ -312,3 +312,11 @@ def _pair(a: NDArray[T], b: NDArray[T]) -> tuple[NDArray[T], NDArray[T]]:
     if a.shape != b.shape or a.size == 0:
         raise UsageError(f"paired statistics need the same images on both sides, got shapes {a.shape} and {b.shape}")
     return a, b
+
+
+def above_chance(accuracy: float, chance: float, n: int) -> bool:
+    """Whether an accuracy on ``n`` images lies more than three of its standard errors above chance.
+
+    Shares of (accuracy - chance) mean nothing otherwise: the denominator might as well be zero.
+    """
+    return accuracy - chance > 3 * math.sqrt(accuracy * (1 - accuracy) / n)

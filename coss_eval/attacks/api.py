@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ def fgsm(
 ) -> AttackResult:
     """The fast gradient sign method (Goodfellow et al. 2015), in L2 the fast gradient method: one step of length eps.
 
-    Arguments as for ``pgd``; nothing in it is random.
+    Arguments as for ``pgd``; nothing in it is random. Each eps is a method of its own, so that an image may withstand a
+    larger one than the one that broke it: the verdicts at an eps do not depend on the others in the list.
     """
     ball = check_norm(norm)
     problem = Problem.checked(classifier, images, labels, targeted=targeted, batch_size=batch_size)
@@ -41,7 +42,7 @@ def fgsm(
 
         return reference.fgsm(problem, check_eps(eps, norm), norm=norm)
     rule = FixedStep(ball, 1, random_start=False, rel_step=1)
-    return _attack("fgsm", rule, norm, problem, eps, loss=loss)
+    return _attack("fgsm", rule, norm, problem, eps, loss=loss, swept=False)
 
 
 def bim(
@@ -176,8 +177,9 @@ def _attack(
     restarts: int = 1,
     loss: str = "ce",
     seed: int = 0,
+    swept: bool = True,
 ) -> AttackResult:
-    """Classify the clean images, sweep what is right over eps, and tell."""
+    """Classify the clean images, attack what is right over eps (``swept``: until it breaks), and tell."""
     levels = check_eps(eps, norm)
     labels, targeted = problem.labels.to(problem.device), problem.targeted
     targets = None if targeted is None else targeted.to(problem.device)
@@ -191,7 +193,10 @@ def _attack(
             schedule = Schedule(eps, restarts, len(losses), seed, norm, problem.batch_size)
             return Sweep(problem.classifier, problem.images, problem.ids, goal, rule, schedule).run(rows, margin)
 
-        found = sweep((~broken).nonzero().flatten(), levels)
+        rows = (~broken).nonzero().flatten()
+        if not swept:
+            return _each_alone(name, norm, levels, ~broken, lambda eps: sweep(rows, (eps,)), problem.classifier)
+        found = sweep(rows, levels)
     robust = found.withstood > torch.arange(len(levels), device=broken.device)[:, None]  # (E, B)
 
     def adversarial(level: int) -> Tensor:
@@ -205,6 +210,31 @@ def _attack(
     return AttackResult(
         name, norm, levels, ~broken, robust, found.margin, found.zero_gradients, adversarial_images=adversarial
     )
+
+
+def _each_alone(
+    name: str,
+    norm: str,
+    levels: tuple[float, ...],
+    clean: Tensor,
+    attack: Callable[[float], Findings],
+    classifier: nn.Module,
+) -> AttackResult:
+    """The verdicts of ``attack`` at each eps for itself; its images are made anew when they are asked for."""
+    robust, margins, shares = [], [], []
+    for eps in levels:
+        found = attack(eps)
+        robust.append(found.withstood > 0)
+        margins.append(found.margin)
+        shares += [] if found.zero_gradients is None else [found.zero_gradients]
+
+    def adversarial(level: int) -> Tensor:
+        with held_still(classifier):
+            return attack(levels[level]).best
+
+    zero = sum(shares) / len(shares) if shares else None
+    verdicts = torch.stack(robust), torch.cat(margins), zero
+    return AttackResult(name, norm, levels, clean, *verdicts, swept=False, adversarial_images=adversarial)
 
 
 def _is_reference(backend: str, loss: str) -> bool:

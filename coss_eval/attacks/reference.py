@@ -1,7 +1,7 @@
 """Attacks by foolbox (Rauber et al. 2017): the peer that the native engine is measured against, and a stock of others.
 
-foolbox keeps the last iterate of a run; over eps and restarts an image once broken stays broken here. Gradients that
-foolbox leaves in the parameters are removed again.
+foolbox keeps the last iterate of a run; over eps and restarts an image once broken stays broken here, but for attacks
+of one step, which are run at each eps alone. Gradients that foolbox leaves in the parameters are removed again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def pgd(
 def fgsm(problem: Problem, eps: tuple[float, ...], *, norm: str) -> AttackResult:
     """foolbox's fast gradient attack: one step of length eps, no random start."""
     method = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[norm]
-    return _attack_rising("fgsm", norm, problem, eps, lambda *_: method(random_start=False), 1, 0)
+    return _attack_rising("fgsm", norm, problem, eps, lambda *_: method(random_start=False), 1, 0, swept=False)
 
 
 def names() -> list[str]:
@@ -90,7 +90,17 @@ def foolbox_attack(
     attack, norm = _named(name, options)
     problem = Problem.checked(classifier, images, labels, targeted=targeted, batch_size=batch_size)
     title = PREFIX + name.removeprefix(PREFIX)
-    return _attack_rising(title, norm, problem, check_eps(eps, norm), lambda *_: attack, 1, seed)
+    swept = not _is_single_step(attack)
+    return _attack_rising(title, norm, problem, check_eps(eps, norm), lambda *_: attack, 1, seed, swept=swept)
+
+
+def is_single_step(name: str, **options: Any) -> bool:
+    """Whether a foolbox attack takes one step of its eps, as FGSM does. Errors as ``foolbox_attack``."""
+    return _is_single_step(_named(name, options)[0])
+
+
+def _is_single_step(attack: foolbox.Attack) -> bool:
+    return getattr(attack, "steps", None) == 1
 
 
 def norm_of(name: str, **options: Any) -> str:
@@ -121,8 +131,13 @@ def _attack_rising(
     attack: Callable[[int, int, Tensor], foolbox.Attack],
     restarts: int,
     seed: int,
+    *,
+    swept: bool = True,
 ) -> AttackResult:
-    """Run ``attack(level, restart, rows)`` on what still stands, level by level; keep what broke each image."""
+    """Run ``attack(level, restart, rows)`` on what still stands, level by level; keep what broke each image.
+
+    Not ``swept``: on all that is right without an attack, at every level.
+    """
     found = problem.images.clone()
     robust = torch.zeros(len(eps), len(found), dtype=torch.bool, device=found.device)
     with held_still(problem.classifier), _untouched(problem.classifier, seed):
@@ -137,6 +152,7 @@ def _attack_rising(
             return pixels.to(found.device), broken.to(found.device)
 
         for level in range(len(eps)):
+            standing = standing if swept else clean.clone()
             for restart in range(restarts):
                 for rows in _batches(standing, problem.batch_size):
                     pixels, broken = run(level, restart, rows)
@@ -145,14 +161,14 @@ def _attack_rising(
             robust[level] = standing
 
     def adversarial(level: int) -> Tensor:
-        images = found.clone()
-        later = robust[level] & (level < len(eps) - 1)  # these were attacked further
+        images = found.clone() if swept else problem.images.clone()
+        later = robust[level] & (level < len(eps) - 1) if swept else clean  # these were attacked further
         with held_still(problem.classifier), _untouched(problem.classifier, seed):
             for rows in _batches(later, problem.batch_size):
                 images[rows] = run(level, restarts - 1, rows)[0]
         return images
 
-    return AttackResult(name, norm, eps, clean, robust, adversarial_images=adversarial)
+    return AttackResult(name, norm, eps, clean, robust, swept=swept, adversarial_images=adversarial)
 
 
 def _criterion(problem: Problem, rows: Tensor) -> Misclassification | TargetedMisclassification:

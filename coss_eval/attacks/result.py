@@ -16,7 +16,9 @@ from coss_eval.errors import UsageError
 class Verdicts:
     """Which of B images withstood one attack at E rising eps; tensors lie on the images' device.
 
-    An image broken at one eps is broken at every larger one, so each column of ``robust`` is monotone.
+    ``swept``: an image broken at one eps counts as broken at every larger one (the balls are nested), so each column
+    of ``robust`` is monotone, and the verdict at an eps is the minimum over the list up to it. Attacks of one step are
+    not swept: each eps has a verdict of its own.
     """
 
     attack: str
@@ -26,6 +28,7 @@ class Verdicts:
     robust: Tensor  # bool (E, B)
     margin: Tensor | None = None  # float32 (E, B)
     zero_gradients: float | None = None  # share of gradients that were exactly zero: a sign of masking
+    swept: bool = True
 
     @classmethod
     def joined(cls, parts: Sequence[Verdicts]) -> Verdicts:
@@ -36,25 +39,27 @@ class Verdicts:
         shares = [(part.zero_gradients, len(part.clean)) for part in parts if part.zero_gradients is not None]
         zero = sum(share * n for share, n in shares) / sum(n for _, n in shares) if shares else None
         clean, robust = torch.cat([p.clean for p in parts]), torch.cat([p.robust for p in parts], 1)
-        return Verdicts(first.attack, first.norm, first.eps, clean, robust, zero_gradients=zero)
+        return Verdicts(first.attack, first.norm, first.eps, clean, robust, zero_gradients=zero, swept=first.swept)
 
     def among(self, rows: Tensor) -> Verdicts:
         """The verdicts on the images numbered ``rows`` (n,)."""
         clean, robust = self.clean[rows], self.robust[:, rows]
-        return Verdicts(self.attack, self.norm, self.eps, clean, robust, zero_gradients=self.zero_gradients)
+        return Verdicts(
+            self.attack, self.norm, self.eps, clean, robust, zero_gradients=self.zero_gradients, swept=self.swept
+        )
 
     def minimum(self, attack_again: Callable[[float, Tensor], Tensor]) -> Verdicts:
         """The minimum of this attack and another one, image by image.
 
         ``attack_again(eps, rows)`` attacks the images numbered ``rows`` (n,) and returns bool (n,): which of them
-        stand. Each image is tried at the largest eps that it withstood, and at the next smaller one while it breaks:
-        what stands in a ball stands in the balls inside it. So the second attack costs about one attempt an image, not
-        one for every eps.
+        stand. In a sweep each image is tried at the largest eps that it withstood, and at the next smaller one while it
+        breaks: what stands in a ball stands in the balls inside it. So the second attack costs about one attempt an
+        image, not one for every eps. Where each eps is for itself, all that stand at it are tried.
         """
         robust = self.robust.clone()
         for level in reversed(range(len(self.eps))):
             undecided = robust[level].clone()
-            if level + 1 < len(self.eps):
+            if self.swept and level + 1 < len(self.eps):
                 undecided &= ~robust[level + 1]
             rows = undecided.nonzero().flatten()
             if len(rows):
@@ -70,7 +75,7 @@ class Verdicts:
     def smallest_eps(self) -> Tensor:
         """float64 (B,): the smallest eps that broke each image; 0 if it was wrong before, infinity if it stands."""
         steps = torch.tensor([*self.eps, math.inf], dtype=torch.float64)
-        first = self.robust.sum(0).cpu()  # monotone: the number of eps it withstood is the index that broke it
+        first = self.robust.long().cumprod(0).sum(0).cpu()  # how many eps it withstood before the one that broke it
         return torch.where(self.clean.cpu(), steps[first], 0.0)
 
     @property
@@ -85,7 +90,8 @@ class AttackResult(Verdicts):
     """Verdicts, and the adversarial images.
 
     ``margin`` is the lowest logit margin (true class minus best other; for a targeted attack best other minus target)
-    that was seen up to each eps: how near a standing image came. A backend that does not see it gives None.
+    that was seen up to each eps (not swept: at it): how near a standing image came. None from a backend that does not
+    see it.
     """
 
     adversarial_images: Callable[[int], Tensor] = field(repr=False, kw_only=True)

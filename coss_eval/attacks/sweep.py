@@ -119,7 +119,8 @@ class Sweep:
 
         Raises UsageError where the pixels get no gradient.
         """
-        levels, count, rows = len(self.eps), len(self.images), rows.to(self.device)
+        levels, count = len(self.eps), len(self.images)
+        rows = rows.to(self.device, copy=True)  # the flight writes into it
         self.clean_margin = margin.to(self.device)
         self.withstood = torch.zeros(count, dtype=torch.int64, device=self.device)
         self.withstood[rows] = self.schedule.first_level

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from coss_eval.statistics import above_chance
 
-def relative_accuracy(accuracy: float, clean: float, chance: float) -> float:
-    """(accuracy - chance) / (clean - chance): 1 undamaged, 0 at chance; NaN for a network no better than chance."""
-    return (accuracy - chance) / (clean - chance) if clean > chance else math.nan
+
+def relative_accuracy(accuracy: float, clean: float, chance: float, n: int) -> float:
+    """(accuracy - chance) / (clean - chance), "kept" in tables: 1 undamaged, 0 at chance.
+
+    NaN for a network no better than chance on ``n`` images: see ``statistics.above_chance``.
+    """
+    return (accuracy - chance) / (clean - chance) if above_chance(clean, chance, n) else math.nan
 
 
 def area_under_curve(levels: Sequence[float], values: Sequence[float]) -> float:

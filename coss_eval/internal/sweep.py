@@ -36,13 +36,16 @@ class Sweep:
     notes: tuple[str, ...] = ()
 
     def table(self, chance: float) -> pd.DataFrame:
-        """One row a seed and level: accuracy, its share of the clean accuracy above ``chance``, and the SNR in dB."""
+        """One row a seed and level: accuracy, its share of the clean accuracy above ``chance``, and the SNR in dB.
+
+        The share is NaN where the clean accuracy is no better than chance.
+        """
         rows = []
         for s, seed in enumerate(self.seeds):
             clean = float(self.baseline[s].double().mean())
             for e, level in enumerate(self.levels):
                 accuracy = float(self.correct[s, e].double().mean())
-                relative = relative_accuracy(accuracy, clean, chance)
+                relative = relative_accuracy(accuracy, clean, chance, len(self.ids))
                 rows.append(
                     (self.site, self.kind, level, seed, len(self.ids), accuracy, relative, float(self.snr[s, e]))
                 )

@@ -192,6 +192,10 @@ def _adaptive_pooling(field: Field, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 def _padding(field: Field, args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: torch.Size) -> Reach:
+    if argument(args, kwargs, 2, "mode", "constant") == "circular":
+        raise CossError(
+            "a field of circular padding goes round the edge, so it has no size; take the effective field (--data)"
+        )
     widths = argument(args, kwargs, 1, "pad")  # from the last dimension backwards: left, right, top, bottom, ...
     before = {len(shape) - 1 - i: widths[2 * i] for i in range(len(widths) // 2)}
     row, column = (before.get(dim, 0) for dim in field.dims)

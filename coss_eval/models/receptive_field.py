@@ -25,11 +25,12 @@ def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
     """The theoretical receptive field of every module's output, in the order in which one forward pass reaches them.
 
     Columns: ``module`` (dotted path), ``site`` (stage1, ..., prepool, global, where the module is a Backbone),
-    ``grid`` (units along a side), ``jump`` (pixels between neighbouring units), ``rf`` (pixels along the longer side)
-    and ``first`` (the leftmost pixel that unit 0 sees, negative in the padding). ``rf`` is infinite where a unit sees
-    the whole image whatever its size: global pooling, squeeze-and-excite, attention. The network runs once, on an
-    image of ``size`` pixels. Raises CossError for an operation whose effect is not known, UsageError for a size that
-    the network does not take.
+    ``grid`` (units along a side), ``jump`` (pixels between neighbouring units), ``rf`` (pixels along the longer side),
+    ``first`` (the leftmost pixel that unit 0 sees, negative in the padding) and ``covered`` (the share of the image's
+    pixels that lie in the field of some unit: fields smaller than the jump leave gaps, and the last may end before the
+    edge). ``rf`` is infinite where a unit sees the whole image whatever its size: global pooling, squeeze-and-excite,
+    attention. The network runs once, on an image of ``size`` pixels. Raises CossError for an operation whose effect is
+    not known, circular padding among them, UsageError for a size that the network does not take.
     """
     names = {site.module: site.name for site in module.sites.values()} if isinstance(module, Backbone) else {}
     rows = []
@@ -43,16 +44,17 @@ def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
                 "jump": field.rows.jump if field else size,
                 "rf": float(max(field.rows.size, field.columns.size)) if field else float("inf"),
                 "first": field.rows.low if field else 0,
+                "covered": _covered(output, field, size) if field else 1.0,
             }
         )
     return pd.DataFrame(rows)
 
 
 def by_site(backbone: Backbone, size: int = 224, batches: Sequence[Tensor] = ()) -> pd.DataFrame:
-    """One row a site: ``site``, ``grid``, ``jump`` and ``rf`` as in ``theoretical``, and ``effective`` where
+    """One row a site: ``site``, ``grid``, ``jump``, ``rf``, ``covered`` as in ``theoretical``, and ``effective`` where
     normalised pixels (B, 3, H, W) are given as ``batches``. With them the theory may be unknown (NaN)."""
     sites = backbone.sites
-    modules, columns = [site.module for site in sites.values()], ["grid", "jump", "rf"]
+    modules, columns = [site.module for site in sites.values()], ["grid", "jump", "rf", "covered"]
     try:
         table = theoretical(backbone, size).set_index("module").loc[modules, columns].reset_index(drop=True)
     except UsageError:
@@ -102,9 +104,81 @@ def fields(module: nn.Module, size: int = 224) -> dict[str, tuple[Tensor, Reach]
     return found
 
 
+@dataclass(frozen=True)
+class LocationFields:
+    """What the locations of a site see of an image of ``image`` pixels a side.
+
+    size, jump: of the theoretical receptive field, in pixels; size is infinite where a location sees the whole image
+    whatever its size (``grid`` is None then). border: how many cells at each side of the grid have fields that reach
+    over the image's edge into the padding. covered: the share of the pixels that some location sees; seen: the share
+    that one sees, on average.
+    """
+
+    image: int
+    grid: tuple[int, int] | None
+    size: float
+    jump: int
+    border: int
+    covered: float
+    seen: float
+
+    @property
+    def whole(self) -> bool:
+        """Every location sees every pixel."""
+        return self.seen == 1
+
+
+def location_fields(backbone: Backbone, site: str, size: int) -> LocationFields:
+    """The theoretical fields of a site's locations. Errors as for ``theoretical``, and for an unknown site."""
+    if site not in backbone.sites:
+        raise unknown_name("site", site, backbone.sites)
+    found = fields(backbone, size).get(backbone.sites[site].module)
+    if found is None:
+        raise CossError(f"the image could not be followed to {site!r}; take the effective field (--data)")
+    output, reach = found
+    if not isinstance(reach, Field):
+        return LocationFields(size, None, math.inf, size, 0, 1.0, 1.0)
+    rows, columns = _spans(output, reach)
+    border = max(_border(rows, size), _border(columns, size))
+    seen = _mean_length(rows, size) * _mean_length(columns, size) / size**2
+    longer = max(reach.rows.size, reach.columns.size)
+    grid = (len(rows), len(columns))
+    return LocationFields(size, grid, longer, reach.rows.jump, border, _covered(output, reach, size), seen)
+
+
 def _side(output: Tensor, field: Field) -> int:
-    units = output.shape[field.dims[0]]
-    return math.isqrt(units) if field.dims[0] == field.dims[1] else units
+    return len(_spans(output, field)[0])
+
+
+def _spans(output: Tensor, field: Field) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The first and last pixel that each row and each column of units sees, over the unbounded image."""
+    counts = [output.shape[dim] for dim in field.dims]
+    if field.dims[0] == field.dims[1]:
+        counts = [math.isqrt(counts[0])] * 2
+    rows, columns = (
+        [(axis.low + i * axis.jump, axis.high + i * axis.jump) for i in range(count)]
+        for axis, count in zip((field.rows, field.columns), counts, strict=True)
+    )
+    return rows, columns
+
+
+def _covered(output: Tensor, field: Field, size: int) -> float:
+    """The share of the image's pixels that lie between the first and last pixel of some unit's field."""
+    rows, columns = (
+        len({pixel for low, high in spans for pixel in range(max(low, 0), min(high, size - 1) + 1)})
+        for spans in _spans(output, field)
+    )
+    return rows * columns / size**2
+
+
+def _mean_length(spans: Sequence[tuple[int, int]], size: int) -> float:
+    """How many pixels of one axis a unit sees, on average."""
+    return sum(max(0, min(high, size - 1) - max(low, 0) + 1) for low, high in spans) / len(spans)
+
+
+def _border(spans: Sequence[tuple[int, int]], size: int) -> int:
+    """How many units at an end of an axis reach over the edge; at the end that has more of them."""
+    return max(sum(low < 0 for low, _ in spans), sum(high > size - 1 for _, high in spans))
 
 
 def gradient_probe(backbone: Backbone, size: int) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
@@ -159,12 +233,22 @@ def _extent(touched: Tensor) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class EffectiveField:
-    """``map`` (H, W): mean absolute gradient of the middle unit, its peak 1. ``size``: pixels along a side."""
+    """``map`` (H, W): mean absolute gradient of the middle unit over the images, its peak 1.
+
+    ``sizes`` (n,): of each image's field, in pixels along a side; ``size`` is their median.
+    """
 
     map: Tensor
-    size: float
+    sizes: Tensor
     site: str
-    n: int
+
+    @property
+    def size(self) -> float:
+        return float(self.sizes.quantile(0.5))
+
+    @property
+    def n(self) -> int:
+        return len(self.sizes)
 
 
 def effective(backbone: Backbone, batches: Iterable[Tensor], *, site: str = "prepool") -> EffectiveField:
@@ -172,14 +256,15 @@ def effective(backbone: Backbone, batches: Iterable[Tensor], *, site: str = "pre
 
     ``batches``: normalised pixels (B, 3, H, W), all of one size, which belongs to the result: rankings of networks
     change with it. A gradient of one goes in at every channel of the middle unit that is positive (as Ding et al., CVPR
-    2022, do: the sum of all channels is constant after a layer norm); the mean over images of its absolute value at
-    each pixel is the map. The size is the square root of the number of pixels above 4.55 % of the peak (of the centre
-    in the paper; strided 1x1 convolutions may skip the very centre).
+    2022, do: the sum of all channels is constant after a layer norm). An image's size is the square root of the number
+    of pixels where the gradient's absolute value, summed over colours, is above 4.55 % of its PEAK; the result is the
+    median over images. Luo et al. take 4.55 % of the centre's value in the mean map: strided 1x1 convolutions may skip
+    the very centre, and the union of many images' fields is larger than that of any.
     """
     if site not in backbone.sites:
         raise unknown_name("site", site, backbone.sites)
     place = backbone.sites[site]
-    total, n = torch.zeros(()), 0
+    total, sizes = torch.zeros(()), []
     for pixels in batches:
         leaf = pixels.detach().clone().requires_grad_()
         with evaluating(backbone), torch.enable_grad(), outputs_of(backbone, {place.module}) as outputs:
@@ -187,12 +272,13 @@ def effective(backbone: Backbone, batches: Iterable[Tensor], *, site: str = "pre
         locations = as_locations(outputs[place.module], place.layout, place.prefix_tokens)  # (B, L, D)
         middle = locations[:, _middle(outputs[place.module], place)].relu().sum()
         (gradient,) = torch.autograd.grad(middle, leaf)
-        total = total + gradient.abs().sum(dim=(0, 1)).double().cpu()
-        n += len(pixels)
-    if n == 0:
+        maps = gradient.abs().sum(dim=1).double().cpu()  # (B, H, W)
+        above = maps > EFFECTIVE_LEVEL * maps.amax(dim=(1, 2), keepdim=True)
+        sizes.append(above.sum(dim=(1, 2)).double().sqrt())
+        total = total + maps.sum(dim=0)
+    if not sizes:
         raise UsageError("the effective receptive field needs at least one image")
-    shown = total / total.max()
-    return EffectiveField(shown, float((shown > EFFECTIVE_LEVEL).sum()) ** 0.5, site, n)
+    return EffectiveField(total / total.max(), torch.cat(sizes), site)
 
 
 def _middle(output: Tensor, site: Site) -> int:

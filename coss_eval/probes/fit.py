@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,7 +70,7 @@ def fitted_probe(
     """The linear probe on the global representation of ``train``; kept in the cache, as its features are."""
     name = disk.key("probe", _probe_protocol(model, train))
     probe = _load(name) if cache else None
-    if probe is None:
+    if probe is None or (probe.at_the_end and len(probe.path) == len(STRENGTHS)):  # stored before grids were widened
         features = extract(model, train, device=device, batch_size=batch_size, cache=cache)
         probe = choose_probe(features, train, device=device)
         if cache:
@@ -87,10 +90,11 @@ def probe_beside(
     """``fitted_probe`` at ``factor`` times its strength: how much of a result is the probe's and not the network's."""
     name = disk.key("probe", {**_probe_protocol(model, train), "factor": factor})
     probe = _load(name) if cache else None
-    if probe is None:
-        options = {"device": device, "batch_size": batch_size, "cache": cache}
-        chosen, features = fitted_probe(model, train, **options), extract(model, train, **options)  # type: ignore[arg-type]
-        strength, target = factor * chosen.strength, resolve_device(device)
+    options: dict[str, Any] = {"device": device, "batch_size": batch_size, "cache": cache}
+    chosen = fitted_probe(model, train, **options)
+    strength = factor * chosen.strength
+    if probe is None or not math.isclose(probe.strength, strength):
+        features, target = extract(model, train, **options), resolve_device(device)
         probe = refit_probe(chosen, features.values["global"], features.labels, strength, device=target)
         if cache:
             _save(name, probe)

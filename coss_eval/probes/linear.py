@@ -15,6 +15,9 @@ from coss_eval.probes.logistic import Logistic
 STRENGTHS = tuple(10 ** (1 - i / 2) for i in range(15))
 """10 to 1e-6, two a decade, the strongest first: the path is warm-started in this order."""
 
+WIDENINGS = 3
+"""How often a grid whose best strength lies at its end is widened, each time by two strengths at its own ratio."""
+
 SELECTION_SLACK = 10  # times the tolerance while strengths are only compared
 
 
@@ -23,7 +26,8 @@ class LinearProbe:
     """A fitted probe: logits = weight @ ((features - mean) / std) + bias, all in float64.
 
     ``path`` has the accuracy on the held-out images at each strength, the strongest first; it is empty where the
-    strength was given.
+    strength was given. ``asked`` counts the strengths that were asked for; the path is longer where the best one lay at
+    their end.
     """
 
     weight: Tensor  # (K, D), on the standardised features
@@ -32,6 +36,19 @@ class LinearProbe:
     std: Tensor  # (D,)
     strength: float
     path: dict[float, float] = field(default_factory=dict)
+    asked: int = len(STRENGTHS)
+
+    @property
+    def at_the_end(self) -> bool:
+        """Whether the chosen strength is the largest or smallest that was tried, so that a better one may lie beyond.
+
+        At the strong end only if the next one is worse: where they are alike, stronger ones hardly differ, either.
+        """
+        strengths = list(self.path)
+        if len(strengths) < 2:
+            return False
+        strongest, second = (self.path[strength] for strength in strengths[:2])
+        return self.strength == strengths[-1] or (self.strength == strengths[0] and strongest > second)
 
     def module(self) -> nn.Linear:
         """The probe as a layer on the raw features (B, D), float32, the standardisation folded in."""
@@ -44,6 +61,10 @@ class LinearProbe:
     def describe(self) -> str:
         """ "linear probe, strength 0.01, the best of 15 on held-out training images": for reports."""
         chosen = f"the best of {len(self.path)} on held-out training images" if self.path else "fixed"
+        if len(self.path) > self.asked:
+            chosen += f", the grid of {self.asked} widened to {min(self.path):.3g} ... {max(self.path):.3g}"
+        if self.at_the_end:
+            chosen += ", at the END of the grid"
         return f"linear probe, strength {self.strength:.3g}, {chosen}"
 
 
@@ -61,7 +82,9 @@ def fit_probe(
     """Fit the probe at each strength, keep the one most accurate on ``select``, refit it on all images together.
 
     ``features`` (N, D) float32 or float64, ``labels`` (N,) in 0 ... K - 1; ``select`` is another such pair, disjoint
-    from the first. Of equally accurate strengths the strongest is kept.
+    from the first. Of equally accurate strengths the strongest is kept. Where the best lies at an end of ``strengths``,
+    they are widened there, up to WIDENINGS times, by two at the ratio of the last two; only a more accurate one is
+    taken.
 
     The objective is mean cross-entropy + strength / 2 * sum(weight ** 2) on standardised features, with a free bias,
     so that a strength means the same for any number of images: scikit-learn's LogisticRegression on standardised
@@ -78,16 +101,17 @@ def fit_probe(
             f"{len(strengths)} strengths need held-out images to choose from: pass select, or one strength"
         )
     path: dict[float, float] = {}
-    start: tuple[Tensor, Tensor] | None = None
+    strength, start = strengths[0], None
     if select is not None:
         if len(strengths) > 1:
-            path, start = _path(features, labels, num_classes, strengths, select, device, tolerance * SELECTION_SLACK)
+            problem = Logistic(features, labels, num_classes, device)
+            search = _Search(problem, select, tolerance * SELECTION_SLACK)
+            path, strength, start = search.run(strengths)
         features, labels = torch.cat([features, select[0]]), torch.cat([labels, select[1]])
-    strength = max(path, key=path.__getitem__) if path else strengths[0]
     problem = Logistic(features, labels, num_classes, device)
     first = None if start is None else problem.from_standardised(*start)
     weight, bias = problem.to_standardised(problem.minimise(strength, first, tolerance=tolerance))
-    return LinearProbe(weight, bias, problem.mean, problem.std, strength, path)
+    return LinearProbe(weight, bias, problem.mean, problem.std, strength, path, len(strengths))
 
 
 @exact_float32()
@@ -107,29 +131,47 @@ def refit_probe(
     return LinearProbe(weight, bias, problem.mean, problem.std, strength)
 
 
-def _path(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    strengths: Sequence[float],
-    select: tuple[Tensor, Tensor],
-    device: torch.device | str,
-    tolerance: float,
-) -> tuple[dict[float, float], tuple[Tensor, Tensor]]:
-    """Accuracy on ``select`` by strength, and the standardised weight and bias of the best."""
-    problem = Logistic(features, labels, num_classes, device)
-    rows, truth = problem.rotate(select[0]), select[1].to(device)
-    path: dict[float, float] = {}
-    coefficients = best = None
-    for strength in strengths:
-        coefficients = problem.minimise(strength, coefficients, tolerance=tolerance)
-        hits = (rows @ coefficients.to(rows.dtype).T).argmax(1) == truth
-        accuracy = int(hits.sum()) / len(hits)
-        if best is None or accuracy > max(path.values()):
-            best = coefficients
-        path[strength] = accuracy
-    assert best is not None
-    return path, problem.to_standardised(best)
+class _Search:
+    """The accuracy on held-out images (features (N, D), labels (N,)) along a path of strengths, and the best fit."""
+
+    def __init__(self, problem: Logistic, select: tuple[Tensor, Tensor], tolerance: float) -> None:
+        self.problem, self.tolerance = problem, tolerance
+        self.rows, self.truth = problem.rotate(select[0]), select[1].to(problem.device)
+        self.accuracy: dict[float, float] = {}
+        self.fits: dict[float, Tensor] = {}  # of the two ends and the best
+        self.best = 0.0  # the best strength
+
+    def run(self, strengths: Sequence[float]) -> tuple[dict[float, float], float, tuple[Tensor, Tensor]]:
+        """Accuracy by strength, the best strength, and its standardised weight and bias."""
+        self._try(strengths, None)
+        weaker, stronger = strengths[-1] / strengths[-2], strengths[0] / strengths[1]
+        for _ in range(WIDENINGS):
+            path = self._sorted()
+            first, second, last = next(iter(path)), list(path)[1], next(reversed(path))
+            if self.best == last:
+                self._try([last * weaker, last * weaker**2], self.fits[last])
+            elif self.best == first and path[first] > path[second]:
+                self._try([first * stronger, first * stronger**2], self.fits[first])
+            else:
+                break
+        return self._sorted(), self.best, self.problem.to_standardised(self.fits[self.best])
+
+    def _try(self, strengths: Sequence[float], start: Tensor | None) -> None:
+        """Fit one strength after the other, each from the last; the first of the most accurate is the best."""
+        for strength in strengths:
+            start = self.problem.minimise(strength, start, tolerance=self.tolerance)
+            hits = (self.rows @ start.to(self.rows.dtype).T).argmax(1) == self.truth
+            accuracy = int(hits.sum()) / len(hits)
+            if not self.accuracy or accuracy > self.accuracy[self.best]:
+                self.best = strength
+            self.accuracy[strength] = accuracy
+            self.fits[strength] = start
+            ends = (min(self.accuracy), max(self.accuracy), self.best)
+            self.fits = {known: fit for known, fit in self.fits.items() if known in ends}
+
+    def _sorted(self) -> dict[float, float]:
+        """The strongest first."""
+        return dict(sorted(self.accuracy.items(), reverse=True))
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:

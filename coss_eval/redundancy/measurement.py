@@ -22,7 +22,7 @@ def measure(
     site: str = "prepool",
     *,
     receptive_field: tuple[int, int] | None = None,
-    border: int = 0,
+    border: int | None = None,
 ) -> pd.DataFrame:
     """Redundancy of the local representations at ``site``: one row a metric, columns metric, value, n, low, high.
 
@@ -32,8 +32,12 @@ def measure(
 
     ``n`` counts images; ``low`` and ``high`` bound a 95 % interval over images (block jackknife) and are NaN for the
     spectral rows. ``within_at_distance_3`` is the mean cosine at the Chebyshev distance 3 on the grid.
-    ``receptive_field`` (size, jump in pixels) adds the rows ``within_overlapping`` and ``within_disjoint``. ``border``
-    leaves out that many cells at each side of the grid: zero padding makes border cells alike.
+
+    Zero padding marks the places of the grid in all images alike, which is no redundancy: the rows ``..._per_position``
+    have the mean of each place taken off where the plain ones take off a single mean, and ``position_share`` is what
+    the places make of the variance. The rows ``..._interior``, centred per position too, leave out ``border`` cells at
+    each side of the grid (None: one, where more than one location remains; 0: no such rows). ``receptive_field`` (size,
+    jump in pixels) adds ``within_overlapping`` and ``within_disjoint``, centred per position.
 
     A number means little alone: ReLU and overlapping fields move it, so print an untrained network's row beside it.
     """
@@ -41,16 +45,26 @@ def measure(
         raise UsageError("redundancy needs the backbone in eval mode, but it is in train mode; call backbone.eval()")
     place = _place(backbone, site)
     start = batches if callable(batches) else _restartable(batches)
-    return _table(moments.collect(lambda: _locals_and_globals(backbone, start(), place, border)), receptive_field)
+    collected = moments.collect(lambda: _locals_and_globals(backbone, start(), place), 1 if border is None else border)
+    if border and collected.interior is None:
+        shape = " x ".join(map(str, collected.grid or (collected.locations,)))
+        raise UsageError(f"border {border} leaves no two of the {shape} locations at {site!r}; lower it")
+    return _table(collected, receptive_field)
 
 
 def _table(collected: moments.Moments, receptive_field: tuple[int, int] | None) -> pd.DataFrame:
     missing = float("nan")
     rows: list[tuple[str, float, float, float]] = [
         *((name, *estimate) for name, estimate in similarity.estimates(collected).items()),
-        *((name, *estimate) for name, estimate in locality.by_overlap(collected, receptive_field).items()),
+        *((name, *estimate) for name, estimate in similarity.estimates_per_position(collected).items()),
+        *((name, *estimate) for name, estimate in locality.by_overlap(collected.per_position, receptive_field).items()),
+        ("position_share", collected.position_share, missing, missing),
         *((name, value, missing, missing) for name, value in spectrum.spectra(collected).items()),
         *((f"within_at_distance_{d}", *estimate) for d, estimate in locality.by_distance(collected).items()),
+        *(
+            (f"within_per_position_at_distance_{d}", *estimate)
+            for d, estimate in locality.by_distance(collected.per_position).items()
+        ),
     ]
     frame = pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
     frame.insert(2, "n", collected.images)
@@ -73,18 +87,10 @@ def _restartable(batches: Iterable[Tensor]) -> Callable[[], Iterable[Tensor]]:
     return lambda: batches
 
 
-def _locals_and_globals(
-    backbone: Backbone, batches: Iterable[Tensor], site: Site, border: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _locals_and_globals(backbone: Backbone, batches: Iterable[Tensor], site: Site) -> Iterator[tuple[Tensor, Tensor]]:
     for pixels in batches:
         output, global_ = _forward(backbone, pixels, site)
-        field = _field(output, site)
-        if border:
-            if field.dim() != 4 or min(field.shape[1:3]) <= 2 * border:
-                shape = " x ".join(map(str, field.shape[1:-1]))
-                raise UsageError(f"border {border} leaves nothing of the {shape} locations at {site.name!r}; lower it")
-            field = field[:, border:-border, border:-border]
-        yield field, global_
+        yield _field(output, site), global_
 
 
 def _field(output: Tensor, site: Site) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scipy import stats
 from torch import Tensor
 
-from coss_eval.redundancy.moments import Moments, Sums
+from coss_eval.redundancy.moments import Moments, Sums, View
 
 Statistic = Callable[[Sums, int], Tensor]
 
@@ -68,22 +68,34 @@ def local_global(sums: Sums, locations: int) -> Tensor:
     return sums.local_global / sums.images
 
 
+SIMILARITIES: dict[str, Statistic] = {
+    "within": within,
+    "between": between,
+    "normalised": normalised,
+    "r2": r2,
+    "icc": icc,
+    "local_global_leave_one_out": local_global_leave_one_out,
+}
+INTERIOR: dict[str, Statistic] = {"within": within, "between": between, "normalised": normalised}
+
+
 def estimates(moments: Moments) -> dict[str, Estimate]:
-    """Every similarity that is defined for these moments, by metric name."""
-    statistics: dict[str, Statistic] = {
-        "within": within,
-        "between": between,
-        "normalised": normalised,
-        "r2": r2,
-        "icc": icc,
-        "local_global_leave_one_out": local_global_leave_one_out,
-    }
+    """Every similarity that is defined for these moments, by metric name; one mean is taken off all locations."""
+    statistics = dict(SIMILARITIES)
     if moments.cross.shape[0] == moments.cross.shape[1] and not moments.global_is_mean:
         statistics["local_global"] = local_global
     return {name: jackknife(statistic, moments) for name, statistic in statistics.items()}
 
 
-def jackknife(statistic: Statistic, moments: Moments) -> Estimate:
+def estimates_per_position(moments: Moments) -> dict[str, Estimate]:
+    """The similarities with the mean of each grid position taken off, and of the interior alone, where there is one."""
+    rows = {f"{name}_per_position": jackknife(s, moments.per_position) for name, s in SIMILARITIES.items()}
+    if moments.interior is not None:
+        rows |= {f"{name}_interior": jackknife(s, moments.interior) for name, s in INTERIOR.items()}
+    return rows
+
+
+def jackknife(statistic: Statistic, moments: View) -> Estimate:
     """The statistic of all images with its interval; the centring mean mu is held fixed when a block is left out.
 
     With fewer than three images no block can be left out of a comparison of images: the interval is NaN.

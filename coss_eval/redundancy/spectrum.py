@@ -30,12 +30,11 @@ def effective_rank(second_moment: Tensor, samples: int) -> float:
 def lidar(between: Tensor, within: Tensor, delta: float = 1e-4) -> float:
     """LiDAR (Thilak et al. 2024, arXiv 2312.04000) with an image as the class and a location as its sample.
 
-    The entropy rank of (S_W + d I)^-1/2 S_B (S_W + d I)^-1/2. Our ``delta`` is relative to the mean variance of a
-    dimension, tr S_T / D, where the paper's is absolute: the number must not change when features are scaled.
+    The entropy rank of (S_W + d I)^-1/2 S_B (S_W + d I)^-1/2. ``delta`` is the paper's, absolute: features of another
+    scale have another LiDAR.
     """
-    scale = (between + within).trace() / len(between)
     ridge = delta * torch.eye(len(within)).to(within)
-    return _entropy_rank(_relative_eigenvalues(between / scale, within / scale + ridge).clamp(min=0))
+    return _entropy_rank(_relative_eigenvalues(between, within + ridge).clamp(min=0))
 
 
 def gaussian_mutual_information(between: Tensor, total: Tensor, locations: int, images: int) -> float:

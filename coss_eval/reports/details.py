@@ -14,11 +14,13 @@ import pandas as pd
 from coss_eval.reports.layout import Number, Row, Table
 from coss_eval.reports.results import Estimate, Results, aligned
 from coss_eval.reports.scores import (
+    KEPT,
     Unit,
     attack_families,
     attack_name,
     attack_rows,
     eps_text,
+    kept_of,
     mean_of,
     norm_name,
     site_order,
@@ -67,7 +69,7 @@ def _median_text(results: Results, label: str, attack: str, norm: str) -> str | 
     _, stands = columns  # (N, 1 + E)
     right = stands[stands[:, 0] > 0]
     steps = np.array([*(eps for eps, _ in known[1:]), math.inf])
-    smallest = steps[right[:, 1:].astype(bool).sum(1)]  # verdicts are monotone: as many eps as it withstood
+    smallest = steps[right[:, 1:].astype(bool).cumprod(1).sum(1)]  # as many eps as it withstood before one broke it
     largest = known[-1][0]
 
     def shown(eps: float) -> str:
@@ -105,23 +107,28 @@ def moved(results: Results) -> Table | None:
 
 
 def damage(results: Results) -> Table | None:
-    """Relative accuracy and signal-to-noise ratio at the middle level of each kind of damage, by site."""
+    """The share kept and the signal-to-noise ratio at the middle level of each kind of damage, by site."""
     rows = results.rows("internal")
     lines: list[Row] = []
-    units: dict[str, Unit] = {"relative_accuracy": "percent", "snr_db": "plain"}
+    units: dict[str, Unit] = {"accuracy": "percent", "snr_db": "plain"}
     for metric, unit in units.items():
         mine = rows[rows["metric"] == metric]
         for kind in sorted(set(mine["kind"])):
             at = mine[mine["kind"] == kind]
-            levels = sorted(set(at["level"]))
+            levels = sorted(set(at["level"]) - {0.0})
+            if not levels:
+                continue
             level = levels[len(levels) // 2]
-            what = "relative accuracy, %" if metric == "relative_accuracy" else "signal-to-noise ratio, dB"
+            what = "kept, %" if metric == "accuracy" else "signal-to-noise ratio, dB"
             for site in sorted(set(at["site"]), key=site_order):
-                of = mean_of(results, "internal", at[(at["site"] == site) & (at["level"] == level)])
+                here = at[at["site"] == site]
+                of = mean_of(results, "internal", here[here["level"] == level])
+                if metric == "accuracy":
+                    of = kept_of(results, of, mean_of(results, "internal", here[here["level"] == 0]))
                 lines.append(_row(str(site), of, results, unit, f"{kind} at level {level:g}: {what}"))
     caption = (
-        "Relative: (accuracy - chance)/(clean - chance). Signal-to-noise: variance of the clean global representation "
-        "over the mean squared change. Means over the masks' seeds; all levels are in measurements.csv."
+        f"Kept: {KEPT}. Signal-to-noise: variance of the clean global representation over "
+        "the mean squared change. Means over the masks' seeds; all levels are in measurements.csv."
     )
     return _table("internal_levels", "Damage by site", "at the middle level", results, rows, lines, caption)
 

@@ -16,10 +16,12 @@ from coss_eval.statistics import Difference, holm
 CAPTIONS = {
     "corruptions_by_severity": "Accuracy by severity for each corruption. Bands: 95 % (Wilson).",
     "corruptions_mean": "Mean over the benchmark's 15 corruptions by severity. Bands: 95 %, images as clusters.",
-    "attacks_by_eps": "Robust accuracy by eps; at 0 the clean accuracy on the same images. Bands: 95 % (Wilson).",
+    "attacks_by_eps": "Robust accuracy by eps; at 0 the clean accuracy on the same images. Attacks of many steps are "
+    "swept: an image broken at a smaller eps counts as broken. Bands: 95 % (Wilson).",
     "internal_by_level": "Accuracy by the level of damage inside the network; mean over the masks. Bands: 95 %.",
     "crops": "Accuracy and cosine with the full image on crops of the test images. Bands: 95 %.",
-    "redundancy": "Redundancy of the local representations, beside the same network untrained (hollow). Bars: 95 %.",
+    "redundancy": "Redundancy of the local representations, beside the same network untrained (hollow); per position: "
+    "the mean of each grid position taken off. Bars: 95 %.",
 }
 
 

@@ -64,6 +64,19 @@ def write(store: Store | Results, out: Path) -> list[Path]:
     return paths
 
 
+BOUNDED = (
+    "normalised_per_position",
+    "normalised_interior",
+    "within_overlapping",
+    "within_disjoint",
+    "normalised",
+    "within",
+    "between",
+    "r2",
+    "icc",
+)
+
+
 def looks_in(results: Results, task: str) -> dict[str, Look]:
     """The looks of those that a task was measured for, the same as in every other figure."""
     look = looks(results.labels)
@@ -217,7 +230,7 @@ def _crop_axis(axis: Axes, family: str, values: Sequence[float | str]) -> Sequen
 def redundancy(results: Results) -> Figure | None:
     """Similarities of the locals, one row a metric; a hollow mark is the same network untrained."""
     rows = results.rows("redundancy")
-    bounded = [m for m in ("within", "between", "normalised", "r2", "icc") if m in set(rows["metric"])]
+    bounded = [metric for metric in BOUNDED if metric in set(rows["metric"])]
     look = looks_in(results, "redundancy")
     if not bounded or not look:
         return None

@@ -8,15 +8,16 @@ from functools import partial
 import numpy as np
 
 from coss_eval.corruptions.names import BENCHMARK, SEVERITIES
-from coss_eval.reports.results import Estimate, Results, mean, ratio
+from coss_eval.reports.results import Estimate, Results, kept, mean
 from coss_eval.reports.scores import (
+    KEPT,
     Score,
-    area_of,
     attack_families,
     attack_rows,
     corrupted,
     eps_text,
     explained,
+    kept_area,
     mean_of,
     site_order,
 )
@@ -35,15 +36,16 @@ def columns(results: Results) -> list[Score]:
         **{f"SGD linear probe, {epochs} epochs": partial(sgd_probe, epochs=epochs) for epochs in sgd_epochs(results)},
         "kNN": partial(probe, metric="knn_top1"),
         "corrupted": benchmark,
-        "kept": relative,
+        "kept": corrupted_kept,
         **{f"PGD {eps_text(eps)}": partial(pgd, eps=eps) for eps in chosen_eps(results)},
         "kept, channels masked": partial(masked, kind="channel"),
         "kept, locations masked": partial(masked, kind="location"),
         f"kept, {100 * CROP:g} % crop": cropped,
     }
     plain: Columns = {
-        "redundancy": partial(normalised_redundancy, state="trained"),
-        "redundancy, untrained": partial(normalised_redundancy, state="untrained"),
+        f"{name}{end}": partial(normalised_redundancy, state=state, metric=metric)
+        for name, metric in _redundancies(results).items()
+        for end, state in (("", "trained"), (", untrained", "untrained"))
     }
     scores = [Score(name, partial(of, results)) for name, of in percent.items()]
     scores += [Score(name, partial(of, results), "plain") for name, of in plain.items()]
@@ -53,16 +55,27 @@ def columns(results: Results) -> list[Score]:
     return [s for s in scores if any(value is not None for value in values.get(s.name, []))]
 
 
+def _redundancies(results: Results) -> dict[str, str]:
+    """Metrics by column: centred per grid position; of results from before that was measured, with a single mean."""
+    found = set(results.rows("redundancy")["metric"])
+    named = {"redundancy": "normalised_per_position", "redundancy, interior": "normalised_interior"}
+    known = {name: metric for name, metric in named.items() if metric in found}
+    return known or {"redundancy, one mean": "normalised"}
+
+
 TERMS = {
     "clean top-1": "of the classifier named under head",
     "linear probe": "logistic regression on the images as they are",
     "SGD linear probe": "trained on random crops and flips",
     "corrupted": "mean over the benchmark's 15 corruptions and 5 severities",
-    "kept": "the share of the clean accuracy that remains",
+    "kept": KEPT,
     "PGD": "robust accuracy, Linf",
     "masked": "area under accuracy over the share masked before pooling",
     "crop": "in the centre, by area",
-    "redundancy": "how alike an image's locations are: (within - between)/(1 - between) cosine, 0 as of two images",
+    "redundancy": "how alike an image's locations are: (within - between)/(1 - between) cosine, 0 as of two images; "
+    "the mean of each grid position is taken off first, unless one mean is named",
+    "redundancy, interior": "without the border of the grid, where zero padding makes locations alike",
+    "redundancy, one mean": "as measured before positions were centred: zero padding moves it",
 }
 
 
@@ -99,9 +112,9 @@ def benchmark(results: Results, label: str) -> Estimate | None:
     return mean([corrupted(results, label, name, severity) for name in BENCHMARK for severity in SEVERITIES])
 
 
-def relative(results: Results, label: str) -> Estimate | None:
-    """The share of its clean accuracy that a checkpoint keeps over the benchmark."""
-    return ratio(benchmark(results, label), corrupted(results, label, "clean", 0))
+def corrupted_kept(results: Results, label: str) -> Estimate | None:
+    """The share of its accuracy above chance that a checkpoint keeps over the benchmark."""
+    return kept(benchmark(results, label), corrupted(results, label, "clean", 0), results.chance(label))
 
 
 def chosen_eps(results: Results) -> list[float]:
@@ -121,29 +134,29 @@ def pgd(results: Results, label: str, eps: float) -> Estimate | None:
 
 
 def masked(results: Results, label: str, kind: str) -> Estimate | None:
-    """The share of clean accuracy kept under masking: its area over the levels, before pooling or at the last site."""
+    """The share kept under masking: of the area over the levels, before pooling or at the last site."""
     rows = results.rows("internal")
     if rows.empty:
         return None
     rows = rows[(rows["metric"] == "accuracy") & (rows["kind"] == kind)]
     sites = sorted(set(rows["site"]), key=site_order)
     site = "prepool" if "prepool" in sites else next(reversed(sites), None)
-    return ratio(area_of(results, rows[rows["site"] == site])(label), clean(results, label))
+    return kept_area(results, rows[rows["site"] == site])(label)
 
 
 def cropped(results: Results, label: str) -> Estimate | None:
-    """The share of the full images' accuracy kept on centre crops of CROP of their area."""
+    """The share of the full images' accuracy above chance kept on centre crops of CROP of their area."""
     part, whole = (
         results.estimate(label, "crops", "accuracy", column_name("accuracy", {"family": "area", "area": area}))
         for area in (CROP, 1.0)
     )
-    return ratio(part, whole)
+    return kept(part, whole, results.chance(label))
 
 
-def normalised_redundancy(results: Results, label: str, state: str) -> Estimate | None:
-    """Normalised redundancy of the trained or untrained network."""
+def normalised_redundancy(results: Results, label: str, state: str, metric: str) -> Estimate | None:
+    """Normalised redundancy of the trained or untrained network, in one of its centrings."""
     rows = results.rows("redundancy")
-    rows = rows[rows["metric"] == "normalised"]
+    rows = rows[rows["metric"] == metric]
     if "weights" in rows:
         rows = rows[rows["weights"].fillna("trained") == state]
     return mean_of(results, "redundancy", rows)(label) if len(rows) else None

@@ -24,7 +24,7 @@ from coss_eval.reports.tables import (
     tidy_records,
     under_newest_names,
 )
-from coss_eval.statistics import Difference, clustered_wilson, paired_difference
+from coss_eval.statistics import Difference, above_chance, clustered_wilson, paired_difference
 from coss_eval.store import Store, StoreWarning, column_name
 
 Shares = pd.Series  # of floats, indexed by sample id
@@ -133,6 +133,24 @@ class Results:
             for m in r["measurements"]
         }
 
+    def chance(self, label: str) -> float | None:
+        """The accuracy of guessing, 1 / classes, on a checkpoint's images; None where the store does not tell."""
+        mine = (r for r in self.records if self._labels[r["key"]].text in (label, self._base.get(label)))
+        fingerprints = {record["protocol"].get("data", {}).get("fingerprint") for record in mine}
+        found = {self._chances[fingerprint] for fingerprint in fingerprints if fingerprint in self._chances}
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def _chances(self) -> dict[str | None, float]:
+        """Chance by the images' fingerprint: as cells hold it, or solved for from what old ones hold."""
+        found: dict[str | None, float] = {}
+        for record in self.records:
+            told = [m["value"] for m in record["measurements"] if m["metric"] == "chance"]
+            chance = told[0] if told else _solved_chance(record["measurements"])
+            if chance is not None:
+                found.setdefault(record["protocol"].get("data", {}).get("fingerprint"), chance)
+        return found
+
     def _verdicts(self, key: str, column: str) -> Shares | None:
         if key not in self._samples:
             with warnings.catch_warnings(record=True) as caught:
@@ -188,6 +206,40 @@ def ratio(top: Estimate | None, bottom: Estimate | None) -> Estimate | None:
     ids, table = columns
     shares = value + (table[:, 0] - value * table[:, 1]) / bottom.value
     return from_shares(value, pd.Series(shares, index=ids), top.data)
+
+
+def kept(damaged: Estimate | None, clean: Estimate | None, chance: float | None) -> Estimate | None:
+    """(damaged - chance) / (clean - chance) of one checkpoint: the share of its accuracy above chance that remains.
+
+    None where the clean accuracy is within three standard errors of chance, or chance is not known.
+    """
+    if damaged is None or clean is None or chance is None or not above_chance(clean.value, chance, clean.n):
+        return None
+    return ratio(_less(damaged, chance), _less(clean, chance))
+
+
+def _less(estimate: Estimate, constant: float) -> Estimate:
+    """The estimate minus a constant."""
+    low, high = (None if bound is None else bound - constant for bound in (estimate.low, estimate.high))
+    shares = None if estimate.shares is None else estimate.shares - constant
+    return Estimate(estimate.value - constant, low, high, estimate.n, shares, estimate.data)
+
+
+def _solved_chance(measurements: Sequence[Record]) -> float | None:
+    """Chance from an accuracy a, the clean one c and the stored r = (a - chance)/(c - chance), if it is 1 / a count."""
+    values = {
+        (m["metric"], m["condition"].get("level"), m["condition"].get("seed")): m["value"]
+        for m in measurements
+        if m["metric"] in ("accuracy", "relative_accuracy") and "level" in m["condition"]
+    }
+    for (metric, level, seed), r in values.items():
+        a, c = values.get(("accuracy", level, seed)), values.get(("accuracy", 0.0, seed))
+        if metric != "relative_accuracy" or None in (a, c, r) or abs(1 - r) < 0.01:
+            continue
+        chance = float((a - r * c) / (1 - r))
+        if 0 < chance <= 0.51 and abs(1 / chance - round(1 / chance)) < 1e-3 / chance:
+            return 1 / round(1 / chance)
+    return None
 
 
 def from_shares(value: float, shares: Shares, data: str | None) -> Estimate:

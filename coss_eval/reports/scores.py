@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
-from coss_eval.reports.results import Estimate, Results, area, mean
+from coss_eval.reports.results import Estimate, Results, area, kept, mean
 from coss_eval.store import column_name
 
 Unit = Literal["percent", "plain"]
@@ -26,7 +26,7 @@ METRIC_NAMES = {
     "knn_top5": "kNN top-5",
     "knn_mean_per_class": "kNN, mean per class",
     "robust_accuracy": "robust accuracy",
-    "relative_accuracy": "relative accuracy",
+    "relative_accuracy": "kept",
     "r2": "R² of the image mean",
     "icc": "ICC(1)",
     "local_global": "cosine with the global",
@@ -37,6 +37,12 @@ METRIC_NAMES = {
     "local_global_cka": "local-global CKA",
     "stability": "cosine with the full image",
 }
+
+
+KEPT = (
+    "(accuracy - chance)/(clean accuracy - chance), chance = 1/classes; none where the clean accuracy is within 3 "
+    "standard errors of chance, or results from older versions do not tell the number of classes"
+)
 
 
 @dataclass(frozen=True)
@@ -126,8 +132,33 @@ def attacks(results: Results) -> TaskScores:
     rest = results.rows("attacks")
     shown = ("robust_accuracy", *ATTACK_DETAILS)
     scores += _plain_rows(results, "attacks", rest[~rest["metric"].isin(shown)])
-    caption = "Robust accuracy counts an image as right only if it is right without and under the attack."
+    caption = (
+        f"Robust accuracy counts an image as right only if it is right without and under the attack. {sweeps(results)}"
+    )
     return TaskScores("attacks", "Attacks", "robust accuracy %", scores, caption)
+
+
+SWEPT_VERSION = 1  # of an attack's cells; those of the attacks of one step have been run at each eps alone since then
+
+
+def sweeps(results: Results) -> str:
+    """Which attacks are swept over eps, and what that makes of a number at one eps."""
+    cells = [record for record in results.cells("attacks") if "attack" in record["params"]]
+    swept, alone = (
+        sorted({attack_name(record["params"]["attack"]) for record in cells if _is_swept(record) == wanted})
+        for wanted in (True, False)
+    )
+    texts = []
+    if swept:
+        names = ", ".join(swept)
+        texts.append(f"{names}: smallest over this list of eps: an image broken at a smaller eps counts as broken.")
+    if alone:
+        texts.append(f"{', '.join(alone)}: one step, run at each eps alone, so that the curve may rise again.")
+    return " ".join(texts)
+
+
+def _is_swept(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("algorithm_version", 1) == SWEPT_VERSION)
 
 
 ATTACK_DETAILS = ("robust_accuracy_by_strength", "moved", "cosine")  # have tables of their own: details.py
@@ -176,15 +207,17 @@ def internal(results: Results) -> TaskScores:
         {(str(kind), str(site)) for kind, site in zip(rows["kind"], rows["site"], strict=True)},
         key=lambda place: (place[0], site_order(place[1])),
     )
-    scores = []
-    for metric in (name for name in ("accuracy", "auc") if name in set(rows["metric"])):
-        for kind, site in places:
-            group = rows[(rows["metric"] == metric) & (rows["kind"] == kind) & (rows["site"] == site)]
-            of = mean_of(results, "internal", group) if metric == "auc" else area_of(results, group)
-            scores.append(Score(site, of, group=f"{kind}, {'relative ' if metric == 'auc' else ''}accuracy"))
+    rows = rows[rows["metric"] == "accuracy"]
+    makers: dict[str, Callable[..., Callable[[str], Estimate | None]]] = {"accuracy": area_of, "kept": kept_area}
+    scores = [
+        Score(site, of(results, rows[(rows["kind"] == kind) & (rows["site"] == site)]), group=f"{kind}, {quantity}")
+        for quantity, of in makers.items()
+        for kind, site in places
+    ]
+    scores = [score for score in scores if any(score.of(label) for label in results.labels)]
     caption = (
         "Area under the curve over the level: the share masked, or the noise relative to the channels' deviation; the "
-        "mean over the masks' seeds. Relative: (accuracy - chance)/(clean - chance)."
+        f"mean over the masks' seeds. Kept: {KEPT}."
     )
     return TaskScores("internal", "Corruption inside the network", "area under accuracy %", scores, caption)
 
@@ -234,7 +267,9 @@ def site_order(site: str) -> tuple[int, int, str]:
 
 REDUNDANCY_NOTE = (
     "ReLU, padding and overlapping receptive fields may raise or lower these in any network: read each beside its "
-    "untrained row. Below 0, locations of one image are less alike than those of two images."
+    "untrained row. Zero padding marks each place of the grid in all images alike; rows with one mean taken off take "
+    "that for redundancy or against it, rows per position, in the interior and by overlap have the mean of each place "
+    "taken off. Below 0, locations of one image are less alike than those of two images."
 )
 REDUNDANCY_TERMS = {
     "within": "mean cosine of two locations of one image, the data's mean taken off first",
@@ -252,6 +287,12 @@ REDUNDANCY_TERMS = {
     "compare at equal n and width",
     "local-global CKA": "linear CKA of the locations with their image's global (Kornblith et al. 2019), 1 where one is "
     "the other up to rotation and scale",
+    "per position": "the mean of each grid position taken off, not one mean of all",
+    "interior": "per position, without the border of the grid",
+    "within overlapping": "per position, pairs of locations whose receptive fields overlap",
+    "within disjoint": "per position, pairs whose receptive fields do not",
+    "position share": "of the variance, what the means of the grid positions make: padding, mostly",
+    "pixels covered": "the share of the image's pixels, %, that lie in the receptive field of some location",
     "within at distance": "by steps on the grid between the two locations",
 }
 
@@ -269,7 +310,7 @@ def redundancy(results: Results) -> TaskScores:
             if len(group):
                 name = metric_name(metric)
                 shown = name if state == "trained" else "… untrained network"
-                scores.append(Score(shown, mean_of(results, "redundancy", group), "plain"))
+                scores.append(Score(shown, mean_of(results, "redundancy", group), _unit(metric)))
     caption = f"{REDUNDANCY_NOTE} {explained(REDUNDANCY_TERMS, (score.name for score in scores))}".strip()
     return TaskScores("redundancy", "Redundancy of the local representations", "value", scores, caption)
 
@@ -300,6 +341,18 @@ def area_of(results: Results, group: pd.DataFrame) -> Callable[[str], Estimate |
     return lambda label: area(levels, [of(label) for of in at])
 
 
+def kept_area(results: Results, group: pd.DataFrame) -> Callable[[str], Estimate | None]:
+    """The share kept of ``area_of``; clean is level 0."""
+    return kept_of(results, area_of(results, group), mean_of(results, "internal", group[group["level"] == 0]))
+
+
+def kept_of(
+    results: Results, damaged: Callable[[str], Estimate | None], clean: Callable[[str], Estimate | None]
+) -> Callable[[str], Estimate | None]:
+    """The share kept, of each checkpoint: see KEPT."""
+    return lambda label: kept(damaged(label), clean(label), results.chance(label))
+
+
 def _unit(metric: str) -> Unit:
-    proportions = ("top1", "top5", "accuracy", "mean_per_class")
+    proportions = ("covered", "top1", "top5", "accuracy", "mean_per_class")
     return "percent" if any(name in metric for name in proportions) else "plain"

@@ -47,6 +47,15 @@ def kind_of(attack: str) -> Kind | None:
     return OF_FOOLBOX if attack.startswith(FOOLBOX) else KINDS.get(attack)
 
 
+def is_single_step(attack: str) -> bool:
+    """Whether an attack takes one step of its eps and so has verdicts of its own at each."""
+    if attack.startswith(FOOLBOX):
+        from coss_eval.attacks import reference
+
+        return reference.is_single_step(attack)
+    return KINDS[attack].steps == 1
+
+
 def run(
     params: dict[str, Any], classifier: nn.Module, batches: Iterable[Batch], batch_size: int
 ) -> tuple[Tensor, Verdicts]:

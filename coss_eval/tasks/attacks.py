@@ -13,7 +13,7 @@ from coss_eval.attacks.losses import parse_losses
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.store import Cell
-from coss_eval.tasks.attack_calls import CHUNK, FOOLBOX, KINDS, kind_of, run
+from coss_eval.tasks.attack_calls import CHUNK, FOOLBOX, KINDS, is_single_step, kind_of, run
 from coss_eval.tasks.attack_checks import QUERIES, masking_lines, strength_sensitivity
 from coss_eval.tasks.task import Result, Subject, Task
 
@@ -22,6 +22,9 @@ L2_EPS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 CHECKED = 200
 DEFAULTS = {"restarts": 1, "loss": "ce", "second_loss": None, "checked_images": CHECKED}
 """What cells were before these parameters were added: left out of their keys."""
+SWEPT, EACH_ALONE = 1, 2
+"""Algorithm versions. Of attacks that iterate, whose balls are nested, an image broken at one eps counts as broken at
+all larger ones; attacks of one step are run at each eps for itself (until version 2 they were swept, too)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class Attacks(Task):
             params |= {"backend": self.backend, "images": self.images, "seed": seed}
             params |= self._options(attack, through_probe and len(subject.data.classes) > 2)
             params["checked_images"] = self.checked_images
-            cells.append(Cell(self.name, params, defaults=DEFAULTS))
+            version = EACH_ALONE if is_single_step(attack) else SWEPT
+            cells.append(Cell(self.name, params, version, defaults=DEFAULTS))
         return cells
 
     def _options(self, attack: str, ensemble: bool) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from coss_eval.models.classifier import to_float
 from coss_eval.probes.forward import in_background, seconds_of
 from coss_eval.store import Cell
 from coss_eval.tasks.corruption_files import file_batches, file_cells
-from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task
+from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task, chance
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Corruptions(Task):
                 verdicts[index, severity].append(_correct(subject, images, batch.labels))
         seen = {severity: np.concatenate(ids[severity]) for severity in severities}
         common = reduce(np.intersect1d, seen.values())  # a file may be unreadable at one severity only
-        for index in range(len(subjects)):
-            yield Result.of_verdicts(
+        for index, subject in enumerate(subjects):
+            result = Result.of_verdicts(
                 "accuracy",
                 seen[severities[0]][np.isin(seen[severities[0]], common)],
                 (
@@ -106,6 +106,9 @@ class Corruptions(Task):
                     for severity in severities
                 ),
             )
+            if name == "clean":
+                result.measurements.append(chance(subject, len(common), corruption=name, severity=0))
+            yield result
 
 
 def _corrupted(cell: Cell, subject: Subject) -> Iterator[tuple[Batch, int, Tensor]]:

@@ -18,7 +18,7 @@ from coss_eval.probes.forward import in_background
 from coss_eval.randomness import uniform
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
-from coss_eval.tasks.task import Result, Subject, Task
+from coss_eval.tasks.task import Result, Subject, Task, chance
 
 Condition = dict[str, Any]
 
@@ -103,6 +103,7 @@ class Crops(Task):
         whole = [_joined(parts) for parts in zip(*found, strict=True)]
         result = Result.of_verdicts("accuracy", full.ids.numpy(), ((f.condition, f.correct.numpy()) for f in whole))
         result.measurements += [_stability(f.condition, f.cosine) for f in whole]
+        result.measurements.append(chance(subject, len(full.ids), **whole[0].condition))
         result.notes += [_about_the_head(classifier), *notes]
         return result
 

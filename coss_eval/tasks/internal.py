@@ -16,7 +16,7 @@ from coss_eval.internal.scores import area_under_curve
 from coss_eval.internal.sweep import sweep
 from coss_eval.models.classifier import to_float
 from coss_eval.store import Cell, Measurement
-from coss_eval.tasks.task import Bools, Result, Subject, Task
+from coss_eval.tasks.task import Bools, Result, Subject, Task, chance
 
 CALIBRATION_IMAGES = 1000
 
@@ -102,11 +102,16 @@ class Internal(Task):
 
         result = Result.of_verdicts("accuracy", found.ids.numpy(), verdicts())
         result.notes += found.notes
+        result.measurements.append(chance(subject, len(found.ids), **place))
         table = found.table(chance=1 / len(subject.data.classes))
         for row in table.to_dict("records"):
             condition = place | {"level": row["level"], "seed": row["seed"]}
             for metric in ("relative_accuracy", "snr_db"):
                 result.measurements.append(Measurement(metric, row[metric], row["n"], condition=condition))
+        if table["relative_accuracy"].isna().any():
+            result.notes.append(
+                f"{kind} at {site}: the clean accuracy is within 3 standard errors of chance: no share kept"
+            )
         for seed in found.seeds:
             relative = table.loc[table["seed"] == seed, "relative_accuracy"].tolist()
             area = area_under_curve(found.levels, relative)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,17 +10,24 @@ from typing import Any, ClassVar
 import pandas as pd
 from torch import Tensor, nn
 
+from coss_eval.errors import CossError
+from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.receptive_field import LocationFields, location_fields
 from coss_eval.redundancy import measure
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.task import Result, Subject, Task
+
+VERSION = 2  # 1 had one mean for all positions, no rows by overlap, and a LiDAR whose delta was relative
 
 
 @dataclass(frozen=True)
 class Redundancy(Task):
     """Similarity within and between images and the share that the image mean explains, of the locals at ``site``.
 
-    Padding, low rank and overlapping receptive fields move it in any network, so the untrained row is always there.
+    Padding, low rank and overlapping receptive fields move it in any network, so the untrained row is always there, the
+    mean of each grid position is taken off, and the border, and pairs whose fields overlap, have rows of their own.
+    The border is what the theoretical receptive field says: the cells whose fields reach over the image's edge.
     """
 
     name: ClassVar[str] = "redundancy"
@@ -29,8 +37,8 @@ class Redundancy(Task):
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         return [
-            Cell(self.name, {"site": self.site, "weights": "trained"}),
-            Cell(self.name, {"site": self.site, "weights": "untrained", "seed": seed}),
+            Cell(self.name, {"site": self.site, "weights": "trained"}, VERSION),
+            Cell(self.name, {"site": self.site, "weights": "untrained", "seed": seed}, VERSION),
         ]
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
@@ -46,10 +54,69 @@ class Redundancy(Task):
             for batch in subject.batches():
                 yield normalise(to_float(batch.images))
 
-        table = measure(backbone, batches, site=params["site"])
-        return Result([_measurement(row, params["site"], params["weights"]) for _, row in table.iterrows()])
+        fields, notes = _fields(backbone, params["site"], next(batches(), None))
+        table = measure(
+            backbone,
+            batches,
+            site=params["site"],
+            receptive_field=None if fields is None or fields.grid is None else (int(fields.size), fields.jump),
+            border=None if fields is None else _border(fields),
+        )
+        condition = {"site": params["site"], "weights": params["weights"]}
+        result = Result([_measurement(row, condition) for _, row in table.iterrows()], notes=notes)
+        if fields is not None:
+            n = int(table["n"].max())
+            result.measurements.append(Measurement("pixels_covered", fields.covered, n, condition=condition))
+        if not any(m.metric == "normalised_interior" for m in result.measurements):
+            result.notes.append("no interior rows: the grid has no two locations away from its border")
+        return result
 
 
-def _measurement(row: pd.Series[Any], site: str, weights: str) -> Measurement:
+def _fields(backbone: Backbone, site: str, pixels: Tensor | None) -> tuple[LocationFields | None, list[str]]:
+    """What the locations see of images like ``pixels``, and notes that say so, or why it is not known."""
+    if pixels is None or pixels.shape[-2] != pixels.shape[-1]:
+        return None, ["receptive fields are not known for images that are not square: no rows by overlap"]
+    try:
+        fields = location_fields(backbone, site, pixels.shape[-1])
+    except CossError as error:
+        return None, [f"the theoretical receptive field is not known ({error}): no rows by overlap"]
+    return fields, [describe_fields(fields)]
+
+
+def describe_fields(fields: LocationFields) -> str:
+    """One sentence on what a location sees: "receptive field 9 px, jump 8 px at images of 64 px: ..."."""
+    if fields.whole:
+        size = "" if math.isinf(fields.size) else f" (receptive field {fields.size:g} px)"
+        return (
+            f"every location sees the whole image of {fields.image} px{size}: none of them is local, and no two fields "
+            "are disjoint"
+        )
+    border, reaching = _border(fields), fields.border
+    if border:
+        shown = f"the interior leaves out {border} at each side"
+        shown += "" if border == reaching else f", though the fields of {reaching} reach over the edge"
+    else:
+        shown = "there is no interior"
+    return (
+        f"receptive field {fields.size:g} px, jump {fields.jump} px at images of {fields.image} px: a location sees "
+        f"{100 * fields.seen:.0f} % of the pixels on average, all together {100 * fields.covered:.0f} %; {shown}"
+    )
+
+
+def _border(fields: LocationFields) -> int | None:
+    """How many cells at each side the interior leaves out: those that reach over the edge, where others remain; 1 else.
+
+    0 where the grid is too small for any interior, None where it is not known.
+    """
+    if fields.grid is None:
+        return None
+    for border in (fields.border, 1):
+        height, width = (side - 2 * border for side in fields.grid)
+        if border > 0 and min(height, width) > 0 and height * width > 1:
+            return border
+    return 0
+
+
+def _measurement(row: pd.Series[Any], condition: dict[str, Any]) -> Measurement:
     low, high = (None if pd.isna(row[bound]) else float(row[bound]) for bound in ("low", "high"))
-    return Measurement(row["metric"], float(row["value"]), int(row["n"]), low, high, {"site": site, "weights": weights})
+    return Measurement(row["metric"], float(row["value"]), int(row["n"]), low, high, condition)

@@ -128,6 +128,14 @@ class Task(ABC):
         return 0.0
 
 
+def chance(subject: Subject, n: int, **condition: Any) -> Measurement:
+    """The accuracy of guessing, 1 / classes, which "kept" in reports counts from: beside the accuracies of a cell.
+
+    Of an unbalanced test split a constant answer may have more; the number of classes is what all splits share.
+    """
+    return Measurement("chance", 1 / len(subject.data.classes), n, condition=condition)
+
+
 def proportion(metric: str, correct: Bools, **condition: Any) -> Measurement:
     """The share of True in ``correct`` with its Wilson interval."""
     successes, n = int(correct.sum()), len(correct)

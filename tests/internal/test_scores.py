@@ -11,10 +11,10 @@ from coss_eval.internal.scores import SignalToNoise, area_under_curve, relative_
 
 
 def test_relative_accuracy_is_one_when_clean_and_zero_at_chance() -> None:
-    assert relative_accuracy(0.8, 0.8, 0.1) == 1
-    assert relative_accuracy(0.1, 0.8, 0.1) == 0
-    assert relative_accuracy(0.45, 0.8, 0.1) == pytest.approx(0.5)
-    assert math.isnan(relative_accuracy(0.1, 0.1, 0.1))
+    assert relative_accuracy(0.8, 0.8, 0.1, 1000) == 1
+    assert relative_accuracy(0.1, 0.8, 0.1, 1000) == 0
+    assert relative_accuracy(0.45, 0.8, 0.1, 1000) == pytest.approx(0.5)
+    assert math.isnan(relative_accuracy(0.1, 0.1, 0.1, 1000))
 
 
 @pytest.mark.parametrize(

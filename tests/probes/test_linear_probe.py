@@ -222,3 +222,70 @@ def test_features_that_are_not_numbers() -> None:
     broken[3, 1] = torch.nan
     with pytest.raises(CossError, match="1 of 3 features hold NaN"):
         fit_probe(broken, Y, num_classes=3, strengths=[1.0])
+
+
+def scores_by_scikit(strengths: list[float]) -> dict[float, float]:
+    """Held-out accuracy of scikit-learn's logistic regression on the split digits, standardised by hand."""
+    features, labels, (held, truth) = split_digits()
+    mean, std = features.double().mean(0), features.double().std(0, correction=0)
+    std[std == 0] = 1
+    found = {}
+    for strength in strengths:
+        model = LogisticRegression(C=1 / (strength * len(labels)), tol=1e-8, max_iter=5000)
+        model.fit(((features - mean) / std).numpy(), labels.numpy())
+        found[strength] = float(model.score(((held - mean) / std).numpy(), truth.numpy()))
+    return found
+
+
+@pytest.mark.parametrize("asked", [(10.0, 1.0), (1e-4, 1e-5), STRENGTHS])
+def test_a_grid_whose_best_lies_at_its_end_is_widened(asked: tuple[float, ...]) -> None:
+    """On either side, until the best lies inside, as scikit-learn's accuracies along the same strengths say."""
+    features, labels, select = split_digits()
+    probe = fit_probe(features, labels, num_classes=10, select=select, strengths=asked)
+    expected = scores_by_scikit(list(probe.path))
+    assert probe.path[probe.strength] == max(probe.path.values())
+    assert probe.path == pytest.approx(expected, abs=0.03)  # fits are only compared: a loose tolerance
+    assert len(probe.path) <= len(asked) + 6
+    if len(probe.path) > len(asked):
+        ratios = np.diff(np.log(list(probe.path)))
+        assert np.allclose(ratios, ratios[0])
+        assert f"the grid of {len(asked)} widened" in probe.describe()
+    else:
+        assert "widened" not in probe.describe()
+    assert ("END" in probe.describe()) == probe.at_the_end
+
+
+def planted(weak: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Two classes where weak penalties win (a small, exact direction under a large, noisy one) or strong ones."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    sign = (2 * labels - 1).double()
+    if weak:
+        noise = torch.randn(400, generator=generator, dtype=torch.float64)
+        features = torch.stack([noise + 0.2 * sign, noise], 1)  # their difference tells the class, if amplified
+    else:
+        features = torch.randn(400, 150, generator=generator, dtype=torch.float64) + 0.12 * sign[:, None]
+    return features[:200], labels[:200], (features[200:], labels[200:])
+
+
+@pytest.mark.parametrize("weak", [True, False])
+def test_widening_finds_a_better_strength(weak: bool) -> None:
+    features, labels, select = planted(weak)
+    asked = (0.3, 0.1) if weak else (1e-4, 1e-5)
+    probe = fit_probe(features, labels, num_classes=2, select=select, strengths=asked)
+    assert len(probe.path) > 2
+    assert (min(probe.path) < min(asked)) if weak else (max(probe.path) > max(asked))
+    assert probe.path[probe.strength] > max(probe.path[strength] for strength in asked)
+    inside = fit_probe(features, labels, num_classes=2, select=select, strengths=[probe.strength])
+    assert torch.allclose(probe.weight, inside.weight, rtol=1e-2, atol=1e-2)
+
+
+def test_a_plateau_at_the_strong_end_is_left_alone() -> None:
+    """Ever stronger penalties shrink the weights and leave the classes as they are."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(100) % 2
+    features = torch.randn(100, 2, generator=generator) + 20 * labels[:, None]
+    probe = fit_probe(features, labels, num_classes=2, select=(features, labels))
+    assert probe.strength == STRENGTHS[0]
+    assert list(probe.path) == list(STRENGTHS)
+    assert not probe.at_the_end

@@ -12,6 +12,7 @@ import torch
 from small_networks import FAMILIES, network, pixels
 
 from coss_eval.errors import UsageError
+from coss_eval.models.generic import outputs_of
 from coss_eval.models.zoo import build
 from coss_eval.redundancy import measure
 
@@ -75,12 +76,17 @@ def test_map_and_channels_last_networks_agree() -> None:
 
 def test_border_leaves_the_inner_cells() -> None:
     backbone = network("cnn")
-    inner = measure(backbone, [IMAGES], "stage1", border=2).set_index("metric")
-    assert "within_at_distance_3" in inner.index  # 8 x 8 less two cells on each side
-    assert "within_at_distance_4" not in inner.index
-    assert (
-        inner.loc["within", "value"] != measure(backbone, [IMAGES], "stage1").set_index("metric").loc["within", "value"]
-    )
+    place = backbone.sites["stage1"].module
+    with torch.no_grad(), outputs_of(backbone, {place}) as outputs:
+        backbone(IMAGES)
+    local = outputs[place]
+    found = {border: values(measure(backbone, [IMAGES], "stage1", border=border)) for border in (0, None, 1, 2)}
+    assert not any("interior" in name for name in found[0])
+    assert found[None] == found[1]
+    inner = (local - local.mean(0)).double()[..., 2:-2, 2:-2].flatten(2).transpose(1, 2)  # (B, 16, D) of 8 x 8
+    s = torch.nn.functional.normalize(inner, dim=-1).sum(1)
+    assert found[2]["within_interior"] == pytest.approx(float((s.square().sum() / 40 - 16) / (16 * 15)), abs=1e-4)
+    assert {name: v for name, v in found[2].items() if "interior" not in name} == found[0]
 
 
 def test_receptive_field_adds_rows() -> None:
@@ -106,7 +112,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "train mode": (lambda: measure(network("cnn").train(), [IMAGES]), "eval mode"),
     "no batch": (lambda: measure(network("cnn"), []), "at least 2, but got 0"),
     "one image": (lambda: measure(network("cnn"), [IMAGES[:1]]), "at least 2, but got 1"),
-    "border": (lambda: measure(network("cnn"), [IMAGES], border=2), "border 2 leaves nothing of the 4 x 4"),
+    "border": (lambda: measure(network("cnn"), [IMAGES], border=2), "border 2 leaves no two of the 4 x 4"),
 }
 
 

@@ -79,8 +79,7 @@ def naive(local: Tensor, global_: Tensor) -> dict[str, float]:
         rows[f"participation_ratio_{name}"] = np.trace(covariance) ** 2 / (covariance**2).sum()
         rows[f"effective_rank_{name}"] = rank(np.linalg.svd(matrices[name].reshape(-1, dim), compute_uv=False))
     rows["rankme_global"] = rank(np.linalg.svd(global_.numpy(), compute_uv=False))
-    scale = np.trace(s["total"]) / dim
-    lidar = np.linalg.inv(s["within"] / scale + 1e-4 * np.eye(dim)) @ s["between"] / scale
+    lidar = np.linalg.inv(s["within"] + 1e-4 * np.eye(dim)) @ s["between"]
     rows["lidar"] = rank(np.linalg.eigvals(lidar).real)
     paired = np.repeat(g, locations, axis=0)  # each location beside its image's global
     flat = x.reshape(-1, dim)
@@ -102,6 +101,70 @@ def test_every_metric_equals_its_naive_reference(grid: tuple[int, int]) -> None:
     for name, value in slow.items():
         precision = 1e-7 if "rank" in name else 1e-9  # small singular values lose digits in a second moment
         assert fast[name] == pytest.approx(value, abs=precision, rel=precision), name
+
+
+def per_position(m: moments.Moments) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in similarity.estimates_per_position(m).items()}
+
+
+def padded(local: Tensor, size: float = 5.0) -> Tensor:
+    """The locals with a vector of its own added at every place, as zero padding adds one."""
+    place = torch.randn(local.shape[1:], generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return local + size * place
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (1, 5), (4, 4)])
+def test_centring_per_position_is_the_same_formulas_on_locals_without_their_place(grid: tuple[int, int]) -> None:
+    """Every identity holds: the metrics of z - mu_l by the double loop, whose own single mean is zero then."""
+    local, global_ = data(grid=grid)
+    places = local.mean(0, keepdim=True)
+    slow, found = naive(local - places, global_), per_position(m := collect(padded(local), global_))
+    for name in ("within", "between", "normalised", "r2", "icc", "local_global_leave_one_out"):
+        assert found[f"{name}_per_position"] == pytest.approx(slow[name], abs=1e-9, rel=1e-9), name
+    for distance, estimate in locality.by_distance(m.per_position).items():
+        assert estimate.value == pytest.approx(slow[f"distance {distance}"], abs=1e-9)
+
+
+@pytest.mark.parametrize(("grid", "border"), [((5, 6), 1), ((5, 6), 2), ((4, 4), 1)])
+def test_the_interior_is_the_same_formulas_without_the_border(grid: tuple[int, int], border: int) -> None:
+    local, global_ = data(grid=grid)
+    generator = (zip(part.split(5), global_.split(5), strict=True) for part in [padded(local)] * 2)
+    found = per_position(moments.collect(lambda: next(generator), border))
+    inner = (local - local.mean(0))[:, border:-border, border:-border]
+    slow = naive(inner, global_)
+    for name in ("within", "between", "normalised"):
+        assert found[f"{name}_interior"] == pytest.approx(slow[name], abs=1e-9, rel=1e-9), name
+
+
+@pytest.mark.parametrize(("grid", "border"), [((2, 2), 1), ((3, 3), 1), ((5, 5), 0), ((1, 9), 1), ((6, 6), 3)])
+def test_no_interior_where_no_two_locations_remain(grid: tuple[int, int], border: int) -> None:
+    local, global_ = data(grid=grid)
+    found = moments.collect(lambda: [(local, global_)], border)
+    assert found.interior is None
+    assert not any("interior" in name for name in per_position(found))
+
+
+def test_a_mark_of_each_place_moves_the_plain_metrics_only() -> None:
+    """What padding does: one mean of all places takes it for variance within images; a mean for each does not."""
+    local, global_ = data(n=200, grid=(4, 4))
+    plain, marked = collect(local, global_), collect(padded(local), global_)
+    assert per_position(marked) == pytest.approx(per_position(plain), abs=1e-9)
+    assert metrics(marked)["normalised"] < metrics(plain)["normalised"] - 0.2
+    x = padded(local).flatten(1, 2)
+    x = x - x.mean((0, 1))
+    expected = float(x.mean(0).square().sum() / 16 / x.square().sum(-1).mean())
+    assert marked.position_share == pytest.approx(expected, rel=1e-9)
+    assert marked.position_share > 0.5 > 0.05 > plain.position_share
+
+
+@pytest.mark.parametrize("delta", [1e-4, 0.3])
+def test_lidars_delta_is_absolute(delta: float) -> None:
+    local, global_ = data()
+    m = collect(1e-2 * local, global_)
+    values, vectors = np.linalg.eigh(m.within.numpy() + delta * np.eye(6))
+    half = vectors / values**0.5 @ vectors.T  # (S_W + d I)^-1/2
+    expected = rank(np.linalg.eigvalsh(half @ m.between.numpy() @ half))
+    assert spectrum.lidar(m.between, m.within, delta) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -127,7 +190,8 @@ def test_what_redundancy_is_blind_to(name: str) -> None:
     local, _ = data()
     before, after = metrics(collect(local)), metrics(collect(SYMMETRIES[name](local)))
     for metric, value in before.items():
-        if not (metric == "rankme_global" and "shift" in name):  # RankMe is not centred, as in its paper
+        # RankMe is not centred, and LiDAR's delta is absolute, as in their papers
+        if (metric, "shift" in name) != ("rankme_global", True) and (metric, "scale" in name) != ("lidar", True):
             assert after[metric] == pytest.approx(value, rel=1e-6, abs=1e-9), metric
 
 
@@ -223,7 +287,7 @@ def test_spectral_ranks_count_directions() -> None:
 BROKEN: dict[str, tuple[Tensor, type[CossError], str]] = {
     "one image": (torch.ones(1, 2, 2, 3), UsageError, "at least 2, but got 1"),
     "one location": (torch.ones(4, 1, 1, 3), UsageError, "at least 2 an image, but got 1"),
-    "constant": (torch.full((4, 2, 2, 3), 0.3), CossError, "the same at every location"),
+    "constant": (torch.full((4, 2, 2, 3), 0.3), CossError, "the same in every image"),
     "NaN": (torch.full((4, 2, 2, 3), float("nan")), CossError, "not finite"),
 }
 

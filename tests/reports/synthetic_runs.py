@@ -15,6 +15,7 @@ from coss_eval.store import Cell, Measurement, Store, column_name
 IMAGES = 60
 EPS = [0.5 / 255, 1 / 255, 2 / 255]
 LEVELS = [0.0, 0.5, 0.9]
+CHANCE = 0.1
 SITES = ["stage2", "stage10", "prepool"]
 
 
@@ -38,14 +39,20 @@ class Writer:
         luck = np.random.default_rng([draw, len(self.name)]).random(IMAGES)
         return luck < 1 / (1 + np.exp(2 * (difficulty + damage - self.skill)))
 
-    def write(self, cell: Cell, verdicts: Iterable[tuple[str, dict[str, Any], np.ndarray]], **more: Any) -> str:
+    def write(
+        self,
+        cell: Cell,
+        verdicts: Iterable[tuple[str, dict[str, Any], np.ndarray]],
+        further: Iterable[Measurement] = (),
+        **more: Any,
+    ) -> str:
         found = list(verdicts)
         measurements = [
             Measurement(metric, float(c.mean()), len(c), *wilson(int(c.sum()), len(c)), condition)
             for metric, condition, c in found
         ]
         samples = {"id": self.ids} | {column_name(metric, condition): c for metric, condition, c in found}
-        return self.put(cell, measurements, samples, **more)
+        return self.put(cell, [*measurements, *further], samples, **more)
 
     def put(
         self, cell: Cell, measurements: list[Measurement], samples: Any = None, *, notes: Iterable[str] = ()
@@ -86,12 +93,14 @@ class Writer:
                     for seed in range(2)
                     for level in LEVELS
                 ]
-                self.write(Cell("internal", place | {"levels": LEVELS[1:], "seeds": [0, 1]}), rows)
+                chance = Measurement("chance", CHANCE, IMAGES, condition=place)
+                self.write(Cell("internal", place | {"levels": LEVELS[1:], "seeds": [0, 1]}), rows, further=[chance])
 
     def redundancy(self) -> None:
         for weights, value in (("trained", 0.3), ("untrained", 0.6)):
             condition = {"site": "prepool", "weights": weights}
             values = {"within": value + 0.1, "normalised": value, "effective_rank_total": 180.7}
+            values |= {"normalised_per_position": value - 0.05}
             bounds = {"within": (value, value + 0.2), "normalised": (value - 0.1, value + 0.1)}
             measurements = [
                 Measurement(m, v, IMAGES, *bounds.get(m, (None, None)), condition) for m, v in values.items()

@@ -77,6 +77,8 @@ def test_every_family_is_measured_with_intervals_and_verdicts(found: pd.DataFram
     assert values(found, "position", "accuracy", "position").index.tolist() == list(POSITIONS)
     assert values(found, "resolution", "accuracy", "scale").index.tolist() == [0.25, 0.5, 0.75, 1.0, 1.5]
     assert values(found, "pooled", "accuracy", "crops").index.tolist() == [1, 2, 4, 8]
+    assert set(found.loc[found["metric"] == "chance", "value"]) == {0.1}  # 1 / classes, beside the accuracies
+    found = found[found["metric"] != "chance"]
     assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
     assert set(found["n"]) == {len(digits.test)}
 

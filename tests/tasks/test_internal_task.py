@@ -66,6 +66,6 @@ def test_the_report_shows_damage_at_sites_where_not_all_kinds_mean_something(tmp
     store = evaluation.evaluate(subject().model, subject().data, [task], out=tmp_path, cache=False).path
     reports.write(store)
     report = (tmp_path / "report.md").read_text()
-    for expected in ("noise at level 0.6: signal-to-noise ratio, dB", "location at level 0.6: relative accuracy, %"):
+    for expected in ("noise at level 0.6: signal-to-noise ratio, dB", "location at level 0.6: kept, %"):
         assert expected in report
     assert "internal_by_level.png" in report
