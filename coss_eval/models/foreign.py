@@ -221,7 +221,8 @@ def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str
         if spec["layers"]:
             plain = plain_resnet(architecture.arch)
             notes.append(f"mlp ASSUMED between pooling and classifier; if it is a projection head, give --arch {plain}")
-    if "arch" in inferred and architecture.arch in BLURRED_TWINS and (layout.alone or not layout.branches):
+    plain = architecture.arch in BLURRED_TWINS and architecture.stem == "imagenet"
+    if "arch" in inferred and plain and (layout.alone or not layout.branches):
         twin = BLURRED_TWINS[architecture.arch]
         notes.append(f"no anti-aliasing ASSUMED (it leaves no tensors); else give --arch timm:{twin}")
     return notes
