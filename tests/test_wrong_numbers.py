@@ -1,4 +1,4 @@
-"""Ways to a wrong number, each closed: what comes out equals a few independent lines of torch, or the refusal says why."""
+"""Ways to a wrong number, each closed: a few independent lines of torch give the same, or a refusal says why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from coss_eval.attacks import pgd
+from coss_eval.data.batches import Batch
 from coss_eval.errors import CossError
+from coss_eval.internal.sweep import sweep
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.heads import resolve_head
 from coss_eval.models.load import load_model, make_model
@@ -122,6 +125,18 @@ def test_the_last_linear_layer_is_the_head_whatever_its_name(name: str, images: 
         assert backbone(pixels).shape == (4, dim)
         torch.testing.assert_close(head(backbone(pixels)), expected, rtol=1e-4, atol=1e-5)
     assert "head:" in backbone.note
+
+
+def test_the_map_before_a_generalised_mean_is_that_before_its_power(images: Tensor) -> None:
+    network = Small().eval()
+    with torch.no_grad():
+        network.p.fill_(2.5)
+        expected = F.relu(network.conv2(F.relu(network.conv1(images / 255))))
+        backbone, _ = wrap(network)
+        found = backbone.represent(images / 255)
+        gem = expected.clamp(min=1e-6).pow(2.5).mean((2, 3)).pow(1 / 2.5)
+    torch.testing.assert_close(found.local, expected.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(found.global_, gem)
 
 
 def test_the_heads_of_a_distilled_network_are_no_representation(images: Tensor) -> None:
@@ -282,6 +297,12 @@ def test_a_network_that_flattens_by_view_takes_channels_last_batches(tmp_path: P
     found.sum().backward()
     assert pixels.grad is not None
     torch.testing.assert_close(found, network(images / 255), rtol=1e-4, atol=1e-5)
+    ids, labels = torch.arange(4), found.argmax(1)
+    attacked = pgd(classifier, pixels.detach(), labels, [1 / 255], ids, steps=2)
+    assert attacked.robust.shape == (1, 4)
+    batches = [Batch(images, labels, ids)]
+    damaged = sweep(classifier.eval(), batches, ["prepool"], ["element"], levels={"element": [0.0]}, seeds=[0])
+    assert [s.correct.all() for s in damaged.values()] == [True]  # at level 0, as labelled
 
 
 def test_integer_class_names_number_a_heads_outputs() -> None:

@@ -95,8 +95,14 @@ class Architecture:
 
     def wrap(self, network: nn.Module) -> tuple[Backbone, nn.Module | None]:
         """A network of this architecture as a Backbone and its head; see ``wrap.wrap``."""
-        cut = {"local": self.local, "global_": self.global_}
-        return zoo.wrap(network, self.arch, img_size=self.img_size, pooling=self.pooling, **cut)
+        return zoo.wrap(
+            network,
+            self.arch,
+            img_size=self.img_size,
+            pooling=self.pooling,
+            local=self.local,
+            global_=self.global_,
+        )
 
     def options(self) -> dict[str, Any]:
         """What stands beside the name in a protocol: the fields that are not at their default."""

@@ -73,11 +73,11 @@ def foreign_model(name: str, content: dict[str, Any], wishes: Wishes, path: Path
     constants = _constant_keys(state) - slots.keys()
     state = {key: value for key, value in state.items() if key not in constants}
     fit = copy_into(slots, backbone, state)
-    others = _said_to_be(content, path) if wishes.arch is None else []
+    plain = wishes.arch is None and (found.layout.alone or not found.layout.branches)  # no framework says what it is
+    others = _said_to_be(content, path) if plain else []
     hints = _hints(plan, fit, others, [other for other in found.roots if other != branch])
     refuse_unless_complete(fit, architecture.arch, hints, allow_partial=wishes.allow_partial)
-    if not found.layout.branches or found.layout.alone:
-        _refuse_lookalike(architecture, backbone, stored, others)
+    _refuse_lookalike(architecture, backbone, stored, others)
 
     preprocessing = _preprocessing(found.layout, architecture, network, backbone)
     preprocessing = _that_travels(preprocessing, tensors, architecture, backbone, path, asked=wishes.mean is not None)
@@ -123,10 +123,11 @@ def _constant_keys(tensors: Mapping[str, Tensor]) -> set[str]:
 def _said_to_be(content: dict[str, Any], path: Path) -> list[str]:
     """timm's networks that the file's entries, a config beside it, its name or its folder's name; without "timm:"."""
     entry = content.get("arch")
-    words = [entry if isinstance(entry, str) else "", architecture_beside(path) or ""]
-    words += re.split(r"[^a-z0-9_]+", f"{path.name} {path.absolute().parent.name}".lower())
-    known = set(zoo.timm_names())
-    return [word for word in dict.fromkeys(words) if word in known or BLURRED.fullmatch(word)]
+    said = [word for word in (entry, architecture_beside(path)) if isinstance(word, str)]
+    words = re.split(r"[^a-z0-9_]+", f"{path.name} {path.absolute().parent.name}".lower())
+    said += [word for word in words if re.search(r"[a-z].*\d", word)]  # "best" and "model" are not worth timm's import
+    known = set(zoo.timm_names()) if said else set()
+    return [word for word in dict.fromkeys(said) if word in known or BLURRED.fullmatch(word)]
 
 
 def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: State, others: list[str]) -> None:

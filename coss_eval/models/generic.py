@@ -263,7 +263,7 @@ def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | Non
     for node in reversed(graph.nodes):
         if not _pools(node, network):
             continue
-        cut = _tensor_inputs(node)[0]
+        cut = _before_gem(_tensor_inputs(node)[0])
         tail = _tail(network, graph, cut)
         if tail is None:
             continue  # squeeze-and-excite and the like: what follows needs more than this map
@@ -298,6 +298,19 @@ class _Tracer(fx.Tracer):
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """Those inputs that are tensors: sizes (``F.avg_pool2d(x, x.size(3))``) are none."""
     return [used for used in node.all_input_nodes if _shape(used)]
+
+
+def _before_gem(node: fx.Node) -> fx.Node:
+    """The map that goes into a generalised mean: that before the power (and the clamp) which belong to the pooling."""
+    if node.target not in ("pow", "pow_", "__pow__", torch.pow, operator.pow):
+        return node
+    base = _base(node)
+    return _base(base) if base.target in ("clamp", "clamp_min", torch.clamp, torch.clamp_min) else base
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The first input: the tensor that a step is taken on."""
+    return node.all_input_nodes[0]
 
 
 def _pools(node: fx.Node, network: nn.Module) -> bool:

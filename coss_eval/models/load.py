@@ -148,8 +148,13 @@ def _published(spec: str, wishes: Wishes) -> Model:
     source, _, name = spec.partition(":")
     branch = wishes.weights in ("student", "teacher", "online", "target")
     with lent_generator(0):
-        cut = {"local": wishes.local, "global_": wishes.global_}
-        found = zoo.pretrained(spec, None if branch else wishes.weights, pooling=wishes.pooling, **cut)
+        found = zoo.pretrained(
+            spec,
+            None if branch else wishes.weights,
+            pooling=wishes.pooling,
+            local=wishes.local,
+            global_=wishes.global_,
+        )
     side = found.backbone.img_size
     if side is not None and wishes.img_size not in (None, side):
         raise UsageError(f"{spec} takes images of side {side} only; leave --img-size {wishes.img_size} out")
@@ -174,7 +179,9 @@ def _published(spec: str, wishes: Wishes) -> Model:
         sha256="",
         layout=source,
         report=report,
-        architecture=Architecture(arch, img_size=side, pooling=wishes.pooling, **cut),
+        architecture=Architecture(
+            arch, img_size=side, pooling=wishes.pooling, local=wishes.local, global_=wishes.global_
+        ),
     )
 
 

@@ -26,8 +26,8 @@ def normalisation_check(model: Model, images: Tensor) -> str | None:
     """One line where the first BatchNorm's running statistics do not fit what ``images`` give; None where they do.
 
     ``images``: uint8 (B, 3, H, W). The same pixels are read in other usual ways (READINGS), and those that fit are
-    named, the nearest first; where none does, that is said. It cannot tell ImageNet's constants from CIFAR's, nor BGR from RGB (natural images
-    differ too little between the two), and says nothing of networks without BatchNorm.
+    named, the nearest first; where none does, that is said. It cannot tell ImageNet's constants from CIFAR's, nor BGR
+    from RGB (natural images differ too little between the two), and says nothing of networks without BatchNorm.
     """
     batch_norm = next((m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)), None)
     if batch_norm is None or batch_norm.running_mean is None or not batch_norm.running_mean.any():
