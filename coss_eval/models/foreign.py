@@ -222,8 +222,8 @@ def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str
         if spec["layers"]:
             plain = plain_resnet(architecture.arch)
             notes.append(f"mlp ASSUMED between pooling and classifier; if it is a projection head, give --arch {plain}")
-    plain = architecture.arch in BLURRED_TWINS and architecture.stem == "imagenet"
-    if "arch" in inferred and plain and (layout.alone or not layout.branches):
+    blurrable = architecture.arch in BLURRED_TWINS and architecture.stem == "imagenet"
+    if "arch" in inferred and blurrable and (layout.alone or not layout.branches):
         twin = BLURRED_TWINS[architecture.arch]
         notes.append(f"no anti-aliasing ASSUMED (it leaves no tensors); else give --arch timm:{twin}")
     return notes
