@@ -1,8 +1,8 @@
-"""Numbers that once meant something else than they say, each against a few independent lines."""
+"""One row for each way to a wrong, stale or misnamed number; the right one from a few independent lines."""
 
 from __future__ import annotations
 
-# ------------------------------------------------------------------------------------------------- measures: begin
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +12,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from small_networks import network as small_network
 from torch import Tensor, nn
 
 from coss_eval import attacks
+from coss_eval.attacks import pgd
+from coss_eval.data.batches import Batch
 from coss_eval.errors import CossError
+from coss_eval.internal.sweep import sweep
+from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.heads import resolve_head
+from coss_eval.models.load import load_model, make_model
+from coss_eval.models.model import Model
 from coss_eval.models.receptive_field import effective, fields, location_fields, theoretical
+from coss_eval.models.wrap import wrap
 from coss_eval.models.zoo import build
 from coss_eval.probes.linear import fit_probe
 from coss_eval.redundancy import measure, spectrum
 from coss_eval.reports.results import Estimate, Results, area, kept
 from coss_eval.store import Cell, Measurement, Store
+
+# ------------------------------------------------------------------------------------------------- measures: begin
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -223,3 +234,296 @@ def test_measures(line: str, request: pytest.FixtureRequest) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- measures: end
+
+
+# --- models: how a file becomes a network -----------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    """A map, a GeM pooling with an exponent of its own, and a head of some name and kind."""
+
+    def __init__(self, head: str = "linear2", kind: str = "linear", view: bool = False) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.view = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 12, 3, 2, 1), view
+        self.p, self.head_name = nn.Parameter(torch.tensor(3.0)), head
+        setattr(self, head, nn.Conv2d(12, 5, 1) if kind == "conv" else nn.Linear(12 * 64 if view else 12, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        head = getattr(self, self.head_name)
+        if self.view:
+            return head(x.view(x.size(0), -1))
+        x = F.adaptive_avg_pool2d(x.clamp(min=1e-6).pow(self.p), 1).pow(1 / self.p)
+        return head(x).flatten(1) if isinstance(head, nn.Conv2d) else head(x.flatten(1))
+
+
+class ConvBeforePooling(nn.Sequential):
+    """Class maps first, their mean afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head, self.head_dist = nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return (self.head(x) + self.head_dist(x)) / 2
+
+
+class Normalising(nn.Module):
+    def __init__(self, mean: float = 0.3, std: float = 0.2) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((3, 1, 1), mean))
+        self.register_buffer("std", torch.full((3, 1, 1), std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def fully_connected() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 5))
+
+
+def normalised_small() -> nn.Module:
+    return nn.Sequential(Normalising(), Small())
+
+
+def flattens_by_view() -> nn.Module:
+    return Small(view=True)
+
+
+HEADS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "linear2 after GeM": (Small, 12),
+    "1x1 convolution after the pooling": (lambda: Small("last_conv", "conv"), 12),
+    "1x1 convolution before the pooling": (ConvBeforePooling, 8),
+    "the last of three": (fully_connected, 7),
+    "after a view": (flattens_by_view, 768),
+}
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def saved(network: nn.Module, path: Path) -> Path:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05)  # no factory draws these
+    torch.save(network.eval().state_dict(), path)
+    return path
+
+
+def logits(model: Model, images: Tensor) -> Tensor:
+    assert model.head is not None
+    with torch.no_grad():
+        found: Tensor = Classifier(model.backbone, model.head, model.preprocessing)(to_float(images))
+    return found
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_last_linear_layer_is_the_head_whatever_its_name(name: str, images: Tensor) -> None:
+    make, dim = HEADS[name]
+    network = make().eval()
+    pixels = images / 255
+    with torch.no_grad():
+        expected = network(pixels)
+        backbone, head = wrap(network)
+        assert head is not None
+        assert backbone(pixels).shape == (4, dim)
+        torch.testing.assert_close(head(backbone(pixels)), expected, rtol=1e-4, atol=1e-5)
+    assert "head:" in backbone.note
+
+
+def test_the_map_before_a_generalised_mean_is_that_before_its_power(images: Tensor) -> None:
+    network = Small().eval()
+    with torch.no_grad():
+        network.p.fill_(2.5)
+        expected = F.relu(network.conv2(F.relu(network.conv1(images / 255))))
+        backbone, _ = wrap(network)
+        found = backbone.represent(images / 255)
+        gem = expected.clamp(min=1e-6).pow(2.5).mean((2, 3)).pow(1 / 2.5)
+    torch.testing.assert_close(found.local, expected.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(found.global_, gem)
+
+
+def test_the_heads_of_a_distilled_network_are_no_representation(images: Tensor) -> None:
+    network = TwoHeads().eval()
+    with torch.no_grad():
+        expected = network.body(images / 255)
+        backbone, head = wrap(network)
+        assert head is None
+        torch.testing.assert_close(backbone(images / 255), expected)
+    assert "two heads, head and head_dist" in backbone.note
+
+
+def test_local_and_global_are_named_by_hand(tmp_path: Path, images: Tensor) -> None:
+    network = torchvision.models.resnet18(num_classes=5)
+    path = saved(network, tmp_path / "net.pth")
+    plain = load_model(path, arch="resnet18")
+    model = load_model(path, arch="resnet18", local="layer3", global_="avgpool")
+    pixels = images / 255
+    with torch.no_grad():
+        x = network.maxpool(network.relu(network.bn1(network.conv1(pixels))))
+        local = network.layer3(network.layer2(network.layer1(x)))
+        expected = network.layer4(local).mean((2, 3))
+        found = model.backbone.represent(pixels)
+    torch.testing.assert_close(found.local, local.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.global_, expected, rtol=1e-4, atol=1e-4)
+    assert model.protocol() != plain.protocol()
+    assert {"local", "global_"} & plain.protocol().keys() == set()
+    early = load_model(path, arch="resnet18", global_="layer2", head="probe")
+    with torch.no_grad():
+        expected = network.layer2(network.layer1(x)).mean((2, 3))
+        torch.testing.assert_close(early.backbone(pixels), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(CossError, match="did you mean layer3"):
+        load_model(path, arch="resnet18", local="layer33")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_weight_that_is_no_number_is_refused_by_name(value: float, tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(num_classes=5).state_dict()
+    state["layer2.0.conv1.weight"][0, 0, 0, :2] = value
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(CossError, match=r"^net.pth: layer2.0.conv1.weight holds 2 of 73,728 values"):
+        load_model(tmp_path / "net.pth")
+
+
+def timm_state(name: str) -> dict[str, Tensor]:
+    made: Any = pytest.importorskip("timm").create_model(name, num_classes=5)
+    state: dict[str, Tensor] = made.state_dict()
+    return state
+
+
+@pytest.mark.parametrize("said", ["file", "entry", "config.json"])
+def test_an_anti_aliased_resnet_is_never_a_plain_one(said: str, tmp_path: Path, images: Tensor) -> None:
+    name = "resnetblur18"
+    content: dict[str, Any] = {"state_dict": timm_state(name)} | ({"arch": name} if said == "entry" else {})
+    path = tmp_path / (f"{name}.c1_in1k.pth" if said == "file" else "net.pth")
+    torch.save(content, path)
+    if said == "config.json":
+        (tmp_path / said).write_text(json.dumps({"architecture": name}))
+    with pytest.raises(CossError, match="give --arch timm:resnetblur18"):
+        load_model(path)
+    model = load_model(path, arch=f"timm:{name}", img_size=64, head="probe")
+    network: Any = pytest.importorskip("timm").create_model(name, num_classes=5)
+    network.load_state_dict(content["state_dict"])
+    with torch.no_grad():
+        expected = network.eval().forward_features(images / 255).mean((2, 3))
+        torch.testing.assert_close(model.backbone(images / 255), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_no_tensor_tells_is_said(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), tmp_path / "net.pth")
+    report = load_model(tmp_path / "net.pth").report
+    assert report is not None
+    assert any("no anti-aliasing ASSUMED" in note for note in report.notes)
+
+
+LEFTOVERS = {
+    "GeM's exponent": ("resnet18", "avgpool.p", torch.tensor([3.0])),
+    "a norm before the blocks": ("vit_tiny_patch16_224", "norm_pre.weight", torch.ones(192)),
+    "layer scale": ("vit_tiny_patch16_224", "blocks.0.ls1.gamma", torch.ones(192)),
+    "register tokens": ("vit_tiny_patch16_224", "reg_token", torch.zeros(1, 4, 192)),
+    "a fifth stage": ("resnet18", "layer5.0.conv1.weight", torch.zeros(4, 512, 3, 3)),
+    "another stem's convolution": ("resnet18", "conv2.weight", torch.zeros(64, 64, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_a_leftover_of_the_backbone_is_named_and_refused(name: str, tmp_path: Path) -> None:
+    arch, key, tensor = LEFTOVERS[name]
+    torch.save(timm_state(arch) | {key: tensor}, tmp_path / "net.pth")
+    with pytest.raises(CossError, match=rf"{key.rpartition('.')[2]}.*without a place.*--arch"):
+        load_model(tmp_path / "net.pth")
+
+
+def test_projection_heads_may_be_left_out(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    extra = {"projector.0.weight": torch.zeros(9, 512), "predictor.norm.weight": torch.zeros(9), "queue": torch.ones(4)}
+    torch.save(state | extra | {"decoder_embed.weight": torch.zeros(9, 512)}, tmp_path / "net.pth")
+    assert load_model(tmp_path / "net.pth").backbone.dim == 512
+
+
+def resnet_inside(key: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A network that normalises by itself, and its tensors, the constants under other names."""
+    network = nn.Sequential(Normalising(), torchvision.models.resnet18(num_classes=5)).eval()
+    mean, _, std = key.partition(" ")
+    rename = {"0.mean": mean, "0.std": std}
+    return network, {rename.get(k, k.replace("1.", "model.", 1)): v for k, v in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("key", ["0.mean 0.std", "normalizer.new_mean normalizer.new_std", "mu sigma"])
+def test_a_normalisation_in_the_file_is_used_once(key: str, tmp_path: Path, images: Tensor) -> None:
+    network, state = resnet_inside(key)
+    torch.save(state, tmp_path / "net.pth")
+    model = load_model(tmp_path / "net.pth")
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, images), network(images / 255), rtol=1e-4, atol=1e-4)
+    assert key.partition(" ")[0] in model.preprocessing.source
+
+
+def test_a_normalisation_in_the_network_is_not_applied_again(tmp_path: Path, images: Tensor) -> None:
+    network = normalised_small()
+    path = saved(network, tmp_path / "net.pth")
+    arch = f"{__name__}:normalised_small"
+    model = load_model(path, arch=arch)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, images), network(images / 255), rtol=1e-4, atol=1e-4)
+    assert "the network's own code" in model.preprocessing.source
+    assert make_model(arch).preprocessing.mean == (0, 0, 0)
+    with pytest.raises(CossError, match="normalises its input by itself"):
+        load_model(path, arch=arch, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_timm_and_hugging_face_say_how_to_prepare_images(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(timm_state("vit_tiny_patch16_224"), path)
+    found = load_model(path, arch="timm:vit_tiny_patch16_224").preprocessing
+    assert (found.mean, found.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert (found.img_size, found.crop_pct, found.interpolation) == (224, 0.9, "bicubic")
+    config = {"image_mean": [0.4] * 3, "image_std": [0.3] * 3, "resample": 2, "do_center_crop": True}
+    config |= {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    found = load_model(path).preprocessing
+    assert (found.mean, found.std, found.crop_pct) == ((0.4,) * 3, (0.3,) * 3, 0.875)
+    assert found.interpolation == "bilinear"
+    flag = load_model(path, mean=(0.1,) * 3, std=(0.2,) * 3).preprocessing
+    assert (flag.mean, flag.source) == ((0.1,) * 3, "flag")
+
+
+def test_a_network_that_flattens_by_view_takes_channels_last_batches(tmp_path: Path, images: Tensor) -> None:
+    network = flattens_by_view()
+    model = load_model(
+        saved(network, tmp_path / "net.pth"), arch=f"{__name__}:flattens_by_view", mean=(0,) * 3, std=(1,) * 3
+    )
+    assert model.head is not None
+    classifier = Classifier(model.backbone, model.head, model.preprocessing).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pixels = to_float(images).requires_grad_()
+    assert not pixels.is_contiguous()
+    found = classifier(pixels)
+    found.sum().backward()
+    assert pixels.grad is not None
+    torch.testing.assert_close(found, network(images / 255), rtol=1e-4, atol=1e-5)
+    ids, labels = torch.arange(4), found.argmax(1)
+    attacked = pgd(classifier, pixels.detach(), labels, [1 / 255], ids, steps=2)
+    assert attacked.robust.shape == (1, 4)
+    batches = [Batch(images, labels, ids)]
+    damaged = sweep(classifier.eval(), batches, ["prepool"], ["element"], levels={"element": [0.0]}, seeds=[0])
+    assert [s.correct.all() for s in damaged.values()] == [True]  # at level 0, as labelled
+
+
+def test_integer_class_names_number_a_heads_outputs() -> None:
+    model = make_model("resnet18", width=8, classes=tuple(f"n{i:03}" for i in range(12)))
+    names = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, ...: as words
+    decision = resolve_head(model, names, "own")
+    assert decision.class_map == tuple(map(int, names))
+    assert resolve_head(model, [str(i) for i in range(12)], "own").class_map is None
+    assert "output 0 is taken for class '0', 11 for '11'" in decision.why
+    with pytest.raises(CossError, match="other classes"):
+        resolve_head(model, [f"c{i}" for i in range(12)], "own")

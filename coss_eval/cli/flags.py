@@ -68,6 +68,10 @@ class ModelFlags:
     "Planes of a ResNet's first stage."
     pooling: Literal["own", "mean"] = "own"
     "Global representation of a ViT: the network's own (class token), or the mean of its patch tokens."
+    local: str | None = None
+    "Module whose output is the map before pooling (layer4), where the network is not to be taken apart by itself."
+    global_: Annotated[str | None, Parameter(name="--global")] = None
+    "Module whose output is the global representation."
     weights: str | None = None
     "Branch of the file (student, teacher, online, target), or the weights of a named model."
     mean: tuple[float, float, float] | None = None

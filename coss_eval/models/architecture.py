@@ -58,7 +58,8 @@ class Architecture:
     "torchvision:NAME" is NAME.
 
     ``stem``: as zoo.network has it, or "lightly-cifar": the 3x3 stem without its ReLU. ``img_size``: the side a ViT's
-    position embedding is made for. ``pooling``: the global representation of token sequences.
+    position embedding is made for. ``pooling``: the global representation of token sequences. ``local``, ``global_``:
+    the modules whose outputs are the representations, where a caller names them (see ``wrap``).
     """
 
     arch: str
@@ -66,6 +67,8 @@ class Architecture:
     width: int = 64
     img_size: int | None = None
     pooling: Pooling = "own"
+    local: str | None = None
+    global_: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", self.arch.removeprefix("torchvision:"))
@@ -88,8 +91,18 @@ class Architecture:
 
     def backbone(self, seed: int | None = None) -> Backbone:
         """A Backbone of this architecture with random weights; see ``network``."""
-        backbone, _ = zoo.wrap(self.network(seed), self.arch, img_size=self.img_size, pooling=self.pooling)
-        return backbone
+        return self.wrap(self.network(seed))[0]
+
+    def wrap(self, network: nn.Module) -> tuple[Backbone, nn.Module | None]:
+        """A network of this architecture as a Backbone and its head; see ``wrap.wrap``."""
+        return zoo.wrap(
+            network,
+            self.arch,
+            img_size=self.img_size,
+            pooling=self.pooling,
+            local=self.local,
+            global_=self.global_,
+        )
 
     def options(self) -> dict[str, Any]:
         """What stands beside the name in a protocol: the fields that are not at their default."""
@@ -136,7 +149,9 @@ def _infer_resnet(state: Mapping[str, Tensor]) -> Architecture:
     if stem is None or stem.ndim != 4 or stem.shape[2] not in (3, 7):
         raise UsageError("a ResNet whose stem is neither one 7x7 nor one 3x3 convolution")
     bottleneck = "layer1.0.conv3.weight" in state
-    spatial = state["layer1.0.conv2.weight" if bottleneck else "layer1.0.conv1.weight"]
+    spatial = state.get("layer1.0.conv2.weight" if bottleneck else "layer1.0.conv1.weight")
+    if spatial is None:
+        raise UsageError("a ResNet whose blocks have no conv2 (a Res2Net and the like) has no known name")
     width, inner = stem.shape[0], state["layer1.0.conv1.weight"].shape[0]
     groups = spatial.shape[0] // spatial.shape[1] if bottleneck else 1
     kind = f"a {'bottleneck' if bottleneck else 'basic-block'} ResNet of blocks {blocks} and {groups} groups"

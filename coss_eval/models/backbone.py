@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 Layout = Literal["nchw", "nhwc", "nlc", "nc"]
@@ -35,6 +37,9 @@ class Backbone(nn.Module, ABC):
 
     ``prepool`` and ``global_`` are identities that exist to be hooked: the map before pooling and the global
     representation are sites of every network, whatever its family.
+
+    ``memory_format`` is contiguous where the network's own code needs it (``.view`` of a map raises on a channels-last
+    one): pixels and weights then keep that layout, whatever those who move and feed the network ask for.
     """
 
     dim: int  # D', of the global representation
@@ -43,6 +48,7 @@ class Backbone(nn.Module, ABC):
     prefix_tokens: int = 0
     img_size: int | None = None  # the only side the network takes; None where it takes any
     note: str = ""  # what a person should know of how the network was taken apart
+    memory_format: torch.memory_format = torch.channels_last
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,16 +77,28 @@ class Backbone(nn.Module, ABC):
         return {site.name: site for site in (*self.stage_sites(), *last)}
 
     def forward(self, pixels: Tensor) -> Tensor:
-        representation: Tensor = self.global_(self.pool(self.prepool(self.features(pixels))))
+        representation: Tensor = self.global_(self.pool(self.prepool(self.features(self.laid_out(pixels)))))
         return representation
 
     def represent(self, pixels: Tensor) -> Representations:
         """Local (B, L, D) and global (B, D') representations of one forward pass."""
-        features = self.prepool(self.features(pixels))
+        features = self.prepool(self.features(self.laid_out(pixels)))
         return Representations(
             as_locations(features, self.prepool_layout, self.prefix_tokens),
             self.global_(self.pool(features)),
         )
+
+    def laid_out(self, pixels: Tensor) -> Tensor:
+        """The pixels in the layout that the network's code can take; ``features`` expects it."""
+        return pixels.contiguous() if self.memory_format is torch.contiguous_format else pixels
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """What ``to`` does, also that of a module around this one; weights of a contiguous network stay contiguous."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.memory_format is torch.contiguous_format:
+            for tensor in (*self.parameters(), *self.buffers()):
+                tensor.data = tensor.data.contiguous()
+        return self
 
 
 def as_locations(features: Tensor, layout: Layout, prefix_tokens: int = 0) -> Tensor:

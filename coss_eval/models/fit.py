@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,21 @@ from coss_eval.models.model import named
 
 COUNTER = "num_batches_tracked"
 
+# First segments of keys, beside a network's own, that tell of another network than the one built: an exponent of its
+# pooling, a norm before its blocks, register tokens ...
+STRUCTURE = re.compile(
+    r"\w*pool\w*|gem\w*|(\w+_)?norm(_\w+|\d*)|ls\d*|layer_?scale\w*|gamma\w*|(cls|class|dist|reg|register)_tokens?"
+    r"|rel_pos\w*|\w*embed\w*|attn\w*|attention\w*|[bg]n\d*|conv\d+|layer\d+|stages?|blocks?|se|eca|aa|blur\w*"
+)
+PRETEXT = re.compile(r"decoder|mask|proj|pred|proto|queue|aux|text|head|classifier", re.IGNORECASE)  # may be left out
+
 
 @dataclass(frozen=True)
 class Fit:
     matched: tuple[str, ...]
     missing: tuple[str, ...]  # in the backbone, not in the file
     misshapen: tuple[str, ...]  # in both, with different shapes: "conv1.weight is 64x3x3x3 in the file, ..."
-    misplaced: tuple[str, ...]  # in the file, inside the backbone's modules, but without a place there
+    misplaced: tuple[str, ...]  # in the file, a part of the backbone, but without a place in this one
     unexpected: tuple[str, ...]  # in the file, outside the backbone's modules: projection heads and the like
 
     @property
@@ -55,7 +65,11 @@ def copy_into(slots: Mapping[str, Tensor], backbone: nn.Module, state: Mapping[s
     modules = {key.partition(".")[0] for key in wanted}
     heads = tuple(f"{key.rpartition('.')[0]}." for key in slots if key not in wanted)  # projections take their places
     extra = [key for key in state if key not in wanted]
-    misplaced = [key for key in extra if key.partition(".")[0] in modules and not key.startswith(heads)]
+    misplaced = [
+        key
+        for key in extra
+        if not key.startswith(heads) and (key.partition(".")[0] in modules or _of_the_backbone(key, state[key]))
+    ]
     return Fit(
         tuple(matched),
         tuple(missing),
@@ -63,6 +77,32 @@ def copy_into(slots: Mapping[str, Tensor], backbone: nn.Module, state: Mapping[s
         tuple(misplaced),
         tuple(key for key in extra if key not in misplaced),
     )
+
+
+def _of_the_backbone(key: str, tensor: Tensor) -> bool:
+    """Whether a tensor outside the modules that were built belongs to the network all the same, and not to a head."""
+    name = key.partition(".")[0]
+    spatial = tensor.ndim == 4 and max(tensor.shape[2:]) > 1
+    return not PRETEXT.search(name) and (spatial or STRUCTURE.fullmatch(name) is not None)
+
+
+def refuse_non_finite(backbone: nn.Module, head: nn.Module | None, source: str) -> None:
+    """CossError that names the first tensor with a value that is NaN or infinite.
+
+    Minus infinity is a value of attention masks: of buffers that hold nothing but it and zeros.
+    """
+    for part, module in (("", backbone), ("head ", head)):
+        if module is None:
+            continue
+        buffers = {id(tensor) for tensor in module.buffers()}
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            bad = ~tensor.isfinite() if tensor.is_floating_point() else tensor.new_zeros(0, dtype=torch.bool)
+            count = int(bad.sum())
+            if count and not (id(tensor) in buffers and bool(((tensor == 0) | (tensor == -torch.inf)).all())):
+                raise CossError(
+                    f"{Path(source).name}: {part}{name.removeprefix('network.')} holds {count} of {tensor.numel():,} "
+                    "values that are NaN or infinite; its weights are damaged (a run that diverged?), give another file"
+                )
 
 
 def refuse_unless_complete(fit: Fit, arch: str, hints: Sequence[str], *, allow_partial: bool) -> None:
@@ -96,8 +136,10 @@ def roots_by_name(keys: Sequence[str], network_keys: Sequence[str]) -> list[str]
 
 
 def linear_at(tensors: Mapping[str, Tensor], prefix: str, inputs: int) -> nn.Linear | None:
-    """The linear layer stored at a prefix, where it takes ``inputs`` features; None where there is no such."""
+    """The linear layer (or 1x1 convolution) at a prefix, where it takes ``inputs`` features; None where none is."""
     weight, bias = tensors.get(f"{prefix}weight"), tensors.get(f"{prefix}bias")
+    if weight is not None and weight.ndim == 4 and weight.shape[2:] == (1, 1):
+        weight = weight.flatten(1)
     if weight is None or weight.ndim != 2 or weight.shape[1] != inputs:
         return None
     linear = nn.Linear(inputs, weight.shape[0], bias=bias is not None, device="meta").to_empty(device="cpu")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -16,10 +19,15 @@ from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.dialects import Dialect, State, find_roots
 from coss_eval.models.fit import Fit, copy_into, head_line, linear_at, refuse_unless_complete, roots_by_name, slots_of
+from coss_eval.models.generic import evaluating
 from coss_eval.models.layouts import IMAGENET, Layout, Recognised, flatten, recognise
 from coss_eval.models.model import KeyReport, Model, named
+from coss_eval.models.own_preprocessing import architecture_beside, beside, constants_in, from_tensors, of_own_code
 from coss_eval.models.rf_resnet import SPEC
 from coss_eval.models.wishes import Wishes
+
+BLURRED = re.compile(r"(\w*resnet|\w*resnext)(aa|blur)\d+\w*")  # timm's names of anti-aliased ResNets
+BLURRED_TWINS = {"resnet18": "resnetblur18", "resnet50": "resnetaa50"}  # the same tensors
 
 STEM_NOTES = {
     "cifar": "padded by 1, no max-pool",
@@ -38,8 +46,10 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def foreign_model(name: str, content: dict[str, Any], wishes: Wishes) -> Model:
+def foreign_model(name: str, content: dict[str, Any], wishes: Wishes, path: Path) -> Model:
     """The Model that a checkpoint of any known layout holds; its hash is not yet computed.
+
+    ``path`` is where it lies: the names of file and folder, and config files beside it, may say which network it is.
 
     Raises UsageError where a flag must decide, CossError where the file does not fill the network.
     """
@@ -51,23 +61,28 @@ def foreign_model(name: str, content: dict[str, Any], wishes: Wishes) -> Model:
     found = recognise([*tensors, *content], roots)
     branch = found.branch(wishes.weights)
     root, dialect = found.roots[branch], roots[found.roots[branch]]
-    state = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
-    state = dialect.to_torchvision(state) if dialect else state
+    stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
+    state = dialect.to_torchvision(stored) if dialect else stored
 
     plan = _plan(state, dialect, found.layout, wishes)
     architecture = plan.architecture
     state, notes = _at_size(state, plan)
     network = architecture.network()
     slots = slots_of(network)
-    backbone, own_head = zoo.wrap(
-        network, architecture.arch, img_size=architecture.img_size, pooling=architecture.pooling
-    )
+    backbone, own_head = architecture.wrap(network)
+    constants = _constant_keys(state) - slots.keys()
+    state = {key: value for key, value in state.items() if key not in constants}
     fit = copy_into(slots, backbone, state)
-    hints = _hints(plan, fit, [other for other in found.roots if other != branch])
+    plain = wishes.arch is None and (found.layout.alone or not found.layout.branches)  # no framework says what it is
+    others = _said_to_be(content, path) if plain else []
+    hints = _hints(plan, fit, others, [other for other in found.roots if other != branch])
     refuse_unless_complete(fit, architecture.arch, hints, allow_partial=wishes.allow_partial)
+    _refuse_lookalike(architecture, backbone, stored, others)
 
+    preprocessing = _preprocessing(found.layout, architecture, network, backbone)
+    preprocessing = _that_travels(preprocessing, tensors, architecture, backbone, path, asked=wishes.mean is not None)
     place, head = _head(tensors, state, slots, backbone, own_head, found, branch)
-    elsewhere = sum(not key.startswith(root) for key in tensors)
+    elsewhere = sum(not key.startswith(root) for key in tensors.keys() - _constant_keys(tensors))
     report = KeyReport(
         layout=f"{found.layout.name} ({dialect.name})" if dialect else found.layout.name,
         branch=branch,
@@ -92,12 +107,49 @@ def foreign_model(name: str, content: dict[str, Any], wishes: Wishes) -> Model:
         backbone=backbone,
         head=head,
         classes=None,
-        preprocessing=wishes.preprocessing(_preprocessing(found.layout, architecture, backbone)),
+        preprocessing=wishes.preprocessing(preprocessing),
         sha256="",
         layout=found.layout.name,
         report=report,
         architecture=architecture,
     )
+
+
+def _constant_keys(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names of a normalisation's mean and std among the tensors."""
+    return {key for constants in constants_in(tensors) for key in constants.names}
+
+
+def _said_to_be(content: dict[str, Any], path: Path) -> list[str]:
+    """timm's networks that the file's entries, a config beside it, its name or its folder's name; without "timm:"."""
+    entry = content.get("arch")
+    said = [word for word in (entry, architecture_beside(path)) if isinstance(word, str)]
+    words = re.split(r"[^a-z0-9_]+", f"{path.name} {path.absolute().parent.name}".lower())
+    said += [word for word in words if re.search(r"[a-z].*\d", word)]  # "best" and "model" are not worth timm's import
+    known = set(zoo.timm_names()) if said else set()
+    return [word for word in dict.fromkeys(said) if word in known or BLURRED.fullmatch(word)]
+
+
+def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: State, others: list[str]) -> None:
+    """CossError where the file is said to be a network with the same tensors that computes something else."""
+    for name in others:
+        if name == architecture.arch:
+            continue
+        twin = Architecture(f"timm:{name}", img_size=architecture.img_size)
+        network = twin.network()  # names the package that is needed, where timm is not installed
+        slots = slots_of(network)
+        other, _ = twin.wrap(network)
+        if not copy_into(slots, other, stored).complete or other.dim != backbone.dim:
+            continue
+        side = backbone.img_size or other.img_size or 64
+        pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        with evaluating(backbone), evaluating(other):
+            found, expected = backbone(pixels), other(pixels)
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            raise CossError(
+                f"it is said to be a {name}, whose tensors have the names and shapes of a {architecture.arch} but "
+                f"which computes something else; give --arch timm:{name}, or --arch {architecture.arch} if it is one"
+            )
 
 
 def _roots(tensors: Mapping[str, Tensor], wishes: Wishes) -> dict[str, Dialect | None]:
@@ -142,6 +194,8 @@ def _plan(state: State, dialect: Dialect | None, layout: Layout, wishes: Wishes)
         width=wishes.width or base.width,
         img_size=wishes.img_size or base.img_size,
         pooling=wishes.pooling,
+        local=wishes.local,
+        global_=wishes.global_,
     )
     fields = ["arch", "img_size"] if architecture.arch.startswith("vit_") else ["arch", "stem", "width"]
     inferred = tuple(name for name in fields if by_shape and getattr(wishes, name) is None)
@@ -168,6 +222,10 @@ def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str
         if spec["layers"]:
             plain = plain_resnet(architecture.arch)
             notes.append(f"mlp ASSUMED between pooling and classifier; if it is a projection head, give --arch {plain}")
+    blurrable = architecture.arch in BLURRED_TWINS and architecture.stem == "imagenet"
+    if "arch" in inferred and blurrable and (layout.alone or not layout.branches):
+        twin = BLURRED_TWINS[architecture.arch]
+        notes.append(f"no anti-aliasing ASSUMED (it leaves no tensors); else give --arch timm:{twin}")
     return notes
 
 
@@ -183,7 +241,7 @@ def _at_size(state: State, plan: Plan) -> tuple[State, tuple[str, ...]]:
     return dict(interpolate_embeddings(side, patch, state)), (note,)  # type: ignore[arg-type]
 
 
-def _hints(plan: Plan, fit: Fit, other_branches: list[str]) -> list[str]:
+def _hints(plan: Plan, fit: Fit, others: list[str], other_branches: list[str]) -> list[str]:
     """The flags that would mend a network that the file does not fill."""
     hints, shapes, built = [], plan.shapes, plan.architecture
     if shapes is not None and _related(shapes.arch, built.arch):
@@ -192,7 +250,8 @@ def _hints(plan: Plan, fit: Fit, other_branches: list[str]) -> list[str]:
     if shapes is not None and not hints and shapes.arch != built.arch:
         hints = [f"--arch {shapes.arch}"]
     elif not hints and (shapes is None or fit.misplaced):  # of a relative: layer scale, squeeze-and-excite, ...
-        hints = ["another --arch (timm:NAME, package.module:factory)"]
+        named_so = [f"--arch timm:{name}" for name in others if name != built.arch]
+        hints = named_so or ["another --arch (timm:NAME, package.module:factory)"]
     return [*hints, *(f"--weights {name}" for name in other_branches)]
 
 
@@ -218,15 +277,43 @@ def _head(
         if head is not None:
             return place, head
     if found.layout.own_fc:
-        weight = getattr(own_head, "weight", None)
-        for place in (key.removesuffix("weight") for key, slot in slots.items() if slot is weight):
+        weight: Any = own_head.weight  # of a 1x1 convolution, it is a view
+        same = (key for key, slot in slots.items() if slot.data_ptr() == weight.data_ptr())
+        for place in (key.removesuffix("weight") for key in same):
             return place, linear_at(state, place, backbone.dim)
     return "", None
 
 
-def _preprocessing(layout: Layout, architecture: Architecture, backbone: Backbone) -> Preprocessing:
-    """What the layout's framework fixes. Its ImageNet constants do not hold where somebody gave it a CIFAR stem."""
+def _preprocessing(layout: Layout, architecture: Architecture, network: nn.Module, backbone: Backbone) -> Preprocessing:
+    """What the layout's framework fixes, or timm for its network.
+
+    ImageNet constants do not hold where somebody gave the network a CIFAR stem.
+    """
     known = Preprocessing(img_size=backbone.img_size)
+    shown: Any = getattr(network, "pretrained_cfg", None)
+    if layout.moments is None and architecture.arch.startswith("timm:") and architecture.stem == "imagenet" and shown:
+        known = zoo.timm_preprocessing(shown, f"timm's for {architecture.arch.removeprefix('timm:')}")
+        return replace(known, img_size=backbone.img_size or known.img_size)
     if layout.moments is not None and not (layout.moments == IMAGENET and architecture.stem != "imagenet"):
         known = replace(known, mean=layout.moments[0], std=layout.moments[1], source="layout")
     return replace(known, interpolation=layout.interpolation or known.interpolation)
+
+
+def _that_travels(
+    known: Preprocessing,
+    tensors: Mapping[str, Tensor],
+    architecture: Architecture,
+    backbone: Backbone,
+    path: Path,
+    *,
+    asked: bool,
+) -> Preprocessing:
+    """``known`` with what comes with the file before it: the network's own code, the file's tensors, configs beside."""
+    configured = beside(path)
+    if configured is not None:
+        known = replace(configured, img_size=backbone.img_size or configured.img_size)
+    if ":" in architecture.arch and not architecture.arch.startswith("timm:"):
+        own = of_own_code(backbone, known, asked=asked)
+        if own is not known:
+            return own
+    return from_tensors(tensors, known, asked=asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from coss_eval.errors import UsageError
+from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.backbone import Backbone, Layout, as_locations
 
-HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear")
 _POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 
 
@@ -54,13 +54,47 @@ class WholeBackbone(Backbone):
         return as_locations(features, self.prepool_layout).mean(dim=1)
 
 
-def generic_backbone(network: nn.Module, example: Tensor) -> Backbone:
+@dataclass(frozen=True)
+class Cut:
+    """Where a caller wants a network cut: the modules whose outputs are the map before pooling and the global."""
+
+    local: str | None = None
+    global_: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.local is not None or self.global_ is not None
+
+
+class Truncated(nn.Module):
+    """A network whose output is that of one of its modules; for code that cannot be traced."""
+
+    def __init__(self, network: nn.Module, end: str) -> None:
+        super().__init__()
+        self.network, self.end = network, end
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        with outputs_of(self.network, {self.end}) as outputs:
+            self.network(pixels)
+        output: Tensor = outputs[self.end]
+        return output
+
+
+def generic_backbone(network: nn.Module, example: Tensor, cut: Cut = Cut()) -> tuple[Backbone, bool]:
     """A Backbone around any network that maps pixels to a vector, a map (B, D, H, W) or a sequence (B, L, D).
 
     A vector's network is cut at its last global pooling where torch.fx can trace it (control flow that depends on
     the input's values or shape defeats it); otherwise the vector is its own only local representation. ``note``
-    says which happened.
+    says which happened. ``cut`` names the places by hand. The second result says whether the global representation
+    is what the network returns.
     """
+    backbone, whole = _cut_by_hand(network, example, cut) if cut else (_cut_by_itself(network, example), True)
+    with evaluating(backbone):
+        local, global_ = backbone.represent(example)
+    backbone.local_dim, backbone.dim = local.shape[-1], global_.shape[-1]
+    return backbone, whole
+
+
+def _cut_by_itself(network: nn.Module, example: Tensor) -> Backbone:
     output = run(network, example)
     layouts: dict[int, Layout] = {2: "nc", 3: "nlc", 4: "nchw"}
     if output.ndim not in layouts:
@@ -73,39 +107,163 @@ def generic_backbone(network: nn.Module, example: Tensor) -> Backbone:
             if output.ndim == 2
             else "the output is taken for the map before pooling; its mean is the global representation"
         )
-    with evaluating(backbone):
-        local, global_ = backbone.represent(example)
-    backbone.local_dim, backbone.dim = local.shape[-1], global_.shape[-1]
     return backbone
 
 
-def find_head(network: nn.Module, example: Tensor) -> nn.Linear | None:
-    """The last Linear inside a child named fc, classifier, head, heads or linear, if the network returns its output."""
-    children = dict(network.named_children())
-    for name in HEAD_NAMES:
-        linears = [m for m in children[name].modules() if isinstance(m, nn.Linear)] if name in children else []
-        if not linears:
-            continue
-        (path,) = (path for path, module in network.named_modules() if module is linears[-1])
-        with outputs_of(network, {path}) as outputs:
-            output = run(network, example)
-        if outputs.get(path) is output:
-            return linears[-1]
-    return None
+def _cut_by_hand(network: nn.Module, example: Tensor, cut: Cut) -> tuple[Backbone, bool]:
+    names = {name for name in (cut.local, cut.global_) if name is not None}
+    modules = [name for name, _ in network.named_modules() if name]
+    for name in names:
+        if name not in modules:
+            raise unknown_name(f"module of {type(network).__name__}", name, modules)
+    with outputs_of(network, names) as outputs:
+        output = run(network, example)
+    for name in names:
+        if not isinstance(outputs.get(name), Tensor):
+            raise UsageError(f"{name} gives no tensor in a forward pass; name another module")
+    whole = cut.global_ is None or _same_vector(outputs[cut.global_], output)
+    if cut.local is None:
+        ended = network if cut.global_ is None or whole else Truncated(network, cut.global_)
+        if cut.global_ is not None and not whole:
+            ended = _up_to(network, example, cut.global_) or ended
+        backbone = _cut_by_itself(ended, example)
+        backbone.note = f"global representation: {cut.global_}, as asked; {backbone.note}"
+        return backbone, whole
+    return _cut_at(network, example, cut.local, None if whole else cut.global_), whole
+
+
+def _same_vector(first: Tensor, second: Tensor) -> bool:
+    return first.numel() == second.numel() and torch.equal(first.flatten(1), second.flatten(1))
+
+
+def _up_to(network: nn.Module, example: Tensor, end: str) -> fx.GraphModule | None:
+    """The network up to the output of one of its modules; None where it cannot be traced."""
+    graph = _traced(network, example, frozenset({end}))
+    node = None if graph is None else _node_of(graph, end)
+    return None if graph is None or node is None else _body(network, graph, node)
+
+
+def _cut_at(network: nn.Module, example: Tensor, local: str, end: str | None) -> SplitBackbone:
+    """The network cut at the output of ``local``, as far as the output of ``end`` (None: its own)."""
+    graph = _traced(network, example, frozenset({local, *([] if end is None else [end])}))
+    cut = None if graph is None else _node_of(graph, local)
+    if graph is None or cut is None or len(_shape(cut)) not in (3, 4):
+        raise UsageError(f"torch.fx cannot cut {type(network).__name__} at a map or sequence of {local}; name another")
+    if end is not None:
+        node = _node_of(graph, end)
+        if node is None:
+            raise UsageError(f"torch.fx finds no single call of {end}; name another module")
+        graph.output(node)
+        graph.erase_node(next(n for n in graph.nodes if n.op == "output"))
+    tail = _tail(network, graph, cut)
+    if tail is None:
+        raise UsageError(f"what follows needs more than the output of {local}; name a module further on")
+    layout: Layout = "nchw" if len(_shape(cut)) == 4 else "nlc"
+    backbone = SplitBackbone(_body(network, graph, cut), tail, layout, 0)
+    backbone.note = f"local representations: {local}" + (f", global: {end}" if end else "") + ", as asked"
+    return backbone
+
+
+def _node_of(graph: fx.Graph, module: str) -> fx.Node | None:
+    nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == module]
+    return nodes[0] if len(nodes) == 1 else None
+
+
+@dataclass(frozen=True)
+class FoundHead:
+    """``modules``: what is to be taken out of the network; ``head``: the linear map they are, None for several."""
+
+    modules: tuple[nn.Module, ...] = ()
+    head: nn.Linear | None = None
+    note: str = ""
+
+
+def find_head(network: nn.Module, example: Tensor) -> FoundHead:
+    """The classifier at a network's end, whatever its name: its last Linear or 1x1 convolution in a forward pass.
+
+    It must give the network's output from what the network returns without it (so a convolution before the pooling is
+    found as well). Where the output is the sum or mean of the last two (the heads of a distilled network), both are
+    taken out and none is used as the head.
+    """
+    output = run(network, example)
+    calls = _linear_calls(network, example) if output.ndim == 2 else []
+    if calls:
+        name, module, _ = calls[-1]
+        head = as_linear(module)
+        features = _without(network, (module,), example)
+        if head is not None and features is not None and features.shape[1] == head.in_features:
+            with torch.no_grad():
+                if _close(head(features), output):
+                    size = f"{head.in_features} to {head.out_features}"
+                    return FoundHead(
+                        (module,), head, f"head: {name} ({size}), found last; representation: what goes into it"
+                    )
+    if len(calls) > 1:
+        (first, one, x), (second, other, y) = calls[-2:]
+        both = x.flatten(1) + y.flatten(1) if x.numel() == y.numel() == output.numel() else None
+        if both is not None and one is not other and (_close(both, output) or _close(both / 2, output)):
+            note = (
+                f"two heads, {first} and {second}: left out; representation: their inputs' mean or sum as its code has"
+            )
+            return FoundHead((one, other), None, note)
+    return FoundHead()
+
+
+def _linear_calls(network: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+    """Every call of a Linear or 1x1 convolution in one forward pass, in order, with its output."""
+    calls: list[tuple[str, nn.Module, Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda m, _args, output, name=name: calls.append((name, m, output)))
+        for name, module in network.named_modules()
+        if as_linear(module) is not None
+    ]
+    try:
+        run(network, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _without(network: nn.Module, modules: tuple[nn.Module, ...], example: Tensor) -> Tensor | None:
+    """What the network returns where the modules pass their input on; None where it cannot do without."""
+    handles = [module.register_forward_hook(lambda _module, args, _output: args[0]) for module in modules]
+    try:
+        output = run(network, example)
+    except (RuntimeError, UsageError, ValueError, AssertionError):
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output if output.ndim == 2 else None
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def as_linear(classifier: nn.Module) -> nn.Linear | None:
+    """A classifier as the Linear that it is (a 1x1 convolution over pooled features too); None for anything else."""
+    if isinstance(classifier, nn.Linear):
+        return classifier
+    if not isinstance(classifier, nn.Conv2d) or classifier.kernel_size != (1, 1) or classifier.groups != 1:
+        return None
+    with torch.device("meta"):  # no weights are drawn
+        linear = nn.Linear(classifier.in_channels, classifier.out_channels, bias=False)
+    linear.weight = nn.Parameter(classifier.weight.detach().flatten(1))
+    linear.bias = classifier.bias  # type: ignore[assignment]  # None where it has none
+    return linear
 
 
 def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | None:
     """The network cut at its last global pooling, or None where there is none or torch.fx cannot trace the network."""
-    with evaluating(network):
-        try:
-            graph = fx.Tracer().trace(network)
-        except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError):
-            return None  # the network's own code needs real tensors; what else could be wrong shows in the run itself
-        ShapeProp(fx.GraphModule(network, graph)).propagate(example)
+    graph = _traced(network, example)
+    if graph is None:
+        return None
     for node in reversed(graph.nodes):
         if not _pools(node, network):
             continue
-        cut = node.all_input_nodes[0]
+        cut = _before_gem(_tensor_inputs(node)[0])
         tail = _tail(network, graph, cut)
         if tail is None:
             continue  # squeeze-and-excite and the like: what follows needs more than this map
@@ -117,9 +275,47 @@ def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | Non
     return None
 
 
+def _traced(network: nn.Module, example: Tensor, leaves: frozenset[str] = frozenset()) -> fx.Graph | None:
+    """The network's graph with the shapes of the example; ``leaves`` are not entered. None where fx cannot trace it."""
+    with evaluating(network):
+        try:
+            graph = _Tracer(leaves).trace(network)
+        except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError):
+            return None  # the network's own code needs real tensors; what else could be wrong shows in the run itself
+        ShapeProp(fx.GraphModule(network, graph)).propagate(example)
+    return graph
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: frozenset[str]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
+
+
+def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """Those inputs that are tensors: sizes (``F.avg_pool2d(x, x.size(3))``) are none."""
+    return [used for used in node.all_input_nodes if _shape(used)]
+
+
+def _before_gem(node: fx.Node) -> fx.Node:
+    """The map that goes into a generalised mean: that before the power (and the clamp) which belong to the pooling."""
+    if node.target not in ("pow", "pow_", "__pow__", torch.pow, operator.pow):
+        return node
+    base = _base(node)
+    return _base(base) if base.target in ("clamp", "clamp_min", torch.clamp, torch.clamp_min) else base
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The first input: the tensor that a step is taken on."""
+    return node.all_input_nodes[0]
+
+
 def _pools(node: fx.Node, network: nn.Module) -> bool:
     """Whether this step turns a map (B, D, H, W) or sequence (B, L, D) into one vector, or is an adaptive pooling."""
-    inputs = node.all_input_nodes
+    inputs = _tensor_inputs(node)
     if len(inputs) != 1 or len(_shape(inputs[0])) not in (3, 4) or not _shape(node):
         return False
     if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), _POOLINGS[:2]):

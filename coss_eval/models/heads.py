@@ -27,7 +27,7 @@ def resolve_head(model: Model, classes: Sequence[str], choice: HeadChoice | None
 
     "auto" uses the own head only where every class of the dataset is among the head's by name: in the same order as
     it is, else through a map. "own" asserts that the head's order is the dataset's, and raises UsageError where sizes
-    or names contradict that. "probe" never uses it.
+    or names contradict that (integers number classes and name none: they are taken by value). "probe" never uses it.
     """
     choice = choice or model.head_choice
     if choice not in ("auto", "own", "probe"):
@@ -58,13 +58,33 @@ def _own(model: Model, classes: tuple[str, ...]) -> HeadDecision:
         raise UsageError(
             f"the head of {model.name} has {size} outputs, the dataset {len(classes)} classes; use --head auto or probe"
         )
-    if model.classes is None:
-        return HeadDecision(True, None, "own head: its classes are taken to be the dataset's, in order (--head own)")
+    places = _integers(classes)
+    if model.classes is None or places:
+        order = places or tuple(range(size))
+        first, last = classes[order.index(0)], classes[order.index(size - 1)]
+        why = f"own head, order ASSUMED (--head own): output 0 is taken for class {first!r}, {size - 1} for {last!r}"
+        return HeadDecision(True, None if order == tuple(range(size)) else order, why)
     if model.classes != classes and set(model.classes) == set(classes):
         raise UsageError(f"the head of {model.name} has the dataset's classes in another order; --head auto maps them")
-    if model.classes != classes and set(model.classes) & set(classes):
-        raise UsageError(f"the head of {model.name} has other classes than the dataset; use --head auto or probe")
-    return HeadDecision(True, None, "own head")
+    if model.classes != classes:
+        at = next(i for i in range(size) if model.classes[i] != classes[i])
+        raise UsageError(
+            f"the head of {model.name} has other classes than the dataset (output {at} is {model.classes[at]!r}, "
+            f"the dataset's class {at} {classes[at]!r}); use --head auto or probe, or rename the class folders"
+        )
+    return HeadDecision(True, None, "own head: its classes are the dataset's")
+
+
+def _integers(classes: tuple[str, ...]) -> tuple[int, ...] | None:
+    """For class names that are integers (a numbering, and no names), the rank of each by value; else None.
+
+    Sorted as words, 0, 1, 10, 100, ... would scramble a head.
+    """
+    if not all(name.isdecimal() and name.isascii() for name in classes):
+        return None
+    values = [int(name) for name in classes]
+    ranks = {value: rank for rank, value in enumerate(sorted(values))}
+    return tuple(ranks[value] for value in values) if len(ranks) == len(classes) else None
 
 
 def head_size(head: Any) -> int:

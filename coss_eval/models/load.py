@@ -14,12 +14,13 @@ from coss_eval.models import zoo
 from coss_eval.models.architecture import Architecture, Stem
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.families import PixelsBackbone, Pooling
-from coss_eval.models.fit import head_line
+from coss_eval.models.fit import head_line, refuse_non_finite
 from coss_eval.models.foreign import foreign_model
 from coss_eval.models.model import HeadChoice, KeyReport, Model, lent_generator, weights_sha256
 from coss_eval.models.normalisation import normalisation_check as normalisation_check
 from coss_eval.models.own_format import CONFIG, own_model
 from coss_eval.models.own_format import save_model as save_model
+from coss_eval.models.own_preprocessing import of_own_code
 from coss_eval.models.unpickle import METADATA, read_checkpoint
 from coss_eval.models.wishes import Interpolation, Wishes
 
@@ -41,6 +42,8 @@ def load_model(
     head: HeadChoice = "auto",
     weights: str | None = None,
     pooling: Pooling = "own",
+    local: str | None = None,
+    global_: str | None = None,
     allow_partial: bool = False,
     device: torch.device | str = "cpu",
 ) -> Model:
@@ -49,6 +52,8 @@ def load_model(
     ``arch``, ``stem``, ``width``: as zoo.network has them ("package.module:factory" for a network of one's own); None
     reads them off the tensors' shapes. ``weights``: the branch of the file (student, teacher, online, target), or
     which published weights. ``head``: how heads.resolve_head will treat the file's classifier; "probe" drops it.
+    ``local`` and ``global_`` name the modules whose outputs are the representations, where the network is not to be
+    taken apart by itself.
     ``allow_partial`` accepts a file that leaves parts of the backbone at random (drawn from seed 0). The model comes
     in eval mode, without gradients for its parameters; nothing in the file is run, and torch's generator is left as
     it was. Raises UsageError and CossError with one line that names the flag that would help.
@@ -66,6 +71,8 @@ def load_model(
         interpolation=interpolation,
         weights=weights,
         pooling=pooling,
+        local=local,
+        global_=global_,
         allow_partial=allow_partial,
     )
     if str(source).startswith(("torchvision:", "timm:")):
@@ -74,6 +81,7 @@ def load_model(
         model = _pixels(str(source), wishes)
     else:
         model = _from_file(Path(source).expanduser(), wishes)
+    refuse_non_finite(model.backbone, model.head, str(source))
     kept = None if head == "probe" else model.head
     for module in (model.backbone, kept):
         if module is not None:
@@ -103,6 +111,8 @@ def make_model(
         if module is not None:
             module.eval().requires_grad_(False)
     known = preprocessing or Preprocessing()
+    if ":" in arch and not arch.startswith("timm:"):
+        known = of_own_code(backbone, known, asked=preprocessing is not None and preprocessing.source == "flag")
     return Model(
         name=name or f"untrained {arch} (seed {seed})",
         arch=arch,
@@ -138,7 +148,13 @@ def _published(spec: str, wishes: Wishes) -> Model:
     source, _, name = spec.partition(":")
     branch = wishes.weights in ("student", "teacher", "online", "target")
     with lent_generator(0):
-        found = zoo.pretrained(spec, None if branch else wishes.weights, pooling=wishes.pooling)
+        found = zoo.pretrained(
+            spec,
+            None if branch else wishes.weights,
+            pooling=wishes.pooling,
+            local=wishes.local,
+            global_=wishes.global_,
+        )
     side = found.backbone.img_size
     if side is not None and wishes.img_size not in (None, side):
         raise UsageError(f"{spec} takes images of side {side} only; leave --img-size {wishes.img_size} out")
@@ -151,6 +167,7 @@ def _published(spec: str, wishes: Wishes) -> Model:
         inferred=(),
         matched=len(found.backbone.state_dict()),
         head=head_line("", found.head),
+        notes=(found.backbone.note,) if wishes.local or wishes.global_ else (),
     )
     return Model(
         name=name,
@@ -162,7 +179,9 @@ def _published(spec: str, wishes: Wishes) -> Model:
         sha256="",
         layout=source,
         report=report,
-        architecture=Architecture(arch, img_size=side, pooling=wishes.pooling),
+        architecture=Architecture(
+            arch, img_size=side, pooling=wishes.pooling, local=wishes.local, global_=wishes.global_
+        ),
     )
 
 
@@ -180,7 +199,7 @@ def _from_file(path: Path, wishes: Wishes) -> Model:
                 "this is the trainer's state: give the model.safetensors beside it "
                 "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
             )
-        return foreign_model(name, content, wishes)
+        return foreign_model(name, content, wishes, path)
     except RecursionError as error:
         raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
     except CossError as error:

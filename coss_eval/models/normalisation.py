@@ -6,20 +6,28 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.layouts import CIFAR, IMAGENET, UNNORMALISED, Moments
 from coss_eval.models.model import Model
 
 # Divergence in nats a channel. With the right normalisation, Tiny-ImageNet and CIFAR-10 are 0.1 apart at most; a range
 # of [-1, 1] for [0, 1] with ImageNet's constants makes 0.8 to 2.5, any other range more than 5.
 SUSPICIOUS, GROSS = 0.5, 2.0
+READINGS: dict[str, Moments] = {
+    "pixels in 0 to 255 (mean 0, std 1/255)": ((0.0,) * 3, (1 / 255,) * 3),
+    "unnormalised pixels in [0, 1] (mean 0, std 1)": UNNORMALISED,
+    "pixels in [-1, 1] (mean .5, std .5)": ((0.5,) * 3, (0.5,) * 3),
+    "ImageNet's constants (mean .485 .456 .406, std .229 .224 .225)": IMAGENET,
+    "CIFAR's constants (mean .4914 .4822 .4465, std .2023 .1994 .2010)": CIFAR,
+}
 CLEARLY_BETTER = 0.25  # the share of it that another reading of the pixels must leave, to be believed
 
 
 def normalisation_check(model: Model, images: Tensor) -> str | None:
     """One line where the first BatchNorm's running statistics do not fit what ``images`` give; None where they do.
 
-    ``images``: uint8 (B, 3, H, W). Other ranges of the same pixels (0 to 255, unnormalised, -1 to 1) are tried, and
-    the one that fits is named. It cannot tell ImageNet's constants from CIFAR's, nor BGR from RGB (natural images
-    differ too little between the two), and says nothing of networks without BatchNorm.
+    ``images``: uint8 (B, 3, H, W). The same pixels are read in other usual ways (READINGS), and those that fit are
+    named, the nearest first; where none does, that is said. It cannot tell ImageNet's constants from CIFAR's, nor BGR
+    from RGB (natural images differ too little between the two), and says nothing of networks without BatchNorm.
     """
     batch_norm = next((m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)), None)
     if batch_norm is None or batch_norm.running_mean is None or not batch_norm.running_mean.any():
@@ -31,21 +39,25 @@ def normalisation_check(model: Model, images: Tensor) -> str | None:
     if declared < SUSPICIOUS:
         return None
     resized = normalised * classifier.std + classifier.mean
-    readings = {
-        "pixels in 0 to 255 (mean 0, std 1/255)": resized * 255,
-        "unnormalised pixels in [0, 1] (mean 0, std 1)": resized,
-        "pixels in [-1, 1] (mean .5, std .5)": 2 * resized - 1,
+    found = {
+        name: _divergence(model.backbone, batch_norm, _standardised(resized, moments))
+        for name, moments in READINGS.items()
+        if moments != (model.preprocessing.mean, model.preprocessing.std)
     }
-    found = {name: _divergence(model.backbone, batch_norm, values) for name, values in readings.items()}
-    best = min(found, key=found.__getitem__)
-    fits = found[best] < CLEARLY_BETTER * declared
-    if not fits and declared < GROSS:
+    fitting = [name for name in sorted(found, key=found.__getitem__) if found[name] < CLEARLY_BETTER * declared]
+    fitting = [name for name in fitting if found[name] < SUSPICIOUS]
+    if not fitting and declared < GROSS:
         return None
-    advice = f"they fit {best}" if fits else "check --mean and --std"
+    advice = f"they fit {' or '.join(fitting)}" if fitting else f"none of these fits either: {', '.join(READINGS)}"
     return (
         f"{model.name}: the statistics of its first BatchNorm do not fit these images as normalised "
         f"({model.preprocessing.source}; {declared:.1f} nats a channel apart); {advice}"
     )
+
+
+def _standardised(pixels: Tensor, moments: Moments) -> Tensor:
+    mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in moments)
+    return (pixels - mean) / std
 
 
 def _divergence(backbone: nn.Module, batch_norm: nn.BatchNorm2d, pixels: Tensor) -> float:

@@ -72,6 +72,8 @@ def own_model(name: str, content: dict[str, Any], config: str, wishes: Wishes) -
     _agree(architecture, wishes)
     repooled = wishes.pooling != "own" and wishes.pooling != architecture.pooling  # the head was made for the other
     architecture = replace(architecture, pooling=wishes.pooling) if repooled else architecture
+    if wishes.local or wishes.global_:
+        architecture = replace(architecture, local=wishes.local, global_=wishes.global_)
     backbone = architecture.backbone(seed=0)
     if backbone.img_size is not None and wishes.img_size not in (None, backbone.img_size):
         raise UsageError(f"it takes images of side {backbone.img_size} only; leave --img-size {wishes.img_size} out")

@@ -28,6 +28,8 @@ class Wishes:
     interpolation: Interpolation | None = None
     weights: str | None = None
     pooling: Pooling = "own"
+    local: str | None = None
+    global_: str | None = None
     allow_partial: bool = False
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,23 +21,42 @@ from coss_eval.models.families import (
     four_groups,
     layout_of,
 )
-from coss_eval.models.generic import evaluating, find_head, generic_backbone, outputs_of, takes_any_size, try_sizes
+from coss_eval.models.generic import (
+    Cut,
+    as_linear,
+    evaluating,
+    find_head,
+    generic_backbone,
+    outputs_of,
+    run,
+    takes_any_size,
+    try_sizes,
+)
 from coss_eval.models.rf_resnet import RFResNet
 
 TIMM_INTERFACE = ("forward_features", "forward_head", "feature_info", "pretrained_cfg", "get_classifier")
 
 
 def wrap(
-    network: nn.Module, arch: str = "", *, img_size: int | None = None, pooling: Pooling = "own"
+    network: nn.Module,
+    arch: str = "",
+    *,
+    img_size: int | None = None,
+    pooling: Pooling = "own",
+    local: str | None = None,
+    global_: str | None = None,
 ) -> tuple[Backbone, nn.Module | None]:
     """A network as a Backbone and its head: ``head(backbone(x))`` equals what ``network(x)`` was.
 
     The network is changed: an Identity stands where its head was. The head is None where there is none, and with
     ``pooling`` "mean" (the mean of the patch tokens, for which no head was made). torchvision's ResNets, ConvNeXts,
     ViTs and Swins, RF-ResNets and timm networks have named stages; any other network is taken apart by a traced
-    forward pass, and ``backbone.note`` says where. ``img_size``: for networks that take one size only.
+    forward pass, and ``backbone.note`` says where. ``img_size``: for networks that take one size only. ``local`` and
+    ``global_``: the modules whose outputs are the map before pooling and the global representation, named by hand;
+    the head is then kept only where it takes that representation.
     """
-    backbone, head = _take_apart(network, img_size, pooling)
+    cut = Cut(local, global_)
+    backbone, head = _take_apart(network, img_size, pooling, cut)
     if pooling == "mean":
         if backbone.prepool_layout != "nlc":
             raise UsageError(f"pooling 'mean' is for token sequences; {arch or type(network).__name__} ends in a map")
@@ -44,25 +64,66 @@ def wrap(
     return backbone.train(network.training), head
 
 
-def _take_apart(network: Any, img_size: int | None, pooling: Pooling) -> tuple[Backbone, nn.Module | None]:
-    if _is(network, ResNet) or _is(network, RFResNet):
-        return ResNetBackbone(network), detach(network, network.fc)
-    if _is(network, ConvNeXt):
-        return ConvNeXtBackbone(network), detach(network, network.classifier[2])
-    if _is(network, SwinTransformer):
-        return SwinBackbone(network), detach(network, network.head)
-    if _is(network, VisionTransformer):
-        return ViTBackbone(network, pooling), detach(network, network.heads[-1])
+def _take_apart(network: Any, img_size: int | None, pooling: Pooling, cut: Cut) -> tuple[Backbone, nn.Module | None]:
+    family = None if cut else _family(network, pooling)
+    if family is not None:
+        backbone, head = family
+        if any(_foreign(module) for module in network.modules()):  # blocks of the user's own in a known frame
+            backbone.memory_format = safe_format(network, try_sizes(network, (img_size or 224, 64, 32))[0])
+        return backbone, detach(network, head)
     example, output = try_sizes(network, (img_size,) if img_size else _sides(network))
-    if all(hasattr(network, name) for name in TIMM_INTERFACE) and output.ndim == 2:
+    memory_format = safe_format(network, example)
+    if not cut and all(hasattr(network, name) for name in TIMM_INTERFACE) and output.ndim == 2:
         taken = _take_timm_apart(network, example, output, pooling)
         if taken is not None:
+            taken[0].memory_format = memory_format
             return taken
     side = None if img_size is None and takes_any_size(network, example) else example.shape[-1]
-    head = detach(network, find_head(network, example))
-    backbone = generic_backbone(network, example)
-    backbone.img_size = side
-    return backbone, head
+    found = find_head(network, example)
+    for module in found.modules:
+        detach(network, module)
+    backbone, whole = generic_backbone(network, example, cut)
+    backbone.note = "; ".join(note for note in (found.note if whole else "", backbone.note) if note)
+    backbone.img_size, backbone.memory_format = side, memory_format
+    return backbone, found.head if whole else None
+
+
+def _family(network: Any, pooling: Pooling) -> tuple[Backbone, nn.Module] | None:
+    """torchvision's families and ours, with the head that is still inside; None for any other network."""
+    if _is(network, ResNet) or _is(network, RFResNet):
+        return ResNetBackbone(network), network.fc
+    if _is(network, ConvNeXt):
+        return ConvNeXtBackbone(network), network.classifier[2]
+    if _is(network, SwinTransformer):
+        return SwinBackbone(network), network.head
+    if _is(network, VisionTransformer):
+        return ViTBackbone(network, pooling), network.heads[-1]
+    return None
+
+
+def _foreign(module: nn.Module) -> bool:
+    """Whether a module's code is neither torch's, torchvision's nor ours."""
+    return type(module).__module__.partition(".")[0] not in ("torch", "torchvision", "coss_eval")
+
+
+def safe_format(network: nn.Module, example: Tensor) -> torch.memory_format:
+    """Channels-last where a copy of the network takes that layout and gives the same output; else contiguous.
+
+    Code that flattens a map with ``.view`` raises on a channels-last one.
+    """
+    twin: Any = copy.deepcopy(network)
+    expected = run(network, example)
+    try:
+        found = run(twin.to(memory_format=torch.channels_last), example.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:  # about sizes and strides: the same pixels went through in the other layout
+        return torch.contiguous_format
+    same = torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    return torch.channels_last if same or not _repeats(network, example, expected) else torch.contiguous_format
+
+
+def _repeats(network: nn.Module, example: Tensor, expected: Tensor) -> bool:
+    """Whether a second pass gives the same; where it does not (active dropout), outputs say nothing of layouts."""
+    return torch.equal(run(network, example), expected)
 
 
 def _sides(network: Any) -> tuple[int, ...]:
@@ -129,16 +190,3 @@ def detach(network: nn.Module, head: nn.Module | None) -> nn.Module | None:
                 setattr(parent, name, nn.Identity())
                 return head
     raise ValueError("the head is not a part of the network")
-
-
-def as_linear(classifier: nn.Module) -> nn.Linear | None:
-    """A classifier as the Linear that it is (a 1x1 convolution over pooled features too); None for anything else."""
-    if isinstance(classifier, nn.Linear):
-        return classifier
-    if not isinstance(classifier, nn.Conv2d) or classifier.kernel_size != (1, 1):
-        return None
-    with torch.device("meta"):  # no weights are drawn
-        linear = nn.Linear(classifier.in_channels, classifier.out_channels, bias=False)
-    linear.weight = nn.Parameter(classifier.weight.detach().flatten(1))
-    linear.bias = classifier.bias  # type: ignore[assignment]  # None where it has none
-    return linear

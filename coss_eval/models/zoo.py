@@ -91,7 +91,14 @@ def build(
     return backbone, head if num_classes is not None else None
 
 
-def pretrained(spec: str, weights: str | Path | None = None, *, pooling: Pooling = "own") -> Pretrained:
+def pretrained(
+    spec: str,
+    weights: str | Path | None = None,
+    *,
+    pooling: Pooling = "own",
+    local: str | None = None,
+    global_: str | None = None,
+) -> Pretrained:
     """A published network: "torchvision:resnet50", "torchvision:resnet50:IMAGENET1K_V1" or "timm:NAME".
 
     ``weights``: the name of one of torchvision's weights entries (default: DEFAULT), or a local file of weights as
@@ -100,10 +107,14 @@ def pretrained(spec: str, weights: str | Path | None = None, *, pooling: Pooling
     """
     source, _, name = spec.partition(":")
     if source == "torchvision":
-        return _torchvision_pretrained(name, weights, pooling)
-    if source == "timm":
-        return _timm_pretrained(name, weights, pooling)
-    raise unknown_name("source of pretrained weights", source, ("torchvision", "timm"))
+        made, preprocessing = _torchvision_pretrained(name, weights)
+    elif source == "timm":
+        made, preprocessing = _timm_pretrained(name, weights)
+    else:
+        raise unknown_name("source of pretrained weights", source, ("torchvision", "timm"))
+    backbone, head = wrap(made.eval(), name, pooling=pooling, local=local, global_=global_)
+    classes = imagenet_wnids() if isinstance(head, nn.Linear) and head.out_features == 1000 else None
+    return Pretrained(backbone, head, classes, preprocessing)
 
 
 @cache
@@ -112,7 +123,7 @@ def imagenet_wnids() -> tuple[str, ...]:
     return tuple(resources.files("coss_eval.models").joinpath("imagenet_wnids.txt").read_text().split())
 
 
-def _torchvision_pretrained(spec: str, weights: str | Path | None, pooling: Pooling) -> Pretrained:
+def _torchvision_pretrained(spec: str, weights: str | Path | None) -> tuple[nn.Module, Preprocessing]:
     name, _, entry_name = spec.partition(":")
     if name not in _torchvision_names():
         raise unknown_name("torchvision architecture", name, _torchvision_names())
@@ -141,32 +152,29 @@ def _torchvision_pretrained(spec: str, weights: str | Path | None, pooling: Pool
         "bicubic" if shown.interpolation.value == "bicubic" else "bilinear",
         "checkpoint",
     )
-    return _published(made, name, preprocessing, pooling)
+    return made, preprocessing
 
 
-def _timm_pretrained(name: str, weights: str | Path | None, pooling: Pooling) -> Pretrained:
+def _timm_pretrained(name: str, weights: str | Path | None) -> tuple[nn.Module, Preprocessing]:
     path = Path(weights) if weights is not None else None
     if path:
         made: Any = network(f"timm:{name}")
         _load(made, _read(path), name, path)
     else:
         made = _download(f"timm:{name}", lambda: _timm_network(name, None, None, pretrained=True))
-    shown = made.pretrained_cfg
-    preprocessing = Preprocessing(
+    return made, timm_preprocessing(made.pretrained_cfg, "checkpoint")
+
+
+def timm_preprocessing(shown: Mapping[str, Any], source: str) -> Preprocessing:
+    """What timm's pretrained_cfg says of mean, standard deviation, side, centre crop and interpolation."""
+    return Preprocessing(
         tuple(shown["mean"]),
         tuple(shown["std"]),
         shown["input_size"][1],
         shown["crop_pct"],
         "bilinear" if shown["interpolation"] == "bilinear" else "bicubic",
-        "checkpoint",
+        source,
     )
-    return _published(made, name, preprocessing, pooling)
-
-
-def _published(made: nn.Module, name: str, preprocessing: Preprocessing, pooling: Pooling) -> Pretrained:
-    backbone, head = wrap(made.eval(), name, pooling=pooling)
-    classes = imagenet_wnids() if isinstance(head, nn.Linear) and head.out_features == 1000 else None
-    return Pretrained(backbone, head, classes, preprocessing)
 
 
 def _download(spec: str, fetch: Callable[[], Any]) -> Any:
@@ -212,8 +220,8 @@ def _torchvision_names() -> list[str]:
 
 def _torchvision_network(arch: str, num_classes: int | None, img_size: int | None) -> nn.Module:
     if arch not in _torchvision_names():
-        timm_names = (f"timm:{name}" for name in _timm_names())
-        raise unknown_name("architecture", arch, [*_torchvision_names(), *PRESETS, *timm_names])
+        from_timm = (f"timm:{name}" for name in timm_names())
+        raise unknown_name("architecture", arch, [*_torchvision_names(), *PRESETS, *from_timm])
     options = _given(num_classes=num_classes, image_size=img_size if arch.startswith("vit_") else None)
     if arch in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # what they do anyway; said aloud, they do not warn
@@ -247,7 +255,8 @@ def _timm_network(name: str, num_classes: int | None, img_size: int | None, *, p
     return made
 
 
-def _timm_names() -> list[str]:
+def timm_names() -> list[str]:
+    """Every architecture of timm; empty where it is not installed."""
     try:
         import timm
     except ImportError:

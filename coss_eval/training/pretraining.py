@@ -268,7 +268,7 @@ class Pretraining(nn.Module):
 
 def _map(backbone: Backbone, pixels: Tensor) -> Tensor:
     """The map before pooling."""
-    features: Tensor = backbone.prepool(backbone.features(pixels))
+    features: Tensor = backbone.prepool(backbone.features(backbone.laid_out(pixels)))
     return features
 
 

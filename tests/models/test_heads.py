@@ -28,7 +28,8 @@ def model() -> Model:
         ((*NAMES, "n05"), "auto", False, None),
         (("cat", "dog", "cow", "owl"), "auto", False, None),
         (NAMES, "own", True, None),
-        (("cat", "dog", "cow", "owl"), "own", True, None),  # other words for the same classes: the caller asserts it
+        (("0", "1", "2", "3"), "own", True, None),  # a numbering names no class: the caller asserts it
+        (("0", "10", "2", "3"), "own", True, (0, 3, 1, 2)),
         (NAMES, "probe", False, None),
         (NAMES, None, True, None),
     ],
@@ -51,6 +52,7 @@ def test_names_decide(
         (NAMES[:3], "has 4 outputs, the dataset 3 classes"),
         (NAMES[::-1], "in another order; --head auto maps them"),
         ((*NAMES[:3], "n05"), "has other classes"),
+        (("cat", "dog", "cow", "owl"), "output 0 is 'n01', the dataset's class 0 'cat'"),
     ],
 )
 def test_own_asserts_sizes_and_order(model: Model, classes: tuple[str, ...], message: str) -> None:

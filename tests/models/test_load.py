@@ -306,7 +306,7 @@ READINGS = {
     "255": (lambda pixels, normalise: pixels * 255, "0 to 255"),
     "unnormalised": (lambda pixels, normalise: pixels, r"unnormalised pixels in \[0, 1\]"),
     "-1 to 1": (lambda pixels, normalise: 2 * pixels - 1, r"pixels in \[-1, 1\]"),
-    "something else": (lambda pixels, normalise: -9 * pixels - 7, "check --mean and --std"),
+    "something else": (lambda pixels, normalise: -9 * pixels - 7, "none of these fits either"),
 }
 
 
