@@ -287,14 +287,27 @@ REDUNDANCY_TERMS = {
     "compare at equal n and width",
     "local-global CKA": "linear CKA of the locations with their image's global (Kornblith et al. 2019), 1 where one is "
     "the other up to rotation and scale",
-    "per position": "the mean of each grid position taken off, not one mean of all",
-    "interior": "per position, without the border of the grid",
-    "within overlapping": "per position, pairs of locations whose receptive fields overlap",
-    "within disjoint": "per position, pairs whose receptive fields do not",
+    "within overlapping": "each position's mean taken off, pairs of locations whose receptive fields overlap",
+    "within disjoint": "likewise, pairs whose receptive fields do not",
     "position share": "of the variance, what the means of the grid positions make: padding, mostly",
     "pixels covered": "the share of the image's pixels, %, that lie in the receptive field of some location",
     "within at distance": "by steps on the grid between the two locations",
 }
+
+
+SIMILARITIES = ("within", "between", "normalised", "r2", "icc", "local_global_leave_one_out", "local_global")
+CENTRINGS = {  # what the ends of their names say, in the order of the table
+    "_per_position": "the mean of each grid position taken off",
+    "_interior": "the same, without the border of the grid",
+    "": "one mean taken off for all positions, so that zero padding counts",
+    "rest": "pairs by their receptive fields, variance, ranks, information",
+}
+
+
+def _centring(metric: str) -> str:
+    """The entry of CENTRINGS that a metric of redundancy belongs to."""
+    found = next((end for end in ("_per_position", "_interior") if metric.endswith(end)), "")
+    return found if found or metric in SIMILARITIES else "rest"
 
 
 def redundancy(results: Results) -> TaskScores:
@@ -304,13 +317,14 @@ def redundancy(results: Results) -> TaskScores:
         rows = rows[rows["distance"].isna()]
     weights = rows["weights"] if "weights" in rows else pd.Series("trained", index=rows.index)
     scores = []
-    for metric in dict.fromkeys(rows["metric"]):
+    for metric in sorted(dict.fromkeys(rows["metric"]), key=lambda each: list(CENTRINGS).index(_centring(each))):
+        ending, heading = _centring(metric), CENTRINGS[_centring(metric)]
         for state in ("trained", "untrained"):
             group = rows[(rows["metric"] == metric) & (weights.fillna("trained") == state)]
             if len(group):
-                name = metric_name(metric)
+                name = metric_name(metric.removesuffix(ending))
                 shown = name if state == "trained" else "… untrained network"
-                scores.append(Score(shown, mean_of(results, "redundancy", group), _unit(metric)))
+                scores.append(Score(shown, mean_of(results, "redundancy", group), _unit(metric), heading))
     caption = f"{REDUNDANCY_NOTE} {explained(REDUNDANCY_TERMS, (score.name for score in scores))}".strip()
     return TaskScores("redundancy", "Redundancy of the local representations", "value", scores, caption)
 

@@ -140,14 +140,14 @@ def test_an_error_turns_its_accuracy_s_difference_about(full: Store, writer: Cal
 
 def test_redundancy_is_explained_as_far_as_it_is_shown(full: Store) -> None:
     shown = table(build(Results(full)), "redundancy")
-    assert [row.name for row in shown.rows][::2] == [
-        "within",
-        "normalised",
-        "effective rank total",
-        "normalised per position",
+    assert [(row.group.split(",")[0], row.name) for row in shown.rows][::2] == [
+        ("the mean of each grid position taken off", "normalised"),
+        ("one mean taken off for all positions", "within"),
+        ("one mean taken off for all positions", "normalised"),
+        ("pairs by their receptive fields", "effective rank total"),
     ]
     terms = [part.split(": ")[0].rsplit(". ", 1)[-1] for part in shown.caption.split(" · ")]
-    assert terms[1:] == ["normalised", "effective rank", "per position"]
+    assert terms[1:] == ["normalised", "effective rank"]
     assert "two images. within: " in shown.caption
 
 
