@@ -8,7 +8,7 @@ from torch import nn
 
 from coss_eval.attacks import masking_flags, pgd
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.cuda
 
 
 @pytest.mark.parametrize(("network_on", "images_on"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])

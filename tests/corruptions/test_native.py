@@ -18,7 +18,7 @@ from coss_eval.corruptions.severity import TABLES
 DETERMINISTIC = {
     "defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate",
 }  # fmt: skip
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -125,7 +125,7 @@ def test_black_and_white_images_stay_sane(name: str, value: int) -> None:
             assert torch.equal(result, batch)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", NAMES)
 def test_cuda_draws_what_the_cpu_draws(images: Callable[..., Tensor], name: str) -> None:
     batch, ids = images(4, 96, 80), torch.arange(4)

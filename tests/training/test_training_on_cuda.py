@@ -15,7 +15,7 @@ from coss_eval.training.loop import Run
 from coss_eval.training.methods import names
 from coss_eval.training.views import byol_pair, make_views, views_for
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture
