@@ -44,7 +44,8 @@ def list_lines(kind: str | None = None) -> list[str]:
     from coss_eval import tasks
     from coss_eval.corruptions.names import BENCHMARK, VALIDATION
     from coss_eval.data.open import names
-    from coss_eval.training import presets, sweeps
+    from coss_eval.sweeps import shipped
+    from coss_eval.training import presets
 
     kinds = {
         "tasks": tasks.NAMES,
@@ -54,7 +55,7 @@ def list_lines(kind: str | None = None) -> list[str]:
         "architectures": ARCHITECTURES,
         "methods": METHODS,
         "presets": presets(),
-        "sweeps": sweeps(),
+        "sweeps": shipped(),
     }
     if kind is not None and kind not in kinds:
         raise unknown_name("kind of list", kind, kinds)

@@ -198,7 +198,7 @@ def execute(
     budget_hours: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Run:
-    """Compute the missing cells of a plan, storing each as it is done."""
+    """Compute the missing cells of a plan, storing each as it is done, and pack the folder when all are there."""
     planned.store.record_run(provenance(planned))
     started = time.monotonic()
     failures: list[str] = []
@@ -215,6 +215,11 @@ def execute(
             failures.append(f"{label}: {str(error).splitlines()[0]}")
     if on_progress is not None:
         on_progress(Progress(len(planned.jobs), len(planned.jobs), "done"))
+    if not failures and all(planned.store.read(cell["key"]) is not None for cell in planned.cells):
+        try:
+            planned.store.pack()  # where it declines, say as another process is at work, the folder is as good
+        except CossError as error:
+            failures.append(str(error))
     return Run(planned.store.path, tuple(failures))
 
 

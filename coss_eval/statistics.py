@@ -7,7 +7,7 @@ Which one to use:
 * two checkpoints on the same images: ``paired_difference`` (its p is ``mcnemar`` for one condition);
 * a statistic that is no mean (a ratio of accuracies, an area): ``paired_bootstrap``;
 * two METHODS, each trained with several seeds: ``hierarchical_bootstrap``. McNemar compares two checkpoints only;
-* several seeds of one method: ``spread``;
+* several seeds of one method: ``spread``; methods against each other by their seeds: ``contrast``;
 * a median that may be censored (the smallest eps that breaks an image): ``median_interval``;
 * many p-values in one table: ``holm``.
 
@@ -201,6 +201,23 @@ def spread(values: ArrayLike, level: float = 0.95) -> Spread:
     return Spread(interval.difference, sd, interval.low, interval.high, len(x))
 
 
+def contrast(groups: Sequence[tuple[float, ArrayLike]], level: float = 0.95) -> Difference:
+    """sum of weight * mean over independent groups of runs, each (weight, one number a seed), two seeds or more.
+
+    Spreads may differ: the variance is the sum of weight^2 s^2 / n with Satterthwaite's (1946) degrees of freedom,
+    which is Welch's test for two groups. ``n`` of the result is the number of runs. p is two-sided.
+    """
+    parts = [(w, np.asarray(values, dtype=np.float64)) for w, values in groups]
+    if any(x.ndim != 1 or len(x) < 2 for _, x in parts):
+        raise UsageError("a contrast needs two seeds or more in every group")
+    variances = np.array([w**2 * x.var(ddof=1) / len(x) for w, x in parts])
+    total = float(variances.sum())
+    freedom = np.array([len(x) - 1 for _, x in parts])
+    df = total**2 / float((variances**2 / freedom).sum()) if total > 0 else float(freedom.sum())
+    estimate = float(sum(w * x.mean() for w, x in parts))
+    return _student(estimate, math.sqrt(total), df=df, n=sum(len(x) for _, x in parts), level=level)
+
+
 def median_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
     """The median (the lower one of two) and its interval by ranks, whatever the distribution; NaN where n = 0.
 
@@ -253,7 +270,7 @@ def _newcombe(a: NDArray[np.bool_], b: NDArray[np.bool_], level: float) -> tuple
     return p_a - p_b - math.sqrt(max(0.0, down)), p_a - p_b + math.sqrt(max(0.0, up))
 
 
-def _student(estimate: float, error: float, *, df: int, n: int, level: float) -> Difference:
+def _student(estimate: float, error: float, *, df: float, n: int, level: float) -> Difference:
     from scipy.special import stdtr, stdtrit
 
     if math.isnan(error) or df < 1:

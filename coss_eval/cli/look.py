@@ -98,6 +98,32 @@ def compare(a: Path, b: Path) -> int:
     return 0
 
 
+@app.command(group=LOOK)
+def pack(*folders: Path) -> int:
+    """Pack results folders into three files each, as a finished run is of itself; every command reads them as before.
+
+    Parameters
+    ----------
+    folders
+        Results folders, written by any version.
+    """
+    from coss_eval.store import Store
+    from coss_eval.terminal import say
+
+    if not folders:
+        raise UsageError("pack which runs? give their folders: coss-eval pack results/a results/b")
+    declined = 0
+    for folder in folders:
+        store = Store(folder)
+        cells = len(store.records())
+        if not cells:
+            raise UsageError(f"no finished cells in {folder}; give a results folder that coss-eval has evaluated into")
+        reason = store.pack()
+        declined += reason is not None
+        say(f"{folder}: {cells} cells " + ("packed" if reason is None else f"NOT PACKED: {reason}"))
+    return 1 if declined else 0
+
+
 @app.command(name="list", group=LOOK)
 def list_(kind: str | None = None) -> int:
     """What there is: tasks, datasets, corruptions, attacks, architectures, methods, presets, sweeps.

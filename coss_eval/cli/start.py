@@ -121,48 +121,62 @@ def sweep(
     what: str,
     *,
     out: Path | None = None,
+    work: Path | None = None,
+    size: str | None = None,
     data_root: Path | None = None,
     job: int | None = None,
+    minutes: float | None = None,
     list_: Annotated[bool, Parameter(name="--list")] = False,
     device: str = "auto",
 ) -> int:
-    """Train and probe a grid of runs from one YAML and plot accuracy by what was varied; the same call goes on.
+    """Train and evaluate the runs of one YAML in their order, and write a page on them; the same call goes on.
 
     Parameters
     ----------
     what
         A YAML file, or a shipped sweep (see coss-eval list sweeps): data, preset, methods, grid, fixed, seeds.
     out
-        Folder of the runs, their results and the report [default: runs/sweep-WHAT].
+        Folder of the runs, their results and the page [default: runs/sweep-WHAT].
+    work
+        Folder for the trainer's states while runs are trained, never needed afterwards [default: the same].
+    size
+        One of the sizes that the YAML has, such as gpu [default: the entries at its top].
     data_root
         Where named datasets lie [env: COSS_DATA_ROOT].
     job
         Do this run only, by its number in --list: sbatch --array=1-20 ... --job $SLURM_ARRAY_TASK_ID
+    minutes
+        Begin nothing that is expected to end later than so many minutes from now, by what finished runs took.
     list_
-        Show the runs and how far they are, write the report on what is there, train nothing.
+        Show the runs, how far they are and what they cost, write the page on what is there, train nothing.
     """
-    from coss_eval import sweep as sweeping
+    from coss_eval.sweeps import plan, report, state
     from coss_eval.terminal import say, training_line
 
-    chosen, folder = sweeping.read_sweep(what), out or Path("runs") / f"sweep-{Path(what).stem}"
-    trials = sweeping.progress(chosen, folder)
+    chosen = plan.read_sweep(what, size)
+    folder = out or Path("runs") / "-".join(["sweep", Path(what).stem, *([size] if size else [])])
+    everything = state.states(chosen, folder, work or folder)
     failures: list[str] = []
     if list_:
-        for trial in trials:
-            say(f"{trial.number:4d}  {trial.state:<9}{trial.name}")
+        say("\n".join(report.list_lines(chosen, everything)))
         if folder.exists():
-            sweeping.report(chosen, folder)
+            report.report(chosen, everything, folder)
     else:
-        failures = sweeping.run(
+        from coss_eval.sweeps.work import Worker
+
+        first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
+        worker = Worker(
             chosen,
             folder,
-            number=job,
+            work or folder,
             data_root=data_root,
             device=device,
-            on_job=lambda one, what: say(f"[{one.number}/{len(trials)}] {one.name} {what}"),
+            minutes=minutes,
+            on_run=lambda run, what: say(f"[{run.number}/{len(everything)}] {run.name} {what}") if first else None,
             on_note=say,
-            watch=training_line,
+            watch=lambda name: training_line(name, quiet=not first),
         )
+        failures = worker.run(job)
     for failure in failures:
         say(f"NOT DONE    {failure}")
     if (folder / "report.md").exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from coss_eval._disk import write_atomically
@@ -23,9 +24,10 @@ from coss_eval.models.wishes import Wishes
 CONFIG = "coss_eval"  # the entry of the metadata that holds the config, as JSON
 
 
-def save_model(model: Model, path: str | Path) -> None:
+def save_model(model: Model, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a model as safetensors that load_model reads without a flag: weights, classes, normalisation, architecture.
 
+    ``dtype`` rounds what is no whole number (bfloat16 halves the file); the model that is read back is float32.
     Written whole or not at all. Raises CossError for a head that is not one linear layer, or an unwritable path.
     """
     if model.architecture is None:
@@ -43,7 +45,7 @@ def save_model(model: Model, path: str | Path) -> None:
         "name": model.name,
     }
     content = safetensors.torch.save(
-        {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()},
+        {key: _rounded(value.detach().cpu().clone().contiguous(), dtype) for key, value in tensors.items()},
         {CONFIG: json.dumps(config)},
     )
     try:
@@ -51,6 +53,10 @@ def save_model(model: Model, path: str | Path) -> None:
         write_atomically(Path(path), content)
     except OSError as error:
         raise CossError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+
+
+def _rounded(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def own_model(name: str, content: dict[str, Any], config: str, wishes: Wishes) -> Model:

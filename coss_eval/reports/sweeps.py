@@ -9,13 +9,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from coss_eval.reports import layout
+from coss_eval.reports.claims import Claim, claims_table, finding, scores_table
 from coss_eval.reports.drawing import WIDTH, legend, line, looks, marks, save, style
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import Number, Row, Table
@@ -37,6 +38,17 @@ class Trial:
     seed: int
     state: str
     scores: Mapping[str, Estimate]  # by the names in SCORES; empty until it is done
+    values: Mapping[str, float] = field(default_factory=dict)  # by the names of claims
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """One trial of a pilot: its method, the fields that it tried, and kNN on held-out training images."""
+
+    method: str
+    tried: Mapping[str, Any]
+    knn: float | None
+    chosen: bool
 
 
 def write(trials: Sequence[Trial], out: Path, *, title: str, about: Sequence[str]) -> list[Path]:
@@ -61,6 +73,83 @@ def write(trials: Sequence[Trial], out: Path, *, title: str, about: Sequence[str
         paths.append(write_file(out / "tables" / f"{shown.name}.tex", layout.latex(shown)))
         parts += [f"## {shown.title}", layout.markdown(shown), f"<sub>{shown.footnote}</sub>"]
     return [write_file(out / "report.md", "\n\n".join(parts) + "\n"), *paths]
+
+
+def write_study(
+    trials: Sequence[Trial],
+    pilots: Sequence[Pilot],
+    claims: Sequence[Claim],
+    out: Path,
+    *,
+    title: str,
+    about: Sequence[str],
+) -> list[Path]:
+    """report.md, runs.csv, tables and, once a run is done, figures/scores.* of a sweep with claims; their paths."""
+    arms = list(dict.fromkeys(trial.method for trial in trials))
+    scores = {c.name: {arm: _values(trials, arm, c.name) for arm in arms} for c in claims}
+    planned = {arm: sum(trial.method == arm for trial in trials) for arm in arms}
+    tables = [
+        claims_table([finding(claim, scores[claim.name]) for claim in claims], planned),
+        scores_table(claims, scores, arms),
+        *([pilots_table(pilots)] if pilots else []),
+    ]
+    paths = [write_file(out / "runs.csv", _runs_csv(trials, [claim.name for claim in claims]))]
+    parts = [f"# {title}", *about]
+    for shown in tables:
+        paths.append(write_file(out / "tables" / f"{shown.name}.csv", layout.to_csv(shown)))
+        paths.append(write_file(out / "tables" / f"{shown.name}.tex", layout.latex(shown)))
+        parts += [f"## {shown.title}", layout.markdown(shown), f"<sub>{shown.footnote}</sub>"]
+    if any(trial.values for trial in trials):
+        with style():
+            paths += save(draw_scores(claims, scores, arms), out / "figures" / "scores")
+    sources = [f"{i}. {claim.name}: {claim.source}" for i, claim in enumerate(claims, 1)]
+    parts += ["## Where the claims are made", "\n".join(sources)]
+    missing = [trial for trial in trials if trial.state != "done"]
+    if missing:
+        listed = ", ".join(f"{trial.number} {trial.name} ({trial.state})" for trial in missing)
+        parts += ["## Not done yet", f"Numbers of --job: {listed}."]
+    return [write_file(out / "report.md", "\n\n".join(parts) + "\n"), *paths]
+
+
+def pilots_table(pilots: Sequence[Pilot]) -> Table:
+    """A row a trial: what it tried, kNN on held-out training images, and which was chosen."""
+    rows = []
+    for pilot in pilots:
+        tried = ", ".join(f"{name} {_text(value)}" for name, value in pilot.tried.items())
+        shown = None if pilot.knn is None else Number(pilot.knn)
+        rows.append(Row(tried, [shown, "chosen" if pilot.chosen else ""], pilot.method))
+    caption = "Chosen on held-out training images at the last epoch, without the CO term; no test image was seen."
+    return Table("pilots", "Pilots", "kNN %", ["kNN, held-out training images", ""], rows, caption)
+
+
+def draw_scores(
+    claims: Sequence[Claim], scores: Mapping[str, Mapping[str, Sequence[float]]], arms: Sequence[str]
+) -> Figure:
+    """A panel a claim's score: every run a dot, the mean over seeds with its interval beside it."""
+    columns = min(3, len(claims))
+    rows = -(-len(claims) // columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + rows * (0.9 + 0.22 * len(arms))), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    look = looks(arms)
+    for axis, claim in zip(axes.flat, claims, strict=False):
+        scale = 100 if claim.percent else 1
+        for y, arm in enumerate(arms):
+            values = [scale * value for value in scores[claim.name][arm]]
+            axis.plot(values, [y] * len(values), color=look[arm].color, marker=".", linestyle="", alpha=0.6)
+            if len(values) > 1:
+                over = spread(values)
+                axis.hlines(y + 0.25, over.low, over.high, color=look[arm].color)
+                axis.plot(over.mean, y + 0.25, color=look[arm].color, marker=look[arm].marker)
+        axis.set_title(claim.name + (", %" if claim.percent else ""))
+        axis.set_yticks(range(len(arms)), arms)
+        axis.set_ylim(len(arms) - 0.4, -0.6)
+    for axis in list(axes.flat)[len(claims) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _values(trials: Sequence[Trial], arm: str, score: str) -> list[float]:
+    return [trial.values[score] for trial in trials if trial.method == arm and score in trial.values]
 
 
 def table(trials: Sequence[Trial], score: str) -> Table:
@@ -135,7 +224,7 @@ def _settings(trials: Sequence[Trial]) -> list[Mapping[str, Any]]:
 def _across(trials: Sequence[Trial]) -> str | None:
     """The field along the axis: c_min where it is varied, else the first that has several values."""
     fields = list(trials[0].varied)
-    several = [field for field in fields if any(t.varied[field] != trials[0].varied[field] for t in trials)]
+    several = [name for name in fields if any(t.varied.get(name) != trials[0].varied[name] for t in trials)]
     if "crop_min_scale" in several:
         return "crop_min_scale"
     return next(iter([*several, *fields]), None)
@@ -166,18 +255,20 @@ def _about_intervals(trials: Sequence[Trial]) -> str:
     )
 
 
-def _runs_csv(trials: Sequence[Trial]) -> str:
-    """One row a run: what it was trained with, and its scores as fractions with their intervals over images."""
+def _runs_csv(trials: Sequence[Trial], claims: Sequence[str] = ()) -> str:
+    """One row a run: what it was trained with, its probes with intervals over images, the scores of claims."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     columns = [f"{score}{part}" for score in SCORES for part in ("", "_low", "_high")]
-    writer.writerow(["job", "run", "method", *trials[0].varied, "seed", "state", "n", *columns])
+    fields = list(dict.fromkeys(name for trial in trials for name in trial.varied))
+    writer.writerow(["job", "run", "method", *fields, "seed", "state", "n", *columns, *claims])
     for trial in trials:
         found = [trial.scores.get(score) for score in SCORES]
         values = [v for e in found for v in ((e.value, e.low, e.high) if e else ("", "", ""))]
         n = next((e.n for e in found if e), "")
-        varied = [_text(value) for value in trial.varied.values()]
-        writer.writerow([trial.number, trial.name, trial.method, *varied, trial.seed, trial.state, n, *values])
+        varied = [_text(trial.varied.get(name, "")) for name in fields]
+        own = [trial.values.get(claim, "") for claim in claims]
+        writer.writerow([trial.number, trial.name, trial.method, *varied, trial.seed, trial.state, n, *values, *own])
     return buffer.getvalue()
 
 

@@ -7,15 +7,6 @@ from importlib import resources
 
 def presets() -> dict[str, str]:
     """Every preset's name with the first line of its file, which says what it is."""
-    return _described("presets")
-
-
-def sweeps() -> dict[str, str]:
-    """The sweeps that come with the package, likewise."""
-    return _described("sweeps")
-
-
-def _described(kind: str) -> dict[str, str]:
-    folder = resources.files("coss_eval.training").joinpath(kind)
+    folder = resources.files("coss_eval.training").joinpath("presets")
     files = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
     return {name: files[name].read_text().splitlines()[0].lstrip("# ") for name in sorted(files)}

@@ -51,8 +51,8 @@ class Cost:
         ]
 
 
-def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto") -> Cost:
-    """Two steps of the run that ``train_config`` would do; nothing is written."""
+def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto", steps: int = 1) -> Cost:
+    """A first step and ``steps`` timed ones of the run that ``train_config`` would do; nothing is written."""
     with process_group(device) as own, exact_float32(), random_layers(config.seed, 0, own):
         run = Run(config, data, Path(), own)
         batches = run.task.feed.epoch(0)
@@ -63,12 +63,13 @@ def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto
         run.take_step(first)  # the first one warms up
         _wait(own)
         started = time.perf_counter()
-        run.take_step(next(batches, first))
+        for _ in range(steps):
+            run.take_step(next(batches, first))
         _wait(own)
-        rate = config.batch_size / (time.perf_counter() - started)
+        rate = steps * config.batch_size / (time.perf_counter() - started)
     trained = [p.numel() for p in run.objective.parameters() if p.requires_grad]
     kept = [p.numel() for p in run.objective.parameters() if not p.requires_grad]
-    steps = run.task.total
+    total = run.task.total
     return Cost(
         parameters=sum(trained),
         parameters_target=sum(kept),
@@ -77,8 +78,8 @@ def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto
         target=target,
         peak_memory=_peak_memory(own),
         images_per_second=rate,
-        steps=steps,
-        seconds=steps * config.batch_size / rate,
+        steps=total,
+        seconds=total * config.batch_size / rate,
     )
 
 

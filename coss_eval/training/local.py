@@ -24,10 +24,11 @@ from coss_eval.training.methods.method import Comparison, Heads, Method
 class LocalConfig:
     """loss = ``global_weight`` * global term + ``local_weight`` * local term (the paper's w_s, .2 to .5).
 
+    At ``local_weight`` 0 the local term is computed and trains nothing: the low end of a dose-response.
     ``local_grid`` n: n x n locals an image, by average pooling of the map or (``sampling`` "subset") as a random
     subset; capped at the map's size, None takes all. ``heads``: own ones, or the global term's. ``view``: locals meet
-    the global of the other view, or of the same (a placebo that costs as much). ``site``: where locals are taken,
-    "prepool" or "stageK"; a linear adapter stands before the heads where the width differs from the global's.
+    the global of the other view, or of the same (an ablation: it makes locals alike, too). ``site``: where they are
+    taken, "prepool" or "stageK"; a linear adapter stands before the heads where the width differs from the global's.
     ``regions`` g: g x g regional globals as targets instead of one; every local meets every region.
     """
 
@@ -41,10 +42,9 @@ class LocalConfig:
     regions: int = 1
 
     def __post_init__(self) -> None:
-        if self.global_weight < 0 or self.local_weight <= 0:
+        if self.global_weight < 0 or self.local_weight < 0:
             raise UsageError(
-                f"global_weight must be at least 0 and local_weight above 0, got {self.global_weight} and "
-                f"{self.local_weight}; for no local term take the method without co-"
+                f"global_weight and local_weight must be at least 0, got {self.global_weight} and {self.local_weight}"
             )
         if not isfinite(self.global_weight + self.local_weight):
             raise UsageError(f"weights must be numbers, got {self.global_weight} and {self.local_weight}")

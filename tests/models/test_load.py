@@ -243,6 +243,19 @@ def test_our_own_files_need_no_flag(tmp_path: Path, pixels: Tensor) -> None:
         load_model(tmp_path / "run" / "model.safetensors", arch="resnet50")
 
 
+def test_a_file_of_half_the_size_reads_back_as_float32(tmp_path: Path) -> None:
+    model = make_model("resnet18", stem="cifar", width=16)
+    save_model(model, tmp_path / "whole.safetensors")
+    save_model(model, tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    whole, half = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half"))
+    assert 0.5 <= half / whole < 0.53
+    read = load_model(tmp_path / "half.safetensors").backbone.state_dict()
+    for key, tensor in model.backbone.state_dict().items():
+        assert read[key].dtype == tensor.dtype
+        expected = tensor.bfloat16().float() if tensor.is_floating_point() else tensor
+        torch.testing.assert_close(read[key], expected, rtol=0, atol=0)
+
+
 def test_a_checkpoint_of_any_layout_can_be_saved_as_ours(tmp_path: Path) -> None:
     model = load_model(save(made("MoCo v3, ViT").content, tmp_path / "moco.pth"))
     save_model(model, tmp_path / "ours.safetensors")

@@ -46,6 +46,22 @@ def two_views(n: int = 8, size: int = 32) -> list[Tensor]:
     return [images, (images + 0.3 * photographs(n, seed=1, size=size)).flip(-1)]
 
 
+def test_a_local_weight_of_nothing_trains_nothing() -> None:
+    """The loss and its gradients are the global term's alone, those of the method without the local term."""
+    with_term, without = objective("byol", local_weight=0.0), objective("byol", local=False)
+    views = two_views()
+    losses, plain = with_term(views), without(views)
+    assert losses.total.item() == plain.total.item()
+    assert losses.local is not None
+    assert losses.local > 0
+    losses.total.backward()
+    plain.total.backward()
+    for mine, theirs in zip(with_term.backbone.parameters(), without.backbone.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    assert with_term.term is not None
+    assert all(not p.grad.any() for p in with_term.term.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("name", SEPARABLE)
 @pytest.mark.parametrize("regions", [1, 4])
 @pytest.mark.parametrize("locations", [1, 5])
@@ -268,7 +284,7 @@ def test_more_views_do_not_weigh_more() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"local_weight": 0.0}, "take the method without co-"),
+        ({"local_weight": -0.1}, "at least 0, got 1.0 and -0.1"),
         ({"global_weight": -1.0}, "at least 0"),
         ({"local_grid": 0}, "at least 1"),
         ({"site": "stage9"}, "stage1"),

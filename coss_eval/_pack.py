@@ -1,0 +1,264 @@
+"""A finished run as two small files, readable without this package: the store's packed form.
+
+    cells.jsonl.gz          line 1: {"format", "cells": how many follow, "samples_sha256", "protocols": [...]}
+                            then a cell a line: its record, with "protocol" an index into protocols, and "samples":
+                            {"ids": i, "columns": {name: [dtype, column]}} where it has verdicts
+    samples-<digest>.npz    ids_<i>     (N,) int64, the images that some cells share, in their order
+                            bool_<i>    (N, ceil(C / 8)) uint8, their verdicts: numpy.unpackbits(..., axis=1)[:, column]
+                            <dtype>_<i> (N, C), columns that are no verdicts, as they were
+
+A pack from anybody may be read: it runs no code, and no more memory is taken than MOST_CELLS and MOST_SAMPLES allow.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import hashlib
+import io
+import json
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coss_eval.errors import CossError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+Record = dict[str, Any]
+Entry = tuple[Record, "pd.DataFrame | None"]  # a cell and its samples, indexed by id
+
+FORMAT = 2  # of run.json, cells and packs alike; 1 had no packs
+CELLS, SAMPLES = "cells.jsonl.gz", "samples-" + "[0-9a-f]" * 16 + ".npz"  # the name, a pattern for the name
+MOST_CELLS, MOST_SAMPLES = 2**26, 2**27  # bytes, uncompressed: 10,000 cells; 1,000 verdicts on each of a million images
+# gzip, zip, .npy and JSON have many ways to say that bytes are not theirs
+_UNREADABLE = (
+    *(OSError, EOFError, zlib.error, zipfile.BadZipFile, SyntaxError, RuntimeError),
+    *(ValueError, TypeError, LookupError, AttributeError),
+)
+DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
+
+
+class Damaged(Exception):
+    """The bytes are not those of a whole pack."""
+
+
+class TooLarge(Exception):
+    """More than one pack may hold."""
+
+
+def samples_name(sha256: str) -> str:
+    """The file name of the samples with this digest."""
+    return f"samples-{sha256[:16]}.npz"
+
+
+def is_own_content(path: Path) -> bool:
+    """Whether a file of samples still is what its name says."""
+    return samples_name(hashlib.sha256(path.read_bytes()).hexdigest()) == path.name
+
+
+def check_format(content: Mapping[str, Any], path: object) -> None:
+    """CossError where a newer version wrote the file: it is not damaged, and must not be taken for it."""
+    version = content.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
+        raise CossError(
+            f"{path} is of format {version}, written by a newer coss-eval; this one reads up to {FORMAT}: upgrade it"
+        )
+
+
+def can_hold(table: pd.DataFrame) -> bool:
+    """Whether a pack gives this table back as it is."""
+    return table.index.dtype == "int64" and all(str(dtype) in DTYPES for dtype in table.dtypes)
+
+
+def encode(entries: Iterable[Entry]) -> tuple[bytes, bytes | None]:
+    """The bytes of the two files for these cells; None for the second where no cell has samples.
+
+    The same cells give the same bytes. Raises TooLarge.
+    """
+    columns, protocols, lines = _Columns(), list[Any](), []
+    for record, table in sorted(entries, key=lambda entry: _order(entry[0])):
+        line = {name: value for name, value in record.items() if name not in ("protocol", "samples")}
+        if "protocol" in record:
+            if record["protocol"] not in protocols:
+                protocols.append(record["protocol"])
+            line["protocol"] = protocols.index(record["protocol"])
+        if table is not None:
+            line["samples"] = columns.add(table)
+        lines.append(line)
+    samples = columns.npz()
+    digest = None if samples is None else hashlib.sha256(samples).hexdigest()
+    header = {"format": FORMAT, "cells": len(lines), "samples_sha256": digest, "protocols": protocols}
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in (header, *lines))
+    if len(text) > MOST_CELLS:
+        raise TooLarge(f"its cells take {len(text) >> 20} MiB, more than the {MOST_CELLS >> 20} of a pack")
+    return gzip.compress(text.encode(), 9, mtime=0), samples
+
+
+def _order(record: Record) -> tuple[str, ...]:
+    """Alike beside alike, so that they compress: task, checkpoint, parameters."""
+    parts = (record.get("task"), record.get("model"), json.dumps(record.get("params"), sort_keys=True), record["key"])
+    return tuple(map(str, parts))
+
+
+class _Columns:
+    """Samples of many cells gathered by the images they are of, then by dtype."""
+
+    def __init__(self) -> None:
+        self._ids: list[NDArray[np.int64]] = []
+        self._found: dict[bytes, int] = {}  # the ids' digest: their place in _ids
+        self._columns: dict[tuple[str, int], list[NDArray[Any]]] = {}
+
+    def add(self, table: pd.DataFrame) -> dict[str, Any]:
+        """Keep a cell's columns; where they are, for its line."""
+        ids = table.index.to_numpy()
+        place = self._found.setdefault(hashlib.sha256(ids.tobytes()).digest(), len(self._ids))
+        if place == len(self._ids):
+            self._ids.append(ids)
+        where = {}
+        for name in table.columns:
+            kept = self._columns.setdefault((str(table[name].dtype), place), [])
+            kept.append(table[name].to_numpy())
+            where[name] = [str(table[name].dtype), len(kept) - 1]
+        return {"ids": place, "columns": where}
+
+    def npz(self) -> bytes | None:
+        import numpy as np
+
+        if not self._ids:
+            return None
+        arrays: dict[str, NDArray[Any]] = {f"ids_{place}": ids for place, ids in enumerate(self._ids)}
+        for (dtype, place), columns in self._columns.items():
+            stacked = np.stack(columns, axis=1)  # (N, C): an image's verdicts beside one another compress best
+            arrays[f"{dtype}_{place}"] = np.packbits(stacked, axis=1) if dtype == "bool" else stacked
+        size = sum(array.nbytes for array in arrays.values())
+        if size > MOST_SAMPLES - 2**16:  # the arrays' headers count as well
+            raise TooLarge(f"its samples take {size >> 20} MiB, more than the {MOST_SAMPLES >> 20} of a pack")
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Cells:
+    """cells.jsonl.gz read: records by key as they are in the file, their protocols, and the digest of their samples."""
+
+    records: dict[str, Record]
+    protocols: Sequence[Any]
+    samples_sha256: str | None
+
+    @classmethod
+    def decode(cls, content: bytes, path: object) -> Cells:
+        """Raises Damaged, and CossError (naming ``path``) where a newer version wrote it."""
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                text = file.read(MOST_CELLS + 1)
+            if len(text) > MOST_CELLS:
+                raise ValueError("too large")
+            header, *lines = (json.loads(line) for line in text.splitlines())
+            check_format(header, path)
+            records = {line["key"]: line for line in lines}
+            sha256 = header["samples_sha256"]
+            protocols = list(header["protocols"])
+            if not header["cells"] == len(lines) == len(records):
+                raise ValueError("not as many cells as it says")
+            if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+                raise ValueError("no digest")
+            for line in lines:
+                _check_record(line, len(protocols))
+        except _UNREADABLE as error:
+            raise Damaged(str(error)) from error
+        return cls(records, protocols, sha256)
+
+    def record(self, key: str) -> Record | None:
+        """A cell's record, the caller's own; None where the pack has none of this key."""
+        found = self.records.get(key)
+        if found is None:
+            return None
+        record = copy.deepcopy(found)
+        if "protocol" in record:
+            record["protocol"] = copy.deepcopy(self.protocols[record["protocol"]])
+        return record
+
+
+def _check_record(line: Any, protocols: int) -> None:
+    if not re.fullmatch(r"[\w-]+", line["key"]) or not isinstance(line["measurements"], list):
+        raise ValueError("not a record")
+    protocol = line.get("protocol")
+    if "protocol" in line and not (isinstance(protocol, int) and 0 <= protocol < protocols):
+        raise ValueError("no such protocol")
+
+
+class Samples:
+    """samples-<digest>.npz read."""
+
+    @classmethod
+    def of(cls, folder: Path, cells: Cells) -> Samples:
+        """Those that belong to ``cells``. Raises Damaged where they are missing or others."""
+        try:
+            with (folder / samples_name(cells.samples_sha256 or "")).open("rb") as file:
+                content = file.read(MOST_SAMPLES + 1)  # which fails its digest if there is more
+        except OSError as error:
+            raise Damaged(str(error)) from error
+        if hashlib.sha256(content).hexdigest() != cells.samples_sha256:
+            raise Damaged("another digest")
+        return cls(content)
+
+    def __init__(self, content: bytes) -> None:
+        """Raises Damaged."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                entries = archive.infolist()
+                if sum(entry.file_size for entry in entries) > MOST_SAMPLES:
+                    raise ValueError("too large")
+                self._arrays = {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
+        except _UNREADABLE as error:
+            raise Damaged(str(error)) from error
+
+    def table(self, where: Any) -> pd.DataFrame:
+        """The samples of a cell, indexed by id; ``where`` is what its line says of them. Raises Damaged."""
+        import pandas as pd
+
+        try:
+            place, columns = where["ids"], where["columns"]
+            places = [(dtype, column) for dtype, column in columns.values()]
+            if len(set(places)) < len(places):  # a small file could stand for a huge table
+                raise ValueError("a column twice")
+            data = {name: self._column(dtype, place, column) for name, (dtype, column) in columns.items()}
+            return pd.DataFrame(data, index=pd.Index(self._arrays[f"ids_{place}"], name="id"))
+        except _UNREADABLE as error:
+            raise Damaged(str(error)) from error
+
+    def _column(self, dtype: str, place: int, column: int) -> NDArray[Any]:
+        if not isinstance(column, int) or column < 0 or dtype not in DTYPES:
+            raise ValueError("no such column")
+        array = self._arrays[f"{dtype}_{place}"]
+        if dtype != "bool":
+            return array[:, column].copy()
+        bits: NDArray[np.bool_] = (array[:, column // 8] >> (7 - column % 8) & 1).astype(bool)
+        return bits
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array of an .npz, made only once its header is known to fit the bytes. Raises ValueError."""
+    import numpy as np
+
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others inflate without a bound
+        raise ValueError("an unknown compression")
+    file = io.BytesIO(archive.read(entry))
+    if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]
+        raise ValueError("an unknown version of .npy")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    data = file.read()
+    if dtype.kind not in "biuf" or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError("an array that is not its header's")
+    array: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    return array

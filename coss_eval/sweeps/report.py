@@ -1,0 +1,118 @@
+"""A sweep's page, from what is there: claims and scores where it has claims, else accuracy by what was varied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from coss_eval.reports import sweeps
+from coss_eval.reports.results import Estimate
+from coss_eval.store import Store
+from coss_eval.sweeps.plan import Run, Sweep
+from coss_eval.sweeps.state import RESULTS, State, Step, choices, cost, in_order
+
+
+def report(sweep: Sweep, everything: Sequence[State], out: Path) -> list[Path]:
+    """Write the page on the runs that are done, the missing ones named; the paths written."""
+    trials = [_trial(state, sweep, out) for state in everything if not state.run.pilot]
+    pilots = _pilots([state for state in everything if state.run.pilot])
+    about = [f"Protocol: {'; '.join(_protocol(sweep))}."]
+    if sweep.claims:
+        about.append(still_to_do(everything))
+        return sweeps.write_study(trials, pilots, sweep.claims, out, title=_title(sweep), about=about)
+    about.append(
+        "Linear probe (strength chosen on held-out training images) and kNN on the test split, last checkpoint. All "
+        "runs have the same epochs, not the same compute: the CO term adds work to every image."
+    )
+    return sweeps.write(trials, out, title=_title(sweep), about=about)
+
+
+def still_to_do(everything: Sequence[State]) -> str:
+    """How many runs are done and what the others are expected to take."""
+    runs = [state for state in everything if not state.run.pilot]
+    trained = sum(state.stage in ("trained", "done") for state in runs)
+    done = sum(state.stage == "done" for state in runs)
+    text = f"{trained} of {len(runs)} runs are trained, {done} evaluated"
+    if done == len(runs):
+        return f"{text}."
+    minutes = [m for state in everything for m in steps_left(state, list(everything)).values()]
+    if any(m is None for m in minutes):
+        return f"**{text}**; how long the others take is not known before a first one is done."
+    return f"**{text}**; the others take about {sum(m or 0 for m in minutes) / 60:.0f} hours of one machine."
+
+
+def list_lines(sweep: Sweep, everything: list[State]) -> list[str]:
+    """The runs in their order for a terminal: number, stage, minutes that each step took or is expected to take."""
+    lines = [f"{'run':>4}  {'stage':<12}{'train':>8}{'evaluate':>10}   minutes; ~ expected, ? not known yet"]
+    for state in in_order(everything, train_first=sweep.train_first):
+        left = steps_left(state, everything)
+        train, evaluate = (_minutes(state, step, left) for step in ("train", "evaluate"))
+        stage = f"epoch {state.epoch}/{state.run.config.epochs}" if state.epoch else state.stage
+        lines.append(f"{state.run.number:>4}  {stage:<12}{train:>8}{evaluate:>10}   {state.run.name}")
+    return [*lines, still_to_do(everything).replace("**", "")]
+
+
+def _minutes(state: State, step: Step, left: dict[Step, float | None]) -> str:
+    if step in left:
+        expected = left[step]
+        return "?" if expected is None else f"~{expected:.0f}"
+    return f"{state.minutes[step]:.0f}" if step in state.minutes else "-"
+
+
+def steps_left(state: State, everything: list[State]) -> dict[Step, float | None]:
+    """Expected minutes by the steps that a run still needs."""
+    if state.stage == "done":
+        return {}
+    steps: list[Step] = []
+    steps += ["train"] if state.stage != "trained" else []
+    steps += ["evaluate"] if not state.run.pilot else []
+    return {step: cost(state, step, everything) for step in steps}
+
+
+def _trial(state: State, sweep: Sweep, out: Path) -> sweeps.Trial:
+    run = state.run
+    records = Store(out / run.name / RESULTS).records() if state.stage == "done" else []
+    scores = {
+        m["metric"]: Estimate(m["value"], m["low"], m["high"], m["n"])
+        for record in records
+        for m in record["measurements"]
+        if record["task"] == "probe" and m["metric"] in sweeps.SCORES and not m["condition"]
+    }
+    found = {claim.name: claim.score(records) for claim in sweep.claims}
+    values = {name: value for name, value in found.items() if value is not None}
+    arm = _arm(run) if sweep.claims else run.arm
+    return sweeps.Trial(run.number, run.name, arm, run.varied, run.seed, state.stage, scores, values)
+
+
+def _arm(run: Run) -> str:
+    """What claims call it: "co-byol", "co-byol crop_min_scale 0.8"."""
+    return " ".join([run.arm, *(f"{name} {value}" for name, value in run.varied.items())])
+
+
+def _pilots(states: list[State]) -> list[sweeps.Pilot]:
+    chosen = choices(states)
+    return [
+        sweeps.Pilot(s.run.arm, s.run.varied, s.record.get("knn"), chosen.get(s.run.arm) == s.run.varied)
+        for s in states
+    ]
+
+
+def _title(sweep: Sweep) -> str:
+    if sweep.claims:
+        return f"{sweep.name}, size {sweep.size}"
+    methods = dict.fromkeys(method for block in sweep.all_blocks for method in block.methods)
+    grid = dict.fromkeys(name for block in sweep.all_blocks for name in block.grid)
+    return f"Sweep over {' and '.join(grid) or 'methods'}: {', '.join(methods)}"
+
+
+def _protocol(sweep: Sweep) -> list[str]:
+    fixed: dict[str, Any] = sweep.fixed
+    made = [f"{count} thread{'s' * (count > 1)}" for count in [sweep.threads] if count]
+    return [
+        f"data {sweep.data}",
+        f"preset {sweep.preset or 'none'}",
+        *(f"{name} {value}" for name, value in fixed.items()),
+        f"seeds {', '.join(map(str, sweep.seeds))}",
+        *([f"on {sweep.device}", *made] if sweep.device else made),
+    ]

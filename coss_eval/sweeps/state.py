@@ -1,0 +1,156 @@
+"""How far every run of a sweep is, from the files of its folder alone, and what its steps take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from coss_eval._disk import write_atomically
+from coss_eval.errors import CossError, UsageError
+from coss_eval.sweeps.plan import Run, Sweep, runs
+from coss_eval.training.config import Config
+from coss_eval.training.log import read
+from coss_eval.training.loop import LAST, MODEL
+
+JOB = "job.json"
+EPOCHS = "epochs.json"
+RESULTS = "results"
+Step = Literal["train", "evaluate"]
+Stage = Literal["waits", "missing", "begun", "trained", "done"]
+
+
+@dataclass(frozen=True)
+class State:
+    """One run: ``waits`` (for pilots), missing, begun, trained, or done: evaluated as the sweep asks, or a pilot read.
+
+    ``minutes`` are those that its steps took; ``epoch`` is the one that a begun run has reached.
+    """
+
+    run: Run
+    stage: Stage
+    record: Mapping[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+
+    @property
+    def minutes(self) -> Mapping[Step, float]:
+        found: Mapping[Step, float] = self.record.get("minutes", {})
+        return found
+
+    @property
+    def next_step(self) -> Step | None:
+        """What can be done for it now."""
+        if self.stage in ("done", "waits"):
+            return None
+        return "evaluate" if self.stage == "trained" else "train"
+
+
+def settled(sweep: Sweep, out: Path) -> Sweep:
+    """The sweep with the epochs that were measured once for its ``run_minutes``, where they were."""
+    path = out / EPOCHS
+    if sweep.run_minutes is None or not path.exists():
+        return sweep
+    try:
+        return replace(sweep, fixed={**sweep.fixed, "epochs": int(json.loads(path.read_bytes())["epochs"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise CossError(f"{path} is damaged; put back the one that the runs beside it were made with") from error
+
+
+def states(sweep: Sweep, out: Path, work: Path) -> list[State]:
+    """Every run in its order. Raises UsageError where a run's folder holds another configuration."""
+    sweep = settled(sweep, out)
+    pilots = [_state(run, sweep, out, work) for run in runs(sweep) if run.pilot]
+    return [_state(run, sweep, out, work) for run in runs(sweep, choices(pilots))]
+
+
+def choices(pilots: list[State]) -> dict[str, dict[str, Any]]:
+    """The trial with the highest kNN for every method whose pilots are all done; the first of equals."""
+    found: dict[str, dict[str, Any]] = {}
+    for arm in dict.fromkeys(pilot.run.arm for pilot in pilots):
+        mine = [pilot for pilot in pilots if pilot.run.arm == arm]
+        if all(pilot.stage == "done" for pilot in mine):
+            found[arm] = max(mine, key=lambda pilot: float(pilot.record["knn"])).run.varied
+    return found
+
+
+def in_order(everything: list[State], *, train_first: bool) -> list[State]:
+    """By number; with ``train_first`` all training before any evaluation."""
+    return sorted(everything, key=lambda state: (train_first and state.stage == "trained", state.run.number))
+
+
+def cost(state: State, step: Step, everything: list[State]) -> float | None:
+    """Minutes that a step is expected to take, by what finished ones took; None where none has.
+
+    Runs of the same arm tell it; others, pilots too, by their number of images and epochs alone.
+    """
+    done = [other for other in everything if step in other.minutes]
+    same = [other for other in done if (other.run.arm, other.run.pilot) == (state.run.arm, state.run.pilot)] or done
+    if not same:
+        return None
+    if step == "evaluate":
+        return median(other.minutes[step] for other in same)
+    per_epoch = median(other.minutes[step] / other.run.config.epochs for other in same)
+    return per_epoch * (state.run.config.epochs - state.epoch)
+
+
+def learnt_knn(log: Path) -> float:
+    """kNN on held-out training images at the end of a finished run, from its log."""
+    found = [line["knn"] for line in read(log) if line["kind"] == "probe"]
+    if not found or found[-1] is None:
+        raise CossError(f"{log} has no kNN of held-out images; a pilot needs holdout above 0 and probe_every above 0")
+    return float(found[-1])
+
+
+def training_minutes(log: Path, config: Config) -> float:
+    """What a run's epochs took, interruptions left out: its steps by the median speed of its log."""
+    lines = [line for line in read(log) if line["kind"] == "train"]
+    rate = median(line["images_per_second"] for line in lines)
+    return lines[-1]["step"] * config.batch_size / rate / 60 if rate else 0.0
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content, indent=1).encode())
+    except OSError as error:
+        raise CossError(f"cannot write {path}: {error.strerror}; make room or give another --out") from error
+
+
+def _state(run: Run, sweep: Sweep, out: Path, work: Path) -> State:
+    if run.waits:
+        return State(run, "waits")
+    record = _job(run, out)
+    if run.pilot and "knn" in record:
+        return State(run, "done", record)
+    if "sha256" in record and record.get("evaluated") == sweep.written():
+        return State(run, "done", record)
+    if "sha256" in record or (out / run.name / MODEL).exists():
+        return State(run, "trained", record)
+    begun = State(run, "begun", record, _epochs_done(work / run.name))
+    return begun if (work / run.name / LAST).exists() else replace(begun, stage="missing", epoch=0)
+
+
+def _epochs_done(folder: Path) -> int:
+    lines = read(folder) if (folder / "log.jsonl").exists() else []
+    return max([int(line["epoch"]) - 1 for line in lines if line["kind"] == "train"], default=0)
+
+
+def _job(run: Run, out: Path) -> dict[str, Any]:
+    """job.json; empty where there is none. Raises UsageError where it is another configuration's."""
+    path = out / run.name / JOB
+    if not path.exists():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        differences = run.config.differences(Config.from_dict(record["config"]))
+        data = record["data"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CossError(f"{path} is damaged; remove it to evaluate that run again") from error
+    if data != run.data:
+        differences.append(f"data: {run.data}, there {data}")
+    if differences:
+        raise UsageError(f"{path.parent} holds another run ({'; '.join(differences)}); give another --out")
+    return record
