@@ -82,7 +82,9 @@ class Bench:
         return self.device.type == "cpu"
 
     def title(self, method: str, kind: Kind) -> str:
-        return f"{method}, {kind.network} of width 8, 32 px" if self.small else f"{method}, {kind.network}, {kind.size} px"
+        return (
+            f"{method}, {kind.network} of width 8, 32 px" if self.small else f"{method}, {kind.network}, {kind.size} px"
+        )
 
     def wait(self) -> None:
         if not self.small:
