@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from training import dataset
 from views import smooth_images
 
@@ -167,8 +167,7 @@ def steps_of(run: Run) -> Callable[[], Tensor]:
 
     def batches() -> Iterator[Any]:
         while True:
-            for batch in run.task.feed.epoch(run.epoch):
-                yield batch
+            yield from run.task.feed.epoch(run.epoch)
             run.epoch += 1
 
     upcoming = batches()

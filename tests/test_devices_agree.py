@@ -25,8 +25,8 @@ from coss_eval.models.zoo import build
 from coss_eval.probes import forward
 from coss_eval.probes.linear import fit_probe
 from coss_eval.redundancy import measure
-from coss_eval.training.loop import Progress, Run, train
 from coss_eval.training.config import resolve
+from coss_eval.training.loop import Progress, Run, train
 from coss_eval.training.methods import names
 
 CPU = torch.device("cpu")
