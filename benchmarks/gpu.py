@@ -11,7 +11,7 @@ Stages follow each other, each in a process of its own that is stopped at its ti
 next one starts. Results are written as they come: whatever stops the machine, what is in DIR counts. The same command
 with the same DIR goes on: the study with its next jobs; tests and speed are done again unless --stages leaves them out.
 DIR holds at most 8 files of at most 16 MiB: stages.jsonl (what ran on what), tests.txt, speed.jsonl, speed.txt,
-kernels.txt, study.txt and study.tar (the study's store, weights and logs, packed again every half minute from the folder
+kernels.txt, study.txt and study.tar (the study's store, weights and logs, packed each half minute from the folder
 DIR.work beside DIR). Without a GPU the small form runs: it shows that everything runs, and says nothing of a GPU.
 """
 
