@@ -64,3 +64,16 @@ def test_no_step_waits_for_the_device(method: str, optimizer: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses.isfinite().all()
+
+
+def test_the_feed_does_not_wait_between_steps() -> None:
+    fields = {**TINY, "precision": "bf16", "options": SMALL["byol"], "sampling": "subset", "local_grid": 2}
+    run = Run(resolve("co-byol", **fields), digits(), Path(), torch.device("cuda"))
+    batches = run.task.feed.epoch(0)
+    run.take_step(next(batches))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = run.take_step(next(batches))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses.isfinite().all()
