@@ -408,10 +408,13 @@ class Store:
 
 
 def git_commit() -> str | None:
-    """The commit this package runs from, with "+" where files differ from it; None outside its own checkout."""
+    """The commit this package runs from, with "+" where files differ from it; None where nothing tells.
+
+    A copy of a checkout without its .git is told by the environment variable COSS_COMMIT.
+    """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("COSS_COMMIT") or None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

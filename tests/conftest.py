@@ -6,6 +6,23 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+ON_EITHER = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked cuda are skipped where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda") is not None:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=ON_EITHER)
+def either_device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and a CUDA device where there is one: a test's body is run by every machine."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

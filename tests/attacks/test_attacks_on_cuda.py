@@ -8,10 +8,13 @@ from torch import nn
 
 from coss_eval.attacks import masking_flags, pgd
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+PLACES = [
+    ("cpu", "cpu"),
+    *(pytest.param(*p, marks=pytest.mark.cuda) for p in (("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda"))),
+]
 
 
-@pytest.mark.parametrize(("network_on", "images_on"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
+@pytest.mark.parametrize(("network_on", "images_on"), PLACES)
 def test_devices_may_differ(network: nn.Module, digits, network_on: str, images_on: str) -> None:
     images, labels = digits.images[:12], digits.labels[:12]
     ids, options = torch.arange(12), {"eps": (2 / 255, 8 / 255), "steps": 5}

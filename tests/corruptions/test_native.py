@@ -18,7 +18,7 @@ from coss_eval.corruptions.severity import TABLES
 DETERMINISTIC = {
     "defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate",
 }  # fmt: skip
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -125,13 +125,14 @@ def test_black_and_white_images_stay_sane(name: str, value: int) -> None:
             assert torch.equal(result, batch)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("name", NAMES)
-def test_cuda_draws_what_the_cpu_draws(images: Callable[..., Tensor], name: str) -> None:
+def test_a_device_draws_what_the_cpu_draws(
+    images: Callable[..., Tensor], name: str, either_device: torch.device
+) -> None:
     batch, ids = images(4, 96, 80), torch.arange(4)
     on_cpu = corrupt(batch, name, 3, ids)
-    on_cuda = corrupt(batch.cuda(), name, 3, ids.cuda()).cpu()
-    assert (on_cpu.int() - on_cuda.int()).abs().float().mean() < 0.5
+    there = corrupt(batch.to(either_device), name, 3, ids.to(either_device)).cpu()
+    assert (on_cpu.int() - there.int()).abs().float().mean() < 0.5
 
 
 def test_pixels_are_those_of_version_one(images: Callable[..., Tensor]) -> None:

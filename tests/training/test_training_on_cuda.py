@@ -15,7 +15,7 @@ from coss_eval.training.loop import Run
 from coss_eval.training.methods import names
 from coss_eval.training.views import byol_pair, make_views, views_for
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture
@@ -61,6 +61,19 @@ def test_no_step_waits_for_the_device(method: str, optimizer: str) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         losses = run.take_step(batches[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses.isfinite().all()
+
+
+def test_the_feed_does_not_wait_between_steps() -> None:
+    fields = {**TINY, "precision": "bf16", "options": SMALL["byol"], "sampling": "subset", "local_grid": 2}
+    run = Run(resolve("co-byol", **fields), digits(), Path(), torch.device("cuda"))
+    batches = run.task.feed.epoch(0)
+    run.take_step(next(batches))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = run.take_step(next(batches))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses.isfinite().all()
