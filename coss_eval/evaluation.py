@@ -150,7 +150,7 @@ def plan(
                 job = groups.get(group, Job(task, cell, (), ()))
                 groups[group] = replace(job, subjects=(*job.subjects, subject), keys=(*job.keys, key))
         jobs.extend(groups.values())
-    return Plan(store, subjects, jobs, cells, _warnings(subjects) if jobs else [])
+    return Plan(store, subjects, jobs, cells, [*dataset.warnings(), *_warnings(subjects)] if jobs else [])
 
 
 def evaluate(
@@ -215,6 +215,8 @@ def execute(
             failures.append(f"{label}: {str(error).splitlines()[0]}")
     if on_progress is not None:
         on_progress(Progress(len(planned.jobs), len(planned.jobs), "done"))
+    if left_out := planned.subjects[0].data.left_out():  # known once the images have been read
+        planned.store.amend_run({"left_out": left_out})
     return Run(planned.store.path, tuple(failures))
 
 
@@ -236,7 +238,7 @@ def _run_job(store: Store, job: Job, overwrite: bool) -> None:
                 "cell": job.cell,
                 "model": subject.model.name,
                 "measurements": result.measurements,
-                "notes": result.notes + ([f"head: {subject.classifier.origin}"] if job.task.uses_head else []),
+                "notes": result.notes + subject.data.left_out() + ([f"head: {subject.classifier.origin}"] if job.task.uses_head else []),
                 "seconds": time.perf_counter() - started,
             }
             store.write(key, record, result.samples)
@@ -263,7 +265,7 @@ def provenance(planned: Plan) -> dict[str, Any]:
         "data": {
             "name": data.name,
             "test": {"n": len(data.test), "fingerprint": data.test.fingerprint, "limit": data.test.limit},
-            "train": None if data.train is None else {"n": len(data.train), "fingerprint": data.train.fingerprint},
+            "train": None if data.train is None else {"n": len(data.train), "fingerprint": data.train.known_fingerprint},
         },
         "models": [
             {
