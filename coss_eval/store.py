@@ -24,7 +24,7 @@ import math
 import os
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -178,6 +178,19 @@ class Store:
 
     def record_run(self, entry: Mapping[str, Any]) -> None:
         """Append one run's provenance to run.json; the commit of this code is added. Safe between processes."""
+        self._change_runs(lambda runs: [*runs, _plain({"git_commit": git_commit(), **entry})])
+
+    def amend_run(self, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Add what is known only after a run to what ``record_run`` was given for it."""
+        same = {name: _plain(entry[name]) for name in ("started", "command") if name in entry}
+
+        def amended(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            mine = max((i for i, run in enumerate(runs) if same.items() <= run.items()), default=None)
+            return [{**run, **_plain(facts)} if i == mine else run for i, run in enumerate(runs)]
+
+        self._change_runs(amended)
+
+    def _change_runs(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         path = self._folder() / "run.json"
         lock = self._lock(path.with_suffix(".lock"), wait=True)
         assert lock is not None  # it waits
@@ -185,7 +198,7 @@ class Store:
             runs = self.runs()
             if path.exists() and not runs:
                 os.replace(path, free_name(path.with_name("run.json.damaged")))
-            runs.append(_plain({"git_commit": git_commit(), **entry}))
+            runs = change(runs)
             self._write_bytes(path, json.dumps({"format": FORMAT, "runs": runs}, indent=1, allow_nan=False).encode())
         finally:
             lock.release()

@@ -34,8 +34,8 @@ class Dataset:
         if not repeated:
             return list(self.notes)
         first, others = next(iter(repeated.items()))
-        line = f"{len(repeated)} of {len(self.test):,} test images are training images too, byte for byte: {first} is {others}"
-        return [*self.notes, line]
+        count = f"{len(repeated)} of {len(self.test):,} test images"
+        return [*self.notes, f"{count} are training images too, byte for byte: {first} is {others}"]
 
     def repeated(self) -> dict[str, str]:
         """Test images (their keys) with the same bytes as a training image; looked for where both have been read."""

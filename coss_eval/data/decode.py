@@ -105,7 +105,7 @@ def value_range(image: Any, values: NDArray[np.float64]) -> float:
 
 def _white_by_tag(image: Any) -> float | None:
     tags = getattr(image, "tag_v2", {})
-    given = next((tags[tag] for tag in _MAX_VALUE if tag in tags), None)
+    given: Any = next((tags[tag] for tag in _MAX_VALUE if tag in tags), None)
     try:
         most = float(given[0] if isinstance(given, tuple) else given)
     except (TypeError, ValueError, IndexError):
@@ -128,7 +128,7 @@ def _white_by_type(image: Any, high: float) -> float:
 
 
 def _is_deep(image: Any) -> bool:
-    return image.mode == "F" or image.mode.startswith("I")
+    return bool(image.mode == "F" or image.mode.startswith("I"))
 
 
 def _kind(image: Any) -> str:

@@ -6,7 +6,6 @@ SHA-256 because processors have instructions for it: twice as fast here as BLAKE
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 import zipfile
 import zlib

@@ -173,8 +173,8 @@ class EncodedImages:
                 lines.append(f"{len(others)} of the {name} images are not {common} px and are cut to it: {named}")
             elif others:
                 lines.append(
-                    f"the {name} images are read as of varying sizes, at the model's input size: only {100 * share:.0f} "
-                    f"% of them are {common} px (at least {100 * COMMON:.0f} % keep a set as it is); others: {named}"
+                    f"the {name} images are read as of varying sizes, at the model's input size: only "
+                    f"{100 * share:.0f} % of them are {common} px (a set stays as it is from {100 * COMMON:.0f} %); others: {named}"
                 )
         deep = [index for index, found in headers.items() if found.deep]
         if deep:

@@ -29,7 +29,9 @@ def _state(path: str, before: float) -> str:
 
 def _hash(state: str) -> int:
     """64 bits, never 0 but for an empty state."""
-    return int.from_bytes(hashlib.sha256(state.encode(errors="surrogateescape")).digest()[:8], "big") | 1 if state else 0
+    return (
+        int.from_bytes(hashlib.sha256(state.encode(errors="surrogateescape")).digest()[:8], "big") | 1 if state else 0
+    )
 
 
 class Source(Protocol):

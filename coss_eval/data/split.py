@@ -69,6 +69,11 @@ class Split:
         here = self.indices[np.isin(self.indices, list(bad))].tolist() if bad else []
         return {self.images.keys[index].as_py(): bad[index] for index in here}
 
+    def mark_left_out(self, read: Ints) -> None:
+        """Count the images that are not among the ids ``read`` in an earlier pass over the same files as bad ones."""
+        for index in self.indices[~np.isin(self.ids, read)].tolist():
+            self.images.bad.setdefault(index, "could not be read before, the file is the same")
+
     def subset(self, indices: Sequence[int] | Ints) -> Split:
         """The images at these places of this split, in that order."""
         places = np.asarray(indices, np.int64)

@@ -95,7 +95,11 @@ MODES = {
     "16-bit PGM": (pgm(GREY16, 65535), scaled(GREY16, 65535), 0),
     "12-bit PGM": (pgm(GREY12, 4095), scaled(GREY12, 4095), 0),
     "12 of 16 bits": (encode(Image.fromarray(GREY12), "TIFF", tiffinfo={281: 4095}), scaled(GREY12, 4095), 0),
-    "the brightest of 12 bits": (encode(Image.fromarray(GREY12), "TIFF", tiffinfo={281: 3001}), scaled(GREY12, 4095), 0),
+    "the brightest of 12 bits": (
+        encode(Image.fromarray(GREY12), "TIFF", tiffinfo={281: 3001}),
+        scaled(GREY12, 4095),
+        0,
+    ),
     "32-bit TIFF, 8 used": (encode(Image.fromarray(GREY8), "TIFF"), scaled(GREY8, 255), 0),
     "32-bit TIFF, 16 used": (encode(Image.fromarray(GREY16.astype(np.int32)), "TIFF"), scaled(GREY16, 65535), 0),
     "float TIFF": (encode(Image.fromarray(FLOAT), "TIFF"), scaled(FLOAT, 1), 0),
@@ -143,7 +147,7 @@ WRONG = {
     "cut short": (encode(RGB.resize((90, 90)), "JPEG").getvalue()[:-200], "truncated"),
     "floats beyond 1": (encode(Image.fromarray(FLOAT * 80), "TIFF").getvalue(), "float pixels from .* where 0 to 1 is"),
     "not a number": (encode(Image.fromarray(FLOAT * np.nan), "TIFF").getvalue(), "from nan"),
-    "negative": (encode(Image.fromarray(GREY8 - 300), "TIFF").getvalue(), "integer pixels from -300"),
+    "negative": (encode(Image.fromarray(GREY8 - 300), "TIFF").getvalue(), "integer pixels from -298"),
     "beyond 16 bits": (encode(Image.fromarray(GREY8 * 70_000), "TIFF").getvalue(), "0 to 65535 is expected"),
     "another size": (encode(RGB.resize((13, 12)), "PNG").getvalue(), "12x13 pixels"),
 }
