@@ -174,7 +174,8 @@ class EncodedImages:
             elif others:
                 lines.append(
                     f"the {name} images are read as of varying sizes, at the model's input size: only "
-                    f"{100 * share:.0f} % of them are {common} px (a set stays as it is from {100 * COMMON:.0f} %); others: {named}"
+                    f"{100 * share:.0f} % of them are {common} px (a set stays as it is from {100 * COMMON:.0f} %); "
+                    f"others: {named}"
                 )
         deep = [index for index, found in headers.items() if found.deep]
         if deep:
