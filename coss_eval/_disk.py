@@ -1,4 +1,4 @@
-"""Two primitives of the store: a file written whole or not at all, and a lock that dies with its process."""
+"""A file written whole or not at all, a lock that dies with its process, and where the caches lie."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
+
+
+def cache_folder() -> Path:
+    """COSS_CACHE_DIR, else coss-eval in the user's cache directory."""
+    own = os.environ.get("COSS_CACHE_DIR")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coss-eval"
 
 
 def write_atomically(target: Path, content: bytes) -> None:

@@ -166,7 +166,7 @@ def _data_lines(what: str, root: Path | None) -> list[str]:
     lines = [f"data        {data.name}: {len(data.classes)} classes", *(_split_line(split) for split in splits)]
     if isinstance(data, Benchmark):
         lines.append(f"corrupted   ready-made, {len(data.severities)} corruptions: {', '.join(data.severities)}")
-    return lines
+    return [*lines, *(f"note        {line}" for line in data.warnings())]
 
 
 def _split_line(split: Split) -> str:

@@ -95,6 +95,7 @@ class Run:
 
     path: Path
     failures: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # lines on images that could not be read
 
     def table(self) -> pd.DataFrame:
         """One row a measurement: model, task, metric, condition, value, n, low, high."""
@@ -150,7 +151,7 @@ def plan(
                 job = groups.get(group, Job(task, cell, (), ()))
                 groups[group] = replace(job, subjects=(*job.subjects, subject), keys=(*job.keys, key))
         jobs.extend(groups.values())
-    return Plan(store, subjects, jobs, cells, _warnings(subjects) if jobs else [])
+    return Plan(store, subjects, jobs, cells, [*dataset.warnings(), *_warnings(subjects)] if jobs else [])
 
 
 def evaluate(
@@ -199,7 +200,8 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Run:
     """Compute the missing cells of a plan, storing each as it is done, and pack the folder when all are there."""
-    planned.store.record_run(provenance(planned))
+    entry = provenance(planned)
+    planned.store.record_run(entry)
     started = time.monotonic()
     failures: list[str] = []
     for number, job in enumerate(planned.jobs):
@@ -215,12 +217,14 @@ def execute(
             failures.append(f"{label}: {str(error).splitlines()[0]}")
     if on_progress is not None:
         on_progress(Progress(len(planned.jobs), len(planned.jobs), "done"))
+    if left_out := planned.subjects[0].data.left_out():  # known once the images have been read
+        planned.store.amend_run(entry, {"left_out": left_out})
     if not failures and all(planned.store.read(cell["key"]) is not None for cell in planned.cells):
         try:
             planned.store.pack()  # where it declines, say as another process is at work, the folder is as good
         except CossError as error:
             failures.append(str(error))
-    return Run(planned.store.path, tuple(failures))
+    return Run(planned.store.path, tuple(failures), tuple(left_out))
 
 
 def _run_job(store: Store, job: Job, overwrite: bool) -> None:
@@ -241,7 +245,9 @@ def _run_job(store: Store, job: Job, overwrite: bool) -> None:
                 "cell": job.cell,
                 "model": subject.model.name,
                 "measurements": result.measurements,
-                "notes": result.notes + ([f"head: {subject.classifier.origin}"] if job.task.uses_head else []),
+                "notes": result.notes
+                + subject.data.left_out()
+                + ([f"head: {subject.classifier.origin}"] if job.task.uses_head else []),
                 "seconds": time.perf_counter() - started,
             }
             store.write(key, record, result.samples)
@@ -268,7 +274,9 @@ def provenance(planned: Plan) -> dict[str, Any]:
         "data": {
             "name": data.name,
             "test": {"n": len(data.test), "fingerprint": data.test.fingerprint, "limit": data.test.limit},
-            "train": None if data.train is None else {"n": len(data.train), "fingerprint": data.train.fingerprint},
+            "train": None
+            if data.train is None
+            else {"n": len(data.train), "fingerprint": data.train.known_fingerprint},
         },
         "models": [
             {

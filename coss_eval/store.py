@@ -29,7 +29,7 @@ import math
 import os
 import subprocess
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -236,12 +236,25 @@ class Store:
 
     def record_run(self, entry: Mapping[str, Any]) -> None:
         """Append one run's provenance to run.json; the commit of this code is added. Safe between processes."""
+        self._change_runs(lambda runs: [*runs, _plain({"git_commit": git_commit(), **entry})])
+
+    def amend_run(self, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Add what is known only after a run to what ``record_run`` was given for it."""
+        same = {name: _plain(entry[name]) for name in ("started", "command") if name in entry}
+
+        def amended(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            mine = max((i for i, run in enumerate(runs) if same.items() <= run.items()), default=None)
+            return [{**run, **_plain(facts)} if i == mine else run for i, run in enumerate(runs)]
+
+        self._change_runs(amended)
+
+    def _change_runs(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         path = self.path / "run.json"
         with self._locked():
             runs = self.runs()
             if path.exists() and not runs:
                 _keep_aside(path)
-            runs.append(_plain({"git_commit": git_commit(), **entry}))
+            runs = change(runs)
             self._write_bytes(path, json.dumps({"format": FORMAT, "runs": runs}, indent=1, allow_nan=False).encode())
 
     def runs(self) -> list[dict[str, Any]]:

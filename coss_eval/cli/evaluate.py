@@ -61,6 +61,8 @@ def _evaluate(
     say("")
     say(_headline(done.path, run.baseline))
     say(f"\nreport      {out / 'report.md'}, report.html and, for every number, tables/*.csv")
+    for line in done.left_out:
+        say(f"LEFT OUT    {line}")
     for failure in done.failures:
         say(f"NOT DONE    {failure}")
     return 1 if done.failures else 0

@@ -127,6 +127,8 @@ class DataFlags:
     "Where named datasets lie [env: COSS_DATA_ROOT]."
     skip_bad_images: bool = False
     "Leave out files that cannot be decoded (they are counted and named) instead of stopping."
+    exif: bool = False
+    "Turn photographs as their EXIF orientation says; without it they are read as stored, as torchvision does."
     classes: Path | None = None
     "Text file with a class name on each line: use the images of these classes only."
 
@@ -134,8 +136,8 @@ class DataFlags:
         from coss_eval.data.open import load_dataset, read_classes
 
         chosen = None if self.classes is None else read_classes(self.classes)
-        skip = self.skip_bad_images
-        return load_dataset(self.data, root=self.data_root, skip_bad_images=skip, classes=chosen, clean=clean)
+        skip, root = self.skip_bad_images, self.data_root
+        return load_dataset(self.data, root=root, skip_bad_images=skip, classes=chosen, clean=clean, exif=self.exif)
 
 
 @Parameter(name="*")

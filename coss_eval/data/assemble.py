@@ -20,6 +20,7 @@ class Part:
 
     images: Images
     labels: Sequence[int] | Ints
+    notes: tuple[str, ...] = ()  # lines on what was left out
 
 
 def assemble(
@@ -30,15 +31,19 @@ def assemble(
         if part is not None:
             _check_labels(f"the {which} split of {name}", part, len(classes))
     sizes = {part.images.common_size() for part in (train, test) if part is not None}
-    native = sizes.pop() if len(sizes) == 1 else None
+    native = next(iter(sizes)) if len(sizes) == 1 else None
 
     def split(which: str, part: Part) -> Split:
         labels = np.asarray(part.labels, np.int64)
         ids = sample_ids(part.images.keys.to_pylist())
         return Split(which, tuple(classes), part.images, np.arange(len(labels)), labels, ids, native)
 
+    parts = [(which, part) for which, part in (("train", train), ("test", test)) if part is not None]
+    notes = [line for which, part in parts for line in (*part.notes, *part.images.remarks(which, native is not None))]
+    if native is None and None not in sizes:
+        notes.append("train and test images are of two sizes, so that both are read at the model's input size")
     known = {key: title for key, title in (titles or {}).items() if key in set(classes)}
-    return Dataset(name, split("train", train) if train else None, split("test", test), known)
+    return Dataset(name, split("train", train) if train else None, split("test", test), known, notes=tuple(notes))
 
 
 def _check_labels(split: str, part: Part, classes: int) -> None:

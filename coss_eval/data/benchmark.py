@@ -44,7 +44,7 @@ class Benchmark(Dataset):
         return replace(self.test, images=self.open(name, severity))
 
     def fingerprint(self, name: str, severities: Sequence[int]) -> str:
-        """Hash of a corruption's files at these severities: of which images, and of the content of 64 of each."""
+        """Hash of a corruption's files at these severities: of which images, and of all of their content."""
         for severity in severities:
             if (name, severity) not in self._fingerprints:
                 self._fingerprints[name, severity] = self.condition(name, severity).fingerprint
@@ -79,8 +79,10 @@ def with_clean(benchmark: Benchmark, clean: Dataset) -> Benchmark:
             f"--clean must be the clean dataset that {benchmark.name} was made from, got another benchmark"
         )
     test = benchmark.test
-    if all(name.isdecimal() for name in test.classes) and len(test.classes) == len(clean.classes):
-        test = replace(test, classes=clean.classes)  # the benchmark numbers its classes only
+    numbers = [int(name) for name in test.classes] if all(name.isdecimal() for name in test.classes) else []
+    if numbers and max(numbers) < len(clean.classes) and not set(test.classes) <= set(clean.classes):
+        # the benchmark numbers its classes only
+        test = replace(test, classes=clean.classes, labels=np.array(numbers, np.int64)[test.labels])
     unknown = [name for name in test.classes if name not in clean.classes]
     if unknown:
         raise CossError(

@@ -13,8 +13,9 @@ import pyarrow as pa
 from coss_eval.corruptions.names import SEVERITIES
 from coss_eval.data import layouts
 from coss_eval.data.benchmark import Benchmark, Open
-from coss_eval.data.choose import Ints, sample_ids
+from coss_eval.data.choose import Ints, by_value, sample_ids
 from coss_eval.data.decode import Size, Target
+from coss_eval.data.digests import Hashes, digest_rows
 from coss_eval.data.formats import class_titles
 from coss_eval.data.images import NATIVE_LIMIT, EncodedImages, Images, Piece
 from coss_eval.data.sources import Files
@@ -77,20 +78,34 @@ def corrupted_arrays(folder: Path) -> Benchmark:
     def open_(name: str, severity: int) -> Images:
         return MappedImages(files[name], (severity - 1) * count, keys)
 
-    classes = _class_names(folder, int(labels.max()) + 1)
+    classes, labels = _named(folder, labels)
     return _benchmark(folder, classes, labels, sample_ids(keys.to_pylist()), dict.fromkeys(files, SEVERITIES), open_)
 
 
 class MappedImages:
     """One severity of a memory-mapped uint8 (rows, H, W, 3): the rows from ``start`` on, one for each key."""
 
+    exif = False
+
     def __init__(self, file: Path, start: int, keys: pa.StringArray) -> None:
         self.keys = keys
         self.bad: dict[int, str] = {}
         self._array, self._start = _array(file), start
+        self._digests: Hashes | None = None
 
     def raw(self, index: int) -> bytes:
         return bytes(self._array[self._start + index])
+
+    def digests(self, indices: Ints) -> Hashes:
+        if self._digests is None:
+            self._digests = digest_rows(self._array[self._start : self._start + len(self.keys)])
+        return self._digests[indices]
+
+    def digests_known(self, indices: Ints) -> bool:
+        return True
+
+    def remarks(self, name: str, native: bool) -> list[str]:
+        return []
 
     def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
         height, width = self._array.shape[1:3]
@@ -151,13 +166,14 @@ def _keys(folder: Path, count: int) -> list[str]:
     return keys
 
 
-def _class_names(folder: Path, count: int) -> list[str]:
+def _named(folder: Path, labels: Ints) -> tuple[list[str], Ints]:
+    """The class names, and the labels as places among them; without names the numbers that occur are the names."""
     named = list(_json(folder / "classes.json"))
     if not named and "".join(filter(str.isalnum, folder.name.lower())) == "cifar10c":
         named = list(CIFAR10)
-    if named and len(named) < count:
-        raise CossError(f"{folder} has labels up to {count - 1}, but {len(named)} class names")
-    return named or [str(label) for label in range(count)]
+    if named and len(named) <= labels.max():
+        raise CossError(f"{folder} has labels up to {labels.max()}, but {len(named)} class names")
+    return (named, labels) if named else by_value(labels)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -21,6 +21,12 @@ def sample_ids(keys: Iterable[str]) -> Ints:
     return (np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64)
 
 
+def by_value(labels: Ints) -> tuple[list[str], Ints]:
+    """Numbers as classes: their names, the numbers that occur as text in rising order, and each label's place there."""
+    values, places = np.unique(labels, return_inverse=True)
+    return [str(value) for value in values.tolist()], places.astype(np.int64)
+
+
 def order_of(ids: Ints, purpose: str, seed: int = 0) -> NDArray[np.uint64]:
     """uint64 (N,): a pseudo-random number for each id, another one for every purpose and seed (splitmix64)."""
     salt = hashlib.blake2b(f"{purpose}/{seed}".encode()).digest()[:8]

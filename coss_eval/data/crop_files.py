@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from coss_eval.data.choose import Bools, Ints
-from coss_eval.data.decode import UNREADABLE, reason, to_rgb
+from coss_eval.data.decode import UNREADABLE, reason, to_rgb, upright
 from coss_eval.data.images import Images, in_workers, processors
 from coss_eval.data.random_crop import RandomCrop, draw_boxes, draw_flips
 from coss_eval.data.split import Split
@@ -114,7 +114,8 @@ class _Cropper(Dataset[tuple[list[NDArray[np.uint8]], dict[int, str]]]):
     def _open(self, index: int, failures: dict[int, str]) -> Any:
         """The PIL image with its header read, or None and the reason in ``failures``."""
         try:
-            return Image.open(io.BytesIO(self.images.raw(index)))
+            image = Image.open(io.BytesIO(self.images.raw(index)))
+            return upright(image) if self.images.exif else image
         except UNREADABLE as error:
             failures[index] = reason(error)
             return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
@@ -29,24 +30,42 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 
+_BITS_PER_SAMPLE, _MAX_VALUE = 258, (341, 281)  # TIFF: SMaxSampleValue, MaxSampleValue
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF; these swap height and width
+
 
 def output_size(target: Target) -> Size:
     """Height and width of what ``decode`` returns for this target."""
     return (target.size, target.size) if isinstance(target, Geometry) else target
 
 
-def header_size(stream: BinaryIO) -> Size:
-    """Height and width as the file's header has them; nothing is decoded. Raises one of UNREADABLE."""
-    with Image.open(stream) as image:
-        return int(image.height), int(image.width)
+class Header(NamedTuple):
+    """What a file says of its image before it is decoded."""
+
+    size: Size
+    deep: bool  # more than 8 bits of grey: scaled by ``value_range``
 
 
-def decode(stream: BinaryIO, target: Target) -> NDArray[np.uint8]:
-    """The image as RGB, uint8 (3, H, W). Raises one of UNREADABLE, also where a fixed-size set has an odd image."""
+def header(stream: BinaryIO, *, exif: bool = False) -> Header:
+    """The size as ``decode`` gives it, and whether pixels are scaled; nothing is decoded. Raises one of UNREADABLE."""
     with Image.open(stream) as image:
-        if not isinstance(target, Geometry) and (image.height, image.width) != target:
-            raise ValueError(f"{image.height}x{image.width} pixels, but the set's first ones {target[0]}x{target[1]}")
-        rgb = to_rgb(image)
+        height, width = int(image.height), int(image.width)
+        turned = exif and image.getexif().get(_ORIENTATION) in _TURNED
+        return Header((width, height) if turned else (height, width), _is_deep(image))
+
+
+def decode(stream: BinaryIO, target: Target, *, exif: bool = False, odd: bool = False) -> NDArray[np.uint8]:
+    """The image as RGB, uint8 (3, H, W). Raises one of UNREADABLE, also where a fixed-size set has an odd image.
+
+    ``exif`` turns it as its EXIF orientation says; ``odd`` resizes and centre-crops one that has not the set's size.
+    """
+    with Image.open(stream) as image:
+        whole = upright(image) if exif else image
+        if not (odd or isinstance(target, Geometry) or (whole.height, whole.width) == target):
+            raise ValueError(f"{whole.height}x{whole.width} pixels, but the set's first ones {target[0]}x{target[1]}")
+        rgb = to_rgb(whole)
+    if not isinstance(target, Geometry) and (rgb.height, rgb.width) != target:
+        rgb = ImageOps.fit(rgb, (target[1], target[0]), Image.Resampling.BILINEAR)
     if isinstance(target, Geometry):
         shorter_side = round(target.size / target.crop_pct)
         rgb = F.resize(rgb, shorter_side, InterpolationMode(target.interpolation))
@@ -55,10 +74,71 @@ def decode(stream: BinaryIO, target: Target) -> NDArray[np.uint8]:
 
 
 def to_rgb(image: Any) -> Any:
-    """A PIL image as RGB. EXIF orientation is ignored and alpha dropped, as torchvision does."""
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() clips at 255; 16-bit colour keeps its high byte too
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    """A PIL image as RGB, alpha dropped, as torchvision does; more than 8 bits of grey are scaled by their range.
+
+    Of 16-bit colour PIL itself keeps the high byte.
+    """
+    if _is_deep(image):  # convert() would clip at 255
+        values = np.asarray(image).astype(np.float64)
+        scaled = np.rint(values * (255 / value_range(image, values)))
+        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def value_range(image: Any, values: NDArray[np.float64]) -> float:
+    """The value that is white in an image of more than 8 bits of grey; black is 0. It depends on this image alone.
+
+    A TIFF's own MaxSampleValue or SMaxSampleValue where it has one, for integers taken to the next 2^bits - 1, as
+    some writers store the brightest pixel (12-bit pictures in 16 bits: 4095); else the largest number of its bits up
+    to 16; else, for 32-bit integers, which no camera fills, 255 or 65535, the smaller that holds the image's values;
+    else 1 for floats. Raises ValueError where values lie outside.
+    """
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))  # NaN where there is one
+    white = _white_by_tag(image) or _white_by_type(image, high)
+    if not (low >= 0 and high <= white):
+        raise ValueError(
+            f"{_kind(image)} pixels from {low:g} to {high:g} where 0 to {white:g} is expected: "
+            "save it in that range, or with its largest value in the tag SMaxSampleValue"
+        )
+    return white
+
+
+def _white_by_tag(image: Any) -> float | None:
+    tags = getattr(image, "tag_v2", {})
+    given: Any = next((tags[tag] for tag in _MAX_VALUE if tag in tags), None)
+    try:
+        most = float(given[0] if isinstance(given, tuple) else given)
+    except (TypeError, ValueError, IndexError):
+        return None
+    if not (math.isfinite(most) and most > 0):
+        return None
+    return most if image.mode == "F" else float((1 << math.ceil(most).bit_length()) - 1)
+
+
+def _white_by_type(image: Any, high: float) -> float:
+    if image.mode == "F":
+        return 1.0
+    stored = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE)
+    if stored is None:
+        return float(0xFFFF)  # PNG, and PGM, which PIL spreads over 16 bits
+    bits = int(stored[0])
+    if bits > 16:
+        return 255.0 if high <= 255 else float(0xFFFF)
+    return float((1 << (bits - 1 if image.mode == "I" else bits)) - 1)  # PIL reads signed ones as "I"
+
+
+def _is_deep(image: Any) -> bool:
+    return bool(image.mode == "F" or image.mode.startswith("I"))
+
+
+def _kind(image: Any) -> str:
+    return {"F": "float", "I": "integer"}.get(image.mode, "16-bit")
+
+
+def upright(image: Any) -> Any:
+    """A PIL image turned as its EXIF orientation says; itself where it needs no turning."""
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    return image if orientation == 1 else ImageOps.exif_transpose(image)
 
 
 def reason(error: BaseException) -> str:

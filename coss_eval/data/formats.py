@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def digits() -> Dataset:
     return assemble("digits", [str(i) for i in range(10)], part("train", ~is_test), part("test", is_test))
 
 
-def class_folders(folder: Path) -> Dataset:
+def class_folders(folder: Path, *, exif: bool = False) -> Dataset:
     """train/ and val/ (or test/) with a folder a class, images at any depth; class folders alone are a test split."""
     train = next((folder / name for name in layouts.TRAIN_NAMES if (folder / name).is_dir()), None)
     classes = [entry.name for entry in layouts.class_folders(train)] if train else []
@@ -63,12 +64,12 @@ def class_folders(folder: Path) -> Dataset:
             f"the class folders of {train} and {tests[0]} must be the same; "
             f"{len(different)} are in one only: {', '.join(different[:5])}"
         )
-    test_part = _folder_part(folder, tests[0], test_classes)
-    train_part = _folder_part(folder, train, classes) if train else None
+    test_part = _folder_part(folder, tests[0], test_classes, exif)
+    train_part = _folder_part(folder, train, classes, exif) if train else None
     return assemble(folder.name, test_classes, train_part, test_part, class_titles(folder))
 
 
-def tiny_imagenet(folder: Path) -> Dataset:
+def tiny_imagenet(folder: Path, *, exif: bool = False) -> Dataset:
     """Tiny-ImageNet as it is distributed: train/<wnid>/images/*.JPEG, val/images/ and val/val_annotations.txt."""
     train = folder / "train"
     if not train.is_dir():
@@ -80,11 +81,11 @@ def tiny_imagenet(folder: Path) -> Dataset:
     if unknown:
         raise CossError(f"val_annotations.txt of {folder} has classes that train/ has not: {', '.join(unknown[:5])}")
     paths = [f"val/images/{row[0]}" for row in rows]
-    test = Part(EncodedImages(Files(folder, paths), paths), [number[row[1]] for row in rows])
-    return assemble(folder.name, classes, _folder_part(folder, train, classes), test, class_titles(folder))
+    test = Part(EncodedImages(Files(folder, paths), paths, exif=exif), [number[row[1]] for row in rows])
+    return assemble(folder.name, classes, _folder_part(folder, train, classes, exif), test, class_titles(folder))
 
 
-def parquet(folder: Path) -> Dataset:
+def parquet(folder: Path, *, exif: bool = False) -> Dataset:
     """Hugging Face's layout: an image column {bytes, path} and labels, class names in the schema's metadata."""
     files = layouts.parquet_files(folder)
     tables = {split: _ParquetTable(split, found) for split, found in files.items()}
@@ -95,8 +96,11 @@ def parquet(folder: Path) -> Dataset:
     if train and train.classes != test.classes:
         raise CossError(f"the class names of {train.file} and {test.file} must be the same; they differ")
     used = [table for table in (train, test) if table]
+    if not test.classes:
+        for table in used:
+            table.refuse_negative()
     classes = test.classes or _classes_of([value for table in used for value in table.values])
-    parts = [table.part(classes) for table in used]
+    parts = [table.part(classes, numbered=not test.classes, exif=exif) for table in used]
     return assemble(folder.name, classes, parts[0] if train else None, parts[-1], class_titles(folder))
 
 
@@ -131,15 +135,25 @@ class _ParquetTable:
         """False where all labels are -1 or null, as in the published test split of ImageNet."""
         return not self.values or any(value not in (-1, None) for value in self.values)
 
-    def part(self, classes: Sequence[str]) -> Part:
+    def part(self, classes: Sequence[str], *, numbered: bool, exif: bool) -> Part:
+        """The images, with labels by name, or by value where the classes are ``numbered`` by the labels themselves."""
         values = self.values
-        if any(isinstance(value, str) for value in values):
+        if numbered or any(isinstance(value, str) for value in values):
             number = {name: label for label, name in enumerate(classes)}
-            labels = [number.get(value, -1) for value in values]
+            labels = [number.get(str(value), -1) for value in values]
         else:
             labels = [-1 if value is None else int(value) for value in values]
         source = ParquetRows(self._files, f"{self.image}.bytes" if self.is_struct else self.image)
-        return Part(EncodedImages(source, [f"{self.split}/{name}" for name in self._names()]), labels)
+        return Part(EncodedImages(source, [f"{self.split}/{name}" for name in self._names()], exif=exif), labels)
+
+    def refuse_negative(self) -> None:
+        values = self.values
+        wrong = [row for row, value in enumerate(values) if isinstance(value, int) and value < 0]
+        if wrong:
+            raise CossError(
+                f"{len(wrong)} of {len(values):,} labels in {self.file} are negative, the first one {values[wrong[0]]} "
+                f"in row {wrong[0]}; expected whole numbers of 0 or more, or names: take the unlabelled rows out"
+            )
 
     def _names(self) -> list[str]:
         """Each image's path where they are all given and different, else its row."""
@@ -164,20 +178,23 @@ def class_titles(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _folder_part(root: Path, folder: Path, classes: Sequence[str]) -> Part:
+def _folder_part(root: Path, folder: Path, classes: Sequence[str], exif: bool) -> Part:
     """The images of a folder with a folder a class, with paths below ``root`` as keys."""
     prefix = "" if folder == root else f"{folder.name}/"
     paths: list[str] = []
     labels: list[int] = []
+    hidden = Counter[str]()
     for label, name in enumerate(classes):
-        found = [f"{prefix}{name}/{path}" for path in layouts.image_paths(folder / name)]
+        found = [f"{prefix}{name}/{path}" for path in layouts.image_paths(folder / name, hidden)]
         if not found:
             raise CossError(
                 f"the class folder {folder / name} holds no images; expected at least one, or no such folder"
             )
         paths += found
         labels += [label] * len(found)
-    return Part(EncodedImages(Files(root, paths), paths), labels)
+    named = ", ".join(f"{name} ({count})" for name, count in sorted(hidden.items()))
+    notes = (f"images in hidden folders inside the classes of {folder.name} are left out: {named}",) if hidden else ()
+    return Part(EncodedImages(Files(root, paths), paths, exif=exif), labels, notes)
 
 
 def _is_labelled(folder: Path) -> bool:
@@ -208,12 +225,8 @@ def _check_types(schema: Any, image: str, label: str, file: Path) -> None:
 
 
 def _classes_of(values: Sequence[Any]) -> tuple[str, ...]:
-    """Class names where the schema has none: the sorted names, or the numbers from 0 to the largest."""
-    if any(isinstance(value, str) for value in values):
-        return tuple(sorted({value for value in values if isinstance(value, str)}))
-    return tuple(
-        str(label) for label in range(max((int(value) for value in values if value is not None), default=-1) + 1)
-    )
+    """Class names where the schema has none: the names, or the numbers, that occur, in order."""
+    return tuple(layouts.class_order({str(value) for value in values if value is not None}))
 
 
 def _table(file: Path) -> list[list[str]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from coss_eval.data.batches import Geometry
 from coss_eval.data.choose import Bools, Ints
-from coss_eval.data.decode import UNREADABLE, Size, Target, decode, header_size, output_size, reason
+from coss_eval.data.decode import UNREADABLE, Header, Size, Target, decode, header, output_size, reason
+from coss_eval.data.digests import Digests, Hashes, digest_rows
 from coss_eval.data.sources import Source
 
 Pixels = NDArray[np.uint8]
@@ -22,7 +24,8 @@ T = TypeVar("T")
 
 MEMORY_BYTES = 2**30  # decoded images kept per split
 NATIVE_LIMIT = 96  # px: sets whose images all have one size up to this are never resized
-READ_ALL_HEADERS = 10_000  # up to so many images every header is read; beyond, 32 runs of 32
+READ_ALL_HEADERS = 10_000  # up to so many small images every header is read; else 32 runs of 32
+COMMON = 0.9  # share of a set's images that must have one size: strays are fewer, sizes that vary share less
 SERIAL_NATIVE, SERIAL_RESIZED = 2_000, 32  # up to so many images, starting workers takes longer than decoding
 
 
@@ -42,12 +45,29 @@ class Images(Protocol):
     @property
     def bad(self) -> dict[int, str]: ...
 
+    @property
+    def exif(self) -> bool:
+        """Whether images are turned as their EXIF orientation says."""
+        ...
+
     def raw(self, index: int) -> bytes:
-        """The stored bytes of one image, as the fingerprint hashes them; empty where there are none."""
+        """The stored bytes of one image; empty where there are none."""
+        ...
+
+    def digests(self, indices: Ints) -> Hashes:
+        """uint8 (N, 16): a hash of each image's stored bytes."""
+        ...
+
+    def digests_known(self, indices: Ints) -> bool:
+        """Whether they are at hand, so that no file need be read for them."""
+        ...
+
+    def remarks(self, name: str, native: bool) -> list[str]:
+        """Lines on how unusual images of the split ``name`` are read, given whether the set stays native."""
         ...
 
     def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
-        """The one (height, width) of all images where it is small enough (sides in px) to stay native, else None."""
+        """The (height, width) of at least COMMON of the images where it is small enough to stay native, else None."""
         ...
 
     def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
@@ -58,13 +78,27 @@ class Images(Protocol):
 class ArrayImages:
     """Images that are an array already, uint8 (N, 3, H, W): digits, CIFAR as torchvision has it."""
 
+    exif = False
+
     def __init__(self, pixels: Pixels, keys: Sequence[str]) -> None:
         self.keys = pa.array(keys, pa.string())
         self.bad: dict[int, str] = {}
         self._pixels = pixels
+        self._digests: Hashes | None = None
 
     def raw(self, index: int) -> bytes:
         return bytes(self._pixels[index])
+
+    def digests(self, indices: Ints) -> Hashes:
+        if self._digests is None:
+            self._digests = digest_rows(self._pixels)
+        return self._digests[indices]
+
+    def digests_known(self, indices: Ints) -> bool:
+        return True
+
+    def remarks(self, name: str, native: bool) -> list[str]:
+        return []
 
     def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
         return self._pixels.shape[2], self._pixels.shape[3]
@@ -77,11 +111,15 @@ class ArrayImages:
 class EncodedImages:
     """Encoded images, decoded once per target where they fit into MEMORY_BYTES. Not for several threads at once."""
 
-    def __init__(self, source: Source, keys: Sequence[str] | pa.StringArray) -> None:
+    def __init__(self, source: Source, keys: Sequence[str] | pa.StringArray, *, exif: bool = False) -> None:
         self.keys = pa.array(keys, pa.string())
         self.bad: dict[int, str] = {}
+        self.exif = exif
         self._source = source
         self._memory: tuple[Target, _Memory] | None = None
+        self._digests = Digests(source)
+        self._headers: dict[int, Header] | None = None
+        self._odd = frozenset[int]()  # images of another size than the common one, to be resized
 
     def raw(self, index: int) -> bytes:
         try:
@@ -90,25 +128,71 @@ class EncodedImages:
         except UNREADABLE:
             return b""  # counted and named when it is decoded
 
+    def digests(self, indices: Ints) -> Hashes:
+        return self._digests.of(indices)
+
+    def digests_known(self, indices: Ints) -> bool:
+        return self._digests.known(indices)
+
     def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
-        found: Size | None = None
-        for index in _header_sample(len(self._source)):
+        size, share = _most_common(self.headers())
+        if size is None or share < COMMON or (limit is not None and max(size) > limit):
+            return None
+        self._odd = frozenset(index for index, found in self.headers().items() if found.size != size)
+        return size
+
+    def headers(self) -> dict[int, Header]:
+        """What those files say that were looked at: all of a set of up to READ_ALL_HEADERS small images."""
+        if self._headers is None:
+            count = len(self._source)
+            self._headers = self._read_headers(_header_sample(count))
+            size, share = _most_common(self._headers)
+            if size is not None and max(size) <= NATIVE_LIMIT and share > 0.5 and count <= READ_ALL_HEADERS:
+                self._headers |= self._read_headers(i for i in range(count) if i not in self._headers)
+        return self._headers
+
+    def _read_headers(self, indices: Iterable[int]) -> dict[int, Header]:
+        found = {}
+        for index in indices:
             try:
                 with self._source.open(index) as stream:
-                    size = header_size(stream)
+                    found[index] = header(stream, exif=self.exif)
             except UNREADABLE:
                 continue  # counted and named when it is decoded
-            if (limit is not None and max(size) > limit) or (found is not None and size != found):
-                return None
-            found = size
         return found
+
+    def remarks(self, name: str, native: bool) -> list[str]:
+        headers, lines = self.headers(), []
+        size, share = _most_common(headers)
+        if size is not None and max(size) <= NATIVE_LIMIT and (native or share > 0.5):
+            others = {index: f"{h}x{w}" for index, ((h, w), _) in headers.items() if (h, w) != size}
+            named = "; ".join(f"{self.keys[index].as_py()} ({why})" for index, why in list(others.items())[:5])
+            named += f"; and {len(others) - 5} more" if len(others) > 5 else ""
+            common = f"{size[0]}x{size[1]}"
+            if native and others:
+                lines.append(f"{len(others)} of the {name} images are not {common} px and are cut to it: {named}")
+            elif others:
+                lines.append(
+                    f"the {name} images are read as of varying sizes, at the model's input size: only "
+                    f"{100 * share:.0f} % of them are {common} px (a set stays as it is from {100 * COMMON:.0f} %); "
+                    f"others: {named}"
+                )
+        deep = [index for index, found in headers.items() if found.deep]
+        if deep:
+            lines.append(
+                f"{len(deep)} of the {len(headers):,} {name} images looked at have more than 8 bits of grey, such as "
+                f"{self.keys[deep[0]].as_py()}: white is the largest value of their TIFF tag or bit depth, of 32-bit "
+                "integers 255 or 65535 (the smaller that holds an image's values), of floats 1"
+            )
+        return lines
 
     def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
         memory = self._memory_of(target)
         parts = _chunks(indices, chunk)
         missing = [part[~memory.holds(part) & ~self._is_bad(part)] for part in parts]
         keep = sum(map(len, missing)) <= memory.room
-        decoded = _decode([part for part in missing if len(part)], self._source, target, workers)
+        work = _Decoder(self._source, target, [part for part in missing if len(part)], self._odd, self.exif)
+        decoded = _decode(work, workers)
         for part, new in zip(parts, missing, strict=True):
             if not len(new):
                 good = ~self._is_bad(part)
@@ -172,8 +256,8 @@ class _Memory:
 class _Decoder(Dataset[tuple[Pixels, dict[int, str]]]):
     """What a worker process gets: the source, and the chunks to decode, each to its good pixels and its failures."""
 
-    def __init__(self, source: Source, target: Target, parts: list[Ints]) -> None:
-        self.source, self.target, self.parts = source, target, parts
+    def __init__(self, source: Source, target: Target, parts: list[Ints], odd: frozenset[int], exif: bool) -> None:
+        self.source, self.target, self.parts, self.odd, self.exif = source, target, parts, odd, exif
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -186,21 +270,19 @@ class _Decoder(Dataset[tuple[Pixels, dict[int, str]]]):
             index = int(part[place])
             try:
                 with self.source.open(index) as stream:
-                    pixels[place] = decode(stream, self.target)
+                    pixels[place] = decode(stream, self.target, exif=self.exif, odd=index in self.odd)
             except UNREADABLE as error:
                 failures[index] = reason(error)
         return (pixels[~np.isin(part, list(failures))] if failures else pixels), failures
 
 
-def _decode(
-    parts: list[Ints], source: Source, target: Target, workers: int | None
-) -> Iterator[tuple[Pixels, dict[int, str]]]:
+def _decode(work: _Decoder, workers: int | None) -> Iterator[tuple[Pixels, dict[int, str]]]:
     """Each part decoded, in order, however many workers there are."""
-    if not parts:
+    if not work.parts:
         return iter(())
     if workers is None:
-        workers = _default_workers(sum(map(len, parts)), target)
-    return in_workers(_Decoder(source, target, parts), len(parts), workers)
+        workers = _default_workers(sum(map(len, work.parts)), work.target)
+    return in_workers(work, len(work.parts), workers)
 
 
 def in_workers(work: Dataset[T], items: int, workers: int) -> Iterator[T]:
@@ -236,9 +318,15 @@ def _chunks(indices: Ints, size: int) -> list[Ints]:
 
 
 def _header_sample(count: int) -> Iterator[int]:
-    """All images, or 32 evenly spaced runs of 32 neighbours, which parquet reads from 32 row groups."""
-    if count <= READ_ALL_HEADERS:
+    """All of up to 1,024 images, or 32 evenly spaced runs of 32 neighbours, which parquet reads from 32 row groups."""
+    if count <= 32 * 32:
         yield from range(count)
         return
-    for start in np.linspace(0, count - 32, 32).astype(int):
+    for start in np.linspace(0, count - 32, 32).astype(int).tolist():
         yield from range(start, start + 32)
+
+
+def _most_common(headers: Mapping[int, Header]) -> tuple[Size | None, float]:
+    """The size that most images have, and the share that has it."""
+    counted = Counter(found.size for found in headers.values()).most_common(1)
+    return (counted[0][0], counted[0][1] / len(headers)) if counted else (None, 0.0)

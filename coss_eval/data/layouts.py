@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet a
 
 Layout = Literal["parquet", "tiny-imagenet", "class-folders", "corrupted-folders", "corrupted-arrays"]
 
+_INTEGER = re.compile(r"0|[1-9][0-9]*")
 _SHARD = re.compile(r"(?P<split>[a-z]+)(-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?\.parquet")
 
 
@@ -58,16 +59,34 @@ def corrupted_folders(folder: Path) -> dict[str, Path]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The visible folders inside a folder, sorted by name; none where it does not exist."""
+    """The visible folders inside a folder in the classes' order; none where it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
+    found = {entry.name: entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)}
+    return [found[name] for name in class_order(found)]
 
 
-def image_paths(folder: Path) -> Iterator[str]:
-    """All images in a folder and the folders in it, in a fixed order, as paths below it with forward slashes."""
+def class_order(names: Iterable[str]) -> list[str]:
+    """Sorted as numbers where all are whole numbers as one writes them (0, 1, 2, ... 10), else as text (0001, n01)."""
+    found = list(names)
+    return sorted(found, key=int) if all(map(_INTEGER.fullmatch, found)) else sorted(found)
+
+
+def is_hidden(folder: str) -> bool:
+    """Whether a folder of that name is none of the dataset's: .thumbnails, __MACOSX, .ipynb_checkpoints."""
+    return folder.startswith((".", "__"))
+
+
+def image_paths(folder: Path, hidden: Counter[str] | None = None) -> Iterator[str]:
+    """All images in a folder and the folders in it, in a fixed order, as paths below it with forward slashes.
+
+    Those in hidden folders are left out; ``hidden`` counts them by their folder's name.
+    """
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+        if hidden is not None:
+            for name in filter(is_hidden, folders):
+                hidden[name] += sum(1 for _ in image_paths(Path(parent) / name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
         for file in sorted(files):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from coss_eval.data.dataset import Dataset as Dataset
@@ -40,6 +41,7 @@ def load_dataset(
     skip_bad_images: bool = False,
     classes: Sequence[str] | None = None,
     clean: str | os.PathLike[str] | Dataset | None = None,
+    exif: bool = False,
 ) -> Dataset:
     """Open a dataset: a built-in name, a path, or the name of a folder in ``root`` (else in $COSS_DATA_ROOT).
 
@@ -47,9 +49,11 @@ def load_dataset(
     own, Hugging Face parquet; see ``names``. With ``skip_bad_images`` its splits leave out what cannot be read.
     ``classes`` keeps the images of these classes only. A ready-made corruption benchmark (ImageNet-C, Tiny-ImageNet-C,
     CIFAR-10-C) opens as a Benchmark, and ``clean`` names the dataset it was made from: see ``benchmark.with_clean``.
+    Photographs are read as they are stored; ``exif`` turns them as their EXIF orientation says. What is unusual about
+    how it is read is in ``notes``. A dataset is what lay there when it was opened: open it again after changing files.
     Raises UsageError for an unknown name or a missing folder, CossError for a dataset that cannot be used.
     """
-    data = _open(str(name_or_path), _root(root))
+    data = _open(str(name_or_path), _root(root), exif)
     if skip_bad_images:
         train = replace(data.train, skip_bad_images=True) if data.train else None
         data = replace(data, train=train, test=replace(data.test, skip_bad_images=True))
@@ -61,7 +65,7 @@ def load_dataset(
                 f"{data.name} has clean images of its own; --clean is for ready-made corruption benchmarks"
             )
         if not isinstance(clean, Dataset):
-            clean = load_dataset(clean, root=root, skip_bad_images=skip_bad_images)
+            clean = load_dataset(clean, root=root, skip_bad_images=skip_bad_images, exif=exif)
         data = with_clean(data, clean)
     if classes is None:
         return data
@@ -81,7 +85,7 @@ def read_classes(file: str | os.PathLike[str]) -> list[str]:
     return classes
 
 
-def _open(name: str, root: Path | None) -> Dataset:
+def _open(name: str, root: Path | None, exif: bool) -> Dataset:
     if name == "digits":
         from coss_eval.data.formats import digits
 
@@ -91,23 +95,23 @@ def _open(name: str, root: Path | None) -> Dataset:
         places.append(root)
     for place in places:
         if place.is_dir() and (layout := recognise(place)):
-            return _open_folder(place.resolve(), layout)
+            return _open_folder(place.resolve(), layout, exif)
     if name in BUILT_IN and name != "imagenet":
         from coss_eval.data.torchvision_sets import torchvision_dataset
 
         if root is None:
             raise UsageError(f"{name} needs the folder that holds its files: pass --data-root or set COSS_DATA_ROOT")
-        return torchvision_dataset(name, [root, root / name])
+        return torchvision_dataset(name, [root, root / name], exif=exif)
     raise _not_found(name, places, root)
 
 
-def _open_folder(folder: Path, layout: Layout) -> Dataset:
+def _open_folder(folder: Path, layout: Layout, exif: bool) -> Dataset:
     from coss_eval.data import benchmark_files, formats
 
     readers: dict[Layout, Callable[[Path], Dataset]] = {
-        "parquet": formats.parquet,
-        "tiny-imagenet": formats.tiny_imagenet,
-        "class-folders": formats.class_folders,
+        "parquet": partial(formats.parquet, exif=exif),
+        "tiny-imagenet": partial(formats.tiny_imagenet, exif=exif),
+        "class-folders": partial(formats.class_folders, exif=exif),
         "corrupted-folders": benchmark_files.corrupted_folders,
         "corrupted-arrays": benchmark_files.corrupted_arrays,
     }

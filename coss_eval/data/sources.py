@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -11,10 +13,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+
+def _state(path: str, before: float) -> str:
+    """What changes when the file does; empty where it is not there or has changed after ``before``."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    if max(status.st_mtime, status.st_ctime) > before:
+        return ""
+    return f"{path} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def _hash(state: str) -> int:
+    """64 bits, never 0 but for an empty state."""
+    return (
+        int.from_bytes(hashlib.sha256(state.encode(errors="surrogateescape")).digest()[:8], "big") | 1 if state else 0
+    )
 
 
 class Source(Protocol):
-    """Encoded images by index."""
+    """Encoded images by index.
+
+    ``place`` names what is read, for the cache of digests; ``parallel`` says whether several threads may ``open``.
+    """
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def parallel(self) -> bool: ...
+
+    def signatures(self, indices: NDArray[np.int64], before: float) -> NDArray[np.uint64]:
+        """A number for each image's file as it is on disk now (path, size, times of change, inode) and its row there.
+
+        0 where the file is not there or has changed after ``before`` (seconds since the epoch): it may be changing
+        still. The time of the inode is in it, so that a file put back with an old time stamp is seen.
+        """
+        ...
 
     def __len__(self) -> int: ...
 
@@ -29,9 +67,14 @@ class Files:
     def __init__(self, root: Path, paths: Sequence[str] | pa.StringArray) -> None:
         self._root = str(root)
         self._paths = pa.array(paths, pa.string())
+        self.place, self.parallel = self._root, True
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def signatures(self, indices: NDArray[np.int64], before: float) -> NDArray[np.uint64]:
+        names = self._paths.take(indices).to_pylist()
+        return np.array([_hash(_state(f"{self._root}/{name}", before)) for name in names], np.uint64)
 
     def open(self, index: int) -> BinaryIO:
         return open(f"{self._root}/{self._paths[index].as_py()}", "rb")
@@ -46,6 +89,7 @@ class ParquetRows:
     def __init__(self, files: Sequence[Path], column: str) -> None:
         self._files = [str(file) for file in files]
         self._column = column
+        self.place, self.parallel = f"{column} of {self._files[0]}", False  # a row group is held for the next row
         groups = [
             (number, group, metadata.row_group(group).num_rows)
             for number, metadata in enumerate(map(pq.read_metadata, self._files))
@@ -53,6 +97,8 @@ class ParquetRows:
         ]
         self._groups = [(number, group) for number, group, _ in groups]
         self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
+        in_file = np.bincount([number for number, _, _ in groups], [rows for _, _, rows in groups])
+        self._file_ends = np.cumsum(in_file).astype(np.int64)
         self._held: tuple[int, pa.ChunkedArray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,6 +106,15 @@ class ParquetRows:
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def signatures(self, indices: NDArray[np.int64], before: float) -> NDArray[np.uint64]:
+        states = [_state(file, before) for file in self._files]
+        numbers = np.searchsorted(self._file_ends, indices, side="right")
+        found = [
+            _hash(states[number] and f"{states[number]} {self._column} {index - self._file_ends[number]}")
+            for number, index in zip(numbers.tolist(), indices.tolist(), strict=True)
+        ]
+        return np.array(found, np.uint64)
 
     def open(self, index: int) -> BinaryIO:
         group = int(np.searchsorted(self._ends, index, side="right"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -11,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from coss_eval.data.batches import Batch, Geometry
-from coss_eval.data.choose import Ints, balanced, order_of, stratified
+from coss_eval.data.choose import Ints, balanced, stratified
 from coss_eval.data.decode import Size, Target
 from coss_eval.data.images import Images
 from coss_eval.errors import CossError, UsageError, unknown_name
 
-HASHED_IMAGES = 64  # images whose content goes into the fingerprint
+READ_QUIETLY = 100_000  # images: so many files are read in seconds
 LOOK_FURTHER = 5_000  # after the first bad image, so many more are read to name others
 
 
@@ -50,12 +52,27 @@ class Split:
         keys: list[str] = self.images.keys.take(self.indices).to_pylist()
         return keys
 
+    def key(self, place: int) -> str:
+        """The key of one image."""
+        key: str = self.images.keys[int(self.indices[place])].as_py()
+        return key
+
+    def short_digests(self) -> NDArray[np.uint64]:
+        """uint64 (N,): the first 8 bytes of a hash of each image's stored bytes."""
+        first = np.ascontiguousarray(self.images.digests(self.indices)[:, :8])
+        return first.view(np.uint64)[:, 0]
+
     @property
     def bad_images(self) -> dict[str, str]:
         """Key and reason of each image that could not be read in any pass so far."""
         bad = self.images.bad
         here = self.indices[np.isin(self.indices, list(bad))].tolist() if bad else []
         return {self.images.keys[index].as_py(): bad[index] for index in here}
+
+    def mark_left_out(self, read: Ints) -> None:
+        """Count the images that are not among the ids ``read`` in an earlier pass over the same files as bad ones."""
+        for index in self.indices[~np.isin(self.ids, read)].tolist():
+            self.images.bad.setdefault(index, "could not be read before, the file is the same")
 
     def subset(self, indices: Sequence[int] | Ints) -> Split:
         """The images at these places of this split, in that order."""
@@ -107,16 +124,20 @@ class Split:
         """How these images become pixels, as JSON, for the keys of everything measured on them."""
         target = self._target(geometry)
         if isinstance(target, Geometry):
-            return {**asdict(target), "decoder": "PIL"}
-        return {"size": list(target), "resize": "native"}
+            return {**asdict(target), "decoder": "PIL"} | ({"exif": True} if self.images.exif else {})
+        return {"size": list(target), "resize": "native"} | ({"exif": True} if self.images.exif else {})
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of name, classes, labels, ids, limit and the stored bytes of 64 images; the same on every machine."""
-        content = hashlib.blake2b()
-        for place in np.argsort(order_of(self.ids, "fingerprint"), kind="stable")[:HASHED_IMAGES]:
-            raw = self.images.raw(int(self.indices[place]))
-            content.update(len(raw).to_bytes(8, "big") + raw)
+        """Hash of name, classes, labels, ids, limit and the bytes of every image; the same on every machine.
+
+        All images are read the first time, beyond READ_QUIETLY with a warning; later only those that have changed.
+        """
+        if len(self) > READ_QUIETLY and not self.images.digests_known(self.indices):
+            warnings.warn(
+                f"identifying {len(self):,} {self.name} images: each is read once, and later only if its file changed",
+                stacklevel=2,
+            )
         facts = {
             "split": self.name,
             "classes": self.classes,
@@ -124,9 +145,14 @@ class Split:
             "limit": self.limit,
             "labels": hashlib.blake2b(self.labels.astype("<i8").tobytes()).hexdigest(),
             "ids": hashlib.blake2b(self.ids.astype("<i8").tobytes()).hexdigest(),
-            "content": content.hexdigest(),
-        }
+            "content": hashlib.blake2b(self.images.digests(self.indices).tobytes()).hexdigest(),
+        } | ({"exif": True} if self.images.exif else {})
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @property
+    def known_fingerprint(self) -> str | None:
+        """The fingerprint where something has asked for it already: reading a large training split takes a while."""
+        return self.fingerprint if "fingerprint" in self.__dict__ else None
 
     def batches(
         self,
@@ -164,14 +190,19 @@ class Split:
         if stop_at is not None:
             raise self.bad_images_error(seen)
 
+    def left_out(self) -> str | None:
+        """A line on the images that --skip-bad-images has left out so far; None where there are none."""
+        bad = self.bad_images
+        if not bad:
+            return None
+        return f"{len(bad)} of {len(self):,} {self.name} images cannot be read and are left out: {_named(bad)}"
+
     def bad_images_error(self, seen: int) -> CossError:
         """What to raise where images cannot be read: counted among the ``seen`` ones, and named."""
         bad = self.bad_images
-        named = "; ".join(f"{key} ({why})" for key, why in list(bad.items())[:5])
-        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         where = f"{seen:,} {self.name} images" if seen == len(self) else f"the first {seen:,} {self.name} images"
         return CossError(
-            f"{len(bad)} of {where} cannot be read: {named}{more}; mend or remove them, or pass --skip-bad-images"
+            f"{len(bad)} of {where} cannot be read: {_named(bad)}; mend or remove them, or pass --skip-bad-images"
         )
 
     def _target(self, geometry: Geometry | None) -> Target:
@@ -180,6 +211,12 @@ class Split:
         if geometry is None:
             raise UsageError(f"the {self.name} images are not all of one small size: batches need a geometry, got None")
         return geometry
+
+
+def _named(bad: dict[str, str]) -> str:
+    """The first five keys with their reasons, and how many more there are."""
+    first = "; ".join(f"{key} ({why})" for key, why in list(bad.items())[:5])
+    return first + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
 
 
 def _check_fraction(fraction: float, *, below_one: bool = False) -> None:

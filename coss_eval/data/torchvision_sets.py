@@ -43,7 +43,7 @@ SETS = {
 }
 
 
-def torchvision_dataset(name: str, roots: Iterable[Path]) -> Dataset:
+def torchvision_dataset(name: str, roots: Iterable[Path], *, exif: bool = False) -> Dataset:
     """The set of that name from the first of ``roots`` that has its files; CossError where none has."""
     entry = SETS[name]
     tried = []
@@ -55,7 +55,7 @@ def torchvision_dataset(name: str, roots: Iterable[Path]) -> Dataset:
             tried.append(f"{root}: {str(error).partition('.')[0]}")
             continue
         classes = _classes(test)
-        return assemble(name, classes, _part("train", root, train), _part("test", root, [test]))
+        return assemble(name, classes, _part("train", root, train, exif), _part("test", root, [test], exif))
     raise CossError(
         f"{name} is not there as torchvision lays it out ({'; '.join(tried)}); "
         f"point --data-root at the folder that torchvision.datasets.{entry.cls}(root, download=True) filled"
@@ -68,14 +68,14 @@ def _open(cls: str, root: Path, arguments: dict[str, Any]) -> Any:
     return getattr(datasets, cls)(str(root), download=False, **arguments)
 
 
-def _part(split: str, root: Path, sets: Sequence[Any]) -> Part:
+def _part(split: str, root: Path, sets: Sequence[Any], exif: bool) -> Part:
     labels = np.concatenate([_attribute(one, "targets", "labels", "_labels") for one in sets])
     if hasattr(sets[0], "data"):
         pixels = np.concatenate([_as_nchw(one.data) for one in sets])
         return Part(ArrayImages(pixels, [f"{split}/{i}" for i in range(len(pixels))]), labels)
     files = [os.path.relpath(file, root) for one in sets for file in _attribute(one, "_image_files", "_images")]
     paths = [Path(file).as_posix() for file in files]
-    return Part(EncodedImages(Files(root, paths), [f"{split}/{path}" for path in paths]), labels)
+    return Part(EncodedImages(Files(root, paths), [f"{split}/{path}" for path in paths], exif=exif), labels)
 
 
 def _attribute(one: Any, *names: str) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coss_eval._disk import cache_folder
 from coss_eval.errors import UsageError
 from coss_eval.store import canonical_json
 
@@ -76,8 +77,7 @@ def save(name: str, arrays: Arrays) -> None:
 
 def folder() -> Path:
     """COSS_CACHE_DIR, else coss-eval in the user's cache directory."""
-    own = os.environ.get("COSS_CACHE_DIR")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coss-eval"
+    return cache_folder()
 
 
 def limit_bytes() -> int:

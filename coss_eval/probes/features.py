@@ -61,6 +61,7 @@ def extract(
     places = [find_site(model.backbone, name) for name in sites]
     name = disk.key("features", protocol(model, split, sites))
     if cache and (found := disk.load(name, ["ids", "labels", *map(_entry, sites)])) is not None:
+        split.mark_left_out(found["ids"])
         arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
         return Features(arrays["ids"], arrays["labels"], {site: arrays[_entry(site)] for site in sites}, cached=True)
     features = _extract(model, split, places, batch_size, resolve_device(device))

@@ -25,6 +25,9 @@ def tables(results: Results) -> list[Table]:
 def warnings(results: Results) -> list[str]:
     """What a reader must know first."""
     found = [warning for run in results.runs for warning in run.get("warnings", [])] + results.warnings
+    found += [
+        f"Images were left out (--skip-bad-images): {line}" for run in results.runs for line in run.get("left_out", [])
+    ]
     limits = sorted({int(limit) for limit in results.frame["limit"].dropna()})
     if limits:
         shown = ", ".join(map(str, limits))

@@ -197,11 +197,23 @@ def test_many_bad_images_are_counted_and_some_named(tmp_path: Path) -> None:
         read(load_dataset(tmp_path).test)
 
 
-def test_an_odd_size_among_the_headers_ends_native_sizes(tmp_path: Path) -> None:
+def test_a_tenth_of_odd_sizes_is_cut_to_the_others_and_named(tmp_path: Path) -> None:
     write_class_folders(tmp_path)
     put(tmp_path / "val" / "n03" / "zz.png", png(image_of("val", 0, 0, 13)))
-    data = load_dataset(tmp_path)
+    data = load_dataset(tmp_path)  # 1 of 10
+    assert data.train.native_size == data.test.native_size == (12, 12)
+    assert data.notes == ("1 of the test images are not 12x12 px and are cut to it: val/n03/zz.png (13x13)",)
+    assert len(read(data.test)) == 10
+
+
+def test_more_odd_sizes_end_native_sizes_and_it_says_why(tmp_path: Path) -> None:
+    write_class_folders(tmp_path)
+    for name in ("y.png", "z.png"):
+        put(tmp_path / "val" / "n03" / name, png(image_of("val", 0, 0, 13)))
+    data = load_dataset(tmp_path)  # 2 of 11
     assert data.train.native_size is data.test.native_size is None
+    assert "only 82 % of them are 12x12 px" in data.notes[0]
+    assert "val/n03/y.png (13x13); val/n03/z.png (13x13)" in data.notes[0]
 
 
 def test_an_odd_size_found_later_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,17 +221,18 @@ def test_an_odd_size_found_later_is_a_bad_image(tmp_path: Path, monkeypatch: pyt
     for name in names:
         put(tmp_path / name, png(image_of("val", 0, 0, 13 if name == "val/n01/32.png" else 12)))
     monkeypatch.setattr(images, "_header_sample", lambda count: [0, 1, 33])
+    monkeypatch.setattr(images, "READ_ALL_HEADERS", 3)
     split = load_dataset(tmp_path).test
     assert split.native_size == (12, 12)
     with pytest.raises(CossError, match=r"1 of 34 test images.*32.png \(13x13 pixels"):
         read(split)
 
 
-@pytest.mark.parametrize("count", [1, 31, 10_000, 10_001, 1_281_167])
+@pytest.mark.parametrize("count", [1, 31, 1024, 1025, 10_000, 1_281_167])
 def test_headers_are_sampled_over_the_whole_set(count: int) -> None:
     sample = list(images._header_sample(count))
     assert (sample[0], sample[-1]) == (0, count - 1)
-    assert len(sample) == (count if count <= 10_000 else 1024)
+    assert len(sample) == (min(count, 1024))
     assert len(set(sample)) == len(sample)
 
 
