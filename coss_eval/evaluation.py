@@ -241,7 +241,7 @@ def _seen(subject: Subject, allow_batch_dependent: bool) -> tuple[Subject, Behav
 
 def _left_over(one: Known, store: Store) -> str | None:
     """Whether cells that this call does not compute again are those of a network with other outputs."""
-    if not one.change:
+    if not any(one.shares.values()):
         return None
     return (
         f"{one.model.name} gives other outputs than when results were stored: what this call does not compute again in "

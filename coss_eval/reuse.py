@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,15 +29,18 @@ class Known:
     same: frozenset[str] = frozenset()  # names of all outputs there that are these but for rounding
     oldest: str | None = None  # whose the cells are that name no outputs: those of earlier versions
     record: dict[str, Any] | None = None  # for run.json, where these outputs are new
-    change: float = 0.0  # how far they are from the nearest there, as a share of the spread between images
+    shares: Mapping[str, float] = field(default_factory=dict)  # how far each there is, in spreads between images
 
     def check(self, stored: Mapping[str, Any]) -> None:
         """UsageError where a stored cell is that of a network with other outputs."""
-        if self.name is not None and stored.get("outputs", self.oldest) not in self.same:
+        of = stored.get("outputs", self.oldest)
+        if self.name is not None and of not in self.same:
+            apart_by = (
+                f" ({100 * self.shares[of]:.2g} % of the spread between images apart)" if of in self.shares else ""
+            )
             raise UsageError(
-                f"{self.model.name} gives other outputs than when these results were stored "
-                f"({100 * self.change:.2g} % of the spread between images apart): its code, a mode or a normalisation "
-                "inside it changed; give another --out, or --overwrite"
+                f"{self.model.name} gives other outputs than when these results were stored{apart_by}: its code, a mode "
+                "or a normalisation inside it changed; give another --out, or --overwrite"
             )
 
 
@@ -53,9 +56,8 @@ def known(model: Model, size: Sequence[int], seen: Behaviour | None, runs: Seque
     shares = {other: apart(seen.outputs, torch.tensor(kept).double()) for other, kept in there.items()}
     same = {other for other, share in shares.items() if not share}
     record = None if same else {"network": network, "name": name, "values": values}
-    change = min(shares.values(), default=0.0)
     name = min(same) if same else name
-    return Known(model, name, frozenset({*same, name}), next(iter(there), name), record, change)
+    return Known(model, name, frozenset({*same, name}), next(iter(there), name), record, shares)
 
 
 def _digest(value: Any) -> str:

@@ -73,7 +73,6 @@ def _evaluate(
     say("")
     say(_headline(done.path, run.baseline))
     say(f"\nreport      {out / 'report.md'}, report.html and, for every number, tables/*.csv")
-    _say_gaps(done)
     return 1 if done.failures else 0
 
 
