@@ -35,12 +35,11 @@ class Known:
         """UsageError where a stored cell is that of a network with other outputs."""
         of = stored.get("outputs", self.oldest)
         if self.name is not None and of not in self.same:
-            apart_by = (
-                f" ({100 * self.shares[of]:.2g} % of the spread between images apart)" if of in self.shares else ""
-            )
+            share = self.shares.get(str(of))
+            by = "" if share is None else f" ({100 * share:.2g} % of the spread between images apart)"
             raise UsageError(
-                f"{self.model.name} gives other outputs than when these results were stored{apart_by}: its code, a mode "
-                "or a normalisation inside it changed; give another --out, or --overwrite"
+                f"{self.model.name} gives other outputs than when these results were stored{by}: its code, a mode or a "
+                "normalisation inside it changed; give another --out, or --overwrite"
             )
 
 
