@@ -31,6 +31,8 @@ _HOME = {
     "train": "coss_eval.training.loop",
 }
 
+_SPEAKING = ("load_model", "evaluate", "train")  # what the command line would print, they give as warnings
+
 __all__ = [
     "Run",
     "__version__",
@@ -47,7 +49,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'coss_eval' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    found = getattr(import_module(_HOME[name]), name)
+    if name in _SPEAKING:
+        from coss_eval._speaking import speaking
+
+        found = speaking(found)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -45,12 +45,15 @@ def check(models: list[Model], data: Dataset, *, device: str = "auto") -> int:
                 continue
             started = time.perf_counter()
             try:
-                planned = evaluation.plan(models, small, out=scratch, tasks=[task], device=device, cache=False)
-                failures = evaluation.execute(planned).failures
+                options = {"tasks": [task], "device": device, "cache": False, "skip_impossible": True}
+                planned = evaluation.plan(models, small, out=scratch, **options)  # type: ignore[arg-type]
+                failures = evaluation.execute(planned).failures if planned.cells else ()
             except CossError as error:
                 failures = (str(error),)
             seconds = time.perf_counter() - started
-            verdict = f"ok, {len(planned.cells)} cells" if not failures else failures[0]
+            verdict = failures[0] if failures else f"ok, {len(planned.cells)} cells"
+            if not failures and planned.skipped:
+                verdict = f"{verdict if planned.cells else 'skipped'}; {planned.skipped[0]}"
             say(f"{task.name:<12}{verdict} ({seconds:.1f} s)")
             failed |= bool(failures)
     say(

@@ -10,6 +10,13 @@ class CossError(Exception):
     """A failure the user can mend; the CLI prints its message alone, without a traceback."""
 
 
+class CossWarning(UserWarning):
+    """What the command line prints before and after a run, for Python: assumptions, warnings, cells not done.
+
+    Silenced as any warning: ``warnings.simplefilter("ignore", coss_eval.errors.CossWarning)``.
+    """
+
+
 class UsageError(CossError):
     """A wrong call (unknown name, value out of range, flags that do not fit): exit code 2."""
 

@@ -54,10 +54,10 @@ def run(out: Path, *, quiet: bool = False) -> int:
         say("\n".join(planned.lines()))
     with progress_line(quiet=quiet) as on_progress:
         done = evaluation.execute(planned, on_progress=on_progress)
+    for failure in done.failures:  # before the report, which may find nothing to show
+        say(f"NOT DONE    {failure}")
     written = reports.write(out)
     say(f"\n{reports.headline_text(Store(out))}\n")
     say(f"report      {out / 'report.html'} ({len(written)} files in {out})")
     say(f"next        coss-eval robustness --ckpt {out / 'runs/co-byol/model.safetensors'} --data digits --limit 100")
-    for failure in done.failures:
-        say(f"NOT DONE    {failure}")
     return 1 if done.failures else 0

@@ -22,16 +22,22 @@ from coss_eval.cli.flags import (
 from coss_eval.errors import UsageError
 
 if TYPE_CHECKING:
-    from coss_eval.evaluation import Plan
+    from coss_eval.evaluation import Plan, Run
     from coss_eval.tasks.corruptions import Corruptions
     from coss_eval.tasks.task import Task
 
 
 def _evaluate(
-    models: ModelFlags | None, data: DataFlags | None, run: RunFlags | None, tasks: Sequence[str | Task]
+    models: ModelFlags | None,
+    data: DataFlags | None,
+    run: RunFlags | None,
+    tasks: Sequence[str | Task],
+    *,
+    skip_impossible: bool = False,
 ) -> int:
     """Plan, say so, run, report: what every evaluating command does."""
     from coss_eval import evaluation
+    from coss_eval.store import Store
     from coss_eval.terminal import progress_line, say
 
     run = run or RunFlags()
@@ -49,6 +55,8 @@ def _evaluate(
         batch_size=run.batch_size,
         cache=not run.no_cache,
         overwrite=run.overwrite,
+        allow_batch_dependent=run.allow_batch_dependent,
+        skip_impossible=skip_impossible,
     )
     if not run.quiet or run.dry_run:
         _show_plan(planned, out)
@@ -58,14 +66,26 @@ def _evaluate(
         done = evaluation.execute(
             planned, overwrite=run.overwrite, budget_hours=run.budget_hours, on_progress=on_progress
         )
+    _say_gaps(done)  # before the report, which may find nothing to show
+    if not Store(done.path).records():
+        say(f"nothing was measured, so there is no report in {out}")
+        return 1
     say("")
     say(_headline(done.path, run.baseline))
     say(f"\nreport      {out / 'report.md'}, report.html and, for every number, tables/*.csv")
+    return 1 if done.failures else 0
+
+
+def _say_gaps(done: Run) -> None:
+    """A line for each cell that could not be measured, and why."""
+    from coss_eval.terminal import say
+
+    for line in done.skipped:
+        say(f"SKIPPED     {line}")
     for line in done.left_out:
         say(f"LEFT OUT    {line}")
     for failure in done.failures:
         say(f"NOT DONE    {failure}")
-    return 1 if done.failures else 0
 
 
 def _show_plan(planned: Plan, out: Path) -> None:
@@ -76,7 +96,8 @@ def _show_plan(planned: Plan, out: Path) -> None:
             say("\n".join(subject.model.report.lines()))
     say("\n".join(planned.lines()))
     say(f"out         {out}")
-    say(f"estimate    {duration(planned.seconds())}\n")
+    seconds = planned.seconds()
+    say(f"estimate    {'unknown: a network takes none of these images' if seconds is None else duration(seconds)}\n")
 
 
 def _headline(path: Path, baseline: str | None) -> str:
@@ -90,15 +111,23 @@ def _headline(path: Path, baseline: str | None) -> str:
 @app.command(group=EVALUATE)
 def robustness(
     *,
+    tasks: Words = (),
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
     run: RunFlags | None = None,
     backend: Backend = "native",
 ) -> int:
-    """Evaluate checkpoints with every task and write the report."""
-    from coss_eval.tasks import NAMES
+    """Evaluate checkpoints with every task that the images allow, and write the report.
 
-    return evaluate(tasks=tuple(NAMES), models=models, data=data, run=run, backend=backend)
+    Without a training split no probe can be fitted: checkpoints then need a head of their own for the dataset's
+    classes, and the task probe is skipped, with a line that says so.
+
+    Parameters
+    ----------
+    tasks
+        Names from coss-eval list tasks [default: all].
+    """
+    return _evaluate(models, data, run, _made(tasks, backend), skip_impossible=True)
 
 
 @app.command(group=EVALUATE)
@@ -117,11 +146,15 @@ def evaluate(
     tasks
         Names from coss-eval list tasks.
     """
+    return _evaluate(models, data, run, _made(tasks, backend))
+
+
+def _made(names: Sequence[str], backend: Backend) -> list[Task]:
+    """The tasks of these names, all where there are none."""
     from coss_eval.tasks import NAMES, task_class
 
-    chosen = [task_class(name) for name in tasks or NAMES]
-    made = [task(backend=backend) if "backend" in task.__dataclass_fields__ else task() for task in chosen]  # type: ignore[attr-defined, call-arg]
-    return _evaluate(models, data, run, made)
+    chosen = [task_class(name) for name in names or NAMES]
+    return [task(backend=backend) if "backend" in task.__dataclass_fields__ else task() for task in chosen]  # type: ignore[attr-defined, call-arg]
 
 
 @app.command(group=EVALUATE)

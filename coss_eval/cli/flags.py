@@ -171,6 +171,8 @@ class RunFlags:
     "Compute cells again that are already stored."
     no_cache: bool = False
     "Do not read or write cached features and probes."
+    allow_batch_dependent: bool = False
+    "Measure networks whose outputs for an image depend on its batch; the batch size is then kept with the numbers."
     budget_hours: float | None = None
     "Begin no new cell after so many hours."
     baseline: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from coss_eval.code_identity import code_identity
 from coss_eval.errors import CossError
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
@@ -58,6 +60,8 @@ class Model:
 
     ``classes`` names the outputs of ``head`` in their order, where the file or the weights say them.
     ``architecture`` is what builds the same network afresh; None for a network that somebody made by hand.
+    ``code`` identifies code that is not the packages' (see ``code_identity``), ``batch_size`` the batches of a network
+    whose outputs depend on them; both are None for ordinary networks, and stand in every key where they are not.
     """
 
     name: str
@@ -71,15 +75,26 @@ class Model:
     report: KeyReport | None = None
     head_choice: HeadChoice = "auto"
     architecture: Architecture | None = None
+    code: str | None = None
+    batch_size: int | None = None
 
     def protocol(self) -> dict[str, Any]:
         """All that a number depends on, as JSON: the weights themselves, the architecture and the preprocessing."""
         options = self.architecture.options() if self.architecture else {}
+        own = {"code": self.code, "batch_size": self.batch_size}
+        options |= {name: value for name, value in own.items() if value is not None}
         return {"sha256": self.sha256, "arch": self.arch, **options, "preprocessing": self.preprocessing.protocol()}
 
     def identified(self) -> Model:
-        """This model with the hash of the weights that it has now: for use after training them in place."""
-        return replace(self, sha256=weights_sha256(self.backbone, self.head))
+        """This model under the identity of what it is now: weights may have been changed in place, and code edited."""
+        return replace(self, sha256=weights_sha256(self.backbone, self.head), code=self._code())
+
+    def _code(self) -> str | None:
+        """Of the factory that made the network, and of every class in it."""
+        modules = [module for part in (self.backbone, self.head) if part is not None for module in part.modules()]
+        factory = self.arch.partition(":")[0] if ":" in self.arch else None
+        own = [factory] if factory in sys.modules else []  # not "timm:NAME" and the like
+        return code_identity([*{type(module) for module in modules}, *own])
 
     def untrained(self, seed: int = 0) -> Model:
         """The same architecture with random weights of its own initialisation, drawn from ``seed``, and no head."""

@@ -2,9 +2,11 @@
 
 from coss_eval.probes.features import Features as Features
 from coss_eval.probes.features import extract as extract
+from coss_eval.probes.features import extract_known as extract_known
 from coss_eval.probes.fit import few_label_probe as few_label_probe
 from coss_eval.probes.fit import fit_classifier as fit_classifier
 from coss_eval.probes.fit import fitted_probe as fitted_probe
+from coss_eval.probes.fit import known_classifier as known_classifier
 from coss_eval.probes.fit import probe_beside as probe_beside
 from coss_eval.probes.forward import Predictions as Predictions
 from coss_eval.probes.forward import predict as predict

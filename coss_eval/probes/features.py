@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coss_eval.code_identity import UNKNOWN
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.internal.hooks import find_site
@@ -18,7 +19,8 @@ from coss_eval.models.backbone import Backbone, Site, as_locations
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
-from coss_eval.probes.forward import outputs, ready, resolve_device
+from coss_eval.probes.behaviour import refuse_batch_dependent
+from coss_eval.probes.forward import outputs, ready, refuse_non_finite, resolve_device
 
 VERSION = 1  # to be raised when the same protocol comes to mean other features
 
@@ -54,8 +56,28 @@ def extract(
     """Features of every image of ``split`` at ``sites``, on the CPU; a site with locations gives their mean.
 
     ``model.backbone`` is moved to the device; its modes, gradients and hooks are left as they were. With ``cache``,
-    features of the same weights, images, geometry and sites are read from the user's cache directory or kept there.
+    features of the same weights, code, images, geometry and sites are read from the user's cache directory or kept
+    there. UsageError where an image's features depend on its batch, CossError where one is not finite.
     """
+    return extract_known(
+        model.identified(), split, sites=sites, batch_size=batch_size, device=device, cache=cache, check_batches=True
+    )
+
+
+def extract_known(
+    model: Model,
+    split: Split,
+    *,
+    sites: Sequence[str] = ("global",),
+    batch_size: int = 256,
+    device: str | torch.device = "auto",
+    cache: bool = True,
+    check_batches: bool = False,
+) -> Features:
+    """``extract`` of a model whose identity was taken just now, as within one evaluation: nothing is hashed again."""
+    if model.batch_size is not None:
+        model = replace(model, batch_size=batch_size)
+    cache = cache and model.code != UNKNOWN  # what cannot be identified is not cached
     if not sites:
         raise UsageError(f"no site to extract; this network has {', '.join(model.backbone.sites)}")
     places = [find_site(model.backbone, name) for name in sites]
@@ -63,8 +85,13 @@ def extract(
     if cache and (found := disk.load(name, ["ids", "labels", *map(_entry, sites)])) is not None:
         split.mark_left_out(found["ids"])
         arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
-        return Features(arrays["ids"], arrays["labels"], {site: arrays[_entry(site)] for site in sites}, cached=True)
-    features = _extract(model, split, places, batch_size, resolve_device(device))
+        kept = {site: arrays[_entry(site)] for site in sites}
+        if all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
+            return Features(arrays["ids"], arrays["labels"], kept, cached=True)
+    target = resolve_device(device)
+    if check_batches:
+        refuse_batch_dependent(model, image_size(model, split), target)
+    features = _extract(model, split, places, batch_size, target)
     if cache:
         values = {_entry(site): value.numpy() for site, value in features.values.items()}
         disk.save(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values})
@@ -80,6 +107,12 @@ def protocol(model: Model, split: Split, sites: Sequence[str] = ("global",)) -> 
         "sites": sorted(set(sites)),
         "version": VERSION,
     }
+
+
+def image_size(model: Model, split: Split) -> tuple[int, int]:
+    """(height, width) of the pixels that a network is given of a split, before it resizes them itself."""
+    size = split.protocol(model.preprocessing.geometry)["size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _entry(site: str) -> str:
@@ -108,6 +141,8 @@ def _extract(model: Model, split: Split, places: Sequence[Site], batch_size: int
             seen += len(batch.ids)
     if not seen:
         raise CossError(f"no image of the {split.name} split could be read, so there are no features")
+    for site, value in values.items():
+        refuse_non_finite(value[:seen], ids[:seen], f"{model.name}: features at {site}")
     return Features(ids[:seen], labels[:seen], {site: value[:seen] for site, value in values.items()})
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from coss_eval.code_identity import UNKNOWN
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
@@ -16,7 +18,7 @@ from coss_eval.models.classifier import Classifier
 from coss_eval.models.heads import resolve_head
 from coss_eval.models.model import HeadChoice, Model
 from coss_eval.probes import cache as disk
-from coss_eval.probes.features import Features, extract, protocol
+from coss_eval.probes.features import Features, extract_known, protocol
 from coss_eval.probes.forward import resolve_device
 from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe
 
@@ -41,6 +43,23 @@ def fit_classifier(
     linear probe on the training split; None is what the model was loaded with. ``origin`` of the result says which it
     was. The probe's strength is chosen on a tenth of the training images; the test split is never read.
     """
+    known = model.identified()
+    return known_classifier(
+        known, data, head=head, device=device, batch_size=batch_size, cache=cache, check_batches=True
+    )
+
+
+def known_classifier(
+    model: Model,
+    data: Dataset,
+    *,
+    head: HeadChoice | None = None,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+    cache: bool = True,
+    check_batches: bool = False,
+) -> Classifier:
+    """``fit_classifier`` of a model whose identity was taken just now: nothing is hashed again."""
     target = resolve_device(device)
     decision = resolve_head(model, data.classes, head)
     if decision.use_own and model.head is not None:
@@ -54,7 +73,8 @@ def fit_classifier(
             "give a dataset with train/ and test/ folders, or a checkpoint whose head has these classes"
         )
     else:
-        probe = fitted_probe(model, data.train, device=target, batch_size=batch_size, cache=cache)
+        options = {"device": target, "batch_size": batch_size, "cache": cache, "check_batches": check_batches}
+        probe = fitted_probe(model, data.train, **options)  # type: ignore[arg-type]
         classifier = Classifier(model.backbone, probe.module(), model.preprocessing, origin=probe.describe())
     return classifier.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
@@ -66,12 +86,19 @@ def fitted_probe(
     device: str | torch.device = "auto",
     batch_size: int = 256,
     cache: bool = True,
+    check_batches: bool = False,
 ) -> LinearProbe:
-    """The linear probe on the global representation of ``train``; kept in the cache, as its features are."""
+    """The linear probe on the global representation of ``train``; kept in the cache, as its features are.
+
+    The model's identity is taken as it stands: after changing weights in place, give ``model.identified()``.
+    """
+    cache = cache and model.code != UNKNOWN
+    model = model if model.batch_size is None else replace(model, batch_size=batch_size)
     name = disk.key("probe", _probe_protocol(model, train))
     probe = _load(name) if cache else None
     if probe is None or (probe.at_the_end and len(probe.path) == len(STRENGTHS)):  # stored before grids were widened
-        features = extract(model, train, device=device, batch_size=batch_size, cache=cache)
+        options: dict[str, Any] = {"device": device, "batch_size": batch_size, "cache": cache}
+        features = extract_known(model, train, check_batches=check_batches, **options)
         probe = choose_probe(features, train, device=device)
         if cache:
             _save(name, probe)
@@ -88,13 +115,15 @@ def probe_beside(
     cache: bool = True,
 ) -> LinearProbe:
     """``fitted_probe`` at ``factor`` times its strength: how much of a result is the probe's and not the network's."""
+    cache = cache and model.code != UNKNOWN
+    model = model if model.batch_size is None else replace(model, batch_size=batch_size)
     name = disk.key("probe", {**_probe_protocol(model, train), "factor": factor})
     probe = _load(name) if cache else None
     options: dict[str, Any] = {"device": device, "batch_size": batch_size, "cache": cache}
     chosen = fitted_probe(model, train, **options)
     strength = factor * chosen.strength
     if probe is None or not math.isclose(probe.strength, strength):
-        features, target = extract(model, train, **options), resolve_device(device)
+        features, target = extract_known(model, train, **options), resolve_device(device)
         probe = refit_probe(chosen, features.values["global"], features.labels, strength, device=target)
         if cache:
             _save(name, probe)

@@ -58,7 +58,54 @@ def predict(classifier: nn.Module, batches: Iterable[Batch], device: str | torch
             logits.append(found.cpu())
     if not ids:
         raise CossError("there is no image to predict: the batches are empty")
-    return Predictions(torch.cat(ids), torch.cat(labels), torch.cat(logits))
+    found = Predictions(torch.cat(ids), torch.cat(labels), torch.cat(logits))
+    refuse_non_finite(found.logits, found.ids, "the logits")
+    return found
+
+
+def refuse_non_finite(values: Tensor, ids: Tensor, what: str) -> None:
+    """CossError that names the images whose row of ``values`` (N, D), on the CPU, holds NaN or infinity."""
+    bad = ids[~values.isfinite().flatten(1).all(1)].tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
+        raise CossError(
+            f"{what} hold NaN or infinity for {len(bad)} of {len(ids)} images (sample ids {shown}): check the weights "
+            "and the normalisation"
+        )
+
+
+@contextmanager
+def finite_outputs(*modules: nn.Module) -> Iterator[Callable[[], str | None]]:
+    """Watch every output of ``modules`` while open; what is yielded says where the first NaN or infinity was.
+
+    A forward pass adds to a flag on the device; only asking for it, None where all was finite, waits for the device.
+    """
+    first: dict[int, Any] = {}  # the number of the first bad pass by module, 0 where there is none
+    passes = dict.fromkeys(range(len(modules)), 0)
+
+    def watch(place: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):  # while a tracer looks on
+                return
+            passes[place] += 1
+            before = first.get(place, 0)
+            bad = ~output.detach().isfinite().all() & (before == 0)
+            first[place] = before + passes[place] * bad
+
+        return hook
+
+    def where() -> str | None:
+        for place, number in first.items():
+            if found := int(number):
+                return f"batch {found} of the {passes[place]} that passed through it"
+        return None
+
+    handles = [module.register_forward_hook(watch(place)) for place, module in enumerate(modules)]
+    try:
+        yield where
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

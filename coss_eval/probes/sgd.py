@@ -23,7 +23,7 @@ from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.model import Model
-from coss_eval.probes.features import extract
+from coss_eval.probes.features import extract_known
 from coss_eval.probes.fit import HELD_OUT
 from coss_eval.probes.forward import ahead, exact_float32, ready, resolve_device
 
@@ -182,7 +182,7 @@ def sgd_probe(
     heads = train_heads(model, fit, protocol, seed=seed, device=target, batch_size=batch_size)
     path, held_out = dict[float, float](), 0
     if select is not None:
-        features = extract(model, select, batch_size=batch_size, device=target, cache=cache)
+        features = extract_known(model, select, batch_size=batch_size, device=target, cache=cache)
         path = dict(zip(protocol.lrs, _accuracies(heads, features.values["global"], features.labels), strict=True))
         held_out = len(features)
     lr = max(path, key=path.__getitem__) if path else protocol.lrs[0]  # of equally accurate ones the smallest

@@ -28,13 +28,13 @@ def write(
     Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for an
     unknown baseline.
     """
-    from coss_eval.reports import document, figures, html, layout, markdown
+    from coss_eval.reports import document, figures, html, layout, markdown, tables
     from coss_eval.reports.files import write_file
 
     folder = Path(store_path if out is None else out)
     results = _results(Store(store_path))
     base = document.resolve_baseline(results, baseline)
-    everything = results.frame.to_csv(index=False, lineterminator="\n")
+    everything = tables.apart_from_untrained(results.frame).to_csv(index=False, lineterminator="\n")
     paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early
     drawn = figures.write(results, folder / "figures")
     pictures = {path.stem: path.read_bytes() for path in drawn if path.suffix == ".png"}

@@ -57,6 +57,19 @@ def model_order(runs: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(str(model["name"]) for run in runs for model in run.get("models", [])))
 
 
+def apart_from_untrained(frame: pd.DataFrame) -> pd.DataFrame:
+    """The tidy frame with the untrained networks that tasks measured beside a model under a name of their own.
+
+    Else whoever groups by the model's name averages the two.
+    """
+    if "weights" not in frame:
+        return frame
+    named, untrained = frame.copy(), frame["weights"] == "untrained"
+    for column in ("checkpoint", "model"):
+        named.loc[untrained, column] = frame.loc[untrained, column] + ", untrained"
+    return named
+
+
 def tidy_records(records: Sequence[Record], names: Iterable[str] = ()) -> pd.DataFrame:
     """``tidy`` of records that were read already; models appear in the order of ``names``, the others after them."""
     order = {name: i for i, name in enumerate(dict.fromkeys([*names, *sorted(str(r["model"]) for r in records)]))}
@@ -136,6 +149,8 @@ def _facts(record: Record) -> dict[str, str]:
     facts |= {name: data.get(name) for name in ("split", "limit", "fingerprint")} | {"data": data.get("name")}
     facts |= {"head": (protocol.get("head") or {}).get("head"), "preprocessing": model.get("preprocessing")}
     facts |= {"sha256": str(model.get("sha256", ""))[:8]}
+    facts |= {name: model[name] for name in ("code", "batch_size") if name in model}
+    facts |= {"task_code": protocol["code"]} if "code" in protocol else {}
     texts = {name: value if isinstance(value, str) else canonical_json(value) for name, value in facts.items()}
     return {name: text if len(text) <= 32 else f"{text[:31]}…" for name, text in texts.items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.classifier import Classifier, to_float
-from coss_eval.probes import extract
+from coss_eval.probes import extract_known
 from coss_eval.probes.forward import in_background
 from coss_eval.randomness import uniform
 from coss_eval.statistics import spread
@@ -90,7 +90,7 @@ class Crops(Task):
     def measure(self, cell: Cell, subject: Subject) -> Result:
         settings, classifier = subject.settings, subject.classifier
         options: dict[str, Any] = {"device": settings.device, "cache": settings.cache}
-        full = extract(subject.model, subject.data.test, batch_size=settings.batch_size, **options)
+        full = extract_known(subject.model, subject.data.test, batch_size=settings.batch_size, **options)
         features = full.values["global"]  # (N, D')
         mean = features.mean(0, dtype=torch.float64).to(settings.device, torch.float32)
         cell, notes = _possible(cell, classifier, subject.image_size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.probes import extract, few_label_probe, fitted_probe, knn, scores
+from coss_eval.probes import extract_known, few_label_probe, fitted_probe, knn, scores
 from coss_eval.probes.features import Features
 from coss_eval.probes.sgd import SgdProtocol, sgd_probe
 from coss_eval.store import Cell, Measurement
@@ -56,6 +56,10 @@ class Probe(Task):
             Cell(self.name, {"method": "knn", "k": self.k, "temperature": self.temperature, **train}),
         ]
 
+    def impossible(self, subject: Subject) -> str | None:
+        no_train = f"{subject.data.name} has no training split, which probes are fitted on"
+        return no_train if subject.data.train is None else None
+
     def forwards(self, cell: Cell, subject: Subject) -> float:
         """One pass over the features, shared by the cells, and fits that cost about as much again; or every epoch."""
         train, test = len(_training_split(subject)), len(subject.data.test)
@@ -70,14 +74,14 @@ class Probe(Task):
             "device": subject.settings.device,
             "cache": subject.settings.cache,
         }
-        test = extract(subject.model, subject.data.test, **options)
+        test = extract_known(subject.model, subject.data.test, **options)
         if params["method"] == "sgd":
             head = sgd_probe(subject.model, train, self.sgd, seed=params["seed"], **options)
             return _scored(head.module()(test.values["global"]).detach(), test, cell, *head.notes())
         if params["method"] == "knn":
-            logits, how = self._votes(cell, subject, extract(subject.model, train, **options), test)
+            logits, how = self._votes(cell, subject, extract_known(subject.model, train, **options), test)
         elif "labels" in params:
-            features = extract(subject.model, train, **options)
+            features = extract_known(subject.model, train, **options)
             probe = few_label_probe(features, train, params["labels"], seed=params["seed"], device=options["device"])
             logits = probe.module()(test.values["global"])
             how = f"{100 * params['labels']:g} % of the labels: {probe.describe()}"

@@ -36,10 +36,10 @@ class Redundancy(Task):
     site: str = "prepool"
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
-        return [
-            Cell(self.name, {"site": self.site, "weights": "trained"}, VERSION),
-            Cell(self.name, {"site": self.site, "weights": "untrained", "seed": seed}, VERSION),
-        ]
+        trained = Cell(self.name, {"site": self.site, "weights": "trained"}, VERSION)
+        if subject.model.architecture is None:  # raw pixels have no weights; how a network was made may not be known
+            return [trained]
+        return [trained, Cell(self.name, {"site": self.site, "weights": "untrained", "seed": seed}, VERSION)]
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
         return 2.0 * len(subject.data.test)

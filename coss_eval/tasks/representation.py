@@ -15,7 +15,7 @@ from coss_eval.attacks.inputs import check_count, check_eps, check_norm, check_s
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import Classifier, to_float
-from coss_eval.probes import extract, fitted_probe, knn
+from coss_eval.probes import extract_known, fitted_probe, knn
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.attack_calls import CHUNK
@@ -172,7 +172,7 @@ def _readers(subject: Subject) -> dict[str, Reader]:
         return {}
     options: dict[str, Any] = {"device": settings.device, "batch_size": settings.batch_size, "cache": settings.cache}
     head = fitted_probe(subject.model, train, **options).module().to(settings.device)
-    bank = extract(subject.model, train, **options)
+    bank = extract_known(subject.model, train, **options)
     vectors = bank.values["global"].to(settings.device)  # once, for every eps
     k, classes = min(NEIGHBOURS, len(bank)), len(subject.data.classes)
 

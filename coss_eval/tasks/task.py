@@ -14,10 +14,12 @@ import torch
 from coss_eval.data.batches import Batch
 from coss_eval.data.open import Dataset
 from coss_eval.data.split import Split
+from coss_eval.errors import CossError
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.heads import resolve_head
 from coss_eval.models.model import Model
-from coss_eval.probes import fit_classifier
+from coss_eval.probes import known_classifier
+from coss_eval.probes.features import image_size
 from coss_eval.statistics import wilson
 from coss_eval.store import Cell, Measurement, column_name
 
@@ -42,25 +44,27 @@ class Subject:
     model: Model
     data: Dataset
     settings: Settings
+    refusal: CossError | None = field(default=None, repr=False)  # why there is no classifier, once that is known
 
     @cached_property
     def classifier(self) -> Classifier:
         """The model's own head where its class names match the dataset's, else a linear probe fitted on train."""
+        if self.refusal is not None:  # it may have cost a pass over the training images to see
+            raise self.refusal
+        settings = self.settings
+        options: dict[str, Any] = {"device": settings.device, "batch_size": settings.batch_size}
         # whoever asks first: weights made in inference mode could not be attacked later
         with torch.inference_mode(False):
-            return fit_classifier(
-                self.model,
-                self.data,
-                device=self.settings.device,
-                batch_size=self.settings.batch_size,
-                cache=self.settings.cache,
-            )
+            try:
+                return known_classifier(self.model, self.data, cache=settings.cache, **options)
+            except CossError as error:
+                self.refusal = error
+                raise
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the pixels that corruptions act on and eps counts in."""
-        size = self.geometry["size"]
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return image_size(self.model, self.data.test)
 
     @property
     def geometry(self) -> dict[str, Any]:
@@ -100,7 +104,11 @@ class Result:
 
 
 class Task(ABC):
-    """A family of measurements. Its fields are its options; they go into the cells' parameters."""
+    """A family of measurements. Its fields are its options; they go into the cells' parameters.
+
+    The source code of a task from outside the package is in its cells' keys, or in its place the class's ``version``
+    (text or a number, to be raised when its numbers change) where it has one.
+    """
 
     name: ClassVar[str]
     uses_head: ClassVar[bool] = True
@@ -113,6 +121,12 @@ class Task(ABC):
     @abstractmethod
     def measure(self, cell: Cell, subject: Subject) -> Result:
         """One cell on one subject."""
+
+    def impossible(self, subject: Subject) -> str | None:
+        """Why this task has no number for the subject, whatever the cell; None where it has."""
+        if not self.uses_head or subject.data.train is not None or subject.head_protocol()["head"] == "own":
+            return None
+        return f"{subject.data.name} has no training split to fit a probe on"
 
     def run(self, cell: Cell, subjects: Sequence[Subject]) -> Iterator[Result]:
         """One cell on several subjects of the same data and geometry, in their order."""

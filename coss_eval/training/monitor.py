@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from coss_eval.data.split import Split
 from coss_eval.models.model import Model
-from coss_eval.probes.features import extract
+from coss_eval.probes.features import extract_known
 from coss_eval.probes.forward import scores
 from coss_eval.probes.knn import predict
 from coss_eval.probes.linear import fit_probe
@@ -54,12 +54,12 @@ class Monitor:
 
     def look(self, model: Model) -> Health:
         """Features of the model as it stands; its mode and gradients are left as they were."""
-        bank = extract(model, self.bank, batch_size=self.batch_size, device=self.device, cache=False)
+        bank = extract_known(model, self.bank, batch_size=self.batch_size, device=self.device, cache=False)
         features = bank.values["global"]
         std, rank = spread(features)
         if self.queries is None:
             return Health(std, rank)
-        queries = extract(model, self.queries, batch_size=self.batch_size, device=self.device, cache=False)
+        queries = extract_known(model, self.queries, batch_size=self.batch_size, device=self.device, cache=False)
         found, truth, classes = queries.values["global"], queries.labels, len(self.bank.classes)
         k = min(NEIGHBOURS, len(features))
         votes = predict(features, bank.labels, found, num_classes=classes, k=k, device=self.device)

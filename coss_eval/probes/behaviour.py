@@ -1,0 +1,120 @@
+"""What a network makes of eight generated images: whether it is still the network that it was, and whether an image's
+outputs depend on the batch it comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coss_eval.errors import UsageError
+from coss_eval.models.classifier import Classifier
+from coss_eval.models.model import Model
+from coss_eval.probes.forward import ready
+from coss_eval.randomness import normal, uniform
+
+IMAGES = 8
+ALONE = 2  # of the images, passed once more by themselves
+NUMBERS = 16  # that are kept of each image's features, and as many of its own head's logits: random projections
+
+# Rounding, measured between batches of 1 and 8 and between a CPU and a GPU in exact float32, stays below a hundredth
+# of this; dropout, batch statistics and edited code lie far above.
+TOLERANCE = 1e-3  # of the spread between images
+FLOOR = 2e-5  # of the outputs' own size: where all images give nearly the same, their spread is rounding, too
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Projections of a network's features, and of its own head's logits where it has one; float64 on the CPU."""
+
+    outputs: Tensor  # (8, K), all in one batch
+    again: Tensor  # (8, K), the same batch once more
+    alone: Tensor | None  # (2, K), the first ones by themselves; None where the network refuses single images
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.outputs.isfinite().all())
+
+
+def observe(model: Model, size: Sequence[int], device: torch.device) -> Behaviour:
+    """Pass the images, (height, width) ``size``, through the network as every measurement does, in eval mode."""
+    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    pixels = fixed_images(size).to(device, memory_format=torch.channels_last)
+    parts = [part for part in (network, model.head) if part is not None]
+
+    def numbers(images: Tensor) -> Tensor:
+        features = network(images)
+        logits = [] if model.head is None else [model.head(features)]
+        return torch.cat([_projected(output.flatten(1)) for output in (features, *logits)], 1)
+
+    with ready(nn.ModuleList(parts), device), torch.inference_mode():
+        outputs, again = numbers(pixels), numbers(pixels)
+        try:
+            alone = torch.cat([numbers(pixels[i : i + 1]) for i in range(ALONE)])
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # as BatchNorm in train mode says
+                raise
+            alone = None
+    return Behaviour(outputs, again, alone)
+
+
+def fixed_images(size: Sequence[int]) -> Tensor:
+    """float32 (8, 3, height, width) in [0, 1]: coarse random colours made smooth, the same everywhere."""
+    coarse = uniform(torch.arange(IMAGES), 0, "fixed images", shape=(3, 8, 8))
+    return F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """How far outputs (n, K) lie from ``b`` (N >= n, K), as a share of the spread between the images of ``b``.
+
+    0 where the difference is rounding; features and logits are looked at separately, the larger share counts.
+    """
+    shares = [0.0]
+    for one, other in zip(torch.split(a, NUMBERS, 1), torch.split(b, NUMBERS, 1), strict=True):
+        difference = (one - other[: len(one)]).square().mean().sqrt().item()
+        spread = (other - other.mean(0)).square().mean().sqrt().item()
+        if difference > TOLERANCE * spread + FLOOR * other.square().mean().sqrt().item():
+            shares.append(difference / spread if spread else float("inf"))
+    return max(shares)
+
+
+def batch_dependence(found: Behaviour) -> str | None:
+    """What was seen, where an image's outputs depend on its batch or on chance; None where they do not."""
+    if not found.finite:
+        return None  # another fault, which cells that meet it are refused for
+    if found.alone is None:
+        return "it takes no image alone"
+    seen = {
+        "the same batch passed twice differs by": apart(found.again, found.outputs),
+        "images alone and among 8 differ by": apart(found.alone, found.outputs),
+    }
+    said = [f"{what} {100 * share:.2g} % of the spread between images" for what, share in seen.items() if share]
+    return "; ".join(said) or None
+
+
+def refuse_batch_dependent(model: Model, size: Sequence[int], device: torch.device) -> None:
+    """UsageError where the outputs depend on the batch, unless the model says that they may (``batch_size``)."""
+    seen = batch_dependence(observe(model, size, device)) if model.batch_size is None else None
+    if seen is not None:
+        raise UsageError(refusal(model, seen))
+
+
+def refusal(model: Model, seen: str) -> str:
+    """The line for what ``batch_dependence`` saw."""
+    return (
+        f"{model.name}: the outputs for an image depend on its batch or on chance ({seen}; rounding stays below "
+        f"{100 * TOLERANCE:g} %): BatchNorm without running statistics, active dropout or test-time adaptation? Mend "
+        "the network, or add --allow-batch-dependent (allow_batch_dependent=True), which keeps the batch size with "
+        "the numbers"
+    )
+
+
+def _projected(outputs: Tensor) -> Tensor:
+    """Outputs (n, D) as NUMBERS random mixtures each, float64 (n, 16) on the CPU, whose lengths are about theirs."""
+    mixing = normal(torch.arange(NUMBERS), 0, "mixtures of outputs", shape=(outputs.shape[1],)).double()
+    projected: Tensor = outputs.double().cpu() @ mixing.T / NUMBERS**0.5
+    return projected
