@@ -9,9 +9,12 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from training_parts import SMALL, TINY, TWO_CONVOLUTIONS, digits
 
 from coss_eval.errors import UsageError
+from coss_eval.training.config import resolve
 from coss_eval.training.optim import LARS, cosine, ema_update, make_optimizer, parameter_groups, set_lr, warm_up_cosine
+from coss_eval.training.task import Task
 
 
 def network() -> nn.Module:
@@ -113,3 +116,15 @@ def test_the_moving_average_is_in_place() -> None:
     ema_update(target, online, 0.75)
     assert [t.data_ptr() for t in target] == places
     torch.testing.assert_close(target, [torch.full((3,), 0.25), torch.full((2, 2), 0.75)])
+
+
+@pytest.mark.parametrize(("method", "small_views"), [("co-simsiam", 2), ("co-simsiam", 0), ("byol", 2)])
+def test_simsiams_predictors_all_keep_their_rate(method: str, small_views: int) -> None:
+    options = SMALL[method.removeprefix("co-")]
+    fields = {**TINY, **TWO_CONVOLUTIONS, "small_views": small_views, "small_size": 16, "options": options}
+    task = Task(resolve(method, **fields), digits(64), torch.device("cpu"))
+    names = {id(p): name for name, p in task.objective.named_parameters()}
+    constant = {names[id(p)] for g in task.optimizer().param_groups if g["constant"] for p in g["params"]}
+    expected = {name for name in names.values() if "predictor." in name} if method == "co-simsiam" else set()
+    assert constant == expected
+    assert any("small_predictor" in name for name in names.values()) == (small_views > 0)
