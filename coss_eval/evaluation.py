@@ -432,6 +432,7 @@ def provenance(planned: Plan) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "data": {
             "name": data.name,
+            "classes": len(data.classes),
             "test": {"n": len(data.test), "fingerprint": data.test.fingerprint, "limit": data.test.limit},
             "train": None
             if data.train is None

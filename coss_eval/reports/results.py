@@ -142,8 +142,11 @@ class Results:
 
     @cached_property
     def _chances(self) -> dict[str | None, float]:
-        """Chance by the images' fingerprint: as cells hold it, or solved for from what old ones hold."""
-        found: dict[str | None, float] = {}
+        """Chance by the images' fingerprint: as cells or runs hold it, or solved for from what old ones hold."""
+        told_by_runs = ((run.get("data", {}), run.get("data", {}).get("test", {})) for run in self.runs)
+        found: dict[str | None, float] = {
+            test["fingerprint"]: 1 / data["classes"] for data, test in told_by_runs if data.get("classes")
+        }
         for record in self.records:
             told = [m["value"] for m in record["measurements"] if m["metric"] == "chance"]
             chance = told[0] if told else _solved_chance(record["measurements"])
