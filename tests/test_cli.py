@@ -211,7 +211,7 @@ def test_receptive_fields_in_theory_and_over_images(run: Callable[..., Done]) ->
     assert "stage1      64 x 64        1        11" in done.out
     assert "prepool      8 x 8         8        29" in done.out
     done = run("receptive-field", "--arch", "rf9_resnet18", "--width", "8", "--data", "digits", "--images", "5")
-    assert "effective: over 5 test images of digits" in done.out
+    assert "median over 5 test images of digits" in done.out
     assert "of an image of 32 px" in done.out
     assert "--arch" in run("receptive-field").err
     assert "32 px" in run("receptive-field", "--arch", "rf9_resnet18", "--data", "digits", "--size", "64").err
