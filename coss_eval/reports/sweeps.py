@@ -24,6 +24,7 @@ from coss_eval.reports.results import Estimate
 from coss_eval.statistics import spread
 
 SCORES = {"top1": "linear probe top-1", "knn_top1": "kNN top-1"}
+NEXT = 6  # how many of a study's missing runs its page names
 AXES = {"crop_min_scale": "smallest training crop c_min, share of the image's area"}
 
 
@@ -106,8 +107,8 @@ def write_study(
     parts += ["## Where the claims are made", "\n".join(sources)]
     missing = [trial for trial in trials if trial.state != "done"]
     if missing:
-        listed = ", ".join(f"{trial.number} {trial.name} ({trial.state})" for trial in missing)
-        parts += ["## Not done yet", f"Numbers of --job: {listed}."]
+        listed = ", ".join(f"{trial.number} {trial.name} ({trial.state})" for trial in missing[:NEXT])
+        parts += ["## Not done yet", f"{len(missing)} runs; the next ones, with their numbers for --job: {listed}."]
     return [write_file(out / "report.md", "\n\n".join(parts) + "\n"), *paths]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from coss_eval.sweeps.plan import Run, Sweep
 from coss_eval.sweeps.state import RESULTS, State, Step, choices, cost, in_order
 
 
-def report(sweep: Sweep, everything: Sequence[State], out: Path) -> list[Path]:
+def report(sweep: Sweep, everything: list[State], out: Path) -> list[Path]:
     """Write the page on the runs that are done, the missing ones named; the paths written."""
     trials = [_trial(state, sweep, out) for state in everything if not state.run.pilot]
     pilots = _pilots([state for state in everything if state.run.pilot])
@@ -28,7 +27,7 @@ def report(sweep: Sweep, everything: Sequence[State], out: Path) -> list[Path]:
     return sweeps.write(trials, out, title=_title(sweep), about=about)
 
 
-def still_to_do(everything: Sequence[State]) -> str:
+def still_to_do(everything: list[State]) -> str:
     """How many runs are done and what the others are expected to take."""
     runs = [state for state in everything if not state.run.pilot]
     trained = sum(state.stage in ("trained", "done") for state in runs)
@@ -36,10 +35,15 @@ def still_to_do(everything: Sequence[State]) -> str:
     text = f"{trained} of {len(runs)} runs are trained, {done} evaluated"
     if done == len(runs):
         return f"{text}."
-    minutes = [m for state in everything for m in steps_left(state, list(everything)).values()]
-    if any(m is None for m in minutes):
-        return f"**{text}**; how long the others take is not known before a first one is done."
-    return f"**{text}**; the others take about {sum(m or 0 for m in minutes) / 60:.0f} hours of one machine."
+    left = [steps_left(state, everything) for state in everything]
+    parts = []
+    for step, name in (("train", "training"), ("evaluate", "evaluating")):
+        minutes = [steps[step] for steps in left if step in steps]
+        known = sum(m for m in minutes if m is not None) / 60
+        parts += [f"{name} the others about {known:.0f} hours"] if minutes and None not in minutes else []
+    return f"**{text}**; " + (
+        f"{' and '.join(parts)} of one machine." if parts else "nothing tells yet how long it takes."
+    )
 
 
 def list_lines(sweep: Sweep, everything: list[State]) -> list[str]:
@@ -113,6 +117,6 @@ def _protocol(sweep: Sweep) -> list[str]:
         f"data {sweep.data}",
         f"preset {sweep.preset or 'none'}",
         *(f"{name} {value}" for name, value in fixed.items()),
-        f"seeds {', '.join(map(str, sweep.seeds))}",
+        *([] if sweep.blocks else [f"seeds {', '.join(map(str, sweep.seeds))}"]),
         *([f"on {sweep.device}", *made] if sweep.device else made),
     ]
