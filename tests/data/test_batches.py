@@ -203,7 +203,7 @@ def test_a_tenth_of_odd_sizes_is_cut_to_the_others_and_named(tmp_path: Path) -> 
     data = load_dataset(tmp_path)  # 1 of 10
     assert data.train.native_size == data.test.native_size == (12, 12)
     assert data.notes == ("1 of the test images are not 12x12 px and are cut to it: val/n03/zz.png (13x13)",)
-    assert len(read(data.test)) == 10
+    assert len(read(data.test).images) == 10
 
 
 def test_more_odd_sizes_end_native_sizes_and_it_says_why(tmp_path: Path) -> None:
