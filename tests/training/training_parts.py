@@ -44,8 +44,8 @@ COLLAPSED = {**OWN, "arch": "training_parts:collapsed_network"}
 
 
 def two_convolutions() -> nn.Module:
-    """A 3x3 convolution of stride 2, a 1x1, and the mean over places."""
-    layers = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 12, 1, bias=False)]
+    """A 3x3 convolution of stride 2, a 1x1 with a ReLU (so that it is no head), and the mean over places."""
+    layers = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 12, 1, bias=False), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
