@@ -861,17 +861,21 @@ def test_other_outputs_are_never_taken_for_the_stored_ones(digits: Dataset, tmp_
 
 def test_a_store_from_before_is_accepted_and_gets_the_outputs(digits: Dataset, tmp_path: Path) -> None:
     model = own_head(digits)
-    ce.evaluate(model, digits, [CLEAN], out=tmp_path)
-    (cell,), record = tmp_path.glob("cells/*.json"), json.loads((tmp_path / "run.json").read_text())
-    content = json.loads(cell.read_text())
-    del content["outputs"], record["runs"][0]["models"][0]["outputs"]
-    cell.write_text(json.dumps(content))
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    ce.evaluate(model, digits, [CLEAN], out=tmp_path)
-    assert "outputs" not in json.loads(cell.read_text())  # nothing was computed again
+    ce.evaluate(model, digits, [CLEAN], out=tmp_path / "now")
+    now, before = Store(tmp_path / "now"), Store(tmp_path / "before")
+    (record,), (run,) = now.records(), now.runs()
+    samples = now.samples(record["key"])
+    assert samples is not None
+    del record["outputs"], record["samples"], run["models"][0]["outputs"]
+    before.write(record["key"], record, samples.reset_index())
+    before.record_run(run)
+    ce.evaluate(model, digits, [CLEAN], out=before.path)
+    (kept,) = before.records()
+    assert "outputs" not in kept  # nothing was computed again
+    assert kept["seconds"] == record["seconds"]
     model.backbone.register_forward_pre_hook(twice_as_bright)
     with pytest.raises(UsageError, match="other outputs"):
-        evaluation.plan(model, digits, tasks=[CLEAN], out=tmp_path)
+        evaluation.plan(model, digits, tasks=[CLEAN], out=before.path)
 
 
 EVERY_TASK = [
