@@ -45,6 +45,11 @@ class Claim:
         return "percent" if self.percent else "plain"
 
     @property
+    def measured(self) -> tuple[str, str, dict[str, Any]]:
+        """What the score is of: two claims may compare one score of other arms."""
+        return self.task, self.metric, self.where
+
+    @property
     def compared(self) -> str:
         """The contrast for reading: "co-byol − byol"."""
         text = " ".join(

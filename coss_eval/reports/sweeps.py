@@ -88,10 +88,11 @@ def write_study(
     """report.md, runs.csv, tables and, once a run is done, figures/scores.* of a sweep with claims; their paths."""
     arms = list(dict.fromkeys(trial.method for trial in trials))
     scores = {c.name: {arm: _values(trials, arm, c.name) for arm in arms} for c in claims}
+    distinct = [c for i, c in enumerate(claims) if all(c.measured != other.measured for other in claims[:i])]
     planned = {arm: sum(trial.method == arm for trial in trials) for arm in arms}
     tables = [
         claims_table([finding(claim, scores[claim.name]) for claim in claims], planned),
-        scores_table(claims, scores, arms),
+        scores_table(distinct, scores, arms),
         *([pilots_table(pilots)] if pilots else []),
     ]
     paths = [write_file(out / "runs.csv", _runs_csv(trials, [claim.name for claim in claims]))]
@@ -102,7 +103,7 @@ def write_study(
         parts += [f"## {shown.title}", layout.markdown(shown), f"<sub>{shown.footnote}</sub>"]
     if any(trial.values for trial in trials):
         with style():
-            paths += save(draw_scores(claims, scores, arms), out / "figures" / "scores")
+            paths += save(draw_scores(distinct, scores, arms), out / "figures" / "scores")
     sources = [f"{i}. {claim.name}: {claim.source}" for i, claim in enumerate(claims, 1)]
     parts += ["## Where the claims are made", "\n".join(sources)]
     missing = [trial for trial in trials if trial.state != "done"]
