@@ -73,7 +73,7 @@ def test_every_task_measures_every_model_with_intervals(full_run: evaluation.Run
     assert set(table["task"]) == {"probe", "corruptions", "attacks", "internal", "crops", "redundancy"}
     given = {trained.name, trained.untrained(0).name}
     assert set(table["model"]) == given | {f"{name}, untrained" for name in given}  # redundancy's own rows beside them
-    clean = table[(table["task"] == "corruptions") & (table["corruption"] == "clean")].set_index("model")["value"]
+    clean = table[(table["corruption"] == "clean") & (table["metric"] == "accuracy")].set_index("model")["value"]
     assert clean[trained.name] > 0.8
     shares = table[table["metric"].isin(["accuracy", "robust_accuracy", "top1"])]
     assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
