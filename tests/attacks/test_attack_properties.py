@@ -91,8 +91,11 @@ def test_2_one_step_of_pgd_is_the_textbook_fgsm(norm: str, network: nn.Module, d
     assert torch.equal(fgsm.robust[0], right & fgsm.clean)
     broken = fgsm.clean & ~right
     assert broken.any()
-    differ = (fgsm.adversarial(0)[broken] - by_hand[broken]).abs() > 2e-5
-    assert differ.double().mean() < 1e-4  # rounding turns the sign of a gradient that is all but zero
+    # below 1e-5 of its image's largest one a gradient is float32's rounding, and has no sign that could be compared
+    signed = gradient.abs() > 1e-5 * gradient.abs().amax((1, 2, 3), keepdim=True)
+    compared = broken[:, None, None, None] & (signed if norm == "linf" else torch.ones_like(signed))
+    assert (signed | (gradient == 0)).double().mean() > 0.999  # all but a few are compared
+    torch.testing.assert_close(fgsm.adversarial(0)[compared], by_hand[compared], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
