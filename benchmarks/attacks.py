@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from coss_eval import attacks
 from coss_eval.attacks import AttackResult
+from coss_eval.checkpoints.load import load_model, make_model, save_model
 from coss_eval.data.open import Dataset, load_dataset
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float, training_format
-from coss_eval.models.load import load_model, make_model, save_model
 
 STEPS = 20
 BATCH = 128  # of training

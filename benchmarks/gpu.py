@@ -290,14 +290,13 @@ def provenance(call: Call) -> dict[str, Any]:
     """What is run on what, as stages.jsonl's first line of a call has it."""
     import torch
 
-    from coss_eval.provenance import made_with
-    from coss_eval.store import git_commit
+    from coss_eval.runtime.provenance import git_commit, made_with
 
     return {"git_commit": git_commit(), "minutes": call.minutes, **made_with(torch.device(call.device))}
 
 
 def resolved(device: str) -> str:
-    from coss_eval.probes.forward import resolve_device
+    from coss_eval.runtime.device import resolve_device
 
     return resolve_device(device).type
 

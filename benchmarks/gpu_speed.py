@@ -33,7 +33,7 @@ from coss_eval.corruptions.names import SEVERITIES
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import training_format
 from coss_eval.models.zoo import build
-from coss_eval.probes.forward import exact_float32
+from coss_eval.runtime.device import exact_float32
 from coss_eval.training.config import resolve
 from coss_eval.training.loop import Run
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from gpu import ROOT, STORE, unpack
 
-from coss_eval._disk import write_atomically
 from coss_eval.errors import CossError, UsageError
+from coss_eval.runtime.disk import write_atomically
 from coss_eval.sweeps import plan
 from coss_eval.sweeps.state import EPOCHS, State, states
 

@@ -18,11 +18,11 @@ from statistics import median
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from coss_eval.checkpoints.load import load_model
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.load import load_model
 from coss_eval.models.model import Model
 from coss_eval.models.zoo import build
 from coss_eval.probes import Features, extract, fit_probe, resolve_device, scores

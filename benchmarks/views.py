@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from coss_eval.training.views import byol_pair, make_views
+from coss_eval.views.make import byol_pair, make_views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = ((32, 32, 2048), (64, 64, 2048), (224, 256, 512))  # px of the views, of the images, images a round

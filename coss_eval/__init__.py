@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coss_eval.checkpoints.load import load_model as load_model
     from coss_eval.data.open import load_dataset as load_dataset
     from coss_eval.evaluation import Run as Run
     from coss_eval.evaluation import compare as compare
     from coss_eval.evaluation import evaluate as evaluate
-    from coss_eval.models.load import load_model as load_model
     from coss_eval.probes import fit_classifier as fit_classifier
     from coss_eval.probes.features import extract as extract
     from coss_eval.training.loop import train as train
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load_dataset": "coss_eval.data.open",
-    "load_model": "coss_eval.models.load",
+    "load_model": "coss_eval.checkpoints.load",
     "fit_classifier": "coss_eval.probes",
     "extract": "coss_eval.probes.features",
     "evaluate": "coss_eval.evaluation",

@@ -8,7 +8,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
-from coss_eval.describe import normalisation_line
+from coss_eval.checkpoints.normalisation import normalisation_line
 from coss_eval.errors import CossWarning
 from coss_eval.models.model import Model
 

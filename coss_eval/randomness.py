@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -63,3 +65,14 @@ def _shift(bits: Tensor, by: int) -> Tensor:
 
 def _high_bits(bits: Tensor) -> Tensor:
     return _shift(bits, 40)
+
+
+@contextmanager
+def seeded_init(seed: int) -> Iterator[None]:
+    """Run a network's own initialisation from ``seed``: torch's CPU generator is lent to it and put back as it was.
+
+    Initialisers inside torchvision, timm and users' factories take no generator, so there is no other way to seed them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -29,7 +29,7 @@ from coss_eval import attacks, redundancy
 from coss_eval.corruptions import corrupt
 from coss_eval.internal import corrupted
 from coss_eval.models.classifier import to_float
-from coss_eval.models.receptive_field import by_site
+from coss_eval.receptive_field.theoretical import by_site
 from coss_eval.tasks.attacks import Attacks
 from coss_eval.tasks.corruptions import Corruptions
 from coss_eval.tasks.probe import Probe

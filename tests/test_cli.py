@@ -137,7 +137,7 @@ def test_list_flags_take_several_values_and_may_be_repeated(line: str, name: str
 
 
 def test_the_list_names_every_method() -> None:
-    from coss_eval.describe import METHODS
+    from coss_eval.cli.describe import METHODS
     from coss_eval.training import methods
 
     assert list(METHODS) == list(methods.METHODS)

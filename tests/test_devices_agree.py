@@ -19,11 +19,12 @@ from coss_eval.data.batches import Batch
 from coss_eval.data.open import load_dataset
 from coss_eval.internal.sweep import sweep
 from coss_eval.models.classifier import Classifier, Preprocessing
-from coss_eval.models.receptive_field import by_site, effective, fields
 from coss_eval.models.rf_resnet import RFResNet
 from coss_eval.models.zoo import build
 from coss_eval.probes import forward
 from coss_eval.probes.linear import fit_probe
+from coss_eval.receptive_field.effective import effective
+from coss_eval.receptive_field.theoretical import by_site, fields
 from coss_eval.redundancy import measure
 from coss_eval.training.config import resolve
 from coss_eval.training.loop import Progress, Run, train

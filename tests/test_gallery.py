@@ -11,7 +11,7 @@ from PIL import Image
 
 from coss_eval.corruptions import NAMES, corrupt
 from coss_eval.errors import UsageError
-from coss_eval.gallery import GAP, HEAD, LABELS, MARGIN, gallery, read_photograph
+from coss_eval.reports.gallery import GAP, HEAD, LABELS, MARGIN, gallery, read_photograph
 
 
 def test_thumbnails_are_the_corrupted_photograph(tmp_path: Path) -> None:

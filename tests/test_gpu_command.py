@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from coss_eval.errors import CossError
-from coss_eval.store import git_commit
+from coss_eval.runtime.provenance import git_commit
 from coss_eval.sweeps.plan import Evaluation, Sweep, runs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -172,8 +172,8 @@ def test_the_tests_for_cuda_are_found(gpu: ModuleType) -> None:
 def test_a_copy_without_git_is_told_its_commit(tmp_path: Path) -> None:
     package = Path(__file__).parents[1] / "coss_eval"
     (tmp_path / "coss_eval").symlink_to(package)
-    code = "from coss_eval import store; store.__file__ = __import__('sys').argv[1]; print(store.git_commit())"
-    copied = str(tmp_path / "coss_eval" / "store.py")
+    code = "import sys; from coss_eval.runtime import provenance as p; p.__file__ = sys.argv[1]; print(p.git_commit())"
+    copied = str(tmp_path / "coss_eval" / "runtime" / "provenance.py")
     for given, expected in (("abc123", "abc123"), ("", "None")):
         environment = {**os.environ, "COSS_COMMIT": given, "PYTHONPATH": str(package.parent)}
         done = subprocess.run([sys.executable, "-c", code, copied], env=environment, capture_output=True, text=True)

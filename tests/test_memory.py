@@ -12,7 +12,7 @@ import pytest
 FAULTS = """
 import resource, torch
 from coss_eval.training.distributed import process_group
-from coss_eval._memory import keep_freed_memory
+from coss_eval.runtime.memory import keep_freed_memory
 with process_group("cpu"):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coss_eval import _pack
 from coss_eval.errors import CossError
 from coss_eval.store import Cell, Measurement, Store, StoreWarning, column_name
+from coss_eval.store import pack as _pack
 
 IMAGES = 50
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import coss_eval as ce
 from coss_eval import attacks, evaluation
 from coss_eval.attacks import pgd
+from coss_eval.checkpoints.load import load_model, make_model, save_model
 from coss_eval.data import digests
 from coss_eval.data.batches import Batch, Geometry
 from coss_eval.data.dataset import Dataset
@@ -35,13 +36,13 @@ from coss_eval.errors import CossError, CossWarning, UsageError
 from coss_eval.internal.sweep import sweep
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.heads import resolve_head
-from coss_eval.models.load import load_model, make_model, save_model
 from coss_eval.models.model import Model
-from coss_eval.models.receptive_field import effective, fields, location_fields, theoretical
 from coss_eval.models.wrap import wrap
 from coss_eval.models.zoo import build
 from coss_eval.probes.behaviour import apart, batch_dependence, observe
 from coss_eval.probes.linear import fit_probe
+from coss_eval.receptive_field.effective import effective
+from coss_eval.receptive_field.theoretical import fields, location_fields, theoretical
 from coss_eval.redundancy import measure, spectrum
 from coss_eval.reports.results import Estimate, Results, area, kept
 from coss_eval.store import Cell, Measurement, Store

@@ -98,7 +98,7 @@ class ModelFlags:
 
     def make(self) -> Model:
         """An untrained network, where no checkpoint is needed."""
-        from coss_eval.models.load import make_model
+        from coss_eval.checkpoints.load import make_model
 
         if self.arch is None:
             raise UsageError("no model given: add --ckpt FILE, or --arch NAME for an untrained network")
@@ -106,7 +106,7 @@ class ModelFlags:
         return make_model(self.arch, stem=stem, width=width, img_size=self.img_size, pooling=self.pooling)
 
     def load(self) -> list[Model]:
-        from coss_eval.models.load import load_model
+        from coss_eval.checkpoints.load import load_model
 
         if not self.ckpt:
             raise UsageError("no model given: add --ckpt FILE (or torchvision:resnet50); repeat it for several")

@@ -24,7 +24,7 @@ def report(folder: Path, *, baseline: str | None = None) -> int:
         Name of the model that the differences refer to [default: the first].
     """
     from coss_eval import reports
-    from coss_eval.terminal import say
+    from coss_eval.cli.terminal import say
 
     for path in reports.write(folder, baseline=baseline):
         say(str(path))
@@ -40,9 +40,9 @@ app.command(figures_app)
 @figures_app.default
 def figures(folder: Path, *, out: Path | None = None) -> int:
     """Draw the figures of a results folder as PDF and PNG."""
+    from coss_eval.cli.terminal import say
     from coss_eval.reports import figures as drawing
     from coss_eval.store import Store
-    from coss_eval.terminal import say
 
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; expected a results folder, or the words gallery or curves")
@@ -59,8 +59,8 @@ def gallery(
 
     image: any photograph [default: one of scikit-learn's]; backend: both sets imagecorruptions' beside ours.
     """
-    from coss_eval.gallery import gallery as draw
-    from coss_eval.terminal import say
+    from coss_eval.cli.terminal import say
+    from coss_eval.reports.gallery import gallery as draw
 
     say(str(draw(out, image=image, backends=("native", "reference") if backend == "both" else (backend,))))
     return 0
@@ -69,8 +69,8 @@ def gallery(
 @figures_app.command
 def curves(*runs: Path, out: Path = Path(".")) -> int:
     """Draw the training curves of several runs' folders side by side: curves.png and curves.pdf."""
+    from coss_eval.cli.terminal import say
     from coss_eval.reports.curves import write
-    from coss_eval.terminal import say
 
     if not runs:
         raise UsageError("curves of which runs? give their folders: coss-eval figures curves runs/byol runs/co-byol")
@@ -90,9 +90,9 @@ def compare(a: Path, b: Path) -> int:
     b
         Another, of the same images.
     """
+    from coss_eval.cli.terminal import say
     from coss_eval.reports.compare import compare as paired
     from coss_eval.reports.compare import text
-    from coss_eval.terminal import say
 
     say(text(paired(a, b)))
     return 0
@@ -107,8 +107,8 @@ def pack(*folders: Path) -> int:
     folders
         Results folders, written by any version.
     """
+    from coss_eval.cli.terminal import say
     from coss_eval.store import Store
-    from coss_eval.terminal import say
 
     if not folders:
         raise UsageError("pack which runs? give their folders: coss-eval pack results/a results/b")
@@ -133,8 +133,8 @@ def list_(kind: str | None = None) -> int:
     kind
         One of these words [default: all].
     """
-    from coss_eval.describe import list_lines
-    from coss_eval.terminal import say
+    from coss_eval.cli.describe import list_lines
+    from coss_eval.cli.terminal import say
 
     say("\n".join(list_lines(kind)))
     return 0
@@ -143,8 +143,8 @@ def list_(kind: str | None = None) -> int:
 @app.command(group=LOOK)
 def info(what: str, *, data_root: Path | None = None, arch: str | None = None) -> int:
     """Describe a checkpoint (keys, architecture, head), a results folder (provenance) or a dataset."""
-    from coss_eval.describe import describe
-    from coss_eval.terminal import say
+    from coss_eval.cli.describe import describe
+    from coss_eval.cli.terminal import say
 
     say("\n".join(describe(what, data_root=data_root, arch=arch)))
     return 0
@@ -164,8 +164,8 @@ def receptive_field(
     Of checkpoints (--ckpt), or of --arch alone, say rf29_resnet18. size: side of the image in pixels [default: that of
     the images]; images: how many of the test images the effective field is measured on.
     """
-    from coss_eval.describe import field_lines
-    from coss_eval.terminal import say
+    from coss_eval.cli.describe import field_lines
+    from coss_eval.cli.terminal import say
 
     model = model or ModelFlags()
     for one in model.load() if model.ckpt else [model.make()]:

@@ -17,7 +17,7 @@ from coss_eval.errors import UsageError
 @app.command(group=START)
 def quickstart(*, out: Path = Path("results/quickstart"), quiet: bool = False) -> int:
     """Train BYOL and CO-BYOL on digits, evaluate both beside an untrained network with every task, report."""
-    from coss_eval.quickstart import run
+    from coss_eval.cli.quickstart import run
 
     return run(out, quiet=quiet)
 
@@ -25,7 +25,7 @@ def quickstart(*, out: Path = Path("results/quickstart"), quiet: bool = False) -
 @app.command(group=START)
 def check(*, models: ModelFlags | None = None, data: DataFlags | None = None, device: str = "auto") -> int:
     """Dry run: key report, shapes, and one small batch through every task; nothing is kept."""
-    from coss_eval.checks import check as run
+    from coss_eval.cli.check import check as run
 
     return run((models or ModelFlags()).load(), (data or DataFlags()).open(), device=device)
 
@@ -39,7 +39,7 @@ def verify(
     imagenet: folder with ImageNet's val/; imagenet_c: the published ImageNet-C folder; resnet50: torchvision's V1
     weights file (otherwise torchvision's own cache or download is used).
     """
-    from coss_eval.verify import verify as run
+    from coss_eval.cli.verify import verify as run
 
     return run(imagenet=imagenet, imagenet_c=imagenet_c, resnet50=resnet50, device=device)
 
@@ -74,7 +74,7 @@ def train(
     dry_run
         Two steps: parameters, FLOPs, memory, speed and the time the run would take.
     """
-    from coss_eval.terminal import say, training_line
+    from coss_eval.cli.terminal import say, training_line
     from coss_eval.training.config import resolve
 
     config = resolve(method, preset, **((flags or TrainFlags()).given() | _settings(set_)))
@@ -150,8 +150,8 @@ def sweep(
     list_
         Show the runs, how far they are and what they cost, write the page on what is there, train nothing.
     """
+    from coss_eval.cli.terminal import say, training_line
     from coss_eval.sweeps import plan, report, state
-    from coss_eval.terminal import say, training_line
 
     chosen = plan.read_sweep(what, size)
     folder = out or Path("runs") / "-".join(["sweep", Path(what).stem, *([size] if size else [])])

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from coss_eval._memory import keep_freed_memory
+from coss_eval.runtime.memory import keep_freed_memory
 
 _CPU_CHUNK_PIXELS = 16 * 224 * 224  # six float images of each, more than most corruptions hold, are below 62 MiB
 _THREAD_CHUNK_PIXELS = 8 * 224 * 224  # 4 or 16 do as well; with 2, threads wait for each other

@@ -18,10 +18,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from coss_eval._disk import cache_folder, replacing
 from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.decode import UNREADABLE
 from coss_eval.data.sources import Source
+from coss_eval.runtime.disk import cache_folder, replacing
 
 Hashes = NDArray[np.uint8]  # (N, LENGTH)
 Signatures = NDArray[np.uint64]  # (N,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
 from coss_eval.internal.corruption import Corruption, check_level
-from coss_eval.models.backbone import Backbone, Site, as_locations
+from coss_eval.models.backbone import Backbone, as_locations
+from coss_eval.models.hooks import captured, device_of, find_site
 
 
 class HasBackbone(Protocol):
@@ -64,25 +65,6 @@ def corrupted(
         handle.remove()
 
 
-@contextmanager
-def captured(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
-    """While open, each forward pass leaves a copy of every site's output, by name, in the dictionary that it yields.
-
-    A copy, since the next module may work in place.
-    """
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, output: Tensor) -> None:
-        outputs[name] = output.clone()
-
-    with ExitStack() as stack:
-        for site in sites:
-            module = backbone.get_submodule(site.module)
-            hook = module.register_forward_hook(lambda _module, _inputs, output, name=site.name: keep(name, output))
-            stack.callback(hook.remove)
-        yield outputs
-
-
 @torch.inference_mode()
 def calibrate(
     model: Backbone | HasBackbone, batches: Iterable[Tensor], sites: Sequence[str] | None = None
@@ -111,16 +93,3 @@ def calibrate(
         name: (square / count - (total / count).square()).clamp(min=0).sqrt().float()
         for name, (count, total, square) in sums.items()
     }
-
-
-def find_site(backbone: Backbone, name: str) -> Site:
-    """The site of that name; a UsageError that lists the network's sites where there is none."""
-    sites = backbone.sites
-    if name not in sites:
-        raise UsageError(f"no site {name!r} in this network; it has {', '.join(sites)}")
-    return sites[name]
-
-
-def device_of(backbone: nn.Module) -> torch.device:
-    """Where the network's parameters are; the CPU for one without any."""
-    return next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))

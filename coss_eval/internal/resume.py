@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from coss_eval.internal.hooks import captured
 from coss_eval.models.backbone import Backbone, Site
+from coss_eval.models.hooks import captured
 
 
 class Resume(NamedTuple):

@@ -13,10 +13,10 @@ from torch import Tensor
 from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError
 from coss_eval.internal.corruption import DEFAULT_LEVELS, KINDS, Corruption, check_level, kinds_at
-from coss_eval.internal.hooks import captured, find_site
 from coss_eval.internal.resume import Resume, resume_from
 from coss_eval.internal.scores import SignalToNoise, relative_accuracy
 from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.hooks import captured, find_site
 
 SEEDS = (0, 1, 2, 3, 4)
 

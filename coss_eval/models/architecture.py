@@ -17,7 +17,7 @@ from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.families import Pooling
-from coss_eval.models.model import lent_generator
+from coss_eval.randomness import seeded_init
 
 Stem = Literal["imagenet", "cifar", "solo-cifar", "lightly-cifar"]
 STEMS: tuple[Stem, ...] = ("imagenet", "cifar", "solo-cifar", "lightly-cifar")
@@ -79,7 +79,7 @@ class Architecture:
         """The bare network with random weights; ``seed`` None draws from torch's CPU generator as it stands."""
         spec = VIT_SPEC.fullmatch(self.arch)
         if spec:
-            with lent_generator(seed) if seed is not None else nullcontext():
+            with seeded_init(seed) if seed is not None else nullcontext():
                 return _plain_vit(*map(int, spec.groups()), side=self.img_size or 224, classes=num_classes or 1000)
         stem: Any = "cifar" if self.stem == "lightly-cifar" else self.stem
         made = zoo.network(

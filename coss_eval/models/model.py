@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from coss_eval.code_identity import code_identity
 from coss_eval.errors import CossError
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
+from coss_eval.randomness import seeded_init
+from coss_eval.runtime.code_identity import code_identity
 
-if TYPE_CHECKING:  # it builds networks, and their builder needs lent_generator
+if TYPE_CHECKING:  # it builds networks, and their builder needs seeded_init
     from coss_eval.models.architecture import Architecture
 
 HeadChoice = Literal["auto", "own", "probe"]
@@ -100,7 +99,7 @@ class Model:
         """The same architecture with random weights of its own initialisation, drawn from ``seed``, and no head."""
         if self.architecture is None:
             raise CossError(f"{self.name}: how to build {self.arch} afresh is not known; load it with load_model")
-        with lent_generator(seed):
+        with seeded_init(seed):
             backbone = self.architecture.backbone()
         device = next(self.backbone.parameters()).device
         return replace(
@@ -132,17 +131,6 @@ def weights_sha256(backbone: nn.Module, head: nn.Module | None) -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@contextmanager
-def lent_generator(seed: int) -> Iterator[None]:
-    """Run a network's own initialisation from ``seed``: torch's CPU generator is lent to it and put back as it was.
-
-    Initialisers inside torchvision, timm and users' factories take no generator, so there is no other way to seed them.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def named(keys: tuple[str, ...], show: int = 3) -> str:

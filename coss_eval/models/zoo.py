@@ -24,9 +24,9 @@ from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.families import Pooling, Stem, use_cifar_stem
-from coss_eval.models.model import lent_generator
 from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
 from coss_eval.models.wrap import wrap as wrap
+from coss_eval.randomness import seeded_init
 
 SCALABLE = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # names that its published files still use
@@ -58,7 +58,7 @@ def network(
     untouched.
     """
     arch = arch.removeprefix("torchvision:")
-    with lent_generator(seed) if seed is not None else nullcontext():
+    with seeded_init(seed) if seed is not None else nullcontext():
         rf_resnet = from_name(arch, stem=stem, width=width, **_given(num_classes=num_classes))
         if rf_resnet is not None:
             return rf_resnet

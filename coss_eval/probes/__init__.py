@@ -10,7 +10,7 @@ from coss_eval.probes.fit import known_classifier as known_classifier
 from coss_eval.probes.fit import probe_beside as probe_beside
 from coss_eval.probes.forward import Predictions as Predictions
 from coss_eval.probes.forward import predict as predict
-from coss_eval.probes.forward import resolve_device as resolve_device
 from coss_eval.probes.forward import scores as scores
 from coss_eval.probes.linear import LinearProbe as LinearProbe
 from coss_eval.probes.linear import fit_probe as fit_probe
+from coss_eval.runtime.device import resolve_device as resolve_device

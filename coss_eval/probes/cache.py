@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coss_eval._disk import cache_folder
 from coss_eval.errors import UsageError
+from coss_eval.runtime.disk import cache_folder
 from coss_eval.store import canonical_json
 
 Arrays = Mapping[str, NDArray[Any]]

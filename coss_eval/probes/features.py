@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coss_eval.code_identity import UNKNOWN
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
-from coss_eval.internal.hooks import find_site
 from coss_eval.models.backbone import Backbone, Site, as_locations
 from coss_eval.models.classifier import Classifier
+from coss_eval.models.hooks import find_site
 from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.behaviour import refuse_batch_dependent
-from coss_eval.probes.forward import outputs, ready, refuse_non_finite, resolve_device
+from coss_eval.probes.forward import outputs, ready, refuse_non_finite
+from coss_eval.runtime.code_identity import UNKNOWN
+from coss_eval.runtime.device import resolve_device
 
 VERSION = 1  # to be raised when the same protocol comes to mean other features
 

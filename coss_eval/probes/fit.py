@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coss_eval.code_identity import UNKNOWN
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
@@ -19,8 +18,9 @@ from coss_eval.models.heads import resolve_head
 from coss_eval.models.model import HeadChoice, Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.features import Features, extract_known, protocol
-from coss_eval.probes.forward import resolve_device
 from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe
+from coss_eval.runtime.code_identity import UNKNOWN
+from coss_eval.runtime.device import resolve_device
 
 HELD_OUT = 0.1  # of the training images, to choose the strength on
 FIXED_STRENGTH = 1.0  # where labels are too few to hold any out; near the best for one or two labels a class

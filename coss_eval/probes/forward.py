@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from coss_eval._memory import keep_freed_memory
 from coss_eval.data.batches import Batch
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import to_float
 from coss_eval.models.generic import evaluating
+from coss_eval.runtime.background import in_background
+from coss_eval.runtime.device import exact_float32, resolve_device
+from coss_eval.runtime.memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -29,19 +26,6 @@ class Predictions(NamedTuple):
     ids: Tensor  # int64 (N,)
     labels: Tensor  # int64 (N,)
     logits: Tensor  # float32 (N, K)
-
-
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there."""
-    if str(device) == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # as a tensor there says it, which is "cuda:0" for "cuda"
-        resolved = torch.empty(0, device=torch.device(device)).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu") from error
-    return resolved
 
 
 def predict(classifier: nn.Module, batches: Iterable[Batch], device: str | torch.device = "auto") -> Predictions:
@@ -72,40 +56,6 @@ def refuse_non_finite(values: Tensor, ids: Tensor, what: str) -> None:
             f"{what} hold NaN or infinity for {len(bad)} of {len(ids)} images (sample ids {shown}): check the weights "
             "and the normalisation"
         )
-
-
-@contextmanager
-def finite_outputs(*modules: nn.Module) -> Iterator[Callable[[], str | None]]:
-    """Watch every output of ``modules`` while open; what is yielded says where the first NaN or infinity was.
-
-    A forward pass adds to a flag on the device; only asking for it, None where all was finite, waits for the device.
-    """
-    first: dict[int, Any] = {}  # the number of the first bad pass by module, 0 where there is none
-    passes = dict.fromkeys(range(len(modules)), 0)
-
-    def watch(place: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):  # while a tracer looks on
-                return
-            passes[place] += 1
-            before = first.get(place, 0)
-            bad = ~output.detach().isfinite().all() & (before == 0)
-            first[place] = before + passes[place] * bad
-
-        return hook
-
-    def where() -> str | None:
-        for place, number in first.items():
-            if found := int(number):
-                return f"batch {found} of the {passes[place]} that passed through it"
-        return None
-
-    handles = [module.register_forward_hook(watch(place)) for place, module in enumerate(modules)]
-    try:
-        yield where
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -151,78 +101,6 @@ def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
             yield batch._replace(images=images.to(device, non_blocking=True))
 
     return in_background(moved())
-
-
-def in_background(items: Iterable[T]) -> Iterator[T]:
-    """The same items (none of them None), each made in a thread while the caller works on the one before.
-
-    The thread is a plain one: a process forked in a ThreadPoolExecutor's ends with exit code 1, as it cannot join the
-    thread it came from, and torch takes a DataLoader's worker that does so for a crashed one.
-    """
-    source = iter(items)
-    asked: SimpleQueue[Future[T | None] | None] = SimpleQueue()
-
-    def make() -> None:
-        while (future := asked.get()) is not None:
-            try:
-                future.set_result(next(source, None))
-            except BaseException as error:  # noqa: BLE001 - the caller's to handle
-                future.set_exception(error)
-
-    def ask() -> Future[T | None]:
-        asked.put(future := Future[T | None]())
-        return future
-
-    thread = Thread(target=make, name="in background", daemon=True)
-    thread.start()
-    try:
-        upcoming = ask()
-        while (item := upcoming.result()) is not None:
-            upcoming = ask()
-            yield item
-    finally:
-        asked.put(None)
-        thread.join()
-
-
-def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that one call takes, after another to warm up; a GPU's work is waited for."""
-    for _ in range(2):
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """No TF32 or bf16 inside float32 products, as torch lets cuDNN do by default; afterwards as it was."""
-    before = _tf32()
-    _set_tf32("highest", convolutions=False)
-    try:
-        yield
-    finally:
-        _set_tf32(*before)
-
-
-def _tf32() -> tuple[str, bool]:
-    with _without_advice():
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-
-
-def _set_tf32(products: str, convolutions: bool) -> None:
-    with _without_advice():
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """torch 2.9 to 2.11 advise against these settings, which all versions have, in favour of ones that older lack."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
-        yield
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

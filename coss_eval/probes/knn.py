@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from coss_eval.errors import UsageError
-from coss_eval.probes.forward import exact_float32
+from coss_eval.runtime.device import exact_float32
 
 SIMILARITIES = 2**26  # at a time: 256 MiB in float32
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.probes.forward import exact_float32
 from coss_eval.probes.logistic import Logistic
+from coss_eval.runtime.device import exact_float32
 
 STRENGTHS = tuple(10 ** (1 - i / 2) for i in range(15))
 """10 to 1e-6, two a decade, the strongest first: the path is warm-started in this order."""

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.data.batches import Batch
-from coss_eval.data.crop_files import crop_batches
-from coss_eval.data.random_crop import RandomCrop, crop, draw_boxes, draw_flips
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.model import Model
 from coss_eval.probes.features import extract_known
 from coss_eval.probes.fit import HELD_OUT
-from coss_eval.probes.forward import ahead, exact_float32, ready, resolve_device
+from coss_eval.probes.forward import ahead, ready
+from coss_eval.runtime.device import exact_float32, resolve_device
+from coss_eval.views.crop_files import crop_batches
+from coss_eval.views.random_crop import RandomCrop, crop, draw_boxes, draw_flips
 
 LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """From DINO's linear evaluation (0.001) to MoCo v1's (30), two a decade, for a batch of 256."""

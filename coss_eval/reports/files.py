@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coss_eval._disk import write_atomically
 from coss_eval.errors import CossError
+from coss_eval.runtime.disk import write_atomically
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

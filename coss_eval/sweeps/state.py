@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from coss_eval._disk import write_atomically
 from coss_eval.errors import CossError, UsageError
+from coss_eval.runtime.disk import write_atomically
 from coss_eval.sweeps.plan import Run, Sweep, runs
 from coss_eval.training.config import Config
 from coss_eval.training.log import read

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 
 from coss_eval import evaluation
-from coss_eval._disk import Lock
+from coss_eval.checkpoints.load import load_model, save_model
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
-from coss_eval.models.load import load_model, save_model
-from coss_eval.probes.forward import resolve_device
-from coss_eval.provenance import made_with
+from coss_eval.runtime.device import resolve_device
+from coss_eval.runtime.disk import Lock
+from coss_eval.runtime.provenance import made_with
 from coss_eval.sweeps.plan import Evaluation, Run, Sweep, runs
 from coss_eval.sweeps.report import report
 from coss_eval.sweeps.state import (

@@ -19,7 +19,8 @@ from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import to_float
-from coss_eval.probes.forward import in_background, seconds_of
+from coss_eval.runtime.background import in_background
+from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell
 from coss_eval.tasks.corruption_files import file_batches, file_cells
 from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task, chance

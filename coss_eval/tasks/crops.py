@@ -14,8 +14,8 @@ from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes import extract_known
-from coss_eval.probes.forward import in_background
 from coss_eval.randomness import uniform
+from coss_eval.runtime.background import in_background
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.task import Result, Subject, Task, chance

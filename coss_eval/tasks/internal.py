@@ -11,10 +11,10 @@ from torch import Tensor
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.internal import DEFAULT_LEVELS, KINDS, calibrate, check_level, kinds_at
-from coss_eval.internal.hooks import find_site
 from coss_eval.internal.scores import area_under_curve
 from coss_eval.internal.sweep import sweep
 from coss_eval.models.classifier import to_float
+from coss_eval.models.hooks import find_site
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.task import Bools, Result, Subject, Task, chance
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from coss_eval.errors import CossError
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Classifier, to_float
-from coss_eval.models.receptive_field import LocationFields, location_fields
+from coss_eval.receptive_field.theoretical import LocationFields, location_fields
 from coss_eval.redundancy import measure
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.task import Result, Subject, Task

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from coss_eval._disk import write_atomically
 from coss_eval.errors import CossError, UsageError
+from coss_eval.runtime.disk import write_atomically
 from coss_eval.training.config import Config
 
 VERSION = 1

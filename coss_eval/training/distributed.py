@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from coss_eval._memory import keep_freed_memory
-from coss_eval.probes.forward import resolve_device
+from coss_eval.runtime.device import resolve_device
+from coss_eval.runtime.memory import keep_freed_memory
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from coss_eval.data.dataset import Dataset
-from coss_eval.probes.forward import exact_float32
+from coss_eval.runtime.device import exact_float32
 from coss_eval.statistics import median_interval
 from coss_eval.training.config import Config
 from coss_eval.training.distributed import process_group

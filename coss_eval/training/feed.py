@@ -13,13 +13,14 @@ from torch import Tensor
 
 from coss_eval.data.batches import Geometry
 from coss_eval.data.choose import Ints
-from coss_eval.data.crop_files import crop_batches
 from coss_eval.data.images import processors
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
-from coss_eval.probes.forward import ahead, in_background
-from coss_eval.training.augmentation import Views
+from coss_eval.probes.forward import ahead
+from coss_eval.runtime.background import in_background
 from coss_eval.training.gather import rank, world_size
+from coss_eval.views.augmentation import Views
+from coss_eval.views.crop_files import crop_batches
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory, for images that stay there
 

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from coss_eval._disk import write_atomically
 from coss_eval.errors import CossError
+from coss_eval.runtime.disk import write_atomically
 
 
 class RunLog:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from coss_eval._disk import Lock, remove_leftovers
+from coss_eval.checkpoints.load import save_model
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossError, UsageError
-from coss_eval.models.load import save_model
 from coss_eval.models.model import Model
-from coss_eval.probes.forward import exact_float32
-from coss_eval.provenance import made_with
-from coss_eval.store import git_commit
+from coss_eval.runtime.device import exact_float32
+from coss_eval.runtime.disk import Lock, remove_leftovers
+from coss_eval.runtime.provenance import git_commit, made_with
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
 from coss_eval.training.distributed import process_group

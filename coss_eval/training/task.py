@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coss_eval.checkpoints.load import make_model
 from coss_eval.data.batches import Geometry
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import Preprocessing, training_format
-from coss_eval.models.load import make_model
-from coss_eval.models.model import Model, lent_generator
+from coss_eval.models.model import Model
+from coss_eval.randomness import seeded_init
 from coss_eval.training.config import Config
 from coss_eval.training.feed import Feed, Part, statistics
 from coss_eval.training.optim import make_optimizer, parameter_groups
 from coss_eval.training.pretraining import Pretraining
 from coss_eval.training.sync_norm import synchronised
-from coss_eval.training.views import Views, finish_views, make_views, views_for
+from coss_eval.views.make import Views, finish_views, make_views, views_for
 
 
 class Task:
@@ -80,7 +81,7 @@ class Task:
         self.model.backbone.requires_grad_(True)
         method = config.make_method(len(self.classes))
         own = config.small_predictor == "own" and method.has_predictor and bool(self.views.small)
-        with lent_generator(config.seed + 1):
+        with seeded_init(config.seed + 1):
             made = Pretraining(
                 self.model.backbone,
                 method,

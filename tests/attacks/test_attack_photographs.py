@@ -7,7 +7,7 @@ from pathlib import Path
 import foolbox
 import pytest
 import torch
-from conftest import Digits, Normalised, convnet, train
+from attacked import Digits, Normalised, convnet, train
 from torch import Tensor, nn
 
 from coss_eval import attacks

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Digits, Normalised
+from attacked import Digits, Normalised
 from torch import Tensor, nn
 
 from coss_eval import attacks

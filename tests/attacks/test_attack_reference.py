@@ -6,7 +6,7 @@ import foolbox
 import numpy as np
 import pytest
 import torch
-from conftest import Digits
+from attacked import Digits
 from torch import nn
 
 from coss_eval import attacks

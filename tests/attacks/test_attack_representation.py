@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Digits
+from attacked import Digits
 from torch import nn
 
 from coss_eval.attacks import representation

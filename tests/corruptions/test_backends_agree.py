@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from coss_eval.checkpoints.load import make_model
 from coss_eval.corruptions import NAMES, corrupt
 from coss_eval.corruptions.engine import Backend
 from coss_eval.data.open import load_dataset
 from coss_eval.models.classifier import to_float
-from coss_eval.models.load import make_model
 from coss_eval.probes import fit_classifier
 
 IMAGES, SEEDS, SEVERITY = 120, 5, 3

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError
 from coss_eval.internal import KINDS, Corruption, calibrate, corrupted
-from coss_eval.internal.hooks import captured
 from coss_eval.internal.resume import resume_from, suffix
 from coss_eval.internal.sweep import Sweep, sweep
 from coss_eval.models.backbone import Backbone, Site
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
+from coss_eval.models.hooks import captured
 from coss_eval.models.zoo import build
 
 CLASSES, IMAGES = 5, (pixels(40, size=32).sigmoid() * 255).to(torch.uint8)

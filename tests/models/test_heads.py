@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from coss_eval.checkpoints.load import make_model
 from coss_eval.errors import UsageError
 from coss_eval.models.heads import resolve_head
-from coss_eval.models.load import make_model
 from coss_eval.models.model import HeadChoice, Model
 
 NAMES = ("n01", "n02", "n03", "n04")

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import resnet18, resnet50
 
+from coss_eval.checkpoints.load import load_model, make_model, save_model
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import Architecture
-from coss_eval.models.load import load_model, make_model, save_model
-from coss_eval.models.receptive_field import gradient_probe, theoretical
 from coss_eval.models.rf_resnet import PRESETS, Kept, RFResNet, Strides, from_name, reachable, rf_of, rf_resnet
+from coss_eval.receptive_field.gradient import gradient_probe
+from coss_eval.receptive_field.theoretical import theoretical
 
 
 def unfilled(depth: int, **fields: Any) -> RFResNet:

@@ -12,9 +12,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from coss_eval.checkpoints.load import load_model, make_model, save_model
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
-from coss_eval.models.load import load_model, make_model, save_model
 
 FACTORIES = """
 import torch

@@ -17,7 +17,9 @@ from coss_eval.data.batches import Batch
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Classifier, to_float
-from coss_eval.probes.forward import ahead, exact_float32, in_background, predict, resolve_device, scores
+from coss_eval.probes.forward import ahead, predict, scores
+from coss_eval.runtime.background import in_background
+from coss_eval.runtime.device import exact_float32, resolve_device
 
 CPU = torch.device("cpu")
 

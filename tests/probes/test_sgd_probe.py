@@ -13,10 +13,8 @@ from PIL import Image
 from probes_models import make_model
 from torch import Tensor, nn
 
-from coss_eval.data.crop_files import crop_batches
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
-from coss_eval.data.random_crop import crop, draw_boxes, draw_flips
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation import evaluate
@@ -30,6 +28,8 @@ from coss_eval.reports.results import Results
 from coss_eval.store import Store
 from coss_eval.tasks.probe import Probe
 from coss_eval.tasks.task import Settings, Subject
+from coss_eval.views.crop_files import crop_batches
+from coss_eval.views.random_crop import crop, draw_boxes, draw_flips
 
 CPU = torch.device("cpu")
 SHORT = SgdProtocol(epochs=2, batch_size=64, lrs=(0.01, 0.1, 1.0))

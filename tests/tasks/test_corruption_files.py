@@ -19,16 +19,16 @@ from PIL import Image
 
 import coss_eval as ce
 from coss_eval import evaluation
-from coss_eval.corrupted_copy import MANIFEST, Copy, write_copy
+from coss_eval.checkpoints.load import make_model
 from coss_eval.corruptions.names import SEVERITIES
 from coss_eval.data.batches import Geometry
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
-from coss_eval.models.load import make_model
 from coss_eval.models.model import Model
 from coss_eval.store import Store
+from coss_eval.tasks.corrupted_copy import MANIFEST, Copy, write_copy
 from coss_eval.tasks.corruptions import Corruptions
 from coss_eval.tasks.redundancy import Redundancy
 
@@ -168,7 +168,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from dataclasses import replace
-from coss_eval.corrupted_copy import Copy, write_copy
+from coss_eval.tasks.corrupted_copy import Copy, write_copy
 from coss_eval.data.batches import Geometry
 from coss_eval.data.open import load_dataset
 from coss_eval.tasks.corruptions import Corruptions

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 import coss_eval as ce
+from coss_eval.checkpoints.load import make_model
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.load import make_model
 from coss_eval.models.model import Model
 from coss_eval.store import Store, column_name
 from coss_eval.tasks.crops import POSITIONS, Crops, crop

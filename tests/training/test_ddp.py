@@ -12,7 +12,7 @@ import pytest
 import torch
 from two_processes import CASES, one_batch, short_run
 
-from coss_eval.models.load import load_model
+from coss_eval.checkpoints.load import load_model
 from coss_eval.training import log
 
 

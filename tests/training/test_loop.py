@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from training_parts import COLLAPSED, DROPPING, SMALL, TINY, TWO_CONVOLUTIONS, digits
 
+from coss_eval.checkpoints.load import load_model
 from coss_eval.cli.app import app
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
-from coss_eval.models.load import load_model
 from coss_eval.probes.features import extract
 from coss_eval.training import checkpoint, config, log
 from coss_eval.training.config import Config, presets, resolve
@@ -27,7 +27,7 @@ from coss_eval.training.loop import Progress, Run, train
 from coss_eval.training.methods import METHODS, names
 from coss_eval.training.monitor import Health, spread
 from coss_eval.training.task import Task
-from coss_eval.training.views import views_for
+from coss_eval.views.make import views_for
 
 HEADS: dict[str, dict[str, int]] = {
     "byol": {"hidden": 32},

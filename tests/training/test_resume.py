@@ -13,8 +13,8 @@ import torch
 from interrupted_run import RUN
 from training_parts import SMALL, TINY, digits
 
+from coss_eval.checkpoints.load import load_model
 from coss_eval.errors import CossError, UsageError
-from coss_eval.models.load import load_model
 from coss_eval.training import checkpoint, log
 from coss_eval.training.config import Config
 from coss_eval.training.loop import LAST, MODEL, Progress, train

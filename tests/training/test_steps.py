@@ -18,7 +18,7 @@ from coss_eval.training.methods import METHODS
 from coss_eval.training.methods.method import mlp
 from coss_eval.training.optim import LARS, parameter_groups
 from coss_eval.training.pretraining import Pretraining
-from coss_eval.training.views import make_views
+from coss_eval.views.make import make_views
 
 CPU = torch.device("cpu")
 SELF_SUPERVISED = [name for name in METHODS if name != "supervised"]

@@ -13,7 +13,7 @@ from training_parts import SMALL, TINY, digits
 from coss_eval.training.config import resolve
 from coss_eval.training.loop import Run
 from coss_eval.training.methods import names
-from coss_eval.training.views import byol_pair, make_views, views_for
+from coss_eval.views.make import byol_pair, make_views, views_for
 
 pytestmark = pytest.mark.cuda
 

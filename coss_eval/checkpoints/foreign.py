@@ -1,0 +1,327 @@
+"""Another framework's checkpoint to a Model: which network in it, of which architecture, and does it fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from coss_eval.checkpoints.key_names import Dialect, State, find_roots
+from coss_eval.checkpoints.layouts import IMAGENET, Layout, Recognised, flatten, recognise
+from coss_eval.checkpoints.matching import (
+    Fit,
+    copy_into,
+    head_line,
+    linear_at,
+    refuse_unless_complete,
+    roots_by_name,
+    slots_of,
+)
+from coss_eval.checkpoints.options import Wishes
+from coss_eval.checkpoints.preprocessing import architecture_beside, beside, constants_in, from_tensors, of_own_code
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models import zoo
+from coss_eval.models.architecture import VIT_SPEC, Architecture, infer, plain_resnet
+from coss_eval.models.backbone import Backbone
+from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.generic import evaluating
+from coss_eval.models.model import KeyReport, Model, named
+from coss_eval.models.rf_resnet import SPEC
+
+BLURRED = re.compile(r"(\w*resnet|\w*resnext)(aa|blur)\d+\w*")  # timm's names of anti-aliased ResNets
+BLURRED_TWINS = {"resnet18": "resnetblur18", "resnet50": "resnetaa50"}  # the same tensors
+
+STEM_NOTES = {
+    "cifar": "padded by 1, no max-pool",
+    "solo-cifar": "padded by 2, no max-pool, as solo-learn builds it",
+    "lightly-cifar": "no max-pool and no ReLU, as an nn.Sequential of lightly's ResNet computes",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The architecture to build, what the shapes say, and what of it was not given by the caller."""
+
+    architecture: Architecture
+    shapes: Architecture | None
+    inferred: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def foreign_model(name: str, content: dict[str, Any], wishes: Wishes, path: Path) -> Model:
+    """The Model that a checkpoint of any known layout holds; its hash is not yet computed.
+
+    ``path`` is where it lies: the names of file and folder, and config files beside it, may say which network it is.
+
+    Raises UsageError where a flag must decide, CossError where the file does not fill the network.
+    """
+    wishes = replace(wishes, arch=wishes.arch and wishes.arch.removeprefix("torchvision:"))
+    tensors = flatten(content)
+    if not tensors:
+        raise CossError("it holds no tensors that could be weights")
+    roots = _roots(tensors, wishes)
+    found = recognise([*tensors, *content], roots)
+    branch = found.branch(wishes.weights)
+    root, dialect = found.roots[branch], roots[found.roots[branch]]
+    stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
+    state = dialect.to_torchvision(stored) if dialect else stored
+
+    plan = _plan(state, dialect, found.layout, wishes)
+    architecture = plan.architecture
+    state, notes = _at_size(state, plan)
+    network = architecture.network()
+    slots = slots_of(network)
+    backbone, own_head = architecture.wrap(network)
+    constants = _constant_keys(state) - slots.keys()
+    state = {key: value for key, value in state.items() if key not in constants}
+    fit = copy_into(slots, backbone, state)
+    plain = wishes.arch is None and (found.layout.alone or not found.layout.branches)  # no framework says what it is
+    others = _said_to_be(content, path) if plain else []
+    hints = _hints(plan, fit, others, [other for other in found.roots if other != branch])
+    refuse_unless_complete(fit, architecture.arch, hints, allow_partial=wishes.allow_partial)
+    _refuse_lookalike(architecture, backbone, stored, others)
+
+    preprocessing = _preprocessing(found.layout, architecture, network, backbone)
+    preprocessing = _that_travels(preprocessing, tensors, architecture, backbone, path, asked=wishes.mean is not None)
+    place, head = _head(tensors, state, slots, backbone, own_head, found, branch)
+    elsewhere = sum(not key.startswith(root) for key in tensors.keys() - _constant_keys(tensors))
+    report = KeyReport(
+        layout=f"{found.layout.name} ({dialect.name})" if dialect else found.layout.name,
+        branch=branch,
+        branches=tuple(found.roots),
+        arch=architecture.arch,
+        inferred=plan.inferred,
+        matched=len(fit.matched),
+        missing=fit.missing + fit.misshapen,
+        unexpected=tuple(k for k in fit.misplaced + fit.unexpected if head is None or not k.startswith(place)),
+        head=head_line(place.rstrip("."), head),
+        notes=(
+            *plan.notes,
+            *notes,
+            *([] if fit.complete else [_partial(fit)]),
+            *([f"{elsewhere} tensors elsewhere in the file were not read"] if elsewhere else []),
+            *([backbone.note] if backbone.note else []),
+        ),
+    )
+    return Model(
+        name=name,
+        arch=architecture.arch,
+        backbone=backbone,
+        head=head,
+        classes=None,
+        preprocessing=wishes.preprocessing(preprocessing),
+        sha256="",
+        layout=found.layout.name,
+        report=report,
+        architecture=architecture,
+    )
+
+
+def _constant_keys(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names of a normalisation's mean and std among the tensors."""
+    return {key for constants in constants_in(tensors) for key in constants.names}
+
+
+def _said_to_be(content: dict[str, Any], path: Path) -> list[str]:
+    """timm's networks that the file's entries, a config beside it, its name or its folder's name; without "timm:"."""
+    entry = content.get("arch")
+    said = [word for word in (entry, architecture_beside(path)) if isinstance(word, str)]
+    words = re.split(r"[^a-z0-9_]+", f"{path.name} {path.absolute().parent.name}".lower())
+    said += [word for word in words if re.search(r"[a-z].*\d", word)]  # "best" and "model" are not worth timm's import
+    known = set(zoo.timm_names()) if said else set()
+    return [word for word in dict.fromkeys(said) if word in known or BLURRED.fullmatch(word)]
+
+
+def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: State, others: list[str]) -> None:
+    """CossError where the file is said to be a network with the same tensors that computes something else."""
+    for name in others:
+        if name == architecture.arch:
+            continue
+        twin = Architecture(f"timm:{name}", img_size=architecture.img_size)
+        network = twin.network()  # names the package that is needed, where timm is not installed
+        slots = slots_of(network)
+        other, _ = twin.wrap(network)
+        if not copy_into(slots, other, stored).complete or other.dim != backbone.dim:
+            continue
+        side = backbone.img_size or other.img_size or 64
+        pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        with evaluating(backbone), evaluating(other):
+            found, expected = backbone(pixels), other(pixels)
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            raise CossError(
+                f"it is said to be a {name}, whose tensors have the names and shapes of a {architecture.arch} but "
+                f"which computes something else; give --arch timm:{name}, or --arch {architecture.arch} if it is one"
+            )
+
+
+def _roots(tensors: Mapping[str, Tensor], wishes: Wishes) -> dict[str, Dialect | None]:
+    """Where the file holds a network: of a known kind, or one with the key names of the architecture asked for."""
+    if wishes.arch is None or ":" not in wishes.arch:
+        known: dict[str, Dialect | None] = dict(find_roots(tensors))
+        if known:
+            return known
+    if wishes.arch is None:
+        raise UsageError(
+            f"no ResNet, ViT or ConvNeXt among its {named(tuple(tensors))} tensors; "
+            "give --arch (a torchvision name, timm:NAME or package.module:factory)"
+        )
+    architecture = Architecture(wishes.arch, wishes.stem or "imagenet", wishes.width or 64, wishes.img_size)
+    roots = roots_by_name(list(tensors), list(slots_of(architecture.network())))
+    if not roots:
+        raise CossError(f"none of its {named(tuple(tensors))} tensors has a name of {wishes.arch}; try another --arch")
+    return dict.fromkeys(roots)
+
+
+def _plan(state: State, dialect: Dialect | None, layout: Layout, wishes: Wishes) -> Plan:
+    shapes, reason = None, "its network is of no known kind"
+    if dialect is not None:
+        try:
+            shapes = infer(state, vit_heads=layout.vit_heads)
+        except UsageError as error:
+            reason = str(error)
+    if shapes is not None and shapes.stem == "cifar":
+        shapes = replace(shapes, stem=dialect.stem if dialect and dialect.stem else layout.cifar_stem)
+    elif shapes is not None and dialect is not None and dialect.stem:
+        raise UsageError("its ResNet has a 7x7 stem without max-pool; give --arch package.module:factory for it")
+    if wishes.arch is None and shapes is None:
+        raise UsageError(f"{reason}; give --arch (a torchvision name, timm:NAME or package.module:factory)")
+    by_shape = shapes is not None and (wishes.arch is None or _related(wishes.arch, shapes.arch))
+    base = shapes if shapes is not None and by_shape else Architecture(wishes.arch or "")
+    base = replace(base, arch=wishes.arch or base.arch)
+    if shapes is not None and base.arch.startswith("vit_"):  # with another number of heads, perhaps
+        base = replace(base, img_size=shapes.img_size)
+    architecture = replace(
+        base,
+        stem=wishes.stem or base.stem,
+        width=wishes.width or base.width,
+        img_size=wishes.img_size or base.img_size,
+        pooling=wishes.pooling,
+        local=wishes.local,
+        global_=wishes.global_,
+    )
+    fields = ["arch", "img_size"] if architecture.arch.startswith("vit_") else ["arch", "stem", "width"]
+    inferred = tuple(name for name in fields if by_shape and getattr(wishes, name) is None)
+    return Plan(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
+
+
+def _related(arch: str, other: str) -> bool:
+    """Whether the shapes tell stem and width of both alike: the same ResNet, but for 1x1s in 3x3s' place and an MLP."""
+    return plain_resnet(arch) == plain_resnet(other)
+
+
+def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str, ...]) -> list[str]:
+    """What no shape tells and was decided all the same."""
+    notes = []
+    if "stem" in inferred and architecture.stem != "imagenet":
+        notes.append(f"3x3 stem ASSUMED {architecture.stem} ({STEM_NOTES[architecture.stem]}); else give --stem")
+    if "arch" in inferred and (spec := VIT_SPEC.fullmatch(architecture.arch)):
+        dim, blocks, heads, patch = map(int, spec.groups())
+        why = f"as {layout.name} has" if dim in layout.vit_heads else "ASSUMED, 64 channels each"
+        notes.append(f"{heads} attention heads ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
+    if "arch" in inferred and (spec := SPEC.fullmatch(architecture.arch)):
+        if int(spec["depth"]) >= 50:
+            notes.append(f"strides ASSUMED as torchvision has them; else give --arch {architecture.arch}_v1")
+        if spec["layers"]:
+            plain = plain_resnet(architecture.arch)
+            notes.append(f"mlp ASSUMED between pooling and classifier; if it is a projection head, give --arch {plain}")
+    blurrable = architecture.arch in BLURRED_TWINS and architecture.stem == "imagenet"
+    if "arch" in inferred and blurrable and (layout.alone or not layout.branches):
+        twin = BLURRED_TWINS[architecture.arch]
+        notes.append(f"no anti-aliasing ASSUMED (it leaves no tensors); else give --arch timm:{twin}")
+    return notes
+
+
+def _at_size(state: State, plan: Plan) -> tuple[State, tuple[str, ...]]:
+    """A ViT's position embedding resized to the side asked for, where that is not the one it was trained at."""
+    trained, side = plan.shapes.img_size if plan.shapes else None, plan.architecture.img_size
+    if trained is None or side in (None, trained):
+        return state, ()
+    patch = state["conv_proj.weight"].shape[-1]
+    if side % patch:
+        raise UsageError(f"--img-size {side} is not a multiple of the patch size {patch}")
+    note = f"position embedding resized from {trained} to {side} px (bicubic)"
+    return dict(interpolate_embeddings(side, patch, state)), (note,)  # type: ignore[arg-type]
+
+
+def _hints(plan: Plan, fit: Fit, others: list[str], other_branches: list[str]) -> list[str]:
+    """The flags that would mend a network that the file does not fill."""
+    hints, shapes, built = [], plan.shapes, plan.architecture
+    if shapes is not None and _related(shapes.arch, built.arch):
+        differing = [name for name in ("stem", "width") if getattr(shapes, name) != getattr(built, name)]
+        hints = [f"--{name} {getattr(shapes, name)}" for name in differing]
+    if shapes is not None and not hints and shapes.arch != built.arch:
+        hints = [f"--arch {shapes.arch}"]
+    elif not hints and (shapes is None or fit.misplaced):  # of a relative: layer scale, squeeze-and-excite, ...
+        named_so = [f"--arch timm:{name}" for name in others if name != built.arch]
+        hints = named_so or ["another --arch (timm:NAME, package.module:factory)"]
+    return [*hints, *(f"--weights {name}" for name in other_branches)]
+
+
+def _partial(fit: Fit) -> str:
+    at_random, unused = len(fit.missing + fit.misshapen), len(fit.misplaced)
+    return f"PARTIAL: {at_random} of the network's tensors stay at random, {unused} of the file's have no place in it"
+
+
+def _head(
+    tensors: Mapping[str, Tensor],
+    state: State,
+    slots: Mapping[str, Tensor],
+    backbone: Backbone,
+    own_head: nn.Module | None,
+    found: Recognised,
+    branch: str,
+) -> tuple[str, nn.Linear | None]:
+    """The classifier in the file and its place: beside the network where the layout has it, or as its last layer."""
+    if own_head is None:
+        return "", None
+    for place in found.head_places(branch):
+        head = linear_at(tensors, place, backbone.dim)
+        if head is not None:
+            return place, head
+    if found.layout.own_fc:
+        weight: Any = own_head.weight  # of a 1x1 convolution, it is a view
+        same = (key for key, slot in slots.items() if slot.data_ptr() == weight.data_ptr())
+        for place in (key.removesuffix("weight") for key in same):
+            return place, linear_at(state, place, backbone.dim)
+    return "", None
+
+
+def _preprocessing(layout: Layout, architecture: Architecture, network: nn.Module, backbone: Backbone) -> Preprocessing:
+    """What the layout's framework fixes, or timm for its network.
+
+    ImageNet constants do not hold where somebody gave the network a CIFAR stem.
+    """
+    known = Preprocessing(img_size=backbone.img_size)
+    shown: Any = getattr(network, "pretrained_cfg", None)
+    if layout.moments is None and architecture.arch.startswith("timm:") and architecture.stem == "imagenet" and shown:
+        known = zoo.timm_preprocessing(shown, f"timm's for {architecture.arch.removeprefix('timm:')}")
+        return replace(known, img_size=backbone.img_size or known.img_size)
+    if layout.moments is not None and not (layout.moments == IMAGENET and architecture.stem != "imagenet"):
+        known = replace(known, mean=layout.moments[0], std=layout.moments[1], source="layout")
+    return replace(known, interpolation=layout.interpolation or known.interpolation)
+
+
+def _that_travels(
+    known: Preprocessing,
+    tensors: Mapping[str, Tensor],
+    architecture: Architecture,
+    backbone: Backbone,
+    path: Path,
+    *,
+    asked: bool,
+) -> Preprocessing:
+    """``known`` with what comes with the file before it: the network's own code, the file's tensors, configs beside."""
+    configured = beside(path)
+    if configured is not None:
+        known = replace(configured, img_size=backbone.img_size or configured.img_size)
+    if ":" in architecture.arch and not architecture.arch.startswith("timm:"):
+        own = of_own_code(backbone, known, asked=asked)
+        if own is not known:
+            return own
+    return from_tensors(tensors, known, asked=asked)

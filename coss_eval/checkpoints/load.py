@@ -1,0 +1,207 @@
+"""Any checkpoint file, or the name of a published network, to a Model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from coss_eval.checkpoints.foreign import foreign_model
+from coss_eval.checkpoints.matching import head_line, refuse_non_finite
+from coss_eval.checkpoints.normalisation import normalisation_check as normalisation_check
+from coss_eval.checkpoints.options import Interpolation, Wishes
+from coss_eval.checkpoints.own_format import CONFIG, own_model
+from coss_eval.checkpoints.own_format import save_model as save_model
+from coss_eval.checkpoints.preprocessing import of_own_code
+from coss_eval.checkpoints.unpickle import METADATA, read_checkpoint
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models import zoo
+from coss_eval.models.architecture import Architecture, Stem
+from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.families import PixelsBackbone, Pooling
+from coss_eval.models.model import HeadChoice, KeyReport, Model, weights_sha256
+from coss_eval.randomness import seeded_init
+
+GENERIC_NAMES = {"model", "checkpoint", "ckpt", "last", "best", "final", "model_best", "weights", "state_dict"}
+TRAINER_STATE = {"version", "epoch", "step", "objective", "optimizer", "config", "data"}  # keys of a run's last.pt
+
+
+def load_model(
+    source: str | Path,
+    *,
+    arch: str | None = None,
+    stem: Stem | None = None,
+    width: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+    interpolation: Interpolation | None = None,
+    head: HeadChoice = "auto",
+    weights: str | None = None,
+    pooling: Pooling = "own",
+    local: str | None = None,
+    global_: str | None = None,
+    allow_partial: bool = False,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """A Model from a checkpoint file of any known layout, from "torchvision:NAME" or "timm:NAME", or "pixels:SIDE".
+
+    ``arch``, ``stem``, ``width``: as zoo.network has them ("package.module:factory" for a network of one's own); None
+    reads them off the tensors' shapes. ``weights``: the branch of the file (student, teacher, online, target), or
+    which published weights. ``head``: how heads.resolve_head will treat the file's classifier; "probe" drops it.
+    ``local`` and ``global_`` name the modules whose outputs are the representations, where the network is not to be
+    taken apart by itself.
+    ``allow_partial`` accepts a file that leaves parts of the backbone at random (drawn from seed 0). The model comes
+    in eval mode, without gradients for its parameters; nothing in the file is run, and torch's generator is left as
+    it was. Raises UsageError and CossError with one line that names the flag that would help.
+    """
+    if head not in ("auto", "own", "probe"):
+        raise UsageError(f"head must be auto, own or probe, not {head!r}")
+    wishes = Wishes(
+        arch=arch,
+        stem=stem,
+        width=width,
+        mean=mean,
+        std=std,
+        img_size=img_size,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        weights=weights,
+        pooling=pooling,
+        local=local,
+        global_=global_,
+        allow_partial=allow_partial,
+    )
+    if str(source).startswith(("torchvision:", "timm:")):
+        model = _published(str(source), wishes)
+    elif str(source).startswith("pixels:"):
+        model = _pixels(str(source), wishes)
+    else:
+        model = _from_file(Path(source).expanduser(), wishes)
+    refuse_non_finite(model.backbone, model.head, str(source))
+    kept = None if head == "probe" else model.head
+    for module in (model.backbone, kept):
+        if module is not None:
+            module.to(device).eval().requires_grad_(False)
+    classes = model.classes if kept is not None else None
+    return replace(model, head=kept, classes=classes, head_choice=head).identified()
+
+
+def make_model(
+    arch: str,
+    *,
+    stem: Stem = "imagenet",
+    width: int = 64,
+    img_size: int | None = None,
+    pooling: Pooling = "own",
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    name: str | None = None,
+    seed: int = 0,
+) -> Model:
+    """A Model with random weights drawn from ``seed``, with a linear head for ``classes`` where they are given."""
+    architecture = Architecture(arch, stem, width, img_size, pooling)
+    with seeded_init(seed):
+        backbone = architecture.backbone()
+        head = nn.Linear(backbone.dim, len(classes)) if classes is not None else None
+    for module in (backbone, head):
+        if module is not None:
+            module.eval().requires_grad_(False)
+    known = preprocessing or Preprocessing()
+    if ":" in arch and not arch.startswith("timm:"):
+        known = of_own_code(backbone, known, asked=preprocessing is not None and preprocessing.source == "flag")
+    return Model(
+        name=name or f"untrained {arch} (seed {seed})",
+        arch=arch,
+        backbone=backbone,
+        head=head,
+        classes=tuple(classes) if classes is not None else None,
+        preprocessing=replace(known, img_size=known.img_size or backbone.img_size),
+        sha256=weights_sha256(backbone, head),
+        layout="untrained",
+        architecture=architecture,
+    )
+
+
+def _pixels(spec: str, wishes: Wishes) -> Model:
+    """Raw pixels at a side, "pixels:32", as if they were a representation."""
+    side = spec.partition(":")[2]
+    if not side.isdecimal() or not 0 < int(side) <= 512:
+        raise UsageError(f"pixels:SIDE takes a side from 1 to 512 px, such as pixels:32, not {spec!r}")
+    return Model(
+        name=f"raw pixels ({side} px)",
+        arch=spec,
+        backbone=PixelsBackbone(int(side)),
+        head=None,
+        classes=None,
+        preprocessing=wishes.preprocessing(Preprocessing(img_size=int(side))),
+        sha256="",
+        layout="pixels",
+    )
+
+
+def _published(spec: str, wishes: Wishes) -> Model:
+    """A torchvision or timm network; arch, stem and branch names are meant for files and say nothing here."""
+    source, _, name = spec.partition(":")
+    branch = wishes.weights in ("student", "teacher", "online", "target")
+    with seeded_init(0):
+        found = zoo.pretrained(
+            spec,
+            None if branch else wishes.weights,
+            pooling=wishes.pooling,
+            local=wishes.local,
+            global_=wishes.global_,
+        )
+    side = found.backbone.img_size
+    if side is not None and wishes.img_size not in (None, side):
+        raise UsageError(f"{spec} takes images of side {side} only; leave --img-size {wishes.img_size} out")
+    arch = name.partition(":")[0] if source == "torchvision" else spec
+    report = KeyReport(
+        layout=source,
+        branch=None,
+        branches=(),
+        arch=arch,
+        inferred=(),
+        matched=len(found.backbone.state_dict()),
+        head=head_line("", found.head),
+        notes=(found.backbone.note,) if wishes.local or wishes.global_ else (),
+    )
+    return Model(
+        name=name,
+        arch=arch,
+        backbone=found.backbone,
+        head=found.head,
+        classes=found.classes,
+        preprocessing=wishes.preprocessing(found.preprocessing),
+        sha256="",
+        layout=source,
+        report=report,
+        architecture=Architecture(
+            arch, img_size=side, pooling=wishes.pooling, local=wishes.local, global_=wishes.global_
+        ),
+    )
+
+
+def _from_file(path: Path, wishes: Wishes) -> Model:
+    stem = Path(path.name.removesuffix(".tar")).stem
+    folder = path.absolute().parent.name
+    name = {"model": folder}.get(stem, f"{folder}/{stem}") if stem in GENERIC_NAMES else stem
+    content = read_checkpoint(path)
+    try:
+        config = content.get(METADATA, {}).get(CONFIG)
+        if config is not None:
+            return own_model(name, content, config, wishes)
+        if content.keys() >= TRAINER_STATE:  # its network would be found, but neither normalisation nor geometry
+            raise UsageError(
+                "this is the trainer's state: give the model.safetensors beside it "
+                "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
+            )
+        return foreign_model(name, content, wishes, path)
+    except RecursionError as error:
+        raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
+    except CossError as error:
+        raise type(error)(f"{path.name}: {error}") from error

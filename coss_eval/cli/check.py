@@ -1,0 +1,87 @@
+"""`coss-eval check`: does this checkpoint fit this dataset? Key report, shapes, one small batch through every task."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from coss_eval import evaluation
+from coss_eval.cli.terminal import say
+from coss_eval.data.benchmark import Benchmark
+from coss_eval.data.open import Dataset
+from coss_eval.errors import CossError
+from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.model import Model
+from coss_eval.tasks.attacks import Attacks
+from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.crops import Crops
+from coss_eval.tasks.internal import Internal
+from coss_eval.tasks.probe import Probe
+from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.task import Task
+
+IMAGES = 32  # of the test split; the training split gives ten times as many to the probes
+
+
+def check(models: list[Model], data: Dataset, *, device: str = "auto") -> int:
+    """Print what was recognised and run every task on a few images, keeping nothing; exit code 1 if one fails."""
+    small = replace(
+        data,
+        test=data.test.limited(IMAGES, 0),
+        train=None if data.train is None else data.train.limited(max(10 * IMAGES, 2 * len(data.classes)), 0),
+    )
+    failed = False
+    for model in models:
+        say(f"model       {model.name}")
+        say("\n".join(model.report.lines() if model.report else [f"arch        {model.arch}"]))
+        say("\n".join(_shapes(model, small)))
+    with tempfile.TemporaryDirectory() as scratch:
+        for task in _small_tasks():
+            if isinstance(data, Benchmark) and not task.reads_benchmarks:
+                continue
+            started = time.perf_counter()
+            try:
+                options = {"tasks": [task], "device": device, "cache": False, "skip_impossible": True}
+                planned = evaluation.plan(models, small, out=scratch, **options)  # type: ignore[arg-type]
+                failures = evaluation.execute(planned).failures if planned.cells else ()
+            except CossError as error:
+                failures = (str(error),)
+            seconds = time.perf_counter() - started
+            verdict = failures[0] if failures else f"ok, {len(planned.cells)} cells"
+            if not failures and planned.skipped:
+                verdict = f"{verdict if planned.cells else 'skipped'}; {planned.skipped[0]}"
+            say(f"{task.name:<12}{verdict} ({seconds:.1f} s)")
+            failed |= bool(failures)
+    say(
+        "NOT OK: see the lines above"
+        if failed
+        else f"ok: the same call with robustness measures all {len(data.test)} test images"
+    )
+    return 1 if failed else 0
+
+
+def _small_tasks() -> list[Task]:
+    return [
+        Probe(),
+        Corruptions(severities=(3,)),
+        Attacks(eps={"linf": (1 / 255,), "l2": (0.1,)}, steps=2, checked_images=0),
+        Internal(levels=(0.5,), seeds=1),
+        Crops((0.4,), ("centre",), (0.5,), (2,)),
+        Redundancy(),
+    ]
+
+
+@torch.inference_mode()
+def _shapes(model: Model, data: Dataset) -> list[str]:
+    batch = next(data.test.batches(model.preprocessing.geometry, batch_size=4))
+    classifier = Classifier(model.backbone, nn.Identity(), model.preprocessing)
+    local, global_ = classifier.represent(to_float(batch.images))
+    return [
+        f"pixels      {tuple(batch.images.shape)} uint8, normalised by {model.preprocessing.source}",
+        f"local       {tuple(local.shape)} (B, L, D)",
+        f"global      {tuple(global_.shape)} (B, D')",
+    ]

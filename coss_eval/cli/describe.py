@@ -1,0 +1,170 @@
+"""What `coss-eval list`, `info` and `receptive-field` say; listing imports neither torch nor pandas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from coss_eval.data.split import Split
+    from coss_eval.models.model import Model
+
+
+ARCHITECTURES = {
+    "resnet18": "any torchvision classification network by its name; --stem cifar, --width",
+    "rf29_resnet18": "RF-ResNet with a receptive field of 29 pixels (64 px images)",
+    "rf99_resnet50": "RF-ResNet with a receptive field of 99 pixels (224 px images)",
+    "timm:NAME": "any timm network (pip install 'coss-eval[timm]')",
+    "package.module:factory": "a network of your own",
+}
+METHODS = {
+    "byol": "Grill et al. 2020; co-byol adds the CO term, and so for each but supervised",
+    "dino": "Caron et al. 2021",
+    "mocov3": "Chen, Xie and He 2021",
+    "simclr": "Chen et al. 2020",
+    "simsiam": "Chen and He 2021",
+    "vicreg": "Bardes, Ponce and LeCun 2022",
+    "barlow": "Zbontar et al. 2021",
+    "supervised": "cross-entropy",
+}
+ATTACKS = {
+    "fgsm:linf": "one step (Goodfellow et al. 2015); every attack but square also with l2, the Euclidean ball",
+    "bim:linf": "FGSM in small steps (Kurakin et al. 2017)",
+    "pgd:linf": "projected gradient descent from a random start (Madry et al. 2018)",
+    "apgd:linf": "PGD that adapts its step (Croce and Hein 2020); --loss ce, dlr or ce+dlr",
+    "square:linf": "random search without gradients (Andriushchenko et al. 2020)",
+    "foolbox:NAME": "any attack of foolbox, such as LinfDeepFoolAttack; with --backend reference",
+}
+
+
+def list_lines(kind: str | None = None) -> list[str]:
+    """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, ...), or of all."""
+    from coss_eval import tasks
+    from coss_eval.corruptions.names import BENCHMARK, VALIDATION
+    from coss_eval.data.open import names
+    from coss_eval.sweeps import shipped
+    from coss_eval.training import presets
+
+    kinds = {
+        "tasks": tasks.NAMES,
+        "datasets": names(),
+        "corruptions": dict.fromkeys(BENCHMARK, "benchmark") | dict.fromkeys(VALIDATION, "validation"),
+        "attacks": ATTACKS,
+        "architectures": ARCHITECTURES,
+        "methods": METHODS,
+        "presets": presets(),
+        "sweeps": shipped(),
+    }
+    if kind is not None and kind not in kinds:
+        raise unknown_name("kind of list", kind, kinds)
+    lines = []
+    for title, entries in kinds.items():
+        if kind in (None, title):
+            lines += [title, *(f"  {name:<30}{about}".rstrip() for name, about in entries.items())]
+    return lines
+
+
+def describe(what: str, *, data_root: Path | None = None, arch: str | None = None) -> list[str]:
+    """Lines on a results folder (provenance), a dataset (sizes, fingerprint) or a checkpoint (key report)."""
+    path = Path(what)
+    if (path / "run.json").is_file():
+        return _run_lines(path)
+    if (path / "model.safetensors").is_file():
+        raise UsageError(f"{what} is a training run's folder: give {path / 'model.safetensors'}")
+    if path.is_file() or what.startswith(("torchvision:", "timm:")):
+        return _model_lines(what, arch)
+    if path.exists() or "/" not in what:
+        return _data_lines(what, data_root)
+    raise UsageError(f"{what}: neither a checkpoint file, a results folder nor a dataset; check the path")
+
+
+def field_lines(
+    model: Model, *, size: int | None = None, data: str | None = None, data_root: Path | None = None, images: int = 64
+) -> list[str]:
+    """A table of receptive fields by site, in pixels of an image of ``size`` (by default that of the data, or 224)."""
+    from torch import nn
+
+    from coss_eval.data.open import load_dataset
+    from coss_eval.models.classifier import Classifier, to_float
+    from coss_eval.receptive_field.effective import EFFECTIVE_LEVEL
+    from coss_eval.receptive_field.theoretical import by_site
+
+    batches = []
+    if data is not None:
+        test = load_dataset(data, root=data_root).test.limited(images, seed=0)
+        images, classifier = len(test), Classifier(model.backbone, nn.Identity(), model.preprocessing)
+        geometry = model.preprocessing.geometry
+        batches = [classifier.normalise(to_float(batch.images)) for batch in test.batches(geometry, batch_size=32)]
+        seen = batches[0].shape[-1]
+        if size not in (None, seen):
+            raise UsageError(f"the images of {data} reach the network at {seen} px: leave --size {size} out")
+        size = seen
+    size = (model.preprocessing.img_size or 224) if size is None else size
+    lines = [f"{model.name}: receptive fields in pixels of an image of {size} px", ""]
+    heads = f"{'site':<10}{'grid':>10}{'jump':>8}{'theory':>10}{'covered':>10}"
+    lines.append(heads + (f"{'effective':>12}" if batches else ""))
+    for row in by_site(model.backbone, size, batches).to_dict("records"):
+        grid, jump, theory = (
+            "?" if row[name] != row[name] else "all" if row[name] == float("inf") else f"{row[name]:g}"
+            for name in ("grid", "jump", "rf")
+        )
+        covered = "?" if row["covered"] != row["covered"] else f"{100 * row['covered']:.0f} %"
+        measured = f"{row['effective']:>12.1f}" if batches else ""
+        lines.append(f"{row['site']:<10}{grid:>4} x {grid:<3}{jump:>8}{theory:>10}{covered:>10}{measured}")
+    lines.append("\ncovered: the share of the image's pixels that lie in the theoretical field of some location")
+    if batches:
+        level = f"pixels above {100 * EFFECTIVE_LEVEL:g} % of the gradient's peak (Luo et al. 2016: of its centre)"
+        lines.append(f"effective: the median over {images} test images of {data}; {level}")
+    return lines
+
+
+def _run_lines(path: Path) -> list[str]:
+    from coss_eval.store import Store
+
+    store = Store(path)
+    lines = [f"results     {path}: {len(store.records())} cells"]
+    for run in store.runs():
+        data = run["data"]
+        lines.append(f"run         {run['started']}  {run['command']}")
+        lines.append(
+            f"            {data['name']}, n={data['test']['n']}, limit {data['test']['limit']}, seed {run['seed']}"
+        )
+        lines += [f"            {model['name']}: {model['arch']}, {model['sha256'][:12]}" for model in run["models"]]
+        lines.append("            " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
+    return lines
+
+
+def _model_lines(source: str, arch: str | None) -> list[str]:
+    from coss_eval.checkpoints.load import load_model
+
+    model = load_model(source, arch=arch)
+    parameters = sum(p.numel() for p in model.backbone.parameters())
+    return [
+        f"model       {model.name}",
+        *(model.report.lines() if model.report else [f"arch        {model.arch}"]),
+        f"parameters  {parameters / 1e6:.2f} M in the backbone",
+        f"sites       {', '.join(model.backbone.sites)}",
+        f"classes     {len(model.classes) if model.classes else 'not named in the file'}",
+        normalisation_line(model),
+        f"sha256      {model.sha256}",
+    ]
+
+
+def _data_lines(what: str, root: Path | None) -> list[str]:
+    from coss_eval.data.benchmark import Benchmark
+    from coss_eval.data.open import load_dataset
+
+    data = load_dataset(what, root=root)
+    splits = [split for split in (data.train, data.test) if split is not None]
+    lines = [f"data        {data.name}: {len(data.classes)} classes", *(_split_line(split) for split in splits)]
+    if isinstance(data, Benchmark):
+        lines.append(f"corrupted   ready-made, {len(data.severities)} corruptions: {', '.join(data.severities)}")
+    return [*lines, *(f"note        {line}" for line in data.warnings())]
+
+
+def _split_line(split: Split) -> str:
+    size = "x".join(map(str, split.native_size)) + " px" if split.native_size else "sizes vary"
+    return f"{split.name:<12}{len(split)} images, {size}, fingerprint {split.fingerprint[:16]}"

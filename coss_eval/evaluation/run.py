@@ -1,0 +1,265 @@
+"""Which cells are missing, run their tasks, hand the measurements to the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from coss_eval.data.open import Dataset
+from coss_eval.errors import CossError, UsageError
+from coss_eval.evaluation.planning import Job, Plan, plan, protocol
+from coss_eval.models.hooks import finite_outputs
+from coss_eval.models.model import Model
+from coss_eval.runtime.device import exact_float32
+from coss_eval.runtime.provenance import made_with
+from coss_eval.store import Store
+from coss_eval.tasks.task import Result, Subject, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Mine = tuple[Subject, str]  # a subject and the key of its cell, claimed by this process
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, sent before each job."""
+
+    done: int
+    total: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A results folder after (or during) a run."""
+
+    path: Path
+    failures: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # lines on images that could not be read
+
+    def table(self) -> pd.DataFrame:
+        """One row a measurement: model, task, metric, condition, value, n, low, high.
+
+        An untrained network that a task measured beside a model is a model of its own here, "NAME, untrained".
+        UsageError where the folder holds no finished cell.
+        """
+        from coss_eval.reports.tables import apart_from_untrained, tidy
+
+        found = tidy(Store(self.path))
+        if found.empty:
+            why = f" ({self.failures[0]})" if self.failures else ""
+            raise UsageError(f"no finished cells in {self.path}{why}; give a folder that evaluate has written into")
+        return apart_from_untrained(found)
+
+    def report(self, *, baseline: str | None = None) -> list[Path]:
+        """Write report.md, report.html, tables/ and figures/ into the folder; the paths written."""
+        from coss_eval import reports
+
+        return reports.write(self.path, baseline=baseline)
+
+
+def evaluate(
+    models: str | Path | Model | Sequence[str | Path | Model],
+    data: str | Path | Dataset,
+    tasks: Sequence[str | Task] | None = None,
+    *,
+    out: str | Path,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+    cache: bool = True,
+    overwrite: bool = False,
+    budget_hours: float | None = None,
+    allow_batch_dependent: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Run:
+    """Measure one or several models on a dataset and keep every number in the folder ``out``.
+
+    Cells already stored are not computed again (unless ``overwrite``): the same call goes on where it stopped.
+    ``tasks`` are names or Task instances with options of their own; all by default. ``limit`` takes a seeded
+    class-balanced subset of the test split and marks every table with it. After ``budget_hours`` no new cell begins.
+    Give a dataset opened with ``skip_bad_images`` to leave out files that cannot be decoded.
+    A cell that fails leaves a gap and is named in ``Run.failures``; the others still run. Without ``tasks``, those that
+    the images do not allow are left out and named in ``Run.skipped``. Networks whose outputs for an image depend on its
+    batch are refused; ``allow_batch_dependent`` measures them, with the batch size in their cells' keys.
+    ``on_note`` gets each line that a person should know: an assumed normalisation, warnings, failures.
+    """
+    planned = plan(
+        models,
+        data,
+        out=out,
+        tasks=tasks,
+        limit=limit,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        cache=cache,
+        overwrite=overwrite,
+        allow_batch_dependent=allow_batch_dependent,
+    )
+    tell = on_note or (lambda line: None)
+    for note in planned.notes():
+        tell(note)
+    run = execute(planned, overwrite=overwrite, budget_hours=budget_hours, on_progress=on_progress)
+    for failure in run.failures:
+        tell(f"not done: {failure}")
+    return run
+
+
+def execute(
+    planned: Plan,
+    *,
+    overwrite: bool = False,
+    budget_hours: float | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Compute the missing cells of a plan, storing each as it is done, and pack the folder when all are there."""
+    if not planned.cells:
+        raise UsageError(f"nothing can be measured: {'; '.join(planned.skipped)}")
+    entry = provenance(planned)
+    planned.store.record_run(entry)
+    started = time.monotonic()
+    failures: list[str] = []
+    for number, job in enumerate(planned.jobs):
+        if budget_hours is not None and time.monotonic() - started > budget_hours * 3600:
+            failures.append(f"budget of {budget_hours} h used up: {len(planned.jobs) - number} jobs not begun")
+            break
+        if on_progress is not None:
+            on_progress(Progress(number, len(planned.jobs), job.label))
+        failures += _run_job(planned, job, overwrite)
+    if on_progress is not None:
+        on_progress(Progress(len(planned.jobs), len(planned.jobs), "done"))
+    if left_out := planned.subjects[0].data.left_out():  # known once the images have been read
+        planned.store.amend_run(entry, {"left_out": left_out})
+    if not failures and all(planned.store.read(cell["key"]) is not None for cell in planned.cells):
+        try:
+            planned.store.pack()  # where it declines, say as another process is at work, the folder is as good
+        except CossError as error:
+            failures.append(str(error))
+    return Run(planned.store.path, tuple(failures), tuple(planned.skipped), tuple(left_out))
+
+
+def _run_job(planned: Plan, job: Job, overwrite: bool) -> list[str]:
+    """Claim what no other process is at, measure it, store it; a line for each subject that failed."""
+    store = planned.store
+    with ExitStack() as stack:
+        stack.enter_context(exact_float32())
+        try:
+            mine = [
+                (subject, key)
+                for subject, key in zip(job.subjects, job.keys, strict=True)
+                if stack.enter_context(store.claim(key)) and (overwrite or store.read(key) is None)
+            ]
+        except CossError as error:
+            return [_failure(job, None, error)]
+        failures, able = list[str](), list[Mine]()
+        for subject, key in mine:
+            try:
+                if job.task.uses_head:
+                    _ = subject.classifier  # fitted now: where that fails, it is this subject's fault alone
+                able.append((subject, key))
+            except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
+                failures.append(_failure(job, subject, error))
+        return failures + _measure(planned, job, able)
+
+
+def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> list[str]:
+    """Measure all at once; where one fails, those left one after the other, so that the fault stays its own."""
+    failures, left = list[str](), list(mine)
+    try:
+        with ExitStack() as stack:
+            watched = [stack.enter_context(finite_outputs(*_watched(job, subject))) for subject, _ in mine]
+            started = time.perf_counter()
+            results = job.task.run(job.cell, [subject for subject, _ in mine]) if mine else iter(())
+            for result, bad in zip(results, watched, strict=True):
+                subject, key = left[0]
+                if where := bad():
+                    error = CossError(f"its outputs hold NaN or infinity ({where}): check weights and normalisation")
+                    failures.append(_failure(job, subject, error))
+                else:
+                    _store(planned, job, subject, key, result, time.perf_counter() - started)
+                del left[0]
+    except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
+        if len(mine) == 1 or not left:
+            return [*failures, _failure(job, mine[0][0] if len(mine) == 1 else None, error)]
+        for one in left:
+            failures += _measure(planned, job, [one])
+    return failures
+
+
+def _watched(job: Job, subject: Subject) -> list[nn.Module]:
+    """Where every number of a subject passes through: its representation, and the head in use."""
+    backbone = subject.model.backbone
+    return [backbone.global_, subject.classifier.head] if job.task.uses_head else [backbone.global_]
+
+
+def _store(planned: Plan, job: Job, subject: Subject, key: str, result: Result, seconds: float) -> None:
+    record = {
+        "protocol": protocol(job.task, subject),
+        "cell": job.cell,
+        "model": subject.model.name,
+        "measurements": result.measurements,
+        "notes": result.notes
+        + subject.data.left_out()
+        + ([f"head: {subject.classifier.origin}"] if job.task.uses_head else []),
+        "seconds": seconds,
+    }
+    outputs = planned.known[subject.model.name].name
+    planned.store.write(key, record | ({"outputs": outputs} if outputs is not None else {}), result.samples)
+
+
+def _failure(job: Job, subject: Subject | None, error: Exception) -> str:
+    """ "corruptions fog of r18: out of memory": what was not done, and why in one line."""
+    reason = str(error).partition("\n")[0]
+    if not isinstance(error, CossError | RuntimeError) or not reason:  # RuntimeError: torch's own
+        reason = f"{type(error).__name__}: {reason}"
+    return f"{job.label}{f' of {subject.model.name}' if subject is not None else ''}: {reason}"
+
+
+def provenance(planned: Plan) -> dict[str, Any]:
+    """What run.json keeps of a run: enough to repeat it."""
+    settings, data = planned.subjects[0].settings, planned.subjects[0].data
+    return {
+        **made_with(settings.device),
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
+        "data": {
+            "name": data.name,
+            "classes": len(data.classes),
+            "test": {"n": len(data.test), "fingerprint": data.test.fingerprint, "limit": data.test.limit},
+            "train": None
+            if data.train is None
+            else {"n": len(data.train), "fingerprint": data.train.known_fingerprint},
+        },
+        "models": [
+            {
+                "name": subject.model.name,
+                **subject.model.protocol(),
+                "layout": subject.model.layout,
+                "normalisation_source": subject.model.preprocessing.source,
+                "report": None if subject.model.report is None else subject.model.report.as_dict(),
+                **({"outputs": new} if (new := planned.known[subject.model.name].record) is not None else {}),
+            }
+            for subject in planned.subjects
+        ],
+        "warnings": planned.warnings,
+        "cells": planned.cells,  # so that a report can show what is missing
+    }
+
+
+def compare(run_a: Run | str | Path, run_b: Run | str | Path) -> pd.DataFrame:
+    """Paired differences between the models of two runs, with intervals and p-values, one row a condition."""
+    from coss_eval.reports.compare import compare as paired
+
+    return paired(*(run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b)))

@@ -1,0 +1,66 @@
+"""Where a network runs, how exactly, and how long that takes."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from coss_eval.errors import UsageError
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there."""
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # as a tensor there says it, which is "cuda:0" for "cuda"
+        resolved = torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {str(device)!r} cannot be used here ({reason}); try auto or cpu") from error
+    return resolved
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that one call takes, after another to warm up; a GPU's work is waited for."""
+    for _ in range(2):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """No TF32 or bf16 inside float32 products, as torch lets cuDNN do by default; afterwards as it was."""
+    before = _tf32()
+    _set_tf32("highest", convolutions=False)
+    try:
+        yield
+    finally:
+        _set_tf32(*before)
+
+
+def _tf32() -> tuple[str, bool]:
+    with _without_advice():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+def _set_tf32(products: str, convolutions: bool) -> None:
+    with _without_advice():
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """torch 2.9 to 2.11 advise against these settings, which all versions have, in favour of ones that older lack."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
+        yield

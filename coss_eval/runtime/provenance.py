@@ -1,0 +1,51 @@
+"""What a run was made with: the same few facts for an evaluation's run.json and a training run's log."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+
+from coss_eval import __version__
+
+
+def made_with(device: torch.device) -> dict[str, Any]:
+    """Command, time, versions, device and threads, as JSON has them."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {
+            "coss_eval": __version__,
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+        },
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit this package runs from, with "+" where files differ from it; None where nothing tells.
+
+    A copy of a checkout without its .git is told by the environment variable COSS_COMMIT.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return os.environ.get("COSS_COMMIT") or None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

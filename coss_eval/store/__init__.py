@@ -1,0 +1,8 @@
+"""Measurements on disk: what a cell is, the folder that keeps them, and its packed form."""
+
+from coss_eval.store.cells import Cell as Cell
+from coss_eval.store.cells import Measurement as Measurement
+from coss_eval.store.cells import StoreWarning as StoreWarning
+from coss_eval.store.cells import canonical_json as canonical_json
+from coss_eval.store.cells import column_name as column_name
+from coss_eval.store.store import Store as Store

@@ -1,0 +1,1 @@
+"""What training does to images to make views of them: crops, flips, colours, blur."""

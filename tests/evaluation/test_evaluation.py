@@ -1,0 +1,279 @@
+"""The pipe from models and data to stored measurements: completeness, resume, independence of the batch, gaps."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import coss_eval as ce
+from coss_eval import evaluation
+from coss_eval.checkpoints.load import make_model, save_model
+from coss_eval.data.dataset import Dataset
+from coss_eval.errors import CossError, UsageError
+from coss_eval.models.model import Model
+from coss_eval.store import Store
+from coss_eval.tasks.attacks import Attacks
+from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.crops import Crops
+from coss_eval.tasks.internal import Internal
+from coss_eval.tasks.probe import Probe
+from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.task import Task
+from coss_eval.training.loop import train
+
+TASKS: list[Task] = [
+    Probe(),
+    Corruptions(("gaussian_noise", "fog", "jpeg_compression"), (1, 5)),
+    Attacks(eps={"linf": (0.5 / 255, 4 / 255), "l2": (0.1, 0.5)}, steps=5),
+    Internal(levels=(0.3, 0.7), seeds=2),
+    Crops((0.3,), ("top left",), (0.5,), (2,)),
+    Redundancy(),
+]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    data = ce.load_dataset("digits")
+    assert data.train is not None
+    return replace(data, train=data.train.limited(500, 0), test=data.test.limited(90, 0))
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    out = tmp_path_factory.mktemp("trained")
+    fields = {"holdout": 0.0, "epochs": 8, "batch_size": 25, "lr": 0.4, "crop_min_scale": 0.6}
+    model = train("supervised", digits, preset="digits-tiny", out=out, device="cpu", **fields)
+    assert ce.load_model(out / "model.safetensors").sha256 == model.sha256
+    return model
+
+
+@pytest.fixture(scope="session")
+def full_run(trained: Model, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> evaluation.Run:
+    return ce.evaluate([trained, trained.untrained(0)], digits, TASKS, out=tmp_path_factory.mktemp("full"))
+
+
+def stored(path: Path) -> dict[str, list[dict[str, object]]]:
+    return {record["key"]: record["measurements"] for record in Store(path).records()}
+
+
+def test_every_task_measures_every_model_with_intervals(full_run: evaluation.Run, trained: Model) -> None:
+    table = full_run.table()
+    assert full_run.failures == ()
+    assert set(table["task"]) == {"probe", "corruptions", "attacks", "internal", "crops", "redundancy"}
+    given = {trained.name, trained.untrained(0).name}
+    assert set(table["model"]) == given | {f"{name}, untrained" for name in given}  # redundancy's own rows beside them
+    clean = table[(table["corruption"] == "clean") & (table["metric"] == "accuracy")].set_index("model")["value"]
+    assert clean[trained.name] > 0.8
+    shares = table[table["metric"].isin(["accuracy", "robust_accuracy", "top1"])]
+    assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
+
+
+def test_the_report_is_written(full_run: evaluation.Run) -> None:
+    written = full_run.report()
+    names = {path.name for path in written}
+    assert {"report.md", "report.html"} <= names
+    assert any(name.endswith(".tex") for name in names)
+    assert any(name.endswith(".png") for name in names)
+    assert "digits" in (full_run.path / "report.md").read_text()
+
+
+def test_robust_accuracy_never_rises_with_eps(full_run: evaluation.Run) -> None:
+    table = full_run.table()
+    attacks = table[(table["task"] == "attacks") & (table["metric"] == "robust_accuracy")]
+    for _, curve in attacks.groupby(["model", "attack", "norm"]):
+        values = curve.sort_values("eps")["value"].to_numpy()
+        assert (np.diff(values) <= 0).all() or curve["attack"].iloc[0] == "fgsm"
+
+
+def test_a_finished_run_computes_nothing_again(full_run: evaluation.Run, trained: Model, digits: Dataset) -> None:
+    def written() -> dict[Path, int]:
+        return {
+            path: path.stat().st_mtime_ns for pattern in ("cells*", "samples*") for path in full_run.path.glob(pattern)
+        }
+
+    before = written()
+    assert sorted(path.suffix for path in before) == [".gz", ".npz"]  # a finished run packs itself
+    planned = evaluation.plan([trained, trained.untrained(0)], digits, tasks=TASKS, out=full_run.path)
+    assert planned.missing == 0
+    assert len(planned.cells) == len(Store(full_run.path).records())
+    evaluation.execute(planned)
+    assert written() == before
+
+
+def test_a_packed_run_is_added_to_and_overwritten(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    few = replace(digits, test=digits.test.limited(20, 0))
+    fog = Corruptions(("fog",), (1,))
+    before = ce.evaluate(trained, few, [fog], out=tmp_path).table()
+    assert not (tmp_path / "cells").exists()
+    stopped = ce.evaluate(trained, few, [Corruptions(("fog", "snow"), (1,))], out=tmp_path, budget_hours=0)
+    assert stopped.failures
+    assert ce.evaluate(trained, few, [Corruptions(("fog", "snow"), (1,))], out=tmp_path).failures == ()
+    assert len(Store(tmp_path).records()) == 3
+    again = ce.evaluate(trained, few, [fog], out=tmp_path, overwrite=True).table()
+    assert not (tmp_path / "cells").exists()
+    both = before.merge(again, on="key", suffixes=("", " again"))
+    both = both[(both["condition"] == both["condition again"]) & (both["metric"] == both["metric again"])]
+    assert (both["seconds"] != both["seconds again"]).all()  # computed anew
+    assert (both["value"] == both["value again"]).all()
+    assert len(both) == len(before)
+
+
+def test_a_run_that_is_not_done_is_not_packed(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    few = replace(digits, test=digits.test.limited(20, 0))
+    planned = evaluation.plan(trained, few, tasks=[Corruptions(("fog", "snow"), (1,))], out=tmp_path)
+    with planned.store.claim(planned.jobs[-1].keys[0]):  # another process is at the last cell
+        assert evaluation.execute(planned).failures == ()
+    assert len(list((tmp_path / "cells").glob("*.json"))) == planned.missing - 1
+    assert not (tmp_path / "cells.jsonl.gz").exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_no_number_depends_on_the_batch_size(batch_size: int, trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    few = replace(digits, test=digits.test.limited(20, 0))
+    tasks = [task for task in TASKS if not isinstance(task, Probe)]
+    runs = [
+        stored(ce.evaluate(trained, few, tasks, out=tmp_path / str(size), batch_size=size).path)
+        for size in (64, batch_size)
+    ]
+    assert runs[0].keys() == runs[1].keys()
+    for key, expected in runs[0].items():
+        for one, other in zip(expected, runs[1][key], strict=True):
+            assert one["condition"] == other["condition"]
+            assert one["n"] == other["n"]
+            # verdicts may flip where the margin is below 1e-4; on these 20 images none is
+            assert one["value"] == pytest.approx(other["value"], abs=1e-4)
+
+
+def test_a_limit_is_in_the_key_and_in_every_record(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    task = Corruptions(("fog",), (1,))
+    ce.evaluate(trained, digits, [task], out=tmp_path)
+    ce.evaluate(trained, digits, [task], out=tmp_path, limit=30)
+    records = Store(tmp_path).records()
+    assert sorted(str(r["protocol"]["data"]["limit"]) for r in records) == ["30", "30", "90", "90"]
+    assert {m["n"] for r in records for m in r["measurements"]} == {30, 90}
+
+
+def test_a_failed_cell_is_a_gap_and_the_others_run(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    broken = Internal(sites=("nowhere",), levels=(0.5,), seeds=1)
+    with pytest.raises(UsageError, match="stage1"):
+        ce.evaluate(trained, digits, [broken], out=tmp_path)
+    no_train = replace(digits, train=None)
+    untrained = trained.untrained(0)
+    run = ce.evaluate(untrained, no_train, [Corruptions(("fog",), (1,)), Redundancy()], out=tmp_path)
+    assert len(run.failures) == 2
+    assert "train" in run.failures[0]
+    assert {record["task"] for record in Store(tmp_path).records()} == {"redundancy"}
+
+
+def test_the_same_weights_twice_are_refused(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="twice"):
+        ce.evaluate([trained, replace(trained, name="again")], digits, out=tmp_path)
+
+
+def test_the_plan_names_an_assumed_normalisation(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    assumed = "mean, std   (0.485 0.456 0.406), (0.229 0.224 0.225) (ASSUMED (ImageNet))"
+    plain = make_model("resnet18", stem="cifar", width=8)
+    lines = evaluation.plan([trained, plain], digits, tasks=[Redundancy()], out=tmp_path).lines()
+    assert lines.count(assumed) == 1
+    assert lines[lines.index(assumed) - 1].startswith(f"model       {plain.name}")
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(limit: int, trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="limit"):
+        ce.evaluate(trained, digits, out=tmp_path, limit=limit)
+
+
+def test_an_unwritable_folder_is_one_line(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CossError, match="--out"):
+        ce.evaluate(trained, digits, [Redundancy()], out=tmp_path / "file" / "results")
+
+
+def test_numbers_do_not_move_the_global_generator(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    few = replace(digits, test=digits.test.limited(20, 0))
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    ce.evaluate(trained, few, TASKS, out=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == before_numpy).all()  # noqa: NPY002
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+import coss_eval as ce
+from coss_eval.tasks.corruptions import Corruptions
+data = ce.load_dataset("digits")
+data = replace(data, test=data.test.limited(60, 0))
+names = ("gaussian_noise", "fog", "snow", "frost", "contrast", "brightness", "pixelate", "shot_noise")
+run = ce.evaluate(sys.argv[1], data, [Corruptions(names)], out=sys.argv[2])
+print(len(run.failures))
+"""
+
+
+def _start(checkpoint: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(checkpoint), str(out)]
+    return subprocess.Popen(command, env=os.environ, text=True, stdout=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.fixture
+def checkpoint(trained: Model, tmp_path: Path) -> Path:
+    save_model(trained, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.slow
+def test_kill_9_loses_at_most_the_cell_in_flight(checkpoint: Path, tmp_path: Path) -> None:
+    cells = tmp_path / "out" / "cells"
+    process = _start(checkpoint, tmp_path / "out")
+    deadline = time.monotonic() + 120
+    while len(list(cells.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    survived = {path.stem: json.loads(path.read_bytes()) for path in cells.glob("*.json")}
+    assert len(survived) >= 3
+    assert all(content["measurements"] for content in survived.values())
+    assert _start(checkpoint, tmp_path / "out").communicate(timeout=300)[0].strip() == "0"
+    records = {record["key"]: record for record in Store(tmp_path / "out").records()}
+    assert all(records[key]["seconds"] == content["seconds"] for key, content in survived.items())  # not done again
+    assert len(records) == 9
+    assert not cells.exists()
+    uninterrupted = _start(checkpoint, tmp_path / "whole")
+    uninterrupted.communicate(timeout=300)
+    assert stored(tmp_path / "out") == stored(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_store(checkpoint: Path, tmp_path: Path) -> None:
+    both = [_start(checkpoint, tmp_path / "out") for _ in range(2)]
+    assert [process.communicate(timeout=300)[0].strip() for process in both] == ["0", "0"]
+    assert len(Store(tmp_path / "out").records()) == 9
+    assert len(Store(tmp_path / "out").runs()) == 2
+
+
+def test_a_model_built_by_hand_runs_through_all_tasks(digits: Dataset, tmp_path: Path) -> None:
+    model = make_model("timm:vit_tiny_patch16_224", img_size=32)
+    few = replace(digits, test=digits.test.limited(20, 0))
+    run = ce.evaluate(model, few, TASKS, out=tmp_path)
+    assert run.failures == ()
+
+
+def test_an_estimate_leaves_a_moved_network_fit_for_attacks(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    """A move to another device makes new parameters, here played by one to another dtype and back."""
+    backbone = copy.deepcopy(trained.backbone)
+    backbone.to = lambda *_, **__: type(backbone).to(type(backbone).to(backbone, torch.float64), torch.float32)
+    plan = evaluation.plan(replace(trained, backbone=backbone), digits, tasks=[TASKS[0]], out=tmp_path)
+    assert plan.seconds() > 0
+    assert not any(parameter.is_inference() for parameter in backbone.parameters())
