@@ -30,9 +30,9 @@ from coss_eval.corruptions import corrupt
 from coss_eval.internal import corrupted
 from coss_eval.models.classifier import to_float
 from coss_eval.receptive_field.theoretical import by_site
-from coss_eval.tasks.attacks import Attacks
-from coss_eval.tasks.corruptions import Corruptions
-from coss_eval.tasks.probe import Probe
+from coss_eval.tasks.attacks.task import Attacks
+from coss_eval.tasks.corruptions.task import Corruptions
+from coss_eval.tasks.probe.task import Probe
 
 OUT = "runs/notebook"
 data = ce.load_dataset("digits")

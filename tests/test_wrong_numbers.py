@@ -46,12 +46,12 @@ from coss_eval.receptive_field.theoretical import fields, location_fields, theor
 from coss_eval.redundancy import measure, spectrum
 from coss_eval.reports.results import Estimate, Results, area, kept
 from coss_eval.store import Cell, Measurement, Store
-from coss_eval.tasks.attacks import Attacks
-from coss_eval.tasks.corruptions import Corruptions
-from coss_eval.tasks.crops import Crops
-from coss_eval.tasks.internal import Internal
-from coss_eval.tasks.probe import Probe
-from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.attacks.task import Attacks
+from coss_eval.tasks.corruptions.task import Corruptions
+from coss_eval.tasks.crops.task import Crops
+from coss_eval.tasks.internal.task import Internal
+from coss_eval.tasks.probe.task import Probe
+from coss_eval.tasks.redundancy.task import Redundancy
 
 # ------------------------------------------------------------------------------------------------- measures: begin
 

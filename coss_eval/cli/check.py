@@ -16,12 +16,12 @@ from coss_eval.data.open import Dataset
 from coss_eval.errors import CossError
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.model import Model
-from coss_eval.tasks.attacks import Attacks
-from coss_eval.tasks.corruptions import Corruptions
-from coss_eval.tasks.crops import Crops
-from coss_eval.tasks.internal import Internal
-from coss_eval.tasks.probe import Probe
-from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.attacks.task import Attacks
+from coss_eval.tasks.corruptions.task import Corruptions
+from coss_eval.tasks.crops.task import Crops
+from coss_eval.tasks.internal.task import Internal
+from coss_eval.tasks.probe.task import Probe
+from coss_eval.tasks.redundancy.task import Redundancy
 from coss_eval.tasks.task import Task
 
 IMAGES = 32  # of the test split; the training split gives ten times as many to the probes

@@ -23,7 +23,7 @@ from coss_eval.errors import UsageError
 
 if TYPE_CHECKING:
     from coss_eval.evaluation import Plan, Run
-    from coss_eval.tasks.corruptions import Corruptions
+    from coss_eval.tasks.corruptions.task import Corruptions
     from coss_eval.tasks.task import Task
 
 
@@ -187,7 +187,7 @@ def probe(
         Run the network in bfloat16 on sgd's training views: faster on GPUs, and part of the protocol.
     """
     from coss_eval.probes.sgd import SgdProtocol
-    from coss_eval.tasks.probe import Probe
+    from coss_eval.tasks.probe.task import Probe
 
     given: dict[str, Any] = ({"epochs": epochs} if epochs is not None else {}) | ({"lrs": lr} if lr else {})
     given |= {"precision": "bf16"} if bf16 else {}
@@ -232,7 +232,7 @@ def corruptions(
         Of the copy: npy as CIFAR-10-C, or folders of PNG files [default: npy for sets of one small size].
     """
     from coss_eval.corruptions.names import NAMES
-    from coss_eval.tasks.corruptions import Corruptions
+    from coss_eval.tasks.corruptions.task import Corruptions
 
     task = Corruptions(names or tuple(NAMES), severities, backend, flavour, table)
     models, data, run = models or ModelFlags(), data or CorruptionDataFlags(), run or RunFlags()
@@ -255,7 +255,7 @@ def _write_copy(
     from coss_eval.cli.terminal import progress_line, say
     from coss_eval.evaluation import Progress
     from coss_eval.probes import resolve_device
-    from coss_eval.tasks.corrupted_copy import Copy, write_copy
+    from coss_eval.tasks.corruptions.write import Copy, write_copy
 
     dataset = data.open()
     if run.limit is not None:
@@ -310,8 +310,8 @@ def attacks(
     images
         Attack so many test images (seeded, balanced over classes).
     """
-    from coss_eval.tasks.attacks import L2_EPS, LINF_EPS, Attacks, named_attacks
-    from coss_eval.tasks.representation import representation_attack
+    from coss_eval.tasks.attacks.representation import representation_attack
+    from coss_eval.tasks.attacks.task import L2_EPS, LINF_EPS, Attacks, named_attacks
 
     lists = {"linf": eps or LINF_EPS, "l2": eps_l2 or L2_EPS} | ({"l1": eps, "l0": eps} if eps else {})
     shared: dict[str, Any] = {"eps": lists, "step_size": step_size, "restarts": restarts, "images": images}
@@ -354,7 +354,7 @@ def internal(
     match_locations
         Before pooling, compare networks on so many locations an image: independent noise averages out over more.
     """
-    from coss_eval.tasks.internal import Internal, named_kinds
+    from coss_eval.tasks.internal.task import Internal, named_kinds
 
     task = Internal(sites or None, named_kinds(kinds), levels, seeds, rescale, match_locations)
     return _evaluate(models, data, run, [task])
@@ -387,7 +387,7 @@ def crops(
     area
         Of the crops whose position or number varies.
     """
-    from coss_eval.tasks.crops import Crops
+    from coss_eval.tasks.crops.task import Crops
 
     task = Crops(areas, positions, scales, counts, area)
     return _evaluate(models, data, run, [task])

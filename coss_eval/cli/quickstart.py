@@ -9,12 +9,12 @@ from coss_eval.cli.terminal import progress_line, say, training_line
 from coss_eval.data.open import load_dataset
 from coss_eval.probes import resolve_device
 from coss_eval.store import Store
-from coss_eval.tasks.attacks import Attacks
-from coss_eval.tasks.corruptions import Corruptions
-from coss_eval.tasks.crops import Crops
-from coss_eval.tasks.internal import Internal
-from coss_eval.tasks.probe import Probe
-from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.attacks.task import Attacks
+from coss_eval.tasks.corruptions.task import Corruptions
+from coss_eval.tasks.crops.task import Crops
+from coss_eval.tasks.internal.task import Internal
+from coss_eval.tasks.probe.task import Probe
+from coss_eval.tasks.redundancy.task import Redundancy
 from coss_eval.training.loop import train
 
 # every task, with fewer images, levels and seeds than by default: the whole demonstration is to take a few minutes

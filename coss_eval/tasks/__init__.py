@@ -24,5 +24,5 @@ def task_class(name: str) -> type[Task]:
     """The class of the task called ``name``."""
     if name not in NAMES:
         raise unknown_name("task", name, NAMES)
-    found: type[Task] = getattr(import_module(f"coss_eval.tasks.{name}"), name.capitalize())
+    found: type[Task] = getattr(import_module(f"coss_eval.tasks.{name}.task"), name.capitalize())
     return found

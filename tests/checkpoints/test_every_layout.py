@@ -11,11 +11,11 @@ from checkpoint_files import FILES, save
 import coss_eval as ce
 from coss_eval.data.dataset import Dataset
 from coss_eval.store import Store
-from coss_eval.tasks.attacks import Attacks
-from coss_eval.tasks.corruptions import Corruptions
-from coss_eval.tasks.internal import Internal
-from coss_eval.tasks.probe import Probe
-from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.attacks.task import Attacks
+from coss_eval.tasks.corruptions.task import Corruptions
+from coss_eval.tasks.internal.task import Internal
+from coss_eval.tasks.probe.task import Probe
+from coss_eval.tasks.redundancy.task import Redundancy
 
 TASKS = [
     Probe(fractions=(0.1,)),

@@ -23,12 +23,12 @@ from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.model import Model
 from coss_eval.store import Store
-from coss_eval.tasks.attacks import Attacks
-from coss_eval.tasks.corruptions import Corruptions
-from coss_eval.tasks.crops import Crops
-from coss_eval.tasks.internal import Internal
-from coss_eval.tasks.probe import Probe
-from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.attacks.task import Attacks
+from coss_eval.tasks.corruptions.task import Corruptions
+from coss_eval.tasks.crops.task import Crops
+from coss_eval.tasks.internal.task import Internal
+from coss_eval.tasks.probe.task import Probe
+from coss_eval.tasks.redundancy.task import Redundancy
 from coss_eval.tasks.task import Task
 from coss_eval.training.loop import train
 
@@ -213,7 +213,7 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 import coss_eval as ce
-from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.corruptions.task import Corruptions
 data = ce.load_dataset("digits")
 data = replace(data, test=data.test.limited(60, 0))
 names = ("gaussian_noise", "fog", "snow", "frost", "contrast", "brightness", "pixelate", "shot_noise")

@@ -26,7 +26,7 @@ from coss_eval.probes.sgd import Heads, SgdProtocol, sgd_probe, train_heads
 from coss_eval.reports import headline
 from coss_eval.reports.results import Results
 from coss_eval.store import Store
-from coss_eval.tasks.probe import Probe
+from coss_eval.tasks.probe.task import Probe
 from coss_eval.tasks.task import Settings, Subject
 from coss_eval.views.crop_files import crop_batches
 from coss_eval.views.random_crop import crop, draw_boxes, draw_flips

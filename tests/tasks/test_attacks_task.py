@@ -12,7 +12,7 @@ from small_subjects import subject
 from coss_eval.attacks import Verdicts
 from coss_eval.errors import UsageError
 from coss_eval.store import Cell, Store, column_name
-from coss_eval.tasks.attacks import L2_EPS, LINF_EPS, Attacks, named_attacks
+from coss_eval.tasks.attacks.task import L2_EPS, LINF_EPS, Attacks, named_attacks
 from coss_eval.tasks.task import Result
 
 EPS = {"linf": (0.1 / 255, 2 / 255), "l2": (0.01, 0.5)}

@@ -28,9 +28,9 @@ from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.model import Model
 from coss_eval.store import Store
-from coss_eval.tasks.corrupted_copy import MANIFEST, Copy, write_copy
-from coss_eval.tasks.corruptions import Corruptions
-from coss_eval.tasks.redundancy import Redundancy
+from coss_eval.tasks.corruptions.task import Corruptions
+from coss_eval.tasks.corruptions.write import MANIFEST, Copy, write_copy
+from coss_eval.tasks.redundancy.task import Redundancy
 
 NAMES = ("impulse_noise", "fog")
 TASK = Corruptions(NAMES)
@@ -168,10 +168,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from dataclasses import replace
-from coss_eval.tasks.corrupted_copy import Copy, write_copy
+from coss_eval.tasks.corruptions.write import Copy, write_copy
 from coss_eval.data.batches import Geometry
 from coss_eval.data.open import load_dataset
-from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.corruptions.task import Corruptions
 data = load_dataset("digits")
 data = replace(data, test=data.test.limited(80))
 write_copy(Copy(data, Path(sys.argv[1]), Corruptions(), sys.argv[2], Geometry()))

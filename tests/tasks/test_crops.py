@@ -18,7 +18,7 @@ from coss_eval.errors import UsageError
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.model import Model
 from coss_eval.store import Store, column_name
-from coss_eval.tasks.crops import POSITIONS, Crops, crop
+from coss_eval.tasks.crops.task import POSITIONS, Crops, crop
 from coss_eval.training.loop import train
 
 

@@ -12,7 +12,7 @@ from coss_eval import evaluation, reports
 from coss_eval.errors import UsageError
 from coss_eval.internal import KINDS
 from coss_eval.store import Store
-from coss_eval.tasks.internal import Internal, named_kinds
+from coss_eval.tasks.internal.task import Internal, named_kinds
 
 
 def test_every_kind_measures_accuracy_area_and_signal_to_noise() -> None:

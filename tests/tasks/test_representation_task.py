@@ -10,7 +10,7 @@ import pytest
 from small_subjects import digits, subject
 
 from coss_eval.errors import UsageError
-from coss_eval.tasks.representation import RepresentationAttack, representation_attack
+from coss_eval.tasks.attacks.representation import RepresentationAttack, representation_attack
 from coss_eval.tasks.task import Result, Subject
 
 EPS = {"linf": (0.02, 0.1), "l2": (0.5, 2.0)}

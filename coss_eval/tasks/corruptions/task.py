@@ -22,7 +22,7 @@ from coss_eval.models.classifier import to_float
 from coss_eval.runtime.background import in_background
 from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell
-from coss_eval.tasks.corruption_files import file_batches, file_cells
+from coss_eval.tasks.corruptions.files import file_batches, file_cells
 from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task, chance
 
 

@@ -37,7 +37,7 @@ from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.background import in_background
 from coss_eval.runtime.disk import Lock, remove_leftovers, replacing, write_atomically
-from coss_eval.tasks.corruptions import Corruptions
+from coss_eval.tasks.corruptions.task import Corruptions
 
 Layout = Literal["npy", "folders"]
 Pixels = npt.NDArray[np.uint8]

@@ -18,8 +18,8 @@ from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes import extract_known, fitted_probe, knn
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
-from coss_eval.tasks.attack_calls import CHUNK
-from coss_eval.tasks.attacks import L2_EPS, LINF_EPS, attacked_split
+from coss_eval.tasks.attacks.calls import CHUNK
+from coss_eval.tasks.attacks.task import L2_EPS, LINF_EPS, attacked_split
 from coss_eval.tasks.task import Bools, Result, Subject, Task
 
 ATTACK = "representation"

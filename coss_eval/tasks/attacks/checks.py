@@ -13,7 +13,7 @@ from coss_eval.data.split import Split
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes import probe_beside
 from coss_eval.store import Measurement
-from coss_eval.tasks.attack_calls import CHUNK, NORMS, kind_of, run
+from coss_eval.tasks.attacks.calls import CHUNK, NORMS, kind_of, run
 from coss_eval.tasks.task import Subject, proportion
 
 QUERIES = 300  # of the square attack, which no gradient can mislead

@@ -13,8 +13,8 @@ from coss_eval.attacks.losses import parse_losses
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.store import Cell
-from coss_eval.tasks.attack_calls import CHUNK, FOOLBOX, KINDS, is_single_step, kind_of, run
-from coss_eval.tasks.attack_checks import QUERIES, masking_lines, strength_sensitivity
+from coss_eval.tasks.attacks.calls import CHUNK, FOOLBOX, KINDS, is_single_step, kind_of, run
+from coss_eval.tasks.attacks.checks import QUERIES, masking_lines, strength_sensitivity
 from coss_eval.tasks.task import Result, Subject, Task
 
 LINF_EPS = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))

@@ -1,0 +1,1 @@
+"""Robust accuracy, and how far the representation moves, under adversarial attacks."""

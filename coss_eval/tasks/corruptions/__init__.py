@@ -1,0 +1,1 @@
+"""Accuracy under image corruptions, made here or read from files."""

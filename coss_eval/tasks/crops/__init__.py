@@ -1,0 +1,1 @@
+"""Accuracy and stability on crops of the images."""

@@ -1,0 +1,1 @@
+"""Accuracy while the network is damaged inside."""

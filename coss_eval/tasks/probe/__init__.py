@@ -1,0 +1,1 @@
+"""How much of the classes a frozen representation knows."""

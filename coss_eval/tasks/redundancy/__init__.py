@@ -1,0 +1,1 @@
+"""How alike the local representations of an image are."""
