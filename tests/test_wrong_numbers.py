@@ -644,7 +644,7 @@ def test_hidden_folders_inside_classes_are_left_out_and_counted(tmp_path: Path) 
     data = ce.load_dataset(tmp_path)
     assert len(data.test) == 4
     assert data.notes == (
-        "images in hidden folders inside the classes of val are left out: .thumbnails (1), __MACOSX (1)",
+        "files in hidden folders and of formats that are not read are left out of val: .thumbnails (1), __MACOSX (1)",
     )
 
 

@@ -131,13 +131,28 @@ class DataFlags:
     "Turn photographs as their EXIF orientation says; without it they are read as stored, as torchvision does."
     classes: Path | None = None
     "Text file with a class name on each line: use the images of these classes only."
+    image_column: str | None = None
+    "Column of a parquet file or a table that has the images (or their file names), where its name is unusual."
+    label_column: str | None = None
+    "Column that has the labels."
+    holdout: float | None = None
+    "Share of each class to take as the test split (0.2), where the images are not split."
 
     def open(self, clean: str | None = None) -> Dataset:
         from coss_eval.data.open import load_dataset, read_classes
 
         chosen = None if self.classes is None else read_classes(self.classes)
-        skip, root = self.skip_bad_images, self.data_root
-        return load_dataset(self.data, root=root, skip_bad_images=skip, classes=chosen, clean=clean, exif=self.exif)
+        return load_dataset(
+            self.data,
+            root=self.data_root,
+            skip_bad_images=self.skip_bad_images,
+            classes=chosen,
+            clean=clean,
+            exif=self.exif,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            holdout=self.holdout,
+        )
 
 
 @Parameter(name="*")
