@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coss_eval.checkpoints.normalisation import normalisation_line
 from coss_eval.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -20,15 +19,9 @@ ARCHITECTURES = {
     "timm:NAME": "any timm network (pip install 'coss-eval[timm]')",
     "package.module:factory": "a network of your own",
 }
-METHODS = {
-    "byol": "Grill et al. 2020; co-byol adds the CO term, and so for each but supervised",
-    "dino": "Caron et al. 2021",
-    "mocov3": "Chen, Xie and He 2021",
-    "simclr": "Chen et al. 2020",
-    "simsiam": "Chen and He 2021",
-    "vicreg": "Bardes, Ponce and LeCun 2022",
-    "barlow": "Zbontar et al. 2021",
-    "supervised": "cross-entropy",
+OTHER_METHODS = {
+    "co-NAME": "any of these that compares two views, with the CO term beside it (arXiv 2501.02860)",
+    "package.module:Class": "a method of your own",
 }
 ATTACKS = {
     "fgsm:linf": "one step (Goodfellow et al. 2015); every attack but square also with l2, the Euclidean ball",
@@ -47,6 +40,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     from coss_eval.data.open import names
     from coss_eval.sweeps import shipped
     from coss_eval.training import presets
+    from coss_eval.training.methods import METHODS
 
     kinds = {
         "tasks": tasks.NAMES,
@@ -54,7 +48,7 @@ def list_lines(kind: str | None = None) -> list[str]:
         "corruptions": dict.fromkeys(BENCHMARK, "benchmark") | dict.fromkeys(VALIDATION, "validation"),
         "attacks": ATTACKS,
         "architectures": ARCHITECTURES,
-        "methods": METHODS,
+        "methods": METHODS | OTHER_METHODS,
         "presets": presets(),
         "sweeps": shipped(),
     }
@@ -139,6 +133,7 @@ def _run_lines(path: Path) -> list[str]:
 
 def _model_lines(source: str, arch: str | None) -> list[str]:
     from coss_eval.checkpoints.load import load_model
+    from coss_eval.checkpoints.normalisation import normalisation_line
 
     model = load_model(source, arch=arch)
     parameters = sum(p.numel() for p in model.backbone.parameters())

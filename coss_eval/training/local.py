@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Layout, Site, as_locations
 from coss_eval.randomness import uniform
-from coss_eval.training.methods.method import Comparison, Heads, Method
+from coss_eval.training.method import Comparison, Heads, Method
 
 
 @dataclass(frozen=True, kw_only=True)

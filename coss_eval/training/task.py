@@ -22,7 +22,7 @@ from coss_eval.training.feed import Feed, Part, statistics
 from coss_eval.training.optim import make_optimizer, parameter_groups
 from coss_eval.training.pretraining import Pretraining
 from coss_eval.training.sync_norm import synchronised
-from coss_eval.views.make import Views, finish_views, make_views, views_for
+from coss_eval.views.make import Views, finish_views, make_views
 
 
 class Task:
@@ -33,8 +33,7 @@ class Task:
         self.fit, self.select = _parts(data, config.holdout)
         size = _size(config, self.fit)
         self.geometry = None if self.fit.native_size is not None else Geometry(size)
-        self.views: Views = views_for(
-            config.base,
+        self.views: Views = config.kind.views.at(
             size,
             variant=config.recipe,
             crop_min_scale=config.crop_min_scale,
@@ -120,7 +119,7 @@ class Task:
 
         A copy, since an evaluation changes the memory format of what it is given, which training depends on.
         """
-        head = self.objective.heads.projector if self.config.base == "supervised" else None
+        head = self.objective.heads.projector if self.config.kind.targets == "labels" else None
         backbone, head = deepcopy((self.objective.kept, head))
         for module in (backbone, head):
             if module is not None:
