@@ -24,7 +24,7 @@ from coss_eval.models.families import Pooling, Stem, use_cifar_stem
 from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
 from coss_eval.models.wrap import wrap as wrap
 from coss_eval.randomness import seeded_init
-from coss_eval.runtime.own_code import current_directory_first, own_object
+from coss_eval.runtime.imports import current_directory_first, imported
 
 SCALABLE = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # names that its published files still use
@@ -265,8 +265,8 @@ def timm_names() -> list[str]:
 
 def _own_network(spec: str) -> nn.Module:
     """The network that "package.module:factory" makes."""
-    factory = own_object(spec, "arch", "factory")
-    with current_directory_first():
+    with current_directory_first():  # for what a factory imports when it runs, too
+        factory = imported(spec, "arch", "factory")
         try:
             made = factory()
         except TypeError as error:

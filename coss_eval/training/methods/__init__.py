@@ -10,7 +10,7 @@ from importlib import import_module, resources
 from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.runtime.own_code import own_object
+from coss_eval.runtime.imports import imported
 from coss_eval.training.fields import build
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def method_class(name: str) -> type[Method]:
     from coss_eval.training.method import Method
 
     if ":" in name:
-        own = own_object(name, "method", "method")
+        own = imported(name, "method", "class")
         if isinstance(own, type) and issubclass(own, Method):
             return own
         raise UsageError(f"method {name!r} must be a class derived from coss_eval.training.method.Method, not {own!r}")
