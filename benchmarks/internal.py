@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from coss_eval.data.batches import Batch
 from coss_eval.internal import corrupted
 from coss_eval.internal.sweep import sweep
+from coss_eval.models.choices import Stem
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
-from coss_eval.models.families import Stem
 from coss_eval.models.zoo import build
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

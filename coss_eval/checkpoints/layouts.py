@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from coss_eval.errors import UsageError
-from coss_eval.models.architecture import Stem
+from coss_eval.models.choices import Interpolation, Stem
 from coss_eval.models.classifier import IMAGENET_MEAN, IMAGENET_STD
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
@@ -47,7 +47,7 @@ class Layout:
     heads: tuple[str, ...] = ()
     own_fc: bool = True
     moments: Moments | None = None
-    interpolation: Literal["bilinear", "bicubic"] | None = None
+    interpolation: Interpolation | None = None
     vit_heads: Mapping[int, int] = field(default_factory=dict)
     cifar_stem: Stem = "cifar"  # what a 3x3 stem is in this framework
     alone: bool = False  # only for a file that holds no other network

@@ -69,7 +69,7 @@ def from_tensors(tensors: Mapping[str, Tensor], known: Preprocessing, *, asked: 
         raise UsageError(
             f"it holds several normalisations ({found[0]}; {found[1]}); say which is meant with --mean and --std"
         )
-    return replace(known, mean=found[0].mean, std=found[0].std, source=f"the file: {found[0]}")
+    return replace(known, mean=found[0].mean, std=found[0].std, said_by=f"the file: {found[0]}")
 
 
 def inside(network: nn.Module, example: Tensor) -> str | None:
@@ -98,7 +98,7 @@ def of_own_code(backbone: Backbone, known: Preprocessing, *, asked: bool) -> Pre
         return known
     if asked:
         raise UsageError(f"the network normalises its input by itself ({words}); leave --mean and --std out")
-    return replace(known, mean=(0.0,) * 3, std=(1.0,) * 3, source=f"the network's own code: {words}")
+    return replace(known, mean=(0.0,) * 3, std=(1.0,) * 3, said_by=f"the network's own code: {words}")
 
 
 def _matters(network: nn.Module, mean: Tensor, example: Tensor) -> bool:

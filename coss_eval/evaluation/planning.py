@@ -238,7 +238,7 @@ def _model_lines(model: Model) -> list[str]:
 
 
 def _assumed(model: Model) -> bool:
-    return model.preprocessing.source.startswith("ASSUMED")
+    return model.preprocessing.said_by is None
 
 
 def _warnings(subjects: list[Subject]) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isqrt
-from typing import Any, Literal
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -16,11 +16,8 @@ from torchvision.models import VisionTransformer
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.families import Pooling
+from coss_eval.models.choices import Pooling, Stem
 from coss_eval.randomness import seeded_init
-
-Stem = Literal["imagenet", "cifar", "solo-cifar", "lightly-cifar"]
-STEMS: tuple[Stem, ...] = ("imagenet", "cifar", "solo-cifar", "lightly-cifar")
 
 # (bottleneck, blocks, groups, inner width of stage 1 in units of the stem's) to torchvision's name
 RESNETS = {
@@ -57,7 +54,7 @@ class Architecture:
     """``arch``: a name that zoo.network knows, or "vit_d384_l12_h6_p16": a plain ViT's dim, blocks, heads and patch.
     "torchvision:NAME" is NAME.
 
-    ``stem``: as zoo.network has it, or "lightly-cifar": the 3x3 stem without its ReLU. ``img_size``: the side a ViT's
+    ``stem``: see ``use_cifar_stem``. ``img_size``: the side a ViT's
     position embedding is made for. ``pooling``: the global representation of token sequences. ``local``, ``global_``:
     the modules whose outputs are the representations, where a caller names them (see ``wrap``).
     """
@@ -72,8 +69,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", self.arch.removeprefix("torchvision:"))
-        if self.stem not in STEMS:
-            raise unknown_name("stem", self.stem, STEMS)
+        if self.stem not in get_args(Stem):
+            raise unknown_name("stem", self.stem, get_args(Stem))
 
     def network(self, seed: int | None = 0, num_classes: int | None = None) -> nn.Module:
         """The bare network with random weights; ``seed`` None draws from torch's CPU generator as it stands."""
@@ -81,13 +78,9 @@ class Architecture:
         if spec:
             with seeded_init(seed) if seed is not None else nullcontext():
                 return _plain_vit(*map(int, spec.groups()), side=self.img_size or 224, classes=num_classes or 1000)
-        stem: Any = "cifar" if self.stem == "lightly-cifar" else self.stem
-        made = zoo.network(
-            self.arch, stem=stem, width=self.width, img_size=self.img_size, num_classes=num_classes, seed=seed
+        return zoo.network(
+            self.arch, stem=self.stem, width=self.width, img_size=self.img_size, num_classes=num_classes, seed=seed
         )
-        if self.stem == "lightly-cifar":
-            made.relu = nn.Identity()  # the only one outside the blocks
-        return made
 
     def backbone(self, seed: int | None = None) -> Backbone:
         """A Backbone of this architecture with random weights; see ``network``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coss_eval.data.batches import Geometry
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Representations
+from coss_eval.models.choices import Interpolation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,15 +23,21 @@ class Preprocessing:
     """What a network expects of its input, and where that knowledge comes from.
 
     ``img_size`` is the side the network needs: larger or smaller pixels are resized inside the Classifier; None
-    means that it takes any size. ``source`` is "flag", "checkpoint", "layout" or "ASSUMED (ImageNet)".
+    means that it takes any size. ``said_by``: who says mean and std ("flag", "checkpoint", "layout", ...); None where
+    nobody does, and ImageNet's are assumed.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     img_size: int | None = None
     crop_pct: float = 0.875
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    source: str = "ASSUMED (ImageNet)"
+    interpolation: Interpolation = "bilinear"
+    said_by: str | None = None
+
+    @property
+    def source(self) -> str:
+        """``said_by`` in words, for people."""
+        return self.said_by or "ASSUMED (ImageNet)"
 
     @property
     def geometry(self) -> Geometry:
@@ -38,7 +45,7 @@ class Preprocessing:
         return Geometry(self.img_size or 224, self.crop_pct, self.interpolation)
 
     def protocol(self) -> dict[str, Any]:
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "source"}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "said_by"}
 
 
 class Classifier(nn.Module):

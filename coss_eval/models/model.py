@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import CossError
 from coss_eval.models.backbone import Backbone
+from coss_eval.models.choices import HeadChoice
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.randomness import seeded_init
 from coss_eval.runtime.code_identity import code_identity
 
 if TYPE_CHECKING:  # it builds networks, and their builder needs seeded_init
     from coss_eval.models.architecture import Architecture
-
-HeadChoice = Literal["auto", "own", "probe"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.models.families import Stem, use_cifar_stem
+from coss_eval.models.choices import Stem
+from coss_eval.models.families import use_cifar_stem
 
 Strides = Literal["torchvision", "v1"]
 Kept = tuple[int, int, int, int]

@@ -11,9 +11,9 @@ from torchvision.models import ConvNeXt, ResNet, SwinTransformer, VisionTransfor
 
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site
+from coss_eval.models.choices import Pooling
 from coss_eval.models.families import (
     ConvNeXtBackbone,
-    Pooling,
     ResNetBackbone,
     SwinBackbone,
     TimmBackbone,

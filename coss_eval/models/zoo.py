@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone
+from coss_eval.models.choices import Pooling, Stem
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.families import Pooling, Stem, use_cifar_stem
+from coss_eval.models.families import use_cifar_stem
 from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
 from coss_eval.models.wrap import wrap as wrap
 from coss_eval.randomness import seeded_init
@@ -50,10 +51,9 @@ def network(
 
     ``arch``: a torchvision classification architecture, "timm:NAME", an RF-ResNet (see ``rf_resnet.from_name``), or
     "package.module:factory" (a class or function that takes no arguments; modules in the current directory are found).
-    ``stem`` "cifar" is a 3x3 stride-1 convolution without max-pool, "solo-cifar" the same padded by 2, as solo-learn
-    has it. ``width``: planes of a ResNet's first stage. ``num_classes`` None keeps the architecture's default, and a
-    factory decides for itself. ``seed`` None draws from torch's CPU generator as it stands; with an int that is left
-    untouched.
+    ``stem``: see ``use_cifar_stem``. ``width``: planes of a ResNet's first stage. ``num_classes`` None keeps the
+    architecture's default, and a factory decides for itself. ``seed`` None draws from torch's CPU generator as it
+    stands; with an int that is left untouched.
     """
     arch = arch.removeprefix("torchvision:")
     with seeded_init(seed) if seed is not None else nullcontext():

@@ -13,9 +13,10 @@ from torch import Tensor
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
+from coss_eval.models.choices import HeadChoice
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.heads import resolve_head
-from coss_eval.models.model import HeadChoice, Model
+from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.features import Features, extract_known, protocol
 from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.models.architecture import Stem
-from coss_eval.models.families import Pooling
+from coss_eval.models.choices import Pooling, Stem
 from coss_eval.models.zoo import SCALABLE
 from coss_eval.training import presets as presets
 from coss_eval.training.fields import build

@@ -55,7 +55,7 @@ class Task:
     def _model(self, size: int) -> Model:
         config = self.config
         preprocessing = Preprocessing(
-            source="checkpoint", img_size=None if self.fit.native_size == (size, size) else size
+            said_by="checkpoint", img_size=None if self.fit.native_size == (size, size) else size
         )
         if config.normalise == "data":
             mean, std = statistics(self.fit, self.geometry)

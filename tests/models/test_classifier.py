@@ -95,7 +95,7 @@ def test_to_float() -> None:
 
 def test_geometry_and_protocol() -> None:
     assert Preprocessing().geometry.size == 224
-    odd = Preprocessing(img_size=96, crop_pct=1.0, interpolation="bicubic", source="flag")
+    odd = Preprocessing(img_size=96, crop_pct=1.0, interpolation="bicubic", said_by="flag")
     assert (odd.geometry.size, odd.geometry.crop_pct, odd.geometry.interpolation) == (96, 1.0, "bicubic")
     assert odd.protocol() == {
         "mean": [0.485, 0.456, 0.406],
