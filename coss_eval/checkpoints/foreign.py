@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.checkpoints.key_names import Dialect, State, find_roots
-from coss_eval.checkpoints.layouts import IMAGENET, Layout, Recognised, flatten, recognise
+from coss_eval.checkpoints.layouts import IMAGENET, Layout, Recognised, layout_named, recognise
 from coss_eval.checkpoints.matching import (
     Fit,
     copy_into,
@@ -66,7 +67,8 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     if not tensors:
         raise CossError("it holds no tensors that could be weights")
     roots = _roots(tensors, options)
-    found = recognise([*tensors, *content], roots)
+    asked = None if options.file_layout is None else layout_named(options.file_layout)
+    found = recognise([*tensors, *content], roots, asked)
     branch = found.branch(options.weights)
     root, dialect = found.roots[branch], roots[found.roots[branch]]
     stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}

@@ -47,6 +47,7 @@ def load_model(
     local: str | None = None,
     global_: str | None = None,
     allow_partial: bool = False,
+    file_layout: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Model:
     """A Model from a checkpoint file of any known layout, from "torchvision:NAME" or "timm:NAME", or "pixels:SIDE".
@@ -56,9 +57,10 @@ def load_model(
     which published weights. ``head``: how heads.resolve_head will treat the file's classifier; "probe" drops it.
     ``local`` and ``global_`` name the modules whose outputs are the representations, where the network is not to be
     taken apart by itself.
-    ``allow_partial`` accepts a file that leaves parts of the backbone at random (drawn from seed 0). The model comes
-    in eval mode, without gradients for its parameters; nothing in the file is run, and torch's generator is left as
-    it was. Raises UsageError and CossError with one line that names the flag that would help.
+    ``file_layout``: how the file is laid out, where that is not recognised: a row's name (see layouts.LAYOUTS), or
+    "package.module:LAYOUT". ``allow_partial`` accepts a file that leaves parts of the backbone at random (drawn from
+    seed 0). The model comes in eval mode, without gradients for its parameters; nothing in the file is run, and torch's
+    generator is left as it was. Raises UsageError and CossError with one line that names the flag that would help.
     """
     options = LoadOptions(
         arch=arch,
@@ -75,6 +77,7 @@ def load_model(
         local=local,
         global_=global_,
         allow_partial=allow_partial,
+        file_layout=file_layout,
     )
     return load(source, options, device)
 

@@ -19,6 +19,8 @@ class LoadOptions:
     The lines below the fields are the help of the command's flags.
     """
 
+    file_layout: str | None = None
+    "Layout of the file (see coss-eval list layouts), or package.module:LAYOUT; recognised where it can be."
     arch: str | None = None
     "Architecture (resnet50, timm:..., package.module:factory); inferred from the file where it can be."
     stem: Stem | None = None

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from coss_eval.checkpoints.layouts import flatten
+from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.checkpoints.matching import copy_into, head_line, linear_at, refuse_unless_complete, slots_of
 from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.errors import CossError, UsageError
@@ -107,6 +107,8 @@ def own_model(name: str, content: dict[str, Any], config: str, options: LoadOpti
 
 
 def _agree(architecture: Architecture, options: LoadOptions) -> None:
+    if options.file_layout is not None:
+        raise UsageError("it has the layout of save_model; leave --file-layout out")
     arch, width = architecture.arch, architecture.width
     wanted = options.arch and options.arch.removeprefix("torchvision:")
     if ":" in arch and not arch.startswith("timm:") and wanted != arch:

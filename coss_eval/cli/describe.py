@@ -36,6 +36,7 @@ ATTACKS = {
 def list_lines(kind: str | None = None) -> list[str]:
     """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, ...), or of all."""
     from coss_eval import tasks
+    from coss_eval.checkpoints.layouts import LAYOUTS
     from coss_eval.corruptions.names import BENCHMARK, VALIDATION
     from coss_eval.data.open import names
     from coss_eval.sweeps import shipped
@@ -49,6 +50,7 @@ def list_lines(kind: str | None = None) -> list[str]:
         "attacks": ATTACKS,
         "architectures": ARCHITECTURES,
         "methods": METHODS | OTHER_METHODS,
+        "layouts": {layout.name: layout.source for layout in LAYOUTS},
         "presets": presets(),
         "sweeps": shipped(),
     }
@@ -57,7 +59,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     lines = []
     for title, entries in kinds.items():
         if kind in (None, title):
-            lines += [title, *(f"  {name:<30}{about}".rstrip() for name, about in entries.items())]
+            lines += [title, *(f"  {name:<29} {about}".rstrip() for name, about in entries.items())]
     return lines
 
 

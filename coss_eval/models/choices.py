@@ -1,4 +1,4 @@
-"""The words with which a person chooses; without torch, so that the command line can name them too."""
+"""What a person chooses from, and the usual normalisation; without torch, so that the command line knows them too."""
 
 from __future__ import annotations
 
@@ -12,3 +12,6 @@ Pooling = Literal["own", "mean"]
 
 HeadChoice = Literal["auto", "own", "probe"]
 Interpolation = Literal["bilinear", "bicubic"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from coss_eval.data.batches import Geometry
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Representations
-from coss_eval.models.choices import Interpolation
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from coss_eval.models.choices import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 
 
 @dataclass(frozen=True)
