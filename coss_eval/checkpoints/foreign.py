@@ -196,7 +196,7 @@ def _plan(state: State, dialect: Dialect | None, layout: Layout, options: LoadOp
     by_shape = shapes is not None and (options.arch is None or _related(options.arch, shapes.arch))
     base = shapes if shapes is not None and by_shape else Architecture(options.arch or "")
     base = replace(base, arch=options.arch or base.arch)
-    if shapes is not None and base.arch.startswith("vit_"):  # with another number of heads, perhaps
+    if shapes is not None and base.is_vit:  # with another number of heads, perhaps
         base = replace(base, img_size=shapes.img_size)
     architecture = replace(
         base,
@@ -207,7 +207,7 @@ def _plan(state: State, dialect: Dialect | None, layout: Layout, options: LoadOp
         local=options.local,
         global_=options.global_,
     )
-    fields = ["arch", "img_size"] if architecture.arch.startswith("vit_") else ["arch", "stem", "width"]
+    fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
     inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)
     return Plan(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
 
@@ -322,7 +322,7 @@ def _that_travels(
     configured = beside(path)
     if configured is not None:
         known = replace(configured, img_size=backbone.img_size or configured.img_size)
-    if ":" in architecture.arch and not architecture.arch.startswith("timm:"):
+    if architecture.own:
         own = of_own_code(backbone, known, asked=asked)
         if own is not known:
             return own

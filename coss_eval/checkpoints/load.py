@@ -120,7 +120,7 @@ def make_model(
         if module is not None:
             module.eval().requires_grad_(False)
     known = preprocessing or Preprocessing()
-    if ":" in arch and not arch.startswith("timm:"):
+    if architecture.own:
         known = of_own_code(backbone, known, asked=preprocessing is not None and preprocessing.said_by == "flag")
     return Model(
         name=name or f"untrained {arch} (seed {seed})",

@@ -111,7 +111,7 @@ def _agree(architecture: Architecture, options: LoadOptions) -> None:
         raise UsageError("it has the layout of save_model; leave --file-layout out")
     arch, width = architecture.arch, architecture.width
     wanted = options.arch and options.arch.removeprefix("torchvision:")
-    if ":" in arch and not arch.startswith("timm:") and wanted != arch:
+    if architecture.own and wanted != arch:
         raise UsageError(f"its network is made by {arch}, and a file runs no code: give --arch {arch} to allow it")
     if wanted not in (None, arch):
         raise UsageError(f"it says that it is a {arch}; leave --arch out")

@@ -17,6 +17,9 @@ from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.choices import Pooling, Stem
+from coss_eval.models.families import has_resnet_stem
+from coss_eval.models.generic import takes_any_size, try_sizes
+from coss_eval.models.rf_resnet import is_rf_resnet
 from coss_eval.randomness import seeded_init
 
 # (bottleneck, blocks, groups, inner width of stage 1 in units of the stem's) to torchvision's name
@@ -72,6 +75,16 @@ class Architecture:
         if self.stem not in get_args(Stem):
             raise unknown_name("stem", self.stem, get_args(Stem))
 
+    @property
+    def own(self) -> bool:
+        """Whether a person's own factory makes the network."""
+        return zoo.is_own(self.arch)
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether it is torchvision's ViT, which is built for images of one side."""
+        return self.arch in VITS.values() or VIT_SPEC.fullmatch(self.arch) is not None
+
     def network(self, seed: int | None = 0, num_classes: int | None = None) -> nn.Module:
         """The bare network with random weights; ``seed`` None draws from torch's CPU generator as it stands."""
         spec = VIT_SPEC.fullmatch(self.arch)
@@ -101,6 +114,30 @@ class Architecture:
         """What stands beside the name in a protocol: the fields that are not at their default."""
         defaults = asdict(Architecture(self.arch))
         return {key: value for key, value in asdict(self).items() if value != defaults[key] and key != "img_size"}
+
+
+def built_for_a_side(arch: str, side: int) -> bool:
+    """Whether a network has to be told the side of its images before it is built, as ViTs do.
+
+    Of torchvision's and timm's that is known; a person's own runs once, at ``side`` and at a larger one.
+    """
+    architecture = Architecture(arch)
+    if architecture.own:
+        network = architecture.network()
+        try:
+            example, _ = try_sizes(network, (side,))
+        except UsageError:  # it is for another side, and will say so
+            return False
+        return not takes_any_size(network, example)
+    return architecture.is_vit or (arch.startswith("timm:") and zoo.fixed_side_in_timm(arch.removeprefix("timm:")))
+
+
+def takes_stem(arch: str) -> bool:
+    """Whether a network has the ResNet's stem, for which a preset may name another; a person's own is left as it is."""
+    architecture = Architecture(arch)
+    if arch.startswith("timm:"):
+        return has_resnet_stem(architecture.network())
+    return architecture.arch in RESNETS.values() or is_rf_resnet(architecture.arch)
 
 
 def _plain_vit(dim: int, blocks: int, heads: int, patch: int, *, side: int, classes: int) -> nn.Module:

@@ -226,6 +226,11 @@ SPEC = re.compile(
 SIZE = re.compile(r"rf(?P<rf>\d+)_resnet(?P<depth>\d+)")
 
 
+def is_rf_resnet(arch: str) -> bool:
+    """Whether ``from_name`` knows the name."""
+    return arch in PRESETS or SIZE.fullmatch(arch) is not None or SPEC.fullmatch(arch) is not None
+
+
 def from_name(arch: str, *, stem: Stem = "imagenet", width: int = 64, num_classes: int = 1000) -> RFResNet | None:
     """The RF-ResNet of a name, or None where it is no RF-ResNet's.
 

@@ -16,6 +16,7 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import vision_transformer
 
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone
@@ -64,7 +65,7 @@ def network(
             return _scaled_network(arch, stem, width, num_classes)
         if arch.startswith("timm:"):
             made = _timm_network(arch.removeprefix("timm:"), num_classes, img_size)
-        elif ":" in arch:
+        elif is_own(arch):
             made = _own_network(arch)
         else:
             made = _torchvision_network(arch, num_classes, img_size)
@@ -220,7 +221,7 @@ def _torchvision_network(arch: str, num_classes: int | None, img_size: int | Non
     if arch not in _torchvision_names():
         from_timm = (f"timm:{name}" for name in timm_names())
         raise unknown_name("architecture", arch, [*_torchvision_names(), *PRESETS, *from_timm])
-    options = _given(num_classes=num_classes, image_size=img_size if arch.startswith("vit_") else None)
+    options = _given(num_classes=num_classes, image_size=img_size if hasattr(vision_transformer, arch) else None)
     if arch in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # what they do anyway; said aloud, they do not warn
     try:
@@ -251,6 +252,19 @@ def _timm_network(name: str, num_classes: int | None, img_size: int | None, *, p
             raise
         made = timm.create_model(name, pretrained=pretrained, **options)
     return made
+
+
+def fixed_side_in_timm(name: str) -> bool:
+    """Whether timm says that a network is built for images of one side."""
+    from timm.models import get_pretrained_cfg
+
+    known = get_pretrained_cfg(name)
+    return known is not None and bool(known.fixed_input_size)
+
+
+def is_own(arch: str) -> bool:
+    """Whether the name is a person's own factory, "package.module:factory"."""
+    return ":" in arch and not arch.startswith("timm:")
 
 
 def timm_names() -> list[str]:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import yaml
 
 from coss_eval.errors import UsageError, unknown_name
+from coss_eval.models.architecture import takes_stem
 from coss_eval.models.choices import Pooling, Stem
+from coss_eval.models.rf_resnet import is_rf_resnet
 from coss_eval.models.zoo import SCALABLE
 from coss_eval.training import presets as presets
 from coss_eval.training.fields import build
@@ -150,7 +152,7 @@ class Config:
     def summary(self) -> str:
         """The fields that people ask for first, in one line."""
         preset = f"preset {self.preset}, " if self.preset else ""
-        network = f"{self.arch} ({self.stem} stem, width {self.width})" if _neutral(self.arch) == {} else self.arch
+        network = f"{self.arch} ({self.stem} stem, width {self.width})" if _scalable(self.arch) else self.arch
         rate = f"{self.optimizer}, lr {self.lr:g} for a batch of 256"
         epochs = f"{self.epochs} epochs in batches of {self.batch_size}"
         return f"{preset}{network}, {epochs}{self._small()}, {rate}, seed {self.seed}"
@@ -237,9 +239,15 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
 
 def _neutral(arch: Any) -> dict[str, Any]:
     """Stem and width for a network that is no ResNet: those of a preset are meant for its own."""
-    if not isinstance(arch, str) or arch.removeprefix("torchvision:") in SCALABLE or arch.startswith("rf"):
+    if not isinstance(arch, str) or _scalable(arch):
         return {}
-    return {"width": 64} | ({} if "resne" in arch else {"stem": "imagenet"})
+    return {"width": 64} | ({} if takes_stem(arch) else {"stem": "imagenet"})
+
+
+def _scalable(arch: str) -> bool:
+    """Whether a network comes in any width."""
+    arch = arch.removeprefix("torchvision:")
+    return arch in SCALABLE or is_rf_resnet(arch)
 
 
 def _preset_layers(preset: str | None, base: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from coss_eval.data.batches import Geometry
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
+from coss_eval.models.architecture import built_for_a_side
 from coss_eval.models.classifier import Preprocessing, training_format
 from coss_eval.models.model import Model
 from coss_eval.randomness import seeded_init
@@ -64,7 +65,7 @@ class Task:
             config.arch,
             stem=config.stem,
             width=config.width,
-            img_size=size if "vit" in config.arch else None,
+            img_size=size if built_for_a_side(config.arch, size) else None,
             pooling=config.pooling,
             preprocessing=preprocessing,
             name=config.method,
