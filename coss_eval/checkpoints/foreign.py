@@ -31,9 +31,9 @@ from coss_eval.models import zoo
 from coss_eval.models.architecture import VIT_SPEC, Architecture, infer, plain_resnet
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.generic import evaluating
 from coss_eval.models.model import KeyReport, Model, named
 from coss_eval.models.rf_resnet import SPEC
+from coss_eval.models.trial import evaluating
 
 BLURRED = re.compile(r"(\w*resnet|\w*resnext)(aa|blur)\d+\w*")  # timm's names of anti-aliased ResNets
 BLURRED_TWINS = {"resnet18": "resnetblur18", "resnet50": "resnetaa50"}  # the same tensors

@@ -18,7 +18,8 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.generic import evaluating
+from coss_eval.models.hooks import hooked
+from coss_eval.models.trial import evaluating
 
 _MEAN = re.compile(r"^(?P<place>(?:.*\.)?_?(?:new_|pixel_|image_|img_|input_)?)(?P<word>mean|mu)(?P<end>_?)$")
 _PARTNERS = {"mean": ("std", "sigma"), "mu": ("sigma", "std")}
@@ -115,12 +116,8 @@ def _matters(network: nn.Module, mean: Tensor, example: Tensor) -> bool:
 
 def _runs(network: nn.Module, module: nn.Module, example: Tensor) -> bool:
     calls: list[bool] = []
-    handle = module.register_forward_hook(lambda *_: calls.append(True))
-    try:
-        with evaluating(network):
-            network(example)
-    finally:
-        handle.remove()
+    with evaluating(network), hooked([(module, lambda *_: calls.append(True))]):
+        network(example)
     return bool(calls)
 
 

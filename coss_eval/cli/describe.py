@@ -81,17 +81,16 @@ def field_lines(
     model: Model, *, size: int | None = None, data: str | None = None, data_root: Path | None = None, images: int = 64
 ) -> list[str]:
     """A table of receptive fields by site, in pixels of an image of ``size`` (by default that of the data, or 224)."""
-    from torch import nn
 
     from coss_eval.data.open import load_dataset
-    from coss_eval.models.classifier import Classifier, to_float
+    from coss_eval.models.classifier import to_float
     from coss_eval.receptive_field.effective import EFFECTIVE_LEVEL
     from coss_eval.receptive_field.theoretical import by_site
 
     batches = []
     if data is not None:
         test = load_dataset(data, root=data_root).test.limited(images, seed=0)
-        images, classifier = len(test), Classifier(model.backbone, nn.Identity(), model.preprocessing)
+        images, classifier = len(test), model.encoder()
         geometry = model.preprocessing.geometry
         batches = [classifier.normalise(to_float(batch.images)) for batch in test.batches(geometry, batch_size=32)]
         seen = batches[0].shape[-1]

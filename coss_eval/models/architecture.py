@@ -18,8 +18,8 @@ from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.choices import Pooling, Stem
 from coss_eval.models.families import has_resnet_stem
-from coss_eval.models.generic import takes_any_size, try_sizes
 from coss_eval.models.rf_resnet import is_rf_resnet
+from coss_eval.models.trial import takes_any_size, try_sizes
 from coss_eval.randomness import seeded_init
 
 # (bottleneck, blocks, groups, inner width of stage 1 in units of the stem's) to torchvision's name

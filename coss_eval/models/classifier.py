@@ -49,7 +49,8 @@ class Classifier(nn.Module):
     """float32 pixels (B, 3, H, W) in [0, 1] to logits (B, K).
 
     ``class_map`` (K,) restricts the head's logits to the dataset's classes, in the dataset's order. ``origin`` says
-    where the head comes from ("own head", "linear probe, strength 0.1", ...) and goes into every report.
+    where the head comes from ("own head", "linear probe, strength 0.1", ...) and goes into every report; ``fitted``,
+    that it was fitted on the dataset's training images.
     """
 
     mean: Tensor
@@ -64,15 +65,21 @@ class Classifier(nn.Module):
         *,
         class_map: Tensor | None = None,
         origin: str = "own head",
+        fitted: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.preprocessing, self.origin = backbone, head, preprocessing, origin
+        self.backbone, self.head, self.preprocessing = backbone, head, preprocessing
+        self.origin, self.fitted = origin, fitted
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
         self.register_buffer("class_map", class_map)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(self.normalise(pixels)))
+        return self.logits(self.backbone(self.normalise(pixels)))
+
+    def logits(self, representations: Tensor) -> Tensor:
+        """Global representations (B, D') to the logits (B, K) of the dataset's classes."""
+        logits: Tensor = self.head(representations)
         return logits if self.class_map is None else logits[:, self.class_map]
 
     def represent(self, pixels: Tensor) -> Representations:

@@ -76,7 +76,9 @@ def known_classifier(
     else:
         options = {"device": target, "batch_size": batch_size, "cache": cache, "check_batches": check_batches}
         probe = fitted_probe(model, data.train, **options)  # type: ignore[arg-type]
-        classifier = Classifier(model.backbone, probe.module(), model.preprocessing, origin=probe.describe())
+        classifier = Classifier(
+            model.backbone, probe.module(), model.preprocessing, origin=probe.describe(), fitted=True
+        )
     return classifier.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 

@@ -12,7 +12,7 @@ import torch
 from small_networks import FAMILIES, network, pixels
 
 from coss_eval.errors import UsageError
-from coss_eval.models.generic import outputs_of
+from coss_eval.models.hooks import outputs_of
 from coss_eval.models.zoo import build
 from coss_eval.redundancy import measure
 
