@@ -74,22 +74,6 @@ def network(
         return made
 
 
-def build(
-    arch: str,
-    *,
-    stem: Stem = "imagenet",
-    width: int = 64,
-    num_classes: int | None = None,
-    img_size: int | None = None,
-    pooling: Pooling = "own",
-    seed: int | None = 0,
-) -> tuple[Backbone, nn.Module | None]:
-    """A Backbone with random weights, and a random head of ``num_classes`` where that is given; see ``network``."""
-    made = network(arch, stem=stem, width=width, num_classes=num_classes, img_size=img_size, seed=seed)
-    backbone, head = wrap(made, arch, img_size=img_size, pooling=pooling)
-    return backbone, head if num_classes is not None else None
-
-
 def pretrained(
     spec: str,
     weights: str | Path | None = None,
@@ -255,7 +239,9 @@ def _timm_network(name: str, num_classes: int | None, img_size: int | None, *, p
 
 
 def fixed_side_in_timm(name: str) -> bool:
-    """Whether timm says that a network is built for images of one side."""
+    """Whether timm says that a network is built for images of one side; no where it is not known."""
+    if name.partition(".")[0] not in timm_names():
+        return False
     from timm.models import get_pretrained_cfg
 
     known = get_pretrained_cfg(name)

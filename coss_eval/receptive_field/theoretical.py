@@ -1,4 +1,4 @@
-"""How much of the image a unit sees: in theory, as a gradient probe confirms it, and effectively (Luo et al. 2016)."""
+"""How much of the image a unit sees, in theory: each module's field from one traced forward pass, and that by site."""
 
 from __future__ import annotations
 
