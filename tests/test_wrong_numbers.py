@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from build_networks import build
 from PIL import Image
 from small_networks import Convolutional
 from small_networks import network as small_network
@@ -38,7 +39,6 @@ from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.heads import resolve_head
 from coss_eval.models.model import Model
 from coss_eval.models.wrap import wrap
-from coss_eval.models.zoo import build
 from coss_eval.probes.behaviour import apart, batch_dependence, observe
 from coss_eval.probes.linear import fit_probe
 from coss_eval.receptive_field.effective import effective

@@ -7,14 +7,13 @@ import time
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from coss_eval import evaluation
 from coss_eval.cli.terminal import say
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset
 from coss_eval.errors import CossError
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
 from coss_eval.tasks.attacks.task import Attacks
 from coss_eval.tasks.corruptions.task import Corruptions
@@ -78,7 +77,7 @@ def _small_tasks() -> list[Task]:
 @torch.inference_mode()
 def _shapes(model: Model, data: Dataset) -> list[str]:
     batch = next(data.test.batches(model.preprocessing.geometry, batch_size=4))
-    classifier = Classifier(model.backbone, nn.Identity(), model.preprocessing)
+    classifier = model.encoder()
     local, global_ = classifier.represent(to_float(batch.images))
     return [
         f"pixels      {tuple(batch.images.shape)} uint8, normalised by {model.preprocessing.source}",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.errors import UsageError
+from coss_eval.models.choices import Stem
 
 if TYPE_CHECKING:
     from coss_eval.data.batches import Geometry
@@ -60,59 +62,32 @@ class ModelFlags:
     "Checkpoint file, torchvision:NAME, timm:NAME or pixels:SIDE (no network); several stand side by side."
     untrained: int = 0
     "So many untrained networks of the first checkpoint's architecture beside it."
-    arch: str | None = None
-    "Architecture (resnet50, timm:..., package.module:factory); inferred from the file where it can be."
-    stem: Literal["imagenet", "cifar", "solo-cifar", "lightly-cifar"] | None = None
-    "ResNet stem; the last two are solo-learn's and lightly's own variants of the 3x3 one."
-    width: int | None = None
-    "Planes of a ResNet's first stage."
-    pooling: Literal["own", "mean"] = "own"
-    "Global representation of a ViT: the network's own (class token), or the mean of its patch tokens."
-    local: str | None = None
-    "Module whose output is the map before pooling (layer4), where the network is not to be taken apart by itself."
-    global_: Annotated[str | None, Parameter(name="--global")] = None
-    "Module whose output is the global representation."
-    weights: str | None = None
-    "Branch of the file (student, teacher, online, target), or the weights of a named model."
-    mean: tuple[float, float, float] | None = None
-    "Normalisation mean of pixels in [0, 1]."
-    std: tuple[float, float, float] | None = None
-    "Normalisation standard deviation."
-    img_size: int | None = None
-    "Side the network needs; images of another size are resized inside the classifier."
-    crop_pct: float | None = None
-    "Share of the shorter side that the centre crop keeps, for files of varying size."
-    interpolation: Literal["bilinear", "bicubic"] | None = None
-    "Resizing of image files."
-    head: Literal["auto", "own", "probe"] = "auto"
-    "Own head, a linear probe, or the own head where its class names match the dataset's."
-    allow_partial: bool = False
-    "Accept a checkpoint that leaves parts of the backbone at random."
+    options: Annotated[LoadOptions, Parameter(name="*")] = field(default_factory=LoadOptions)
 
     def geometry(self) -> Geometry:
         """How image files become pixels where no model says so."""
         from coss_eval.data.batches import Geometry
 
-        given = {"size": self.img_size, "crop_pct": self.crop_pct, "interpolation": self.interpolation}
+        options = self.options
+        given = {"size": options.img_size, "crop_pct": options.crop_pct, "interpolation": options.interpolation}
         return Geometry(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
     def make(self) -> Model:
         """An untrained network, where no checkpoint is needed."""
         from coss_eval.checkpoints.load import make_model
 
-        if self.arch is None:
+        options = self.options
+        if options.arch is None:
             raise UsageError("no model given: add --ckpt FILE, or --arch NAME for an untrained network")
-        stem, width = self.stem or "imagenet", self.width or 64
-        return make_model(self.arch, stem=stem, width=width, img_size=self.img_size, pooling=self.pooling)
+        stem, width = options.stem or "imagenet", options.width or 64
+        return make_model(options.arch, stem=stem, width=width, img_size=options.img_size, pooling=options.pooling)
 
     def load(self) -> list[Model]:
-        from coss_eval.checkpoints.load import load_model
+        from coss_eval.checkpoints.load import load
 
         if not self.ckpt:
             raise UsageError("no model given: add --ckpt FILE (or torchvision:resnet50); repeat it for several")
-        own = ("ckpt", "untrained")
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
-        models = [load_model(source, **options) for source in self.ckpt]
+        models = [load(source, self.options) for source in self.ckpt]
         return [*models, *(models[0].untrained(seed) for seed in range(self.untrained))]
 
 
@@ -205,8 +180,8 @@ class TrainFlags:
 
     arch: str | None = None
     "Architecture: resnet18, an RF-ResNet preset, timm:NAME, package.module:factory."
-    stem: Literal["imagenet", "cifar"] | None = None
-    "ResNet stem."
+    stem: Stem | None = None
+    "ResNet stem; the last two are solo-learn's and lightly's own variants of the 3x3 one."
     width: int | None = None
     "Planes of a ResNet's first stage."
     epochs: int | None = None

@@ -62,7 +62,7 @@ def train(
     Parameters
     ----------
     method
-        byol, dino, mocov3, simclr, simsiam, vicreg, barlow, supervised, or one of them with the CO term: co-byol, ...
+        byol, dino, ... (see coss-eval list methods), package.module:Class, or one of them with the CO term: co-byol
     preset
         A named configuration (see coss-eval list presets) [default: a ResNet-18 for 100 epochs].
     out
@@ -78,7 +78,7 @@ def train(
     from coss_eval.training.config import resolve
 
     config = resolve(method, preset, **((flags or TrainFlags()).given() | _settings(set_)))
-    dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method
+    dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method.replace(":", "-")
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     if first:
         say(f"{method}  {config.summary()}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from coss_eval.checkpoints.load import load_model, normalisation_check
 from coss_eval.checkpoints.normalisation import normalisation_line
@@ -18,7 +17,7 @@ from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset, load_dataset
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.reuse import Known, known
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
 from coss_eval.probes import resolve_device
 from coss_eval.probes.behaviour import Behaviour, batch_dependence, observe, refusal
@@ -238,7 +237,7 @@ def _model_lines(model: Model) -> list[str]:
 
 
 def _assumed(model: Model) -> bool:
-    return model.preprocessing.source.startswith("ASSUMED")
+    return model.preprocessing.said_by is None
 
 
 def _warnings(subjects: list[Subject]) -> list[str]:
@@ -258,7 +257,7 @@ def _forward_seconds(subject: Subject) -> float:
     """Seconds a forward pass takes for one image, up-sampling included, timed on one small batch."""
     split, device, model = subject.data.test, subject.settings.device, subject.model
     images = next(subject.batches(split.subset(range(min(32, len(split)))))).images
-    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    network = model.encoder()
     with ready(network, device), torch.inference_mode():  # moved outside it: parameters moved inside get no gradients
         return seconds_of(partial(network, to_float(images)), device) / len(images)
 

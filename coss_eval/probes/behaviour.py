@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.models.classifier import Classifier
 from coss_eval.models.model import Model
 from coss_eval.probes.forward import ready
 from coss_eval.randomness import normal, uniform
@@ -43,7 +42,7 @@ class Behaviour:
 
 def observe(model: Model, size: Sequence[int], device: torch.device) -> Behaviour:
     """Pass the images, (height, width) ``size``, through the network as every measurement does, in eval mode."""
-    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    network = model.encoder()
     pixels = fixed_images(size).to(device, memory_format=torch.channels_last)
     parts = [part for part in (network, model.head) if part is not None]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.backbone import Backbone, Site, as_locations
-from coss_eval.models.classifier import Classifier
-from coss_eval.models.hooks import find_site
+from coss_eval.models.hooks import find_site, hooked
 from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.behaviour import refuse_batch_dependent
@@ -122,7 +121,7 @@ def _entry(site: str) -> str:
 
 def _extract(model: Model, split: Split, places: Sequence[Site], batch_size: int, device: torch.device) -> Features:
     batches = split.batches(model.preprocessing.geometry, batch_size=batch_size)
-    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    network = model.encoder()
     ids, labels = (torch.empty(len(split), dtype=torch.int64) for _ in range(2))
     values: dict[str, Tensor] = {}
     seen = 0
@@ -158,8 +157,5 @@ def _averages(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[str, T
 
         return hook
 
-    with ExitStack() as stack:
-        for site in sites:
-            handle = backbone.get_submodule(site.module).register_forward_hook(average(site))
-            stack.callback(handle.remove)
+    with hooked((backbone.get_submodule(site.module), average(site)) for site in sites):
         yield averages

@@ -13,9 +13,10 @@ from torch import Tensor
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
+from coss_eval.models.choices import HeadChoice
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.heads import resolve_head
-from coss_eval.models.model import HeadChoice, Model
+from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.features import Features, extract_known, protocol
 from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe
@@ -75,7 +76,9 @@ def known_classifier(
     else:
         options = {"device": target, "batch_size": batch_size, "cache": cache, "check_batches": check_batches}
         probe = fitted_probe(model, data.train, **options)  # type: ignore[arg-type]
-        classifier = Classifier(model.backbone, probe.module(), model.preprocessing, origin=probe.describe())
+        classifier = Classifier(
+            model.backbone, probe.module(), model.preprocessing, origin=probe.describe(), fitted=True
+        )
     return classifier.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 

@@ -14,13 +14,25 @@ from coss_eval.models.architecture import Architecture
 from coss_eval.models.backbone import Backbone, as_locations
 from coss_eval.models.rf_resnet import RFResNet
 from coss_eval.models.zoo import wrap
-from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, loss_by_loops, regional
-from coss_eval.training.methods import METHODS, make_method
+from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, regional
+from coss_eval.training.method import Comparison
+from coss_eval.training.methods import METHODS, make_method, method_class
 from coss_eval.training.optim import make_optimizer, parameter_groups
 from coss_eval.training.pretraining import Pretraining
 
 SEPARABLE = ("byol", "simsiam", "dino", "mocov3", "simclr")  # their loss is a mean over online vectors
 BACKBONES = ("resnet", "rf-resnet", "vit")
+
+
+def loss_by_loops(compare: Comparison, online: Tensor, targets: Tensor) -> Tensor:
+    """``LocalTerm.loss`` as it is defined: location by location. For comparisons that average over online vectors."""
+    losses = [
+        compare(online[image, location][None], targets[:, region], torch.tensor([image]))
+        for region in range(targets.shape[1])
+        for image in range(online.shape[0])
+        for location in range(online.shape[1])
+    ]
+    return torch.stack(losses).mean()
 
 
 def backbone(kind: str) -> Backbone:
@@ -187,7 +199,7 @@ def test_the_local_target_projector_sees_globals_and_is_a_network_of_its_own() -
 @pytest.mark.parametrize("name", ["vicreg", "barlow"])
 def test_one_direction_of_a_symmetric_loss_is_both(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = objective(name, local=False)(two_views()).total
-    monkeypatch.setattr(METHODS[name], "symmetric", False)
+    monkeypatch.setattr(method_class(name), "symmetric", False)
     torch.testing.assert_close(one, objective(name, local=False)(two_views()).total)
 
 
@@ -282,7 +294,7 @@ def test_small_views_are_students_only() -> None:
     losses.total.backward()
 
 
-PREDICTING = [name for name, method in METHODS.items() if method.has_predictor]
+PREDICTING = [name for name in METHODS if method_class(name).has_predictor]
 
 
 def multi_crop() -> list[Tensor]:

@@ -14,7 +14,7 @@ from coss_eval import attacks
 from coss_eval.attacks.inputs import check_count, check_eps, check_norm, check_step_size
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.probes import extract_known, fitted_probe, knn
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
@@ -134,7 +134,7 @@ def _attacked(
     """What each batch shows without an attack and at each eps, the farthest pixels so far kept as eps rises."""
     model, size = subject.model, subject.settings.batch_size
     with torch.inference_mode(False):
-        encoder = Classifier(model.backbone, nn.Identity(), model.preprocessing).to(subject.settings.device).eval()
+        encoder = model.encoder().to(subject.settings.device).eval()
     options = {name: params[name] for name in ("norm", "steps", "step_size", "restarts", "seed")}
     for batch in subject.batches(split, batch_size=CHUNK):
         pixels = to_float(batch.images)

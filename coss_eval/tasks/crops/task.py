@@ -126,7 +126,7 @@ def _measured(cell: Cell, classifier: Classifier, batch: Batch, of_images: Tenso
     return [
         _Found(
             condition,
-            (_logits(classifier, of_crops).argmax(1) == batch.labels).cpu(),
+            (classifier.logits(of_crops).argmax(1) == batch.labels).cpu(),
             F.cosine_similarity(of_crops - mean, of_images - mean).cpu(),
         )
         for condition, of_crops in _representations(cell, classifier, batch, of_images)
@@ -213,11 +213,6 @@ def _resized(classifier: Classifier, pixels: Tensor, size: tuple[int, int]) -> T
     return F.interpolate(pixels, size=size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
 
 
-def _logits(classifier: Classifier, representations: Tensor) -> Tensor:
-    logits: Tensor = classifier.head(representations)
-    return logits if classifier.class_map is None else logits[:, classifier.class_map]
-
-
 def _possible(cell: Cell, classifier: Classifier, image_size: tuple[int, int]) -> tuple[Cell, list[str]]:
     """The cell without the scales at which this network fails, as on maps smaller than its kernels; notes on them."""
     if cell.params["family"] != "resolution":
@@ -243,7 +238,7 @@ def _stability(condition: Condition, cosine: Tensor) -> Measurement:
 
 
 def _about_the_head(classifier: Classifier) -> str:
-    fitted = "fitted on full training images" if "probe" in classifier.origin else "as the checkpoint has it"
+    fitted = "fitted on full training images" if classifier.fitted else "as the checkpoint has it"
     return f"the classifier is {fitted}; only test images are cropped"
 
 

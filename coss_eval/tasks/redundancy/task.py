@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 
 from coss_eval.errors import CossError
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.receptive_field.theoretical import LocationFields, location_fields
 from coss_eval.redundancy import measure
 from coss_eval.store import Cell, Measurement
@@ -48,7 +48,7 @@ class Redundancy(Task):
         params = cell.params
         model = subject.model if params["weights"] == "trained" else subject.model.untrained(params["seed"])
         backbone = model.backbone.to(subject.settings.device)
-        normalise = Classifier(backbone, nn.Identity(), model.preprocessing).to(subject.settings.device).normalise
+        normalise = model.encoder().to(subject.settings.device).normalise
 
         def batches() -> Iterator[Tensor]:
             for batch in subject.batches():
