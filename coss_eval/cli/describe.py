@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coss_eval.checkpoints.normalisation import normalisation_line
 from coss_eval.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -43,7 +42,8 @@ ATTACKS = {
 def list_lines(kind: str | None = None) -> list[str]:
     """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, ...), or of all."""
     from coss_eval import tasks
-    from coss_eval.corruptions.names import BENCHMARK, VALIDATION
+    from coss_eval.corruptions.names import NAMES
+    from coss_eval.corruptions.registry import CORRUPTIONS
     from coss_eval.data.open import names
     from coss_eval.sweeps import shipped
     from coss_eval.training import presets
@@ -51,7 +51,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     kinds = {
         "tasks": tasks.NAMES,
         "datasets": names(),
-        "corruptions": dict.fromkeys(BENCHMARK, "benchmark") | dict.fromkeys(VALIDATION, "validation"),
+        "corruptions": {name: str(CORRUPTIONS[name].set) for name in (*NAMES, *CORRUPTIONS)},
         "attacks": ATTACKS,
         "architectures": ARCHITECTURES,
         "methods": METHODS,
@@ -139,6 +139,7 @@ def _run_lines(path: Path) -> list[str]:
 
 def _model_lines(source: str, arch: str | None) -> list[str]:
     from coss_eval.checkpoints.load import load_model
+    from coss_eval.checkpoints.normalisation import normalisation_line
 
     model = load_model(source, arch=arch)
     parameters = sum(p.numel() for p in model.backbone.parameters())
