@@ -37,7 +37,8 @@ def list_lines(kind: str | None = None) -> list[str]:
     """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, ...), or of all."""
     from coss_eval import tasks
     from coss_eval.checkpoints.layouts import LAYOUTS
-    from coss_eval.corruptions.names import BENCHMARK, VALIDATION
+    from coss_eval.corruptions.names import NAMES
+    from coss_eval.corruptions.registry import CORRUPTIONS
     from coss_eval.data.open import names
     from coss_eval.sweeps import shipped
     from coss_eval.training import presets
@@ -46,7 +47,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     kinds = {
         "tasks": tasks.NAMES,
         "datasets": names(),
-        "corruptions": dict.fromkeys(BENCHMARK, "benchmark") | dict.fromkeys(VALIDATION, "validation"),
+        "corruptions": {name: str(CORRUPTIONS[name].set) for name in (*NAMES, *CORRUPTIONS)},
         "attacks": ATTACKS,
         "architectures": ARCHITECTURES,
         "methods": METHODS | OTHER_METHODS,

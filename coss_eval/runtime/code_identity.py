@@ -23,7 +23,7 @@ def code_identity(things: Iterable[Any]) -> str | None:
 
     ``things``: classes, functions, or names of imported modules. One with a ``version`` attribute is named by that.
     Of the others the source text of their whole module counts (helpers beside a class decide numbers, too), or where
-    that cannot be read, as in a notebook, of the class itself. UNKNOWN where the source of one cannot be read at all.
+    that cannot be read, as in a notebook, of the thing itself. UNKNOWN where the source of one cannot be read at all.
     """
     found = {_of(thing) for thing in things if is_foreign(_module_of(thing))}
     if not found:
@@ -37,7 +37,7 @@ def _of(thing: Any) -> str:
         return f"{_name(thing)} version {version}"
     module = sys.modules.get(_module_of(thing))
     # the main module's file is the script that asks for numbers: changing how many it asks for changes none of them
-    sources = [thing] if isinstance(thing, type) and _module_of(thing) == "__main__" else [module, thing]
+    sources = [thing] if not isinstance(thing, str) and _module_of(thing) == "__main__" else [module, thing]
     for source in sources:
         try:
             return f"{_name(thing)} {hashlib.sha256(inspect.getsource(source).encode()).hexdigest()}"  # type: ignore[arg-type]

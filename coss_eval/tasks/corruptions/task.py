@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from coss_eval.corruptions import corrupt, resolve_table
 from coss_eval.corruptions.engine import Backend
-from coss_eval.corruptions.names import NAMES, check_name
+from coss_eval.corruptions.names import NAMES, find
+from coss_eval.corruptions.registry import Corruption, Function
 from coss_eval.corruptions.severity import Flavour
 from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
@@ -31,22 +32,30 @@ class Corruptions(Task):
     """The ImageNet-C corruptions (Hendrycks & Dietterich 2019), applied to the stored uint8 pixels on the fly.
 
     On a Benchmark they are read from its files as they are; ``backend``, ``flavour`` and ``table`` then have no say.
+    ``names`` may hold functions of yours, or "package.module:function" (see coss_eval.corruptions.registry).
     """
 
     name: ClassVar[str] = "corruptions"
     reads_benchmarks: ClassVar[bool] = True
 
-    names: tuple[str, ...] = tuple(NAMES)
+    names: tuple[str | Function, ...] = tuple(NAMES)
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     backend: Backend = "native"
     flavour: Flavour = "imagecorruptions"
     table: str | None = None
 
     def __post_init__(self) -> None:
-        for name in self.names:
-            check_name(name)
+        if len(self.corruptions) < len(self.names):
+            raise UsageError(f"expected each corruption once, got {', '.join(map(_name, self.names))}")
+        if self.backend == "reference" and (own := [name for name in self.corruptions if name not in NAMES]):
+            raise UsageError(f"the reference backend has no {own[0]}; it has the corruptions of imagecorruptions")
         if not self.severities or any(severity not in range(1, 6) for severity in self.severities):
             raise UsageError(f"severities must be among 1 to 5, got {list(self.severities)}")
+
+    @cached_property
+    def corruptions(self) -> dict[str, Corruption]:
+        """What is evaluated, by name; found once, so that all of a run is of one function."""
+        return {found.name: found for found in map(find, self.names)}
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         if isinstance(subject.data, Benchmark):
@@ -54,12 +63,14 @@ class Corruptions(Task):
                 raise UsageError(
                     f"the pixels of {subject.data.name} are made already: no backend, flavour or table applies"
                 )
-            return file_cells(self.name, subject.data, subject, self.names, self.severities)
+            return file_cells(self.name, subject.data, subject, tuple(self.corruptions), self.severities)
         table = resolve_table(self.table, subject.image_size, self.backend)
         shared = {"backend": self.backend, "flavour": self.flavour, "table": table, "seed": seed}
         clean = Cell(self.name, {"corruption": "clean"})
+        own = {name: {} if found.code is None else {"code": found.code} for name, found in self.corruptions.items()}
         return [clean] + [
-            Cell(self.name, {"corruption": name, "severities": list(self.severities), **shared}) for name in self.names
+            Cell(self.name, {"corruption": name, "severities": list(self.severities), **shared, **own[name]})
+            for name in self.corruptions
         ]
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
@@ -75,7 +86,7 @@ class Corruptions(Task):
 
         def corrupt_all() -> None:
             for severity in cell.params["severities"]:
-                _corrupt(cell, batch, severity)
+                self._corrupt(cell, batch, severity)
 
         return seconds_of(corrupt_all, device) / len(batch.ids) * len(split)
 
@@ -89,7 +100,7 @@ class Corruptions(Task):
         verdicts: dict[tuple[int, int], list[Bools]] = {
             (index, severity): [] for index in range(len(subjects)) for severity in severities
         }
-        for batch, severity, images in in_background(_corrupted(cell, subjects[0])):
+        for batch, severity, images in in_background(self._corrupted(cell, subjects[0])):
             ids[severity].append(batch.ids.cpu().numpy())
             for index, subject in enumerate(subjects):
                 verdicts[index, severity].append(_correct(subject, images, batch.labels))
@@ -111,31 +122,25 @@ class Corruptions(Task):
                 result.measurements.append(chance(subject, len(common), corruption=name, severity=0))
             yield result
 
+    def _corrupted(self, cell: Cell, subject: Subject) -> Iterator[tuple[Batch, int, Tensor]]:
+        if isinstance(subject.data, Benchmark):
+            for severity, batch in file_batches(cell, subject.data, subject):
+                yield batch, severity, batch.images
+            return
+        for batch in subject.batches():
+            for severity in cell.params.get("severities", [0]):
+                yield batch, severity, self._corrupt(cell, batch, severity)
 
-def _corrupted(cell: Cell, subject: Subject) -> Iterator[tuple[Batch, int, Tensor]]:
-    if isinstance(subject.data, Benchmark):
-        for severity, batch in file_batches(cell, subject.data, subject):
-            yield batch, severity, batch.images
-        return
-    for batch in subject.batches():
-        for severity in cell.params.get("severities", [0]):
-            yield batch, severity, _corrupt(cell, batch, severity)
+    def _corrupt(self, cell: Cell, batch: Batch, severity: int) -> Tensor:
+        params = cell.params
+        if params["corruption"] == "clean":
+            return batch.images
+        how = {name: params[name] for name in ("seed", "table", "flavour", "backend")}
+        return corrupt(batch.images, self.corruptions[params["corruption"]], severity, batch.ids, **how)
 
 
-def _corrupt(cell: Cell, batch: Batch, severity: int) -> Tensor:
-    params = cell.params
-    if params["corruption"] == "clean":
-        return batch.images
-    return corrupt(
-        batch.images,
-        params["corruption"],
-        severity,
-        batch.ids,
-        seed=params["seed"],
-        table=params["table"],
-        flavour=params["flavour"],
-        backend=params["backend"],
-    )
+def _name(wanted: str | Function) -> str:
+    return wanted if isinstance(wanted, str) else wanted.__name__
 
 
 @torch.inference_mode()
