@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coss_eval.checkpoints.normalisation import normalisation_line
 from coss_eval.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     from coss_eval.training import presets
 
     kinds = {
-        "tasks": tasks.NAMES,
+        "tasks": {name: entry.about for name, entry in tasks.entries().items()},
         "datasets": names(),
         "corruptions": dict.fromkeys(BENCHMARK, "benchmark") | dict.fromkeys(VALIDATION, "validation"),
         "attacks": ATTACKS,
@@ -139,6 +138,7 @@ def _run_lines(path: Path) -> list[str]:
 
 def _model_lines(source: str, arch: str | None) -> list[str]:
     from coss_eval.checkpoints.load import load_model
+    from coss_eval.checkpoints.normalisation import normalisation_line
 
     model = load_model(source, arch=arch)
     parameters = sum(p.numel() for p in model.backbone.parameters())

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -27,6 +24,7 @@ from coss_eval.models.families import Pooling, Stem, use_cifar_stem
 from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
 from coss_eval.models.wrap import wrap as wrap
 from coss_eval.randomness import seeded_init
+from coss_eval.runtime.imports import current_directory_first, imported
 
 SCALABLE = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # names that its published files still use
@@ -267,15 +265,8 @@ def timm_names() -> list[str]:
 
 def _own_network(spec: str) -> nn.Module:
     """The network that "package.module:factory" makes."""
-    module_name, _, attribute = spec.partition(":")
-    with _current_directory_first():
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise UsageError(f"arch {spec!r}: cannot import {module_name} ({error})") from error
-        factory = getattr(module, attribute, None)
-        if factory is None:
-            raise unknown_name(f"factory in {module_name}", attribute, [n for n in vars(module) if n[0] != "_"])
+    with current_directory_first():  # for what a factory imports when it runs, too
+        factory = imported(spec, "arch", "factory")
         try:
             made = factory()
         except TypeError as error:
@@ -283,16 +274,6 @@ def _own_network(spec: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise UsageError(f"arch {spec!r}: the factory must return a torch.nn.Module, not {type(made).__name__}")
     return made
-
-
-@contextmanager
-def _current_directory_first() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 
 from coss_eval.corruptions import corrupt, resolve_table
-from coss_eval.corruptions.engine import Backend
-from coss_eval.corruptions.names import NAMES, check_name
-from coss_eval.corruptions.severity import Flavour
 from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.errors import UsageError
@@ -22,31 +19,20 @@ from coss_eval.models.classifier import to_float
 from coss_eval.runtime.background import in_background
 from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell
+from coss_eval.tasks.corruptions import CorruptionsOptions
 from coss_eval.tasks.corruptions.files import file_batches, file_cells
 from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task, chance
 
 
 @dataclass(frozen=True)
-class Corruptions(Task):
-    """The ImageNet-C corruptions (Hendrycks & Dietterich 2019), applied to the stored uint8 pixels on the fly.
+class Corruptions(CorruptionsOptions, Task):
+    """Every network sees the same corrupted pixels; see CorruptionsOptions. One cell per corruption, and a clean one.
 
-    On a Benchmark they are read from its files as they are; ``backend``, ``flavour`` and ``table`` then have no say.
+    On a Benchmark the pixels are read from its files as they are.
     """
 
     name: ClassVar[str] = "corruptions"
     reads_benchmarks: ClassVar[bool] = True
-
-    names: tuple[str, ...] = tuple(NAMES)
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
-    backend: Backend = "native"
-    flavour: Flavour = "imagecorruptions"
-    table: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.names:
-            check_name(name)
-        if not self.severities or any(severity not in range(1, 6) for severity in self.severities):
-            raise UsageError(f"severities must be among 1 to 5, got {list(self.severities)}")
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         if isinstance(subject.data, Benchmark):
