@@ -164,6 +164,12 @@ def test_config_file_gives_values_and_flags_win(run: Callable[..., Done], tmp_pa
     assert "other.pth" in run("check", "--config", str(config), "--ckpt", "other.pth").err
 
 
+def test_a_config_file_keeps_the_lists_of_eps_apart(run: Callable[..., Done], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("ckpt: [pixels:8]\neps-l2: [0.5, 0.1]\neps: [1/255, 2/255]\n")
+    assert "got 0.5, 0.1" in run("attacks", "--config", str(config)).err
+
+
 def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done], tmp_path: Path) -> None:
     recipe = ["--method", "supervised", "--preset", "digits-tiny", "--epochs", "1"]
     assert run("train", *recipe, "--out", "one").code == 0

@@ -39,7 +39,7 @@ def _eps(_type: Any, tokens: Any) -> EpsByNorm:
     """--eps-l2 gives the list of l2; --eps that of linf, and of the norms that only foolbox's attacks have."""
     given: dict[bool, list[str]] = {}
     for token in tokens:
-        given.setdefault(token.keyword.endswith("l2"), []).append(token.value)
+        given.setdefault("l2" in token.keyword, []).append(token.value)
     found = default_eps()
     if False in given:
         found |= dict.fromkeys(("linf", "l1", "l0"), numbers(given[False]))
