@@ -10,7 +10,7 @@ from cyclopts import CycloptsError, Parameter
 from cyclopts.config import Yaml
 
 from coss_eval.cli import evaluate, look, start  # noqa: F401 - they register their commands
-from coss_eval.cli.app import app
+from coss_eval.cli.app import RUN, app
 from coss_eval.errors import CossError, UsageError
 
 app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
@@ -19,8 +19,8 @@ app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
 @app.meta.default
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Path | None = None,
-    debug: bool = False,
+    config: Annotated[Path | None, Parameter(group=RUN)] = None,
+    debug: Annotated[bool, Parameter(group=RUN)] = False,
 ) -> Any:
     """
     Parameters

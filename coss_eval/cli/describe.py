@@ -45,7 +45,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     from coss_eval.training.methods import METHODS
 
     kinds = {
-        "tasks": tasks.NAMES,
+        "tasks": {name: entry.about for name, entry in tasks.entries().items()},
         "datasets": names(),
         "corruptions": {name: str(CORRUPTIONS[name].set) for name in (*NAMES, *CORRUPTIONS)},
         "attacks": ATTACKS,

@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
 from coss_eval.checkpoints.options import LoadOptions
+from coss_eval.cli.app import DATA, MODEL, RUN, TASK
 from coss_eval.errors import UsageError
 from coss_eval.models.choices import Stem
+from coss_eval.tasks.flags import Words
 
 if TYPE_CHECKING:
     from coss_eval.data.batches import Geometry
     from coss_eval.data.dataset import Dataset
     from coss_eval.models.model import Model
 
-
-def _fractions(_type: Any, tokens: Any) -> tuple[float, ...]:
-    """eps as people write it: 8/255 or 0.031, separated by commas or blanks."""
-    values = []
-    for text in ",".join(token.value for token in tokens).split(","):
-        numerator, _, denominator = text.strip().partition("/")
-        try:
-            values.append(float(numerator) / float(denominator or 1))
-        except (ValueError, ZeroDivisionError):
-            raise UsageError(f"expected numbers such as 0.5/255 or 0.031, got {text!r}") from None
-    return tuple(values)
+T = TypeVar("T")
+OfTask = Annotated[T, Parameter(group=TASK)]
+OfModel = Annotated[T, Parameter(group=MODEL)]
+OfData = Annotated[T, Parameter(group=DATA)]
+OfRun = Annotated[T, Parameter(group=RUN)]
+Chosen = OfTask[Words]
 
 
-def _fraction(_type: Any, tokens: Any) -> float:
-    """One number as people write it: 2/255 or 0.01."""
-    (value,) = _fractions(_type, tokens[:1])
-    return value
-
-
-def _as_typed(values: tuple[Any, ...]) -> str | None:
-    """A list flag's default for the help, as one would type it; None where there is none to show."""
-    return shlex.join(map(str, values)) or None
-
-
-_SEVERAL = Parameter(consume_multiple=1, show_default=_as_typed)  # values after a list flag; it may be repeated, too
-Words = Annotated[tuple[str, ...], _SEVERAL]
-Integers = Annotated[tuple[int, ...], _SEVERAL]
-Floats = Annotated[tuple[float, ...], _SEVERAL]
-Fractions = Annotated[tuple[float, ...] | None, Parameter(converter=_fractions, consume_multiple=1, n_tokens=-1)]
-Fraction = Annotated[float | None, Parameter(converter=_fraction)]
-Backend = Annotated[
-    Literal["native", "reference"], Parameter(help="reference: imagecorruptions and foolbox do the work, not our code.")
-]
-
-
-@Parameter(name="*")
+@Parameter(name="*", group=MODEL)
 @dataclass(kw_only=True)
 class ModelFlags:
     """Which network, and how its file is to be read where it does not say so itself."""
@@ -61,7 +35,7 @@ class ModelFlags:
     ckpt: Words = ()
     "Checkpoint file, torchvision:NAME, timm:NAME or pixels:SIDE (no network); several stand side by side."
     untrained: int = 0
-    "So many untrained networks of the first checkpoint's architecture beside it."
+    "Number of untrained networks of the first checkpoint's architecture to add."
     options: Annotated[LoadOptions, Parameter(name="*")] = field(default_factory=LoadOptions)
 
     def geometry(self) -> Geometry:
@@ -91,7 +65,7 @@ class ModelFlags:
         return [*models, *(models[0].untrained(seed) for seed in range(self.untrained))]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=DATA)
 @dataclass(kw_only=True)
 class DataFlags:
     """Which images."""
@@ -130,7 +104,7 @@ class DataFlags:
         )
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=DATA)
 @dataclass(kw_only=True)
 class CorruptionDataFlags(DataFlags):
     """Which images; a ready-made corruption benchmark (a folder or CIFAR-10-C's arrays) is read as it is."""
@@ -142,7 +116,18 @@ class CorruptionDataFlags(DataFlags):
         return super().open(clean or self.clean)
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=TASK)
+@dataclass(kw_only=True)
+class CopyFlags:
+    """A corrupted copy of the images, in place of an evaluation."""
+
+    write: Path | None = None
+    "Evaluate nothing: write a corrupted copy of the test images into this folder; the same call goes on."
+    layout: Literal["npy", "folders"] | None = None
+    "Of the copy: npy as CIFAR-10-C, or folders of PNG files [default: npy for sets of one small size]."
+
+
+@Parameter(name="*", group=RUN)
 @dataclass(kw_only=True)
 class RunFlags:
     """How to run, and where the numbers go."""
@@ -150,9 +135,9 @@ class RunFlags:
     out: Path | None = None
     "Results folder; the same command goes on where it stopped [default: results/DATA-MODEL]."
     limit: int | None = None
-    "Use so many test images (seeded, balanced over classes); every table is marked with it."
+    "Number of test images to use (seeded, balanced over classes); every table is marked with it."
     batch_size: int = 256
-    "Images a forward pass; it never changes a number."
+    "Images per forward pass; it never changes a number."
     device: str = "auto"
     "auto, cpu, cuda, cuda:1, ..."
     seed: int = 0
@@ -164,7 +149,7 @@ class RunFlags:
     allow_batch_dependent: bool = False
     "Measure networks whose outputs for an image depend on its batch; the batch size is then kept with the numbers."
     budget_hours: float | None = None
-    "Begin no new cell after so many hours."
+    "Begin no new cell after this number of hours."
     baseline: str | None = None
     "Name of the model that the report's differences refer to [default: the first]."
     dry_run: bool = False
@@ -173,7 +158,7 @@ class RunFlags:
     "Print the last lines only."
 
 
-@Parameter(name="*")
+@Parameter(name="*", group=TASK)
 @dataclass(kw_only=True)
 class TrainFlags:
     """What of a preset to change; None leaves it as it is."""
@@ -187,7 +172,7 @@ class TrainFlags:
     epochs: int | None = None
     "Passes over the training images."
     batch_size: int | None = None
-    "Images a step."
+    "Images per step."
     lr: float | None = None
     "Peak learning rate for a batch of 256."
     seed: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,11 +25,8 @@ from coss_eval.probes.forward import ready
 from coss_eval.runtime.code_identity import UNKNOWN, code_identity
 from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell, Store
-from coss_eval.tasks import NAMES, task_class
+from coss_eval.tasks import entries, entry
 from coss_eval.tasks.task import Settings, Subject, Task
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def plan(
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
-    chosen = [task_class(task)() if isinstance(task, str) else task for task in tasks or NAMES]
+    chosen = [entry(task).make() if isinstance(task, str) else task for task in tasks or entries()]
     _refuse_unknown_code(chosen)
     if isinstance(dataset, Benchmark) and (others := [task.name for task in chosen if not task.reads_benchmarks]):
         raise UsageError(f"{dataset.name} holds corrupted images: it is for the task corruptions, not {others[0]}")

@@ -11,58 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.data.batches import Batch
-from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes import extract_known
 from coss_eval.randomness import uniform
 from coss_eval.runtime.background import in_background
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.crops import POSITIONS, CropsOptions
 from coss_eval.tasks.task import Result, Subject, Task, chance
 
 Condition = dict[str, Any]
 
-# share of the margins (height left over, width left over) that lies above and left of the crop
-POSITIONS = {
-    "centre": (0.5, 0.5),
-    "top left": (0.0, 0.0),
-    "top right": (0.0, 1.0),
-    "bottom left": (1.0, 0.0),
-    "bottom right": (1.0, 1.0),
-}
-
 
 @dataclass(frozen=True)
-class Crops(Task):
-    """Parts of the test images in place of the whole; networks and classifier stay as they are. One cell a family.
+class Crops(CropsOptions, Task):
+    """Parts of the test images in place of the whole; see CropsOptions. One cell per family.
 
     area: centre crops that cover ``areas`` of the image. position: crops of ``area`` at ``positions``. resolution: the
-    whole image at ``scales`` of the input's side; a network of one fixed size sees it brought back to that size, so
-    only scales below 1 say anything of it. pooled: the mean of the representations of ``counts`` crops of ``area`` at
-    random places, the same places for every network. Crops keep the image's shape and are resized to the input's size.
-    Beside the accuracy stands the stability: the cosine between the global representations of the crop and of the full
-    image, after the mean over the full test images is subtracted from both (as ReLU alone would make it high).
+    whole image at ``scales`` of the input's side. pooled: the mean of the representations of ``counts`` crops of
+    ``area`` at random places.
     """
 
     name: ClassVar[str] = "crops"
-
-    areas: tuple[float, ...] = (0.08, 0.2, 0.4, 0.6, 0.8)
-    positions: tuple[str, ...] = tuple(POSITIONS)
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.5)
-    counts: tuple[int, ...] = (1, 2, 4, 8)
-    area: float = 0.25
-
-    def __post_init__(self) -> None:
-        for area in (*self.areas, self.area):
-            if not 0 < area <= 1:
-                raise UsageError(f"a crop covers more than 0 and at most 1 of the image's area, got {area:g}")
-        for position in self.positions:
-            if position not in POSITIONS:
-                raise unknown_name("position of a crop", position, POSITIONS)
-        if any(scale <= 0 for scale in self.scales):
-            raise UsageError(f"scales of the resolution must be above 0, got {list(self.scales)}")
-        if any(count < 1 for count in self.counts):
-            raise UsageError(f"counts of pooled crops must be at least 1, got {list(self.counts)}")
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         fixed = subject.model.backbone.img_size is not None
