@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,4 +53,7 @@ def main() -> None:
             "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with --resume)\n"
         )
         code = 130
+    except BrokenPipeError:  # whoever reads the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit itself writes and fails
+        code = 0
     sys.exit(code if isinstance(code, int) else 0)
