@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from coss_eval.corruptions import blur, digital, noise, weather
 from coss_eval.corruptions.draws import Draws, sample_keys
-from coss_eval.corruptions.names import check_name, check_severity
+from coss_eval.corruptions.filters import to_pixels
+from coss_eval.corruptions.names import NAMES, find
 from coss_eval.corruptions.parallel import map_chunks
+from coss_eval.corruptions.registry import Corruption, Function
 from coss_eval.corruptions.seeds import condition_key
-from coss_eval.corruptions.severity import Condition, Flavour, Table, check_table, table_for
+from coss_eval.corruptions.severity import Condition, Flavour, Table, check_severity, check_table, table_for
 from coss_eval.errors import UsageError, unknown_name
 
 Backend = Literal["native", "reference"]
-
-NATIVE: dict[str, Callable[[Tensor, Condition, Draws], Tensor]] = {
-    "gaussian_noise": noise.gaussian_noise,
-    "shot_noise": noise.shot_noise,
-    "impulse_noise": noise.impulse_noise,
-    "defocus_blur": blur.defocus_blur,
-    "glass_blur": blur.glass_blur,
-    "motion_blur": blur.motion_blur,
-    "zoom_blur": blur.zoom_blur,
-    "snow": weather.snow,
-    "frost": weather.frost,
-    "fog": weather.fog,
-    "brightness": digital.brightness,
-    "contrast": digital.contrast,
-    "elastic_transform": digital.elastic_transform,
-    "pixelate": digital.pixelate,
-    "jpeg_compression": digital.jpeg_compression,
-    "speckle_noise": noise.speckle_noise,
-    "gaussian_blur": blur.gaussian_blur,
-    "spatter": weather.spatter,
-    "saturate": digital.saturate,
-}
-
-# Most of their time goes into OpenCV, SciPy or look-ups, which run on one core unless several threads of Python call.
-_IMAGE_BY_IMAGE = frozenset({"defocus_blur", "zoom_blur", "jpeg_compression", "gaussian_blur", "spatter"})
 
 MIN_SIDE = 32  # imagecorruptions' own limit: below it kernels and textures no longer fit
 
 
 def corrupt(
     images: Tensor,
-    name: str,
+    name: str | Function | Corruption,
     severity: int,
     ids: Tensor,
     seed: int = 0,
@@ -60,7 +35,7 @@ def corrupt(
 
     Args:
         images: uint8 (B, 3, H, W), H and W at least 32, on any device.
-        name: one of NAMES.
+        name: one of NAMES or a registered one, "package.module:function", or a function of yours (see ``registry``).
         severity: 1 to 5.
         ids: int64 (B,), the samples' ids, on the device of the images.
         seed: the run's seed.
@@ -71,7 +46,7 @@ def corrupt(
 
     Returns: uint8 (B, 3, H, W) on the same device. Raises UsageError for a call that does not fit the above.
     """
-    check_name(name)
+    corruption = find(name)
     check_severity(severity)
     _check_batch(images, ids)
     if flavour not in get_args(Flavour):
@@ -80,16 +55,30 @@ def corrupt(
     if backend == "reference":
         if flavour != "imagecorruptions":
             raise UsageError(f'backend "reference" has flavour "imagecorruptions" only, got {flavour!r}; use "native"')
-        return _reference(images, name, severity, ids, seed)
-    condition = Condition(name, severity, resolved, flavour)
-    if images.is_cuda and (name == "jpeg_compression" or (name == "spatter" and severity <= 3)):
+        if corruption.name not in NAMES:
+            raise UsageError(f'backend "reference" has no {corruption.name}; use backend "native"')
+        return _reference(images, corruption.name, severity, ids, seed)
+    if images.is_cuda and severity in corruption.on_cpu:
         # libjpeg's and OpenCV's work, wherever the pixels are: there the CPU's threads share it
-        return corrupt(images.cpu(), name, severity, ids.cpu(), seed, table, flavour).to(images.device)
-    function = NATIVE[name]
-    keys = sample_keys(ids, condition_key(seed, name, severity))
+        return corrupt(images.cpu(), corruption, severity, ids.cpu(), seed, table, flavour).to(images.device)
+    condition = corruption.at(severity, resolved, flavour)
+    keys = sample_keys(ids, condition_key(seed, corruption.name, severity))
     return map_chunks(
-        lambda part, keys: function(part, condition, Draws(keys)), images, keys, image_by_image=name in _IMAGE_BY_IMAGE
+        lambda part, keys: _corrupted(part, corruption, condition, Draws(keys)),
+        images,
+        keys,
+        image_by_image=corruption.image_by_image,
     )
+
+
+def _corrupted(images: Tensor, corruption: Corruption, condition: Condition, draws: Draws) -> Tensor:
+    """What the function makes of a chunk, as uint8; a person's own is given a copy, which it may write into."""
+    made = corruption.function(images if corruption.code is None else images.clone(), condition, draws)
+    if made.shape != images.shape:
+        raise UsageError(
+            f"the corruption {corruption.name} made {tuple(made.shape)} of images {tuple(images.shape)}; keep the shape"
+        )
+    return made if made.dtype == torch.uint8 else to_pixels(made.float())
 
 
 def resolve_table(table: str | None, size: tuple[int, int], backend: Backend) -> Table:

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import cv2
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from coss_eval.runtime.lazy import lazy
+
+if TYPE_CHECKING:
+    import cv2
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+    cv2, np, torch, F = map(lazy, ("cv2", "numpy", "torch", "torch.nn.functional"))
 
 Border = Literal["nearest", "symmetric", "reflect101"]
 
 # The published code truncates float64; our float32 sums may end a hair below an integer that theirs hits.
 _SNAP = 2.0**-10
 
-_OPENCV_BORDER = {
-    "nearest": cv2.BORDER_REPLICATE,
-    "symmetric": cv2.BORDER_REFLECT,
-    "reflect101": cv2.BORDER_REFLECT_101,
-}
+_OPENCV_BORDER = {"nearest": "BORDER_REPLICATE", "symmetric": "BORDER_REFLECT", "reflect101": "BORDER_REFLECT_101"}
 
 
 def to_pixels(values: Tensor) -> Tensor:
@@ -113,10 +114,11 @@ def smooth_by_taps(x: Tensor, rows: list[float], columns: list[float], border: B
 
 def _smooth_by_opencv(x: Tensor, rows: list[float], columns: list[float], border: Border) -> Tensor:
     smoothed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    kind = getattr(cv2, _OPENCV_BORDER[border])
     down, right = np.array(rows, np.float32), np.array(columns, np.float32)
     maps = x.reshape(-1, *x.shape[-2:]).numpy(), smoothed.view(-1, *x.shape[-2:]).numpy()
     for source, into in zip(*maps, strict=True):
-        cv2.sepFilter2D(source, cv2.CV_32F, right, down, dst=into, borderType=_OPENCV_BORDER[border])
+        cv2.sepFilter2D(source, cv2.CV_32F, right, down, dst=into, borderType=kind)
     return smoothed
 
 

@@ -1,48 +1,30 @@
-"""The corruptions by name, torch-free: the 15 of the ImageNet-C benchmark and the 4 held out for validation.
+"""The corruptions by name, torch-free: the ImageNet-C benchmark's, and those held out for validation.
 
 Source: Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations" (ICLR 2019).
+Perturbations" (ICLR 2019). What is in neither set (extra) is computed where it is named.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from coss_eval.corruptions import blur, digital, noise, weather  # noqa: F401 (they register theirs)
+from coss_eval.corruptions.registry import CORRUPTIONS, Category, Corruption, Function, Set, of_function
+from coss_eval.corruptions.severity import SEVERITIES as SEVERITIES
+from coss_eval.errors import unknown_name
+from coss_eval.runtime.imports import imported
 
-from coss_eval.errors import UsageError, unknown_name
-
-Category = Literal["noise", "blur", "weather", "digital"]
-
-SEVERITIES = (1, 2, 3, 4, 5)
-
-_BENCHMARK: dict[str, Category] = {
-    "gaussian_noise": "noise",
-    "shot_noise": "noise",
-    "impulse_noise": "noise",
-    "defocus_blur": "blur",
-    "glass_blur": "blur",
-    "motion_blur": "blur",
-    "zoom_blur": "blur",
-    "snow": "weather",
-    "frost": "weather",
-    "fog": "weather",
-    "brightness": "weather",
-    "contrast": "digital",
-    "elastic_transform": "digital",
-    "pixelate": "digital",
-    "jpeg_compression": "digital",
-}
-_VALIDATION: dict[str, Category] = {
-    "speckle_noise": "noise",
-    "gaussian_blur": "blur",
-    "spatter": "weather",
-    "saturate": "digital",
-}
-
-CATEGORY: dict[str, Category] = {**_BENCHMARK, **_VALIDATION}
 CATEGORIES: tuple[Category, ...] = ("noise", "blur", "weather", "digital")
-BENCHMARK = tuple(_BENCHMARK)
-VALIDATION = tuple(_VALIDATION)
+
+
+def _of_set(wanted: Set) -> tuple[str, ...]:
+    """The names of a set, category by category."""
+    known = CORRUPTIONS.values()
+    return tuple(c.name for category in CATEGORIES for c in known if (c.set, c.category) == (wanted, category))
+
+
+BENCHMARK = _of_set("benchmark")
+VALIDATION = _of_set("validation")
 NAMES = (*BENCHMARK, *VALIDATION)
+CATEGORY = {name: CORRUPTIONS[name].category for name in NAMES}
 
 # Corruptions that the usual training augmentations (colour jitter, Gaussian blur) resemble: a network may have been
 # trained to ignore them, so they are averaged apart from the rest. Defocus counts because it, too, is an isotropic
@@ -51,15 +33,17 @@ SEEN_LIKE = ("brightness", "contrast", "saturate", "gaussian_blur", "defocus_blu
 UNSEEN = tuple(name for name in NAMES if name not in SEEN_LIKE)
 
 
-def check_name(name: str) -> str:
-    """``name`` itself if it is one of NAMES; UsageError with the nearest names otherwise."""
-    if name not in CATEGORY:
-        raise unknown_name("corruption", name, NAMES)
-    return name
+def find(wanted: str | Function | Corruption) -> Corruption:
+    """A corruption by its name, by "package.module:function", or by its function itself.
 
-
-def check_severity(severity: int) -> int:
-    """``severity`` itself if it is an integer from 1 to 5; UsageError otherwise."""
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise UsageError(f"severity must be an integer from 1 to 5, got {severity!r}")
-    return int(severity)
+    Raises UsageError with the nearest names where there is none.
+    """
+    if isinstance(wanted, Corruption):
+        return wanted
+    if not isinstance(wanted, str):
+        return of_function(wanted)
+    if wanted in CORRUPTIONS:
+        return CORRUPTIONS[wanted]
+    if ":" not in wanted:
+        raise unknown_name("corruption", wanted, CORRUPTIONS)
+    return of_function(imported(wanted, "corruption", "function"))

@@ -7,38 +7,51 @@ here, as everywhere, the draws come from (seed, id, corruption, severity).
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from scipy.stats import poisson
-from torch import Tensor
-
-from coss_eval.corruptions.draws import Draws
 from coss_eval.corruptions.filters import to_pixels
+from coss_eval.corruptions.registry import corruption
 from coss_eval.corruptions.severity import Condition
+from coss_eval.runtime.lazy import lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from scipy import stats
+    from torch import Tensor
+
+    from coss_eval.corruptions.draws import Draws
+else:
+    np, stats, torch = map(lazy, ("numpy", "scipy.stats", "torch"))
 
 
+@corruption(
+    "gaussian_noise",
+    category="noise",
+    set="benchmark",
+    severities={  # standard deviation
+        "imagenet": (0.08, 0.12, 0.18, 0.26, 0.38),
+        "tiny-imagenet": (0.04, 0.08, 0.12, 0.15, 0.18),
+        "cifar": (0.04, 0.06, 0.08, 0.09, 0.10),
+    },
+)
 def gaussian_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
     """x + N(0, sigma)."""
     (sigma,) = condition.parameters
     return to_pixels(draws.normal(*images.shape[1:]).mul_(255 * sigma).add_(images))
 
 
-def speckle_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
-    """x + x N(0, sigma)."""
-    (sigma,) = condition.parameters
-    return to_pixels(draws.normal(*images.shape[1:]).mul_(sigma).add_(1).mul_(images))
-
-
-def impulse_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
-    """Salt or pepper, equally likely, in a share of the elements."""
-    (amount,) = condition.parameters
-    field = draws.uniform(*images.shape[1:])
-    kept, salt = (field >= amount).view(torch.uint8), (field < amount / 2).view(torch.uint8)
-    return images.mul(kept).bitwise_or_(salt.mul_(255))  # masks as factors: several times faster than masked_fill
-
-
+@corruption(
+    "shot_noise",
+    category="noise",
+    set="benchmark",
+    severities={  # photons at full intensity
+        "imagenet": (60, 25, 12, 5, 3),
+        "tiny-imagenet": (250, 100, 50, 30, 15),
+        "cifar": (500, 250, 100, 75, 50),
+    },
+)
 def shot_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
     """Poisson(x c) / c, sampled from alias tables: pixels are uint8, so there are 256 distributions only."""
     (photons,) = condition.parameters
@@ -66,8 +79,8 @@ def shot_tables(photons: int) -> tuple[Tensor, Tensor, Tensor]:
     counts = np.arange(photons)
     rates = np.arange(256)[:, None] / 255.0 * photons  # (256, 1)
     mass = np.zeros((256, cells))
-    mass[:, :photons] = poisson.pmf(counts, rates)
-    mass[:, photons] = poisson.sf(photons - 1, rates[:, 0])
+    mass[:, :photons] = stats.poisson.pmf(counts, rates)
+    mass[:, photons] = stats.poisson.sf(photons - 1, rates[:, 0])
     share, alias = _alias_tables(mass)
     scale = 2.0**32 / cells
     threshold = np.minimum(share * scale - scale / 2, scale / 2).astype(np.int64)
@@ -96,3 +109,37 @@ def _alias_tables(mass: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
         wealth[row, rich] -= 1 - wealth[row, poor]
         wealth[row, poor] = 1
     return share, alias
+
+
+@corruption(
+    "impulse_noise",
+    category="noise",
+    set="benchmark",
+    severities={  # share of elements
+        "imagenet": (0.03, 0.06, 0.09, 0.17, 0.27),
+        "tiny-imagenet": (0.01, 0.02, 0.05, 0.08, 0.14),
+        "cifar": (0.01, 0.02, 0.03, 0.05, 0.07),
+    },
+)
+def impulse_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """Salt or pepper, equally likely, in a share of the elements."""
+    (amount,) = condition.parameters
+    field = draws.uniform(*images.shape[1:])
+    kept, salt = (field >= amount).view(torch.uint8), (field < amount / 2).view(torch.uint8)
+    return images.mul(kept).bitwise_or_(salt.mul_(255))  # masks as factors: several times faster than masked_fill
+
+
+@corruption(
+    "speckle_noise",
+    category="noise",
+    set="validation",
+    severities={  # standard deviation at full intensity
+        "imagenet": (0.15, 0.2, 0.35, 0.45, 0.6),
+        "tiny-imagenet": (0.15, 0.2, 0.25, 0.3, 0.35),
+        "cifar": (0.06, 0.1, 0.12, 0.16, 0.2),
+    },
+)
+def speckle_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """x + x N(0, sigma)."""
+    (sigma,) = condition.parameters
+    return to_pixels(draws.normal(*images.shape[1:]).mul_(sigma).add_(1).mul_(images))

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from coss_eval.corruptions.names import BENCHMARK, CATEGORIES, CATEGORY, SEEN_LIKE, SEVERITIES, UNSEEN, Category
+from coss_eval.corruptions.names import BENCHMARK, CATEGORIES, CATEGORY, SEEN_LIKE, SEVERITIES, UNSEEN
+from coss_eval.corruptions.registry import Category
 from coss_eval.errors import UsageError
 
 Value = TypeVar("Value", float, npt.NDArray[Any])
@@ -61,7 +62,7 @@ def by_corruption(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> di
 
 
 def mean_error(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> Value:
-    """Mean corruption error: the mean over ``names`` (the 15 of the benchmark) and the five severities.
+    """Mean corruption error: the mean over ``names`` (the benchmark's) and the five severities.
 
     Not to be called mCE. ``names`` may be VALIDATION, SEEN_LIKE, UNSEEN or any others; 1 minus it is the mean accuracy.
     """
@@ -76,12 +77,12 @@ def by_category(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> dict
 
 
 def seen_and_unseen(errors: Errors[Value]) -> dict[str, Value]:
-    """Mean error over the corruptions that training augmentations resemble, and over the other 14 of the 19, apart."""
+    """Mean error over the corruptions that training augmentations resemble, and over the others, apart."""
     return {"seen-like": mean_error(errors, SEEN_LIKE), "unseen": mean_error(errors, UNSEEN)}
 
 
 def mce(errors: Errors[Value], *, dataset: str, side: int, table: str) -> Value:
-    """mCE: the mean over the 15 of (error summed over severities) / (AlexNet's), as a fraction; AlexNet has 1.
+    """mCE: the mean over the benchmark of (error summed over severities) / (AlexNet's), as a fraction; AlexNet has 1.
 
     Defined for ImageNet's 1,000 classes at 224 px with ImageNet-C's severities only: others raise UsageError.
     """

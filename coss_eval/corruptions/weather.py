@@ -1,4 +1,6 @@
-"""Fog, frost, snow and spatter.
+"""Snow, frost, fog, brightness and spatter.
+
+Brightness' HSV round trip is done in closed form: changing V alone scales a pixel's channels by V'/V.
 
 Differences between the flavours (imagecorruptions against the original ImageNet-C code):
 - frost: the textures are enlarged by 1.1 (bicubic) before they are cropped;
@@ -13,19 +15,25 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
-
-import cv2
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from coss_eval.corruptions.blur import smeared, zoomed
-from coss_eval.corruptions.draws import Draws
 from coss_eval.corruptions.filters import smooth, to_pixels
 from coss_eval.corruptions.package import package_folder
+from coss_eval.corruptions.registry import corruption
 from coss_eval.corruptions.severity import Condition, Table
+from coss_eval.runtime.lazy import lazy
+
+if TYPE_CHECKING:
+    import cv2
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
+
+    from coss_eval.corruptions.draws import Draws
+else:
+    cv2, np, torch = map(lazy, ("cv2", "numpy", "torch"))
 
 # frost6.jpg lies in the folder too, but the published code never draws it.
 _TEXTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
@@ -34,6 +42,101 @@ _WATER = (175.0, 238.0, 238.0)
 _MUD = (63.0, 42.0, 20.0)
 
 
+@corruption(
+    "snow",
+    category="weather",
+    set="benchmark",
+    severities={  # mean, standard deviation, zoom, threshold, radius, sigma, weight of the image
+        "imagenet": (
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ),
+        "tiny-imagenet": (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.8),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.8),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.7),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.65),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.6),
+        ),
+        "cifar": (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+    },
+)
+def snow(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """A whitened image under motion-blurred flakes, and the same flakes turned by 180 degrees."""
+    mean, deviation, zoom, threshold, radius, sigma, weight = condition.parameters
+    height, width = images.shape[-2:]
+    original = condition.flavour == "imagenet-c"
+    layer = draws.normal(1, height, width).mul_(deviation).add_(mean)  # (B, 1, H, W)
+    layer = zoomed(layer, zoom, (height, width) if original else None, centred=original)
+    layer = layer.masked_fill_(layer < threshold, 0).clamp_(0, 1).mul_(255)
+    angle = draws.uniform(1)[:, 0].double() * 90 - 135
+    layer = smeared(layer.floor_() if original else layer, angle, int(radius), sigma, cut=not original)
+    layer = layer.round_()[..., :height, :width]
+    x = images.float()
+    grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+    white = x.maximum(grey.mul_(1.5).add_(127.5))
+    return to_pixels(x.mul_(weight).add_(white, alpha=1 - weight).add_(layer).add_(layer.flip(-2, -1)))
+
+
+@corruption(
+    "frost",
+    category="weather",
+    set="benchmark",
+    severities={  # weight of image, of texture
+        "imagenet": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
+        "tiny-imagenet": ((1, 0.3), (0.9, 0.4), (0.8, 0.45), (0.75, 0.5), (0.7, 0.55)),
+        "cifar": ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+    },
+)
+def frost(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """a x + b times a random crop of one of five photographs of frost."""
+    weight, texture_weight = condition.parameters
+    height, width = images.shape[-2:]
+    scale = _TEXTURE_SCALE[condition.table]
+    textures = frost_textures(height, width, scale, condition.flavour == "imagecorruptions")
+    crops = []
+    for which, down, right in draws.uniform(3).tolist():
+        texture = textures[int(which * len(textures))]
+        top = int(down * (texture.shape[-2] - height))
+        left = int(right * (texture.shape[-1] - width))
+        crops.append(texture[:, top : top + height, left : left + width])
+    return to_pixels(torch.stack(crops).to(images.device) * texture_weight + images * weight)
+
+
+@lru_cache(maxsize=8)
+def frost_textures(height: int, width: int, scale: float, enlarged: bool) -> tuple[Tensor, ...]:
+    """The five textures, uint8 (3, h, w), larger than (height, width), scaled; ``enlarged`` by 1.1 more, bicubic."""
+    textures = []
+    for name in _TEXTURES:
+        texture: npt.NDArray[Any] = np.asarray(cv2.imread(str(package_folder() / "frost" / name)))
+        needed = max((height + (not enlarged)) / texture.shape[0], (width + (not enlarged)) / texture.shape[1])
+        factor = max(scale, needed) * (1.1 if enlarged else 1)
+        if factor != 1:
+            size = (math.ceil(texture.shape[1] * factor), math.ceil(texture.shape[0] * factor))
+            texture = cv2.resize(texture, size, interpolation=cv2.INTER_CUBIC if enlarged else cv2.INTER_LINEAR)
+        textures.append(torch.from_numpy(texture[..., ::-1].transpose(2, 0, 1).copy()))
+    return tuple(textures)
+
+
+@corruption(
+    "fog",
+    category="weather",
+    set="benchmark",
+    severities={  # amount, decay
+        "imagenet": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
+        "tiny-imagenet": ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
+        "cifar": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+    },
+)
 def fog(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
     """(x + c m) max / (max + c) with a plasma fractal m and the image's largest value max."""
     amount, decay = condition.parameters
@@ -75,53 +178,55 @@ def _amplitudes(side: int, decay: float) -> Tensor:
     return torch.cat([torch.full((3 * 4**level,), (100.0 / decay**level) ** 2) for level in range(levels)])
 
 
-def frost(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
-    """a x + b times a random crop of one of five photographs of frost."""
-    weight, texture_weight = condition.parameters
-    height, width = images.shape[-2:]
-    scale = _TEXTURE_SCALE[condition.table]
-    textures = frost_textures(height, width, scale, condition.flavour == "imagecorruptions")
-    crops = []
-    for which, down, right in draws.uniform(3).tolist():
-        texture = textures[int(which * len(textures))]
-        top = int(down * (texture.shape[-2] - height))
-        left = int(right * (texture.shape[-1] - width))
-        crops.append(texture[:, top : top + height, left : left + width])
-    return to_pixels(torch.stack(crops).to(images.device) * texture_weight + images * weight)
+@corruption(
+    "brightness",
+    category="weather",
+    set="benchmark",
+    severities={  # added to V of HSV
+        "imagenet": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "tiny-imagenet": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "cifar": (0.05, 0.1, 0.15, 0.2, 0.3),
+    },
+)
+def brightness(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """V + c in HSV."""
+    (amount,) = condition.parameters
+    value = images.amax(dim=1, keepdim=True).float()  # (B, 1, H, W), V
+    raised = (value + 255 * amount).clamp_(max=255)
+    scaled = images * (raised / value.clamp(min=1))
+    return to_pixels(torch.where(value > 0, scaled, raised))
 
 
-@lru_cache(maxsize=8)
-def frost_textures(height: int, width: int, scale: float, enlarged: bool) -> tuple[Tensor, ...]:
-    """The five textures, uint8 (3, h, w), larger than (height, width), scaled; ``enlarged`` by 1.1 more, bicubic."""
-    textures = []
-    for name in _TEXTURES:
-        texture: npt.NDArray[Any] = np.asarray(cv2.imread(str(package_folder() / "frost" / name)))
-        needed = max((height + (not enlarged)) / texture.shape[0], (width + (not enlarged)) / texture.shape[1])
-        factor = max(scale, needed) * (1.1 if enlarged else 1)
-        if factor != 1:
-            size = (math.ceil(texture.shape[1] * factor), math.ceil(texture.shape[0] * factor))
-            texture = cv2.resize(texture, size, interpolation=cv2.INTER_CUBIC if enlarged else cv2.INTER_LINEAR)
-        textures.append(torch.from_numpy(texture[..., ::-1].transpose(2, 0, 1).copy()))
-    return tuple(textures)
-
-
-def snow(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
-    """A whitened image under motion-blurred flakes, and the same flakes turned by 180 degrees."""
-    mean, deviation, zoom, threshold, radius, sigma, weight = condition.parameters
-    height, width = images.shape[-2:]
-    original = condition.flavour == "imagenet-c"
-    layer = draws.normal(1, height, width).mul_(deviation).add_(mean)  # (B, 1, H, W)
-    layer = zoomed(layer, zoom, (height, width) if original else None, centred=original)
-    layer = layer.masked_fill_(layer < threshold, 0).clamp_(0, 1).mul_(255)
-    angle = draws.uniform(1)[:, 0].double() * 90 - 135
-    layer = smeared(layer.floor_() if original else layer, angle, int(radius), sigma, cut=not original)
-    layer = layer.round_()[..., :height, :width]
-    x = images.float()
-    grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
-    white = x.maximum(grey.mul_(1.5).add_(127.5))
-    return to_pixels(x.mul_(weight).add_(white, alpha=1 - weight).add_(layer).add_(layer.flip(-2, -1)))
-
-
+@corruption(
+    "spatter",
+    category="weather",
+    set="validation",
+    severities={  # mean, standard deviation, sigma, threshold, strength (water) or sigma (mud), 1 where it is mud
+        "imagenet": (
+            (0.65, 0.3, 4, 0.69, 0.6, 0),
+            (0.65, 0.3, 3, 0.68, 0.6, 0),
+            (0.65, 0.3, 2, 0.68, 0.5, 0),
+            (0.65, 0.3, 1, 0.65, 1.5, 1),
+            (0.67, 0.4, 1, 0.65, 1.5, 1),
+        ),
+        "tiny-imagenet": (
+            (0.62, 0.1, 0.7, 0.7, 0.6, 0),
+            (0.65, 0.1, 0.8, 0.7, 0.6, 0),
+            (0.65, 0.3, 1, 0.69, 0.6, 0),
+            (0.65, 0.1, 0.7, 0.68, 0.6, 1),
+            (0.65, 0.1, 0.5, 0.67, 0.6, 1),
+        ),
+        "cifar": (
+            (0.62, 0.1, 0.7, 0.7, 0.5, 0),
+            (0.65, 0.1, 0.8, 0.7, 0.5, 0),
+            (0.65, 0.3, 1, 0.69, 0.5, 0),
+            (0.65, 0.1, 0.7, 0.69, 0.6, 1),
+            (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+        ),
+    },
+    image_by_image=True,
+    on_cpu=(1, 2, 3),  # water
+)
 def spatter(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
     """Drops of water (severity 1 to 3) or splashes of mud (4, 5) on the lens."""
     mean, deviation, sigma, threshold, strength, is_mud = condition.parameters

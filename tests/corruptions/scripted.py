@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coss_eval.corruptions.draws import Draws
 from coss_eval.corruptions.reference import run_published
-from coss_eval.corruptions.severity import parameters
+from coss_eval.corruptions.registry import CORRUPTIONS
 
 
 class Recorder:
@@ -81,13 +81,13 @@ def _unit(call: tuple[dict[str, Any], np.ndarray]) -> np.ndarray:
 def _impulse(calls: list[Any], height: int, width: int, severity: int, seed: int) -> list[np.ndarray]:
     grey = np.full((height, width, 3), 100, np.uint8)
     outcome = run_published(grey, "impulse_noise", severity, None, np.random.default_rng(seed))
-    (amount,) = parameters("impulse_noise", severity, "imagenet")
+    (amount,) = CORRUPTIONS["impulse_noise"].parameters(severity, "imagenet")
     field = np.select([outcome == 255, outcome == 0], [amount / 4, amount * 3 / 4], 1.0)
     return [field.transpose(2, 0, 1)]
 
 
 def _glass(calls: list[Any], height: int, width: int, severity: int, seed: int) -> list[np.ndarray]:
-    _, reach, iterations = (int(value) for value in parameters("glass_blur", severity, "imagenet"))
+    _, reach, iterations = (int(value) for value in CORRUPTIONS["glass_blur"].parameters(severity, "imagenet"))
     rows, columns = np.arange(height - reach, reach, -1), np.arange(width - reach, reach, -1)
     drawn = np.stack([values for _, values in calls]).reshape(iterations, len(rows), len(columns), 2)
     fields = np.zeros((iterations, 2, height, width), np.int64) + reach

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from coss_eval.corruptions import BENCHMARK, NAMES, VALIDATION, corrupt, resolve_table
-from coss_eval.corruptions.severity import TABLES, parameters, table_for
+from coss_eval.corruptions.registry import CORRUPTIONS
+from coss_eval.corruptions.severity import TABLES, table_for
 from coss_eval.errors import UsageError
 
 IMAGES = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
@@ -56,7 +57,7 @@ def test_names() -> None:
 
 def test_every_table_has_five_parameter_sets_of_one_length() -> None:
     for name in NAMES:
-        lengths = {len(parameters(name, severity, table)) for severity in range(1, 6) for table in TABLES}
+        lengths = {len(CORRUPTIONS[name].parameters(severity, table)) for severity in range(1, 6) for table in TABLES}
         assert len(lengths) == 1, name
 
 

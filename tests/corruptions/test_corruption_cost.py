@@ -14,9 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from coss_eval.corruptions import NAMES
 from coss_eval.corruptions.draws import Draws, sample_keys
-from coss_eval.corruptions.engine import NATIVE
+from coss_eval.corruptions.registry import CORRUPTIONS
 from coss_eval.corruptions.seeds import condition_key
-from coss_eval.corruptions.severity import Condition
 
 SIDE = 224
 FLOAT_IMAGES = 12  # each of 3 x H x W float32
@@ -50,10 +49,10 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 def measure(images: Tensor, name: str, severity: int, flavour: Any = "imagecorruptions") -> Meter:
     """One chunk as the engine hands it to a thread; the first call fills what is kept between calls."""
     keys = sample_keys(torch.arange(len(images)), condition_key(0, name, severity))
-    condition = Condition(name, severity, "imagenet", flavour)
-    NATIVE[name](images, condition, Draws(keys))
+    function, condition = CORRUPTIONS[name].function, CORRUPTIONS[name].at(severity, "imagenet", flavour)
+    function(images, condition, Draws(keys))
     with Meter() as meter:
-        NATIVE[name](images, condition, Draws(keys))
+        function(images, condition, Draws(keys))
     return meter
 
 

@@ -17,7 +17,8 @@ from coss_eval.corruptions.digital import _affine, _displace
 from coss_eval.corruptions.draws import Draws, sample_keys
 from coss_eval.corruptions.filters import Border, border_index, gaussian_taps, smooth, smooth_by_taps
 from coss_eval.corruptions.noise import shot_tables
-from coss_eval.corruptions.severity import TABLES, parameters
+from coss_eval.corruptions.registry import CORRUPTIONS
+from coss_eval.corruptions.severity import TABLES
 from coss_eval.corruptions.weather import frost_textures
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def test_smooth_is_scipys(sigma: float, border: Border, mode: str) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_disk_is_opencvs(table: str) -> None:
     for severity in range(1, 6):
-        radius, smoothing = parameters("defocus_blur", severity, table)  # type: ignore[arg-type]
+        radius, smoothing = CORRUPTIONS["defocus_blur"].parameters(severity, table)  # type: ignore[arg-type]
         reach, size = (8, 3) if radius <= 8 else (int(radius), 5)
         axis = np.arange(-reach, reach + 1)
         aliased = (axis[:, None] ** 2 + axis**2 <= radius**2).astype(np.float32)
@@ -97,7 +98,7 @@ def test_zoom_is_scipys(factor: float) -> None:
 
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 def test_pointer_doubling_is_the_glass_loop(images: Callable[..., Tensor], severity: int) -> None:
-    reach = int(parameters("glass_blur", severity, "imagenet")[1])
+    reach = int(CORRUPTIONS["glass_blur"].parameters(severity, "imagenet")[1])
     image = images(1, 45, 38)
     displacement = Draws(sample_keys(torch.tensor([severity]), 1)).integers(2 * reach, 2, 45, 38) - reach
     gathered = image.flatten(2)[0][:, scatter_map(displacement, reach)[0]].view(3, 45, 38)

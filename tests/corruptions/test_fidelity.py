@@ -14,10 +14,9 @@ from scripted import Recorder, reference_and_draws
 from torch import Tensor
 
 from coss_eval.corruptions import NAMES, corrupt
-from coss_eval.corruptions.engine import NATIVE
 from coss_eval.corruptions.noise import shot_tables
 from coss_eval.corruptions.reference import corrupt_batch, run_published
-from coss_eval.corruptions.severity import Condition, parameters
+from coss_eval.corruptions.registry import CORRUPTIONS
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -38,7 +37,8 @@ def apply_native(image: np.ndarray, name: str, severity: int) -> tuple[np.ndarra
     """The reference's result and the native one with the reference's draws, both (H, W, 3)."""
     expected, draws = reference_and_draws(image, name, severity, seed=severity)
     batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
-    return expected, NATIVE[name](batch, Condition(name, severity), draws)[0].permute(1, 2, 0).numpy()
+    got = CORRUPTIONS[name].function(batch, CORRUPTIONS[name].at(severity), draws)
+    return expected, got[0].permute(1, 2, 0).numpy()
 
 
 def assert_close(expected: np.ndarray, got: np.ndarray, mean: float) -> None:
@@ -59,7 +59,7 @@ def test_same_draws_same_pixels(request: pytest.FixtureRequest, source: str, nam
 def test_shot_noise_turns_counts_into_the_same_pixels(synthetic: np.ndarray, severity: int) -> None:
     recorder = Recorder(0)
     expected = run_published(synthetic, "shot_noise", severity, recorder, np.random.default_rng(0))
-    photons = int(parameters("shot_noise", severity, "imagenet")[0])
+    photons = int(CORRUPTIONS["shot_noise"].parameters(severity, "imagenet")[0])
     value = shot_tables(photons)[2].numpy()
     assert np.array_equal(expected, value[np.minimum(recorder.calls[0][1], photons)])
 

@@ -21,7 +21,7 @@ def file_cells(task: str, data: Benchmark, subject: Subject, names: Sequence[str
     """A cell a corruption, and one for the clean images where they were given.
 
     All carry pixels="files" and the files' fingerprint, so that no number of theirs is taken for one of images that
-    were corrupted here, nor for one of other files. All 19 names mean those that the benchmark has.
+    were corrupted here, nor for one of other files. All the published names mean those that the benchmark has.
     """
     _check_head(data, subject)
     wanted = [name for name in names if name in data.severities] if tuple(names) == NAMES else list(names)

@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 
 from coss_eval.corruptions import corrupt, resolve_table
-from coss_eval.corruptions.engine import Backend
-from coss_eval.corruptions.names import NAMES, check_name
-from coss_eval.corruptions.severity import Flavour
 from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.errors import UsageError
@@ -22,31 +19,20 @@ from coss_eval.models.classifier import to_float
 from coss_eval.runtime.background import in_background
 from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell
+from coss_eval.tasks.corruptions import CorruptionsOptions
 from coss_eval.tasks.corruptions.files import file_batches, file_cells
 from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task, chance
 
 
 @dataclass(frozen=True)
-class Corruptions(Task):
-    """The ImageNet-C corruptions (Hendrycks & Dietterich 2019), applied to the stored uint8 pixels on the fly.
+class Corruptions(CorruptionsOptions, Task):
+    """Every network sees the same corrupted pixels; see CorruptionsOptions. One cell per corruption, and a clean one.
 
-    On a Benchmark they are read from its files as they are; ``backend``, ``flavour`` and ``table`` then have no say.
+    On a Benchmark the pixels are read from its files as they are.
     """
 
     name: ClassVar[str] = "corruptions"
     reads_benchmarks: ClassVar[bool] = True
-
-    names: tuple[str, ...] = tuple(NAMES)
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
-    backend: Backend = "native"
-    flavour: Flavour = "imagecorruptions"
-    table: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.names:
-            check_name(name)
-        if not self.severities or any(severity not in range(1, 6) for severity in self.severities):
-            raise UsageError(f"severities must be among 1 to 5, got {list(self.severities)}")
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         if isinstance(subject.data, Benchmark):
@@ -54,12 +40,14 @@ class Corruptions(Task):
                 raise UsageError(
                     f"the pixels of {subject.data.name} are made already: no backend, flavour or table applies"
                 )
-            return file_cells(self.name, subject.data, subject, self.names, self.severities)
+            return file_cells(self.name, subject.data, subject, tuple(self.corruptions), self.severities)
         table = resolve_table(self.table, subject.image_size, self.backend)
         shared = {"backend": self.backend, "flavour": self.flavour, "table": table, "seed": seed}
         clean = Cell(self.name, {"corruption": "clean"})
+        own = {name: {} if found.code is None else {"code": found.code} for name, found in self.corruptions.items()}
         return [clean] + [
-            Cell(self.name, {"corruption": name, "severities": list(self.severities), **shared}) for name in self.names
+            Cell(self.name, {"corruption": name, "severities": list(self.severities), **shared, **own[name]})
+            for name in self.corruptions
         ]
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
@@ -75,7 +63,7 @@ class Corruptions(Task):
 
         def corrupt_all() -> None:
             for severity in cell.params["severities"]:
-                _corrupt(cell, batch, severity)
+                self._corrupt(cell, batch, severity)
 
         return seconds_of(corrupt_all, device) / len(batch.ids) * len(split)
 
@@ -89,7 +77,7 @@ class Corruptions(Task):
         verdicts: dict[tuple[int, int], list[Bools]] = {
             (index, severity): [] for index in range(len(subjects)) for severity in severities
         }
-        for batch, severity, images in in_background(_corrupted(cell, subjects[0])):
+        for batch, severity, images in in_background(self._corrupted(cell, subjects[0])):
             ids[severity].append(batch.ids.cpu().numpy())
             for index, subject in enumerate(subjects):
                 verdicts[index, severity].append(_correct(subject, images, batch.labels))
@@ -111,31 +99,21 @@ class Corruptions(Task):
                 result.measurements.append(chance(subject, len(common), corruption=name, severity=0))
             yield result
 
+    def _corrupted(self, cell: Cell, subject: Subject) -> Iterator[tuple[Batch, int, Tensor]]:
+        if isinstance(subject.data, Benchmark):
+            for severity, batch in file_batches(cell, subject.data, subject):
+                yield batch, severity, batch.images
+            return
+        for batch in subject.batches():
+            for severity in cell.params.get("severities", [0]):
+                yield batch, severity, self._corrupt(cell, batch, severity)
 
-def _corrupted(cell: Cell, subject: Subject) -> Iterator[tuple[Batch, int, Tensor]]:
-    if isinstance(subject.data, Benchmark):
-        for severity, batch in file_batches(cell, subject.data, subject):
-            yield batch, severity, batch.images
-        return
-    for batch in subject.batches():
-        for severity in cell.params.get("severities", [0]):
-            yield batch, severity, _corrupt(cell, batch, severity)
-
-
-def _corrupt(cell: Cell, batch: Batch, severity: int) -> Tensor:
-    params = cell.params
-    if params["corruption"] == "clean":
-        return batch.images
-    return corrupt(
-        batch.images,
-        params["corruption"],
-        severity,
-        batch.ids,
-        seed=params["seed"],
-        table=params["table"],
-        flavour=params["flavour"],
-        backend=params["backend"],
-    )
+    def _corrupt(self, cell: Cell, batch: Batch, severity: int) -> Tensor:
+        params = cell.params
+        if params["corruption"] == "clean":
+            return batch.images
+        how = {name: params[name] for name in ("seed", "table", "flavour", "backend")}
+        return corrupt(batch.images, self.corruptions[params["corruption"]], severity, batch.ids, **how)
 
 
 @torch.inference_mode()

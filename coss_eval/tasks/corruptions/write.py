@@ -30,9 +30,9 @@ from coss_eval.corruptions import corrupt, resolve_table
 from coss_eval.corruptions.names import SEVERITIES
 from coss_eval.data.batches import Geometry
 from coss_eval.data.benchmark import Benchmark
-from coss_eval.data.benchmark_files import KEYS, MANIFEST
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.decode import Size
+from coss_eval.data.formats.corrupted import KEYS, MANIFEST
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.background import in_background
@@ -85,7 +85,12 @@ class Copy:
             "backend": self.task.backend,
             "seed": self.seed,
             "device": torch.device(self.device).type,  # a kind of device has pixels of its own
+            **({"code": self._code} if self._code else {}),
         }
+
+    @cached_property
+    def _code(self) -> dict[str, str]:
+        return {name: found.code for name, found in self.task.corruptions.items() if found.code is not None}
 
     def pieces(self, name: str, severities: Sequence[int]) -> Iterator[tuple[int, int, Pixels]]:
         """(severity, first row, uint8 (B, H, W, 3)) of one corruption, in the split's order; read once for all."""
@@ -96,7 +101,7 @@ class Copy:
                 images, ids = batch.images.to(self.device), batch.ids.to(self.device)
                 for severity in severities:
                     how = {name: self.manifest[name] for name in ("seed", "table", "flavour", "backend")}
-                    corrupted = corrupt(images, name, severity, ids, **how)
+                    corrupted = corrupt(images, self.task.corruptions[name], severity, ids, **how)
                     yield severity, row, corrupted.permute(0, 2, 3, 1).contiguous().cpu().numpy()
                 row += len(ids)
 
@@ -160,13 +165,13 @@ def _write(copy: Copy, on_progress: OnProgress | None) -> tuple[int, int]:
         _write_json(copy.out / MANIFEST, copy.manifest | {"made_by": f"coss-eval {__version__}"})
     write = {"npy": _write_array, "folders": _write_folders}[copy.layout]
     written = 0
-    for number, name in enumerate(copy.task.names):
+    for number, name in enumerate(copy.task.corruptions):
         if on_progress is not None:
-            on_progress(number, len(copy.task.names), name)
+            on_progress(number, len(copy.task.corruptions), name)
         written += write(copy, name)
     if on_progress is not None:
-        on_progress(len(copy.task.names), len(copy.task.names), "done")
-    return written, len(copy.task.names) - written
+        on_progress(len(copy.task.corruptions), len(copy.task.corruptions), "done")
+    return written, len(copy.task.corruptions) - written
 
 
 def _write_array(copy: Copy, name: str) -> bool:

@@ -1,0 +1,40 @@
+"""Code that a person names on the command line, as "package.module:name"."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from coss_eval.errors import UsageError, unknown_name
+
+
+def imported(spec: str, kind: str, attribute_kind: str = "name") -> Any:
+    """What "package.module:name" names, looked for in the current directory first.
+
+    ``kind`` ("task") and ``attribute_kind`` ("class") are for errors. Raises UsageError where there is none.
+    """
+    module_name, _, attribute = spec.partition(":")
+    with current_directory_first():
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise UsageError(f"{kind} {spec!r}: cannot import {module_name} ({error})") from error
+    if not hasattr(module, attribute):
+        known = [name for name in vars(module) if not name.startswith("_")]
+        raise unknown_name(f"{attribute_kind} in {module_name}", attribute, known)
+    return getattr(module, attribute)
+
+
+@contextmanager
+def current_directory_first() -> Iterator[None]:
+    """Imports inside look into the current directory before anything else."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
