@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from coss_eval.attacks import ATTACKS, Attack, Foolbox, attack_named
 from coss_eval.attacks.inputs import check_count, check_eps, check_step_size
 from coss_eval.attacks.losses import parse_losses
+from coss_eval.attacks.names import named_pair
 from coss_eval.data.split import Split
-from coss_eval.errors import UsageError, unknown_name
+from coss_eval.errors import UsageError
 from coss_eval.store import Cell
-from coss_eval.tasks.attacks.calls import CHUNK, FOOLBOX, KINDS, is_single_step, kind_of, run
+from coss_eval.tasks.attacks.calls import CHUNK, attack_of, run
 from coss_eval.tasks.attacks.checks import QUERIES, masking_lines, strength_sensitivity
 from coss_eval.tasks.task import Result, Subject, Task
 
@@ -31,10 +33,10 @@ all larger ones; attacks of one step are run at each eps for itself (until versi
 class Attacks(Task):
     """Undefended networks break at once at 8/255, so eps starts far below (Aubret et al. 2025 speak of small attacks).
 
-    ``attacks`` pairs a name (fgsm, bim, pgd, apgd, square; foolbox:NAME with backend "reference") with a norm; a
-    foolbox attack has a norm of its own. ``eps`` is by norm. ``steps`` None is each attack's own number; options go to
-    the attacks that take them. ``images`` bounds the number of attacked images (a seeded, class-balanced subset;
-    stored and shown with the numbers); None attacks all.
+    ``attacks`` pairs a name (of ``coss_eval.attacks.ATTACKS``; "package.module:Class"; foolbox:NAME with backend
+    "reference") with a norm, "" for its usual one; a foolbox attack has a norm of its own. ``eps`` is by norm.
+    ``steps`` None is each attack's own number; options go to the attacks that take them. ``images`` bounds the number
+    of attacked images (a seeded, class-balanced subset; stored and shown with the numbers); None attacks all.
 
     ``loss`` "auto" climbs cross-entropy through a network's own head. Through a linear probe, whose regularisation
     sets the margins, the verdict is the minimum over cross-entropy and DLR, and PGD at the middle eps is repeated with
@@ -66,26 +68,23 @@ class Attacks(Task):
             parse_losses(self.loss, 1000, targeted=False)
         object.__setattr__(self, "attacks", tuple(self._checked(*pair) for pair in self.attacks))
         for option, default in (("steps", None), ("step_size", None), ("restarts", 1), ("loss", "auto")):
-            taken = any(option in kind.options for kind in map(kind_of, dict(self.attacks)) if kind is not None)
+            taken = any(option in attack_named(name).options for name, _ in self.attacks)
             if getattr(self, option) != default and not taken:
-                takers = ", ".join(name for name, kind in KINDS.items() if option in kind.options)
+                takers = ", ".join(name for name in ATTACKS if option in attack_named(name).options)
                 raise UsageError(f"none of the attacks takes {option}; these do: {takers}")
 
     def _checked(self, attack: str, norm: str) -> tuple[str, str]:
         """The pair, a foolbox attack's norm filled in; a UsageError for what there is not."""
-        kind = kind_of(attack)
-        if kind is None:
-            raise unknown_name("attack", attack, [*KINDS, "foolbox:LinfDeepFoolAttack"])
-        if attack.startswith(FOOLBOX) and self.backend != "reference":
+        named = attack_named(attack)
+        if isinstance(named, Foolbox) and self.backend != "reference":
             raise UsageError(f"attack {attack} is the reference backend's; add --backend reference")
-        if self.backend == "reference" and not kind.reference:
-            raise UsageError(f"the reference backend has no {attack}; it has fgsm, pgd and any foolbox:NAME")
-        if attack.startswith(FOOLBOX):
-            from coss_eval.attacks.reference import norm_of
-
-            norm = norm_of(attack)
-        if norm not in kind.norms:
-            raise UsageError(f"unknown attack {attack}:{norm}; {attack} takes {' or '.join(kind.norms)}")
+        if self.backend == "reference" and not named.in_foolbox:
+            known = ", ".join(name for name, kind in ATTACKS.items() if kind.in_foolbox)
+            raise UsageError(f"the reference backend has no {attack}; it has {known} and any foolbox:NAME")
+        if not norm or isinstance(named, Foolbox):
+            norm = named.norm
+        if norm not in named.norms:
+            raise UsageError(f"unknown attack {attack}:{norm}; {attack} takes {' or '.join(named.norms)}")
         if norm not in self.eps:
             raise UsageError(f"attack {attack} counts eps in {norm}: give its list of eps, there is none by default")
         return attack, norm
@@ -93,37 +92,40 @@ class Attacks(Task):
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         through_probe = subject.head_protocol()["head"] == "probe"
         cells = []
-        for attack, norm in self.attacks:
-            params: dict[str, Any] = {"attack": attack, "norm": norm, "eps": list(self.eps[norm])}
+        for name, norm in self.attacks:
+            attack = self._made(name, norm)
+            params: dict[str, Any] = {"attack": name, "norm": norm, "eps": list(self.eps[norm])}
             params |= {"backend": self.backend, "images": self.images, "seed": seed}
             params |= self._options(attack, through_probe and len(subject.data.classes) > 2)
             params["checked_images"] = self.checked_images
-            version = EACH_ALONE if is_single_step(attack) else SWEPT
+            params |= {} if attack.code is None else {"code": attack.code}
+            version = EACH_ALONE if attack.single_step else SWEPT
             cells.append(Cell(self.name, params, version, defaults=DEFAULTS))
         return cells
 
-    def _options(self, attack: str, ensemble: bool) -> dict[str, Any]:
+    def _made(self, name: str, norm: str) -> Attack:
+        """The attack with those of the task's options that it takes and that were given."""
+        attack = attack_named(name)
+        given = {option: getattr(self, option) for option in attack.options}
+        if self.loss == "auto":
+            given.pop("loss", None)
+        return replace(attack, norm=norm, **{option: value for option, value in given.items() if value is not None})
+
+    def _options(self, attack: Attack, ensemble: bool) -> dict[str, Any]:
         """The parameters that an attack takes; ``ensemble``: both losses, where none was asked for."""
-        kind = kind_of(attack)
-        assert kind is not None
-        options: dict[str, Any] = {name: getattr(self, name) for name in kind.options if name != "loss"}
-        if "steps" in options and attack in KINDS:
-            options["steps"] = self.steps or kind.steps
-        if "loss" in kind.options:
-            options["loss"] = "ce" if self.loss == "auto" else self.loss
+        options: dict[str, Any] = {option: getattr(attack, option) for option in attack.options}
+        if "loss" in options:
             both = ensemble and self.loss == "auto" and self.backend == "native"
             options["second_loss"] = "dlr" if both else None
         return options
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
         """No image broken before the last step: more than it will be."""
-        params, kind = cell.params, kind_of(cell.params["attack"])
-        assert kind is not None
+        params, attack = cell.params, attack_of(cell.params)
         images = min(len(subject.data.test), params["images"] or len(subject.data.test))
-        steps = params.get("steps") or kind.steps
         attempts = len(params["eps"]) * params.get("restarts", 1) + (params.get("second_loss") is not None)
-        checks = checked_count(params, images) * QUERIES * kind.iterated
-        return float(kind.cost * images * attempts * steps + checks)
+        checks = checked_count(params, images) * QUERIES * attack.iterated
+        return float(attack.forwards * images * attempts + checks)
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
         params, notes = cell.params, []
@@ -148,9 +150,7 @@ class Attacks(Task):
 
 def named_attacks(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Pairs from "pgd:l2", "pgd" (linf) and "foolbox:NAME" (its own norm); the default ones where none is named."""
-    parted = (name.partition(":") for name in names if not name.startswith(FOOLBOX))
-    pairs = tuple((attack, norm or "linf") for attack, _, norm in parted)
-    return (*pairs, *((name, "") for name in names if name.startswith(FOOLBOX))) or Attacks.attacks
+    return tuple(map(named_pair, names)) or Attacks.attacks
 
 
 def attacked_split(subject: Subject, params: dict[str, Any]) -> Split:
