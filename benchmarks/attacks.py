@@ -62,7 +62,7 @@ def _train(data: Dataset, arguments: argparse.Namespace) -> Path:
     images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
     pixels = images.to(torch.float64).div(255)
     mean, std = (tuple(statistic.tolist()) for statistic in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))))
-    preprocessing = Preprocessing(mean, std, source="checkpoint")
+    preprocessing = Preprocessing(mean, std, said_by="checkpoint")
     options = {"stem": "cifar", "width": arguments.width, "classes": data.classes, "preprocessing": preprocessing}
     model = make_model("resnet18", **options)
     assert model.head is not None

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError
+from coss_eval.models.architecture import Architecture
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.model import Model
-from coss_eval.models.zoo import build
 from coss_eval.probes import extract, predict, resolve_device
 from coss_eval.probes.forward import ready
 
@@ -37,7 +37,8 @@ def main() -> None:
     data, device = open_data(arguments.data, arguments.data_root), resolve_device(arguments.device)
     if arguments.limit:
         data = replace(data, test=data.test.limited(arguments.limit))
-    backbone, head = build(arguments.arch, num_classes=len(data.classes), seed=0)
+    architecture = Architecture(arguments.arch)
+    backbone, head = architecture.wrap(architecture.network(0, len(data.classes)))
     assert head is not None
     model = Model(arguments.arch, arguments.arch, backbone.eval(), None, None, Preprocessing(), "", "own").identified()
     classifier = Classifier(model.backbone, head, model.preprocessing).eval()

@@ -30,9 +30,9 @@ from views import smooth_images
 from coss_eval import redundancy
 from coss_eval.corruptions import BENCHMARK, corrupt
 from coss_eval.corruptions.names import SEVERITIES
+from coss_eval.models.architecture import Architecture
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import training_format
-from coss_eval.models.zoo import build
 from coss_eval.runtime.device import exact_float32
 from coss_eval.training.config import resolve
 from coss_eval.training.loop import Run
@@ -293,7 +293,7 @@ def _is_kernel(event: Any) -> bool:
 
 def resnet50(bench: Bench) -> Backbone:
     width = 8 if bench.small else 64
-    backbone, _ = build("resnet50", width=width)
+    backbone = Architecture("resnet50", width=width).backbone(seed=0)
     backbone.to(bench.device, memory_format=training_format(backbone, bench.device))
     return backbone.eval()
 
@@ -379,7 +379,7 @@ def adversaries(bench: Bench, share: float) -> None:
 def redundancy_measure(bench: Bench, share: float) -> None:
     """``redundancy.measure`` of the study's network, which reads its images twice, against two bare passes."""
     width, side, count, batch = (8, 32, 64, 16) if bench.small else (64, 64, 2048, 256)
-    backbone, _ = build(resolve("byol", STUDY.preset).arch, width=width)
+    backbone = Architecture(resolve("byol", STUDY.preset).arch, width=width).backbone(seed=0)
     backbone.to(bench.device, memory_format=training_format(backbone, bench.device)).eval()
     batches = smooth_images(count, side).to(bench.device).float().div(255).split(batch)
 

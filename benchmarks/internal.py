@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from coss_eval.data.batches import Batch
 from coss_eval.internal import corrupted
 from coss_eval.internal.sweep import sweep
+from coss_eval.models.architecture import Architecture
+from coss_eval.models.choices import Stem
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
-from coss_eval.models.families import Stem
-from coss_eval.models.zoo import build
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SITES = ("stage1", "stage2", "stage3", "stage4", "global")  # prepool is stage4's output
@@ -64,7 +64,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {arguments.device}, {threads} threads, batch {arguments.batch_size}")
     networks: tuple[tuple[str, Stem, int], ...] = (("resnet18", "cifar", 64), ("resnet50", "imagenet", 224))
     for arch, stem, side in networks:
-        backbone, _ = build(arch, stem=stem)
+        backbone = Architecture(arch, stem).backbone(seed=0)
         classifier = Classifier(backbone, nn.Linear(backbone.dim, 50), Preprocessing()).to(arguments.device).eval()
         images = torch.randint(0, 256, (arguments.batch_size, 3, side, side), dtype=torch.uint8)
         ids = torch.arange(arguments.batch_size)

@@ -22,9 +22,9 @@ from coss_eval.checkpoints.load import load_model
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError
+from coss_eval.models.architecture import Architecture
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.model import Model
-from coss_eval.models.zoo import build
 from coss_eval.probes import Features, extract, fit_probe, resolve_device, scores
 from coss_eval.probes.linear import STRENGTHS, LinearProbe
 
@@ -112,7 +112,7 @@ def open_data(name: str, root: Path | None) -> Dataset:
 
 
 def untrained_resnet18() -> Model:
-    backbone, _ = build("resnet18", seed=0)
+    backbone = Architecture("resnet18").backbone(seed=0)
     return Model("untrained resnet18", "resnet18", backbone.eval(), None, None, Preprocessing(), "", "own").identified()
 
 

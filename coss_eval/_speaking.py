@@ -39,7 +39,7 @@ def _notes(result: Any) -> list[str]:
         return []
     report = result.report
     partial = [] if report is None or not report.missing else [f"{len(report.missing)} tensors missing in the file"]
-    assumed = [normalisation_line(result)] if result.preprocessing.source.startswith("ASSUMED") else []
+    assumed = [normalisation_line(result)] if result.preprocessing.said_by is None else []
     noted = [] if report is None else report.notes
     return [f"{result.name}: {line}" for line in (*assumed, *partial, *noted)]
 

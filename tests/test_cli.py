@@ -13,6 +13,7 @@ import pytest
 
 from coss_eval import cli
 from coss_eval.cli.app import app
+from coss_eval.tasks.attacks import LINF_EPS
 
 
 class Done(NamedTuple):
@@ -36,7 +37,16 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["robustness", "--help"], ["list", "corruptions"], ["list", "presets"]]
+    "arguments",
+    [
+        ["--help"],
+        ["list"],
+        ["robustness", "--help"],
+        ["attacks", "--help"],
+        ["corruptions", "--help"],
+        ["list", "corruptions"],
+        ["list", "presets"],
+    ],
 )
 def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> None:
     code = (
@@ -112,15 +122,17 @@ def test_wrong_calls_get_one_line_and_no_traceback(
     ("line", "name", "expected"),
     [
         ("evaluate --tasks probe crops --tasks redundancy", "tasks", ("probe", "crops", "redundancy")),
-        ("corruptions --names fog frost --limit 5 --names snow", "names", ("fog", "frost", "snow")),
-        ("corruptions --severities 1 3", "severities", (1, 3)),
-        ("probe --lr 0.1 0.3 --lr 1 --protocol sgd", "lr", (0.1, 0.3, 1.0)),
-        ("attacks --eps 1/255 2/255 --eps 0.5,0.6 --limit 5", "eps", (1 / 255, 2 / 255, 0.5, 0.6)),
-        ("attacks --attack fgsm:linf pgd:l2", "attack", ("fgsm:linf", "pgd:l2")),
-        ("internal --kinds noise channel --sites stage1 global", "kinds", ("noise", "channel")),
-        ("internal --kinds noise channel --sites stage1 global", "sites", ("stage1", "global")),
-        ("crops --areas 0.2 0.4 --counts 1 2", "counts", (1, 2)),
-        ("crops --positions centre 'top left'", "positions", ("centre", "top left")),
+        ("corruptions --names fog frost --limit 5 --names snow", "options.names", ("fog", "frost", "snow")),
+        ("corruptions --severities 1 3", "options.severities", (1, 3)),
+        ("probe --lr 0.1 0.3 --lr 1 --protocol sgd", "options.lr", (0.1, 0.3, 1.0)),
+        ("attacks --eps 1/255 2/255 --eps 0.5,0.6 --limit 5", "options.eps.linf", (1 / 255, 2 / 255, 0.5, 0.6)),
+        ("attacks --eps 1/255 --eps-l2 0.1,0.2 --limit 5", "options.eps.l2", (0.1, 0.2)),
+        ("attacks --eps-l2 0.1", "options.eps.linf", LINF_EPS),
+        ("attacks --attack fgsm:linf pgd:l2", "options.attacks", (("fgsm", "linf"), ("pgd", "l2"))),
+        ("internal --kinds noise channel --sites stage1 global", "options.kinds", ("noise", "channel")),
+        ("internal --kinds noise channel --sites stage1 global", "options.sites", ("stage1", "global")),
+        ("crops --areas 0.2 0.4 --counts 1 2", "options.counts", (1, 2)),
+        ("crops --positions centre 'top left'", "options.positions", ("centre", "top left")),
         ("robustness --ckpt a.pth b.pth --quiet --ckpt c.pth", "models.ckpt", ("a.pth", "b.pth", "c.pth")),
         ("receptive-field --ckpt a.pth b.pth --size 64", "model.ckpt", ("a.pth", "b.pth")),
         ("compare a b", "b", Path("b")),
@@ -131,16 +143,21 @@ def test_wrong_calls_get_one_line_and_no_traceback(
 )
 def test_list_flags_take_several_values_and_may_be_repeated(line: str, name: str, expected: object) -> None:
     _, bound, _ = app.parse_args(shlex.split(line), exit_on_error=False, print_error=False)
-    argument, _, field = name.partition(".")
+    argument, *fields = name.split(".")
     found = bound.arguments[argument]
-    assert (getattr(found, field) if field else found) == expected
+    for field in fields:
+        found = found[field] if isinstance(found, dict) else getattr(found, field)
+    assert found == expected
 
 
-def test_the_list_names_every_method() -> None:
-    from coss_eval.cli.describe import METHODS
-    from coss_eval.training import methods
+def test_the_list_names_every_method_with_its_source(run: Callable[..., Done]) -> None:
+    from coss_eval.training.methods import METHODS, method_class
 
-    assert list(METHODS) == list(methods.METHODS)
+    listed = run("list", "methods").out
+    for name, about in METHODS.items():
+        assert method_class(name).name == name
+        assert f"{name:<30}{about}" in listed
+        assert "arXiv" in about
 
 
 def test_config_file_gives_values_and_flags_win(run: Callable[..., Done], tmp_path: Path) -> None:
@@ -148,6 +165,12 @@ def test_config_file_gives_values_and_flags_win(run: Callable[..., Done], tmp_pa
     config.write_text("data: nonsense\nckpt: [missing.pth]\n")
     assert "missing.pth" in run("check", "--config", str(config)).err
     assert "other.pth" in run("check", "--config", str(config), "--ckpt", "other.pth").err
+
+
+def test_a_config_file_keeps_the_lists_of_eps_apart(run: Callable[..., Done], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("ckpt: [pixels:8]\neps-l2: [0.5, 0.1]\neps: [1/255, 2/255]\n")
+    assert "got 0.5, 0.1" in run("attacks", "--config", str(config)).err
 
 
 def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done], tmp_path: Path) -> None:

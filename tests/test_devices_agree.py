@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from build_networks import build
 from small_networks import FAMILIES, network, pixels
 from torch import Tensor, nn
 
@@ -20,7 +21,6 @@ from coss_eval.data.open import load_dataset
 from coss_eval.internal.sweep import sweep
 from coss_eval.models.classifier import Classifier, Preprocessing
 from coss_eval.models.rf_resnet import RFResNet
-from coss_eval.models.zoo import build
 from coss_eval.probes import forward
 from coss_eval.probes.linear import fit_probe
 from coss_eval.receptive_field.effective import effective

@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from build_networks import build
 from PIL import Image
 from small_networks import Convolutional
 from small_networks import network as small_network
@@ -38,7 +39,6 @@ from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.heads import resolve_head
 from coss_eval.models.model import Model
 from coss_eval.models.wrap import wrap
-from coss_eval.models.zoo import build
 from coss_eval.probes.behaviour import apart, batch_dependence, observe
 from coss_eval.probes.linear import fit_probe
 from coss_eval.receptive_field.effective import effective
@@ -644,7 +644,7 @@ def test_hidden_folders_inside_classes_are_left_out_and_counted(tmp_path: Path) 
     data = ce.load_dataset(tmp_path)
     assert len(data.test) == 4
     assert data.notes == (
-        "images in hidden folders inside the classes of val are left out: .thumbnails (1), __MACOSX (1)",
+        "files in hidden folders and of formats that are not read are left out of val: .thumbnails (1), __MACOSX (1)",
     )
 
 
@@ -827,6 +827,30 @@ def test_edited_code_of_a_task_is_another_cell(
     assert sorted(clean_accuracies(tmp_path / "out")) == [1.0, 2.125]
 
 
+ELSEWHERE = {
+    "a base class": ("from its_base import Base", TASK.replace("class Mine", "class Base")),
+    "a constant": ("from its_base import VALUE", "VALUE = {value}"),
+    "through another file": ("import between", "VALUE = {value}"),
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_code_that_a_task_takes_from_other_files_is_in_its_key(
+    where: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, base = ELSEWHERE[where]
+    value = {"a constant": "VALUE", "through another file": "between.its_base.VALUE"}.get(where)
+    own = "class Mine(Base):\n    name = 'mine'\n" if value is None else TASK.format(value=value)
+    (tmp_path / "between.py").write_text("import its_base\n")
+    for number in (1.0, 2.125):
+        (tmp_path / "its_base.py").write_text(base.format(value=number))
+        for name in ("its_base", "between"):
+            sys.modules.pop(name, None)
+        task = task_of(f"{line}\n{own}", tmp_path, monkeypatch)()
+        ce.evaluate(own_head(digits), digits, [task], out=tmp_path / "out")
+    assert sorted(clean_accuracies(tmp_path / "out")) == [1.0, 2.125]
+
+
 def test_a_task_without_source_needs_a_version(digits: Dataset, tmp_path: Path) -> None:
     module = types.ModuleType("nowhere")
     sys.modules["nowhere"] = module
@@ -858,6 +882,22 @@ def test_other_outputs_are_never_taken_for_the_stored_ones(digits: Dataset, tmp_
     hook.remove()
     with pytest.raises(UsageError, match="other outputs"):  # back to the first: now those are the former ones
         evaluation.plan(model, digits, tasks=[CLEAN], out=tmp_path)
+
+
+def test_other_outputs_are_never_taken_from_the_cache(digits: Dataset, tmp_path: Path) -> None:
+    """Nor a probe that was fitted on features of before: another folder for the results changes nothing of that."""
+    model = replace(own_head(digits), head=None, classes=None)
+    ce.extract(model, digits.test, device="cpu")
+    assert ce.extract(model, digits.test, device="cpu").cached
+    first = ce.fit_classifier(model, digits, device="cpu")
+    model.backbone.register_forward_pre_hook(lambda _module, args: (args[0].flip(-1).square(),))
+    found = ce.extract(model, digits.test, device="cpu").values["global"]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
+    torch.testing.assert_close(found, model.backbone((images_and_labels(digits)[0] - mean) / std), rtol=1e-3, atol=1e-4)
+    second = ce.fit_classifier(model, digits, device="cpu")
+    anew = ce.fit_classifier(model, digits, device="cpu", cache=False)
+    torch.testing.assert_close(second.head.weight, anew.head.weight)
+    assert not torch.allclose(first.head.weight, second.head.weight)
 
 
 def test_a_store_from_before_is_accepted_and_gets_the_outputs(digits: Dataset, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.checkpoints.key_names import Dialect, State, find_roots
-from coss_eval.checkpoints.layouts import IMAGENET, Layout, Recognised, flatten, recognise
+from coss_eval.checkpoints.layouts import IMAGENET, Layout, Recognised, layout_named, recognise
 from coss_eval.checkpoints.matching import (
     Fit,
     copy_into,
@@ -23,16 +24,16 @@ from coss_eval.checkpoints.matching import (
     roots_by_name,
     slots_of,
 )
-from coss_eval.checkpoints.options import Wishes
+from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.checkpoints.preprocessing import architecture_beside, beside, constants_in, from_tensors, of_own_code
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import VIT_SPEC, Architecture, infer, plain_resnet
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.generic import evaluating
 from coss_eval.models.model import KeyReport, Model, named
 from coss_eval.models.rf_resnet import SPEC
+from coss_eval.models.trial import evaluating
 
 BLURRED = re.compile(r"(\w*resnet|\w*resnext)(aa|blur)\d+\w*")  # timm's names of anti-aliased ResNets
 BLURRED_TWINS = {"resnet18": "resnetblur18", "resnet50": "resnetaa50"}  # the same tensors
@@ -54,25 +55,26 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def foreign_model(name: str, content: dict[str, Any], wishes: Wishes, path: Path) -> Model:
+def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path: Path) -> Model:
     """The Model that a checkpoint of any known layout holds; its hash is not yet computed.
 
     ``path`` is where it lies: the names of file and folder, and config files beside it, may say which network it is.
 
     Raises UsageError where a flag must decide, CossError where the file does not fill the network.
     """
-    wishes = replace(wishes, arch=wishes.arch and wishes.arch.removeprefix("torchvision:"))
+    options = replace(options, arch=options.arch and options.arch.removeprefix("torchvision:"))
     tensors = flatten(content)
     if not tensors:
         raise CossError("it holds no tensors that could be weights")
-    roots = _roots(tensors, wishes)
-    found = recognise([*tensors, *content], roots)
-    branch = found.branch(wishes.weights)
+    roots = _roots(tensors, options)
+    asked = None if options.file_layout is None else layout_named(options.file_layout)
+    found = recognise([*tensors, *content], roots, asked)
+    branch = found.branch(options.weights)
     root, dialect = found.roots[branch], roots[found.roots[branch]]
     stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
     state = dialect.to_torchvision(stored) if dialect else stored
 
-    plan = _plan(state, dialect, found.layout, wishes)
+    plan = _plan(state, dialect, found.layout, options)
     architecture = plan.architecture
     state, notes = _at_size(state, plan)
     network = architecture.network()
@@ -81,14 +83,14 @@ def foreign_model(name: str, content: dict[str, Any], wishes: Wishes, path: Path
     constants = _constant_keys(state) - slots.keys()
     state = {key: value for key, value in state.items() if key not in constants}
     fit = copy_into(slots, backbone, state)
-    plain = wishes.arch is None and (found.layout.alone or not found.layout.branches)  # no framework says what it is
+    plain = options.arch is None and (found.layout.alone or not found.layout.branches)  # no framework says what it is
     others = _said_to_be(content, path) if plain else []
     hints = _hints(plan, fit, others, [other for other in found.roots if other != branch])
-    refuse_unless_complete(fit, architecture.arch, hints, allow_partial=wishes.allow_partial)
+    refuse_unless_complete(fit, architecture.arch, hints, allow_partial=options.allow_partial)
     _refuse_lookalike(architecture, backbone, stored, others)
 
     preprocessing = _preprocessing(found.layout, architecture, network, backbone)
-    preprocessing = _that_travels(preprocessing, tensors, architecture, backbone, path, asked=wishes.mean is not None)
+    preprocessing = _that_travels(preprocessing, tensors, architecture, backbone, path, asked=options.mean is not None)
     place, head = _head(tensors, state, slots, backbone, own_head, found, branch)
     elsewhere = sum(not key.startswith(root) for key in tensors.keys() - _constant_keys(tensors))
     report = KeyReport(
@@ -115,7 +117,7 @@ def foreign_model(name: str, content: dict[str, Any], wishes: Wishes, path: Path
         backbone=backbone,
         head=head,
         classes=None,
-        preprocessing=wishes.preprocessing(preprocessing),
+        preprocessing=options.preprocessing(preprocessing),
         sha256="",
         layout=found.layout.name,
         report=report,
@@ -160,25 +162,25 @@ def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: St
             )
 
 
-def _roots(tensors: Mapping[str, Tensor], wishes: Wishes) -> dict[str, Dialect | None]:
+def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dialect | None]:
     """Where the file holds a network: of a known kind, or one with the key names of the architecture asked for."""
-    if wishes.arch is None or ":" not in wishes.arch:
+    if options.arch is None or ":" not in options.arch:
         known: dict[str, Dialect | None] = dict(find_roots(tensors))
         if known:
             return known
-    if wishes.arch is None:
+    if options.arch is None:
         raise UsageError(
             f"no ResNet, ViT or ConvNeXt among its {named(tuple(tensors))} tensors; "
             "give --arch (a torchvision name, timm:NAME or package.module:factory)"
         )
-    architecture = Architecture(wishes.arch, wishes.stem or "imagenet", wishes.width or 64, wishes.img_size)
+    architecture = Architecture(options.arch, options.stem or "imagenet", options.width or 64, options.img_size)
     roots = roots_by_name(list(tensors), list(slots_of(architecture.network())))
     if not roots:
-        raise CossError(f"none of its {named(tuple(tensors))} tensors has a name of {wishes.arch}; try another --arch")
+        raise CossError(f"none of its {named(tuple(tensors))} tensors has a name of {options.arch}; try another --arch")
     return dict.fromkeys(roots)
 
 
-def _plan(state: State, dialect: Dialect | None, layout: Layout, wishes: Wishes) -> Plan:
+def _plan(state: State, dialect: Dialect | None, layout: Layout, options: LoadOptions) -> Plan:
     shapes, reason = None, "its network is of no known kind"
     if dialect is not None:
         try:
@@ -189,24 +191,24 @@ def _plan(state: State, dialect: Dialect | None, layout: Layout, wishes: Wishes)
         shapes = replace(shapes, stem=dialect.stem if dialect and dialect.stem else layout.cifar_stem)
     elif shapes is not None and dialect is not None and dialect.stem:
         raise UsageError("its ResNet has a 7x7 stem without max-pool; give --arch package.module:factory for it")
-    if wishes.arch is None and shapes is None:
+    if options.arch is None and shapes is None:
         raise UsageError(f"{reason}; give --arch (a torchvision name, timm:NAME or package.module:factory)")
-    by_shape = shapes is not None and (wishes.arch is None or _related(wishes.arch, shapes.arch))
-    base = shapes if shapes is not None and by_shape else Architecture(wishes.arch or "")
-    base = replace(base, arch=wishes.arch or base.arch)
-    if shapes is not None and base.arch.startswith("vit_"):  # with another number of heads, perhaps
+    by_shape = shapes is not None and (options.arch is None or _related(options.arch, shapes.arch))
+    base = shapes if shapes is not None and by_shape else Architecture(options.arch or "")
+    base = replace(base, arch=options.arch or base.arch)
+    if shapes is not None and base.is_vit:  # with another number of heads, perhaps
         base = replace(base, img_size=shapes.img_size)
     architecture = replace(
         base,
-        stem=wishes.stem or base.stem,
-        width=wishes.width or base.width,
-        img_size=wishes.img_size or base.img_size,
-        pooling=wishes.pooling,
-        local=wishes.local,
-        global_=wishes.global_,
+        stem=options.stem or base.stem,
+        width=options.width or base.width,
+        img_size=options.img_size or base.img_size,
+        pooling=options.pooling,
+        local=options.local,
+        global_=options.global_,
     )
-    fields = ["arch", "img_size"] if architecture.arch.startswith("vit_") else ["arch", "stem", "width"]
-    inferred = tuple(name for name in fields if by_shape and getattr(wishes, name) is None)
+    fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
+    inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)
     return Plan(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
 
 
@@ -303,7 +305,7 @@ def _preprocessing(layout: Layout, architecture: Architecture, network: nn.Modul
         known = zoo.timm_preprocessing(shown, f"timm's for {architecture.arch.removeprefix('timm:')}")
         return replace(known, img_size=backbone.img_size or known.img_size)
     if layout.moments is not None and not (layout.moments == IMAGENET and architecture.stem != "imagenet"):
-        known = replace(known, mean=layout.moments[0], std=layout.moments[1], source="layout")
+        known = replace(known, mean=layout.moments[0], std=layout.moments[1], said_by="layout")
     return replace(known, interpolation=layout.interpolation or known.interpolation)
 
 
@@ -320,7 +322,7 @@ def _that_travels(
     configured = beside(path)
     if configured is not None:
         known = replace(configured, img_size=backbone.img_size or configured.img_size)
-    if ":" in architecture.arch and not architecture.arch.startswith("timm:"):
+    if architecture.own:
         own = of_own_code(backbone, known, asked=asked)
         if own is not known:
             return own

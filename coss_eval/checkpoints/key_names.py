@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from coss_eval.models.architecture import Stem
+from coss_eval.models.choices import Stem
 
 State = dict[str, Tensor]
 

@@ -1,7 +1,8 @@
-"""How each framework lays a checkpoint out: one row a layout, with the branch that its paper evaluates.
+"""How each framework lays a checkpoint out: one row per layout, with the branch that its paper evaluates.
 
-A file is flattened to dotted keys first ({"state_dict": {"module.x": ...}} to "state_dict.x", without the wrappers'
-segments); dialects.find_roots then finds the networks in it, and the rows say which root is which branch.
+A file is flattened to dotted keys first (see flat_keys); key_names.find_roots then finds the networks in it, and the
+rows say which root is which branch. Other people's layouts join by ``register``, or are named as "package.module:NAME".
+Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -9,24 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from torch import Tensor
-
-from coss_eval.errors import UsageError
-from coss_eval.models.architecture import Stem
-from coss_eval.models.classifier import IMAGENET_MEAN, IMAGENET_STD
+from coss_eval.errors import UsageError, unknown_name
+from coss_eval.models.choices import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Stem
+from coss_eval.runtime.imports import imported
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Moments = (IMAGENET_MEAN, IMAGENET_STD)
 CIFAR: Moments = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 UNNORMALISED: Moments = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Segments of keys that DataParallel, torch.compile, FSDP and activation checkpointing add."""
-
-NOT_WEIGHTS = re.compile(r"optim|sched|scaler|loss|hooks|callbacks|loops|memory_bank", re.IGNORECASE)
-"""Names of dictionaries inside a training file that hold tensors, but no network."""
 
 SAME_ROLE = {"student": "online", "online": "student", "teacher": "target", "target": "teacher"}
 
@@ -34,6 +26,7 @@ SAME_ROLE = {"student": "online", "online": "student", "teacher": "target", "tar
 @dataclass(frozen=True)
 class Layout:
     """``branches``: for each branch, the possible ends of its network's root; "" is a state dict without prefix.
+    ``source``: the code that writes such files.
 
     ``marks``: patterns that must each be found in some key (the file's own keys count as well). ``heads``: where a
     linear classifier lies, beside the root. ``own_fc``: whether the network's own last layer is a classifier; it is a
@@ -42,21 +35,23 @@ class Layout:
 
     name: str
     branches: Mapping[str, tuple[str, ...]]
+    source: str = ""
     default: str = "online"
     marks: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     own_fc: bool = True
     moments: Moments | None = None
-    interpolation: Literal["bilinear", "bicubic"] | None = None
+    interpolation: Interpolation | None = None
     vit_heads: Mapping[int, int] = field(default_factory=dict)
     cifar_stem: Stem = "cifar"  # what a 3x3 stem is in this framework
     alone: bool = False  # only for a file that holds no other network
 
 
-LAYOUTS = (
+LAYOUTS = [
     Layout(
         "MoCo v3",
         {"online": ("base_encoder.",), "target": ("momentum_encoder.",)},
+        source="github.com/facebookresearch/moco-v3",
         own_fc=False,
         moments=IMAGENET,
         vit_heads={384: 12},  # its ViT-S has 12 heads of 32 channels (vits.py)
@@ -64,6 +59,7 @@ LAYOUTS = (
     Layout(
         "DINO",
         {"student": ("student.backbone.",), "teacher": ("teacher.backbone.",)},
+        source="github.com/facebookresearch/dino",
         default="teacher",
         moments=IMAGENET,
         interpolation="bicubic",
@@ -71,6 +67,7 @@ LAYOUTS = (
     Layout(
         "byol-pytorch",
         {"online": ("online_encoder.net.", "net."), "target": ("target_encoder.net.",)},
+        source="github.com/lucidrains/byol-pytorch",
         marks=(r"\bonline_encoder\.net\.",),
         own_fc=False,
         moments=IMAGENET,
@@ -81,6 +78,7 @@ LAYOUTS = (
             "online": ("online_network_state_dict.encoder.", "encoder_state_dict."),
             "target": ("target_network_state_dict.encoder.",),
         },
+        source="github.com/sthalles/PyTorch-BYOL",
         marks=(r"^online_network_state_dict\b",),
         own_fc=False,
         moments=UNNORMALISED,  # its transforms end with ToTensor
@@ -88,6 +86,7 @@ LAYOUTS = (
     Layout(
         "lightly, student and teacher",
         {"student": ("student_backbone.",), "teacher": ("teacher_backbone.", "backbone.")},
+        source="github.com/lightly-ai/lightly",
         default="teacher",
         marks=(r"\bstudent_backbone\.",),
         heads=("online_classifier.linear.",),
@@ -96,6 +95,7 @@ LAYOUTS = (
     Layout(
         "lightly, query and key",
         {"online": ("query_backbone.",), "target": ("key_backbone.", "backbone.")},
+        source="github.com/lightly-ai/lightly",
         marks=(r"\bquery_backbone\.",),
         heads=("online_classifier.linear.",),
         moments=IMAGENET,
@@ -103,6 +103,7 @@ LAYOUTS = (
     Layout(
         "lightly",
         {"online": ("backbone.",), "target": ("backbone_momentum.", "teacher_backbone.", "key_backbone.")},
+        source="github.com/lightly-ai/lightly",
         marks=(r"\b(projection|prediction)_head\.",),
         heads=("online_classifier.linear.",),
         moments=IMAGENET,
@@ -110,6 +111,7 @@ LAYOUTS = (
     Layout(
         "solo-learn",
         {"online": ("backbone.", "encoder."), "target": ("momentum_backbone.", "momentum_encoder.")},
+        source="github.com/vturrisi/solo-learn",
         marks=(r"\bclassifier\.weight$", r"\b(projector|prototypes|predictor|momentum_backbone|momentum_encoder)\b"),
         heads=("classifier.",),
         cifar_stem="solo-cifar",
@@ -120,6 +122,7 @@ LAYOUTS = (
             "online": ("backbone.", "encoder_q.0.", "online_net.0."),
             "target": ("encoder_k.0.", "target_net.0.", "momentum_encoder.0."),
         },
+        source="github.com/open-mmlab/mmselfsup",
         marks=(r"^meta$|\bneck\.|\bencoder_q\.0\.|\bonline_net\.0\.",),
         heads=("head.fc.",),
         moments=IMAGENET,
@@ -127,12 +130,14 @@ LAYOUTS = (
     Layout(
         "MoCo",
         {"online": ("encoder_q.",), "target": ("encoder_k.",)},
+        source="github.com/facebookresearch/moco",
         own_fc=False,
         moments=IMAGENET,
     ),
     Layout(
         "VISSL",
         {"online": ("trunk._feature_blocks.", "_feature_blocks.", "trunk.")},
+        source="github.com/facebookresearch/vissl",
         marks=(r"\bclassy_state_dict\b|\b_feature_blocks\.",),
         heads=("heads.0.clf.0.",),
         moments=IMAGENET,
@@ -140,6 +145,7 @@ LAYOUTS = (
     Layout(
         "SimSiam",
         {"online": ("encoder.",)},
+        source="github.com/facebookresearch/simsiam",
         marks=(r"\bencoder\.fc\.", r"\bpredictor\."),
         own_fc=False,
         moments=IMAGENET,
@@ -147,31 +153,41 @@ LAYOUTS = (
     Layout(
         "Barlow Twins or VICReg",
         {"online": ("backbone.",)},
+        source="github.com/facebookresearch/barlowtwins and github.com/facebookresearch/vicreg",
         marks=(r"\bprojector\.",),
         moments=IMAGENET,
     ),
     Layout(
         "SimCLR (github.com/sthalles)",
         {"online": ("backbone.",)},
+        source="github.com/sthalles/SimCLR",
         marks=(r"\bbackbone\.fc\.[02]\.weight$",),
         own_fc=False,
         moments=UNNORMALISED,  # its transforms end with ToTensor
     ),
-    Layout("SimCLR (github.com/leftthomas)", {"online": ("f.",)}, marks=(r"\bg\.0\.weight$",), moments=CIFAR),
+    Layout(
+        "SimCLR (github.com/leftthomas)",
+        {"online": ("f.",)},
+        source="github.com/leftthomas/SimCLR",
+        marks=(r"\bg\.0\.weight$",),
+        moments=CIFAR,
+    ),
     Layout(
         "weights with an average",
         {"online": ("model.", "state_dict."), "target": ("model_ema.", "state_dict_ema.")},
+        source="timm's and torchvision's training scripts",
         marks=(r"^(model_ema|state_dict_ema)\.",),
     ),
     Layout(
         "Lightning",
         {"online": ("model.", "net.", "network.", "backbone.", "encoder.", "feature_extractor.", "state_dict.")},
+        source="github.com/Lightning-AI/pytorch-lightning",
         marks=(r"^pytorch-lightning_version$",),
         heads=("classifier.", "linear.", "fc.", "head."),
         alone=True,
     ),
-    Layout("state dict", {"online": ("",)}, alone=True),
-)
+    Layout("state dict", {"online": ("",)}, source="torch.save(network.state_dict(), ...)", alone=True),
+]
 _BARE = re.compile(r"((state_dict|model_state_dict|model|net|network|weights|params|base_model)\.)*")
 _TEACHER = re.compile(r"teacher|target|momentum|ema|key|_k\b")
 
@@ -203,31 +219,39 @@ class Recognised:
         return [beside + head for head in self.layout.heads]
 
 
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by its dotted path, wrappers' segments left out; optimiser state is passed over."""
-    tensors: dict[str, Tensor] = {}
-    for key, value in dict.items(content):  # a pickle can give an OrderedDict an attribute of the name "items"
-        if isinstance(value, Tensor):
-            tensors[plain_key(f"{prefix}{key}")] = value
-        elif isinstance(value, dict) and isinstance(key, str) and not NOT_WEIGHTS.search(key):
-            tensors |= flatten(value, f"{prefix}{key}.")
-    return tensors
+def register(layout: Layout) -> Layout:
+    """Recognise this layout before all others; one of the same name goes."""
+    LAYOUTS[:] = [layout, *(row for row in LAYOUTS if row.name != layout.name)]
+    return layout
 
 
-def plain_key(key: str) -> str:
-    """A key without the segments that wrappers add."""
-    return ".".join(segment for segment in key.split(".") if segment not in WRAPPERS)
+def layout_named(name: str) -> Layout:
+    """The row of that name, or the Layout that "package.module:NAME" is."""
+    if ":" in name:
+        own = imported(name, "layout", "layout")
+        if isinstance(own, Layout):
+            return own
+        raise UsageError(f"layout {name!r} must be a coss_eval.checkpoints.layouts.Layout, not {type(own).__name__}")
+    rows = {layout.name: layout for layout in LAYOUTS}
+    if name not in rows:
+        raise unknown_name("checkpoint layout", name, rows)
+    return rows[name]
 
 
-def recognise(keys: Iterable[str], roots: Iterable[str]) -> Recognised:
-    """The first row of LAYOUTS that fits; else the roots as they are, named by their words or by themselves."""
+def recognise(keys: Iterable[str], roots: Iterable[str], asked: Layout | None = None) -> Recognised:
+    """The first row of LAYOUTS that fits; else the roots as they are, named by their words or by themselves.
+
+    ``asked``: this layout and no other, whatever its marks; UsageError where none of its branches is in the file.
+    """
     keys, roots = list(keys), list(roots)
+    if asked is not None:
+        return _as_asked(asked, roots)
     for layout in LAYOUTS:
         if layout.alone and len(roots) > 1:
             continue
         if not all(any(re.search(mark, key) for key in keys) for mark in layout.marks):
             continue
-        found = {name: root for name, ends in layout.branches.items() if (root := _first(roots, ends)) is not None}
+        found = _branches(layout, roots)
         if layout.default in found:
             return Recognised(layout, found, layout.default)
     if len(roots) == 1:
@@ -238,6 +262,20 @@ def recognise(keys: Iterable[str], roots: Iterable[str]) -> Recognised:
         layout = Layout(f"networks under {student!r} and {teachers[0]!r}", {})
         return Recognised(layout, {"online": student, "target": teachers[0]}, "online")
     return Recognised(Layout("several networks", {}), {root.rstrip(".") or "top level": root for root in roots}, "")
+
+
+def _as_asked(layout: Layout, roots: list[str]) -> Recognised:
+    found = _branches(layout, roots)
+    if not found:
+        ends = [end for ends in layout.branches.values() for end in ends]
+        raise UsageError(f"it is not laid out as {layout.name}: its networks are at {roots}, not at {ends}")
+    return Recognised(layout, found, layout.default)
+
+
+def _branches(layout: Layout, roots: list[str]) -> dict[str, str]:
+    """The root of each of a layout's branches that is there."""
+    found = {name: _first(roots, ends) for name, ends in layout.branches.items()}
+    return {name: root for name, root in found.items() if root is not None}
 
 
 def _first(roots: list[str], ends: tuple[str, ...]) -> str | None:

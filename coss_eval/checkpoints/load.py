@@ -12,17 +12,18 @@ from torch import nn
 from coss_eval.checkpoints.foreign import foreign_model
 from coss_eval.checkpoints.matching import head_line, refuse_non_finite
 from coss_eval.checkpoints.normalisation import normalisation_check as normalisation_check
-from coss_eval.checkpoints.options import Interpolation, Wishes
+from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.checkpoints.own_format import CONFIG, own_model
 from coss_eval.checkpoints.own_format import save_model as save_model
 from coss_eval.checkpoints.preprocessing import of_own_code
 from coss_eval.checkpoints.unpickle import METADATA, read_checkpoint
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
-from coss_eval.models.architecture import Architecture, Stem
+from coss_eval.models.architecture import Architecture
+from coss_eval.models.choices import HeadChoice, Interpolation, Pooling, Stem
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.families import PixelsBackbone, Pooling
-from coss_eval.models.model import HeadChoice, KeyReport, Model, weights_sha256
+from coss_eval.models.families import PixelsBackbone
+from coss_eval.models.model import KeyReport, Model, weights_sha256
 from coss_eval.randomness import seeded_init
 
 GENERIC_NAMES = {"model", "checkpoint", "ckpt", "last", "best", "final", "model_best", "weights", "state_dict"}
@@ -46,6 +47,7 @@ def load_model(
     local: str | None = None,
     global_: str | None = None,
     allow_partial: bool = False,
+    file_layout: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Model:
     """A Model from a checkpoint file of any known layout, from "torchvision:NAME" or "timm:NAME", or "pixels:SIDE".
@@ -55,40 +57,46 @@ def load_model(
     which published weights. ``head``: how heads.resolve_head will treat the file's classifier; "probe" drops it.
     ``local`` and ``global_`` name the modules whose outputs are the representations, where the network is not to be
     taken apart by itself.
-    ``allow_partial`` accepts a file that leaves parts of the backbone at random (drawn from seed 0). The model comes
-    in eval mode, without gradients for its parameters; nothing in the file is run, and torch's generator is left as
-    it was. Raises UsageError and CossError with one line that names the flag that would help.
+    ``file_layout``: how the file is laid out, where that is not recognised: a row's name (see layouts.LAYOUTS), or
+    "package.module:LAYOUT". ``allow_partial`` accepts a file that leaves parts of the backbone at random (drawn from
+    seed 0). The model comes in eval mode, without gradients for its parameters; nothing in the file is run, and torch's
+    generator is left as it was. Raises UsageError and CossError with one line that names the flag that would help.
     """
-    if head not in ("auto", "own", "probe"):
-        raise UsageError(f"head must be auto, own or probe, not {head!r}")
-    wishes = Wishes(
+    options = LoadOptions(
         arch=arch,
         stem=stem,
         width=width,
-        mean=mean,
-        std=std,
+        mean=None if mean is None else tuple(mean),  # type: ignore[arg-type]  # of three, as it checks
+        std=None if std is None else tuple(std),  # type: ignore[arg-type]
         img_size=img_size,
         crop_pct=crop_pct,
         interpolation=interpolation,
+        head=head,
         weights=weights,
         pooling=pooling,
         local=local,
         global_=global_,
         allow_partial=allow_partial,
+        file_layout=file_layout,
     )
+    return load(source, options, device)
+
+
+def load(source: str | Path, options: LoadOptions, device: torch.device | str = "cpu") -> Model:
+    """``load_model`` with its options as one object."""
     if str(source).startswith(("torchvision:", "timm:")):
-        model = _published(str(source), wishes)
+        model = _published(str(source), options)
     elif str(source).startswith("pixels:"):
-        model = _pixels(str(source), wishes)
+        model = _pixels(str(source), options)
     else:
-        model = _from_file(Path(source).expanduser(), wishes)
+        model = _from_file(Path(source).expanduser(), options)
     refuse_non_finite(model.backbone, model.head, str(source))
-    kept = None if head == "probe" else model.head
-    for module in (model.backbone, kept):
+    head = None if options.head == "probe" else model.head
+    for module in (model.backbone, head):
         if module is not None:
             module.to(device).eval().requires_grad_(False)
-    classes = model.classes if kept is not None else None
-    return replace(model, head=kept, classes=classes, head_choice=head).identified()
+    classes = model.classes if head is not None else None
+    return replace(model, head=head, classes=classes, head_choice=options.head).identified()
 
 
 def make_model(
@@ -112,8 +120,8 @@ def make_model(
         if module is not None:
             module.eval().requires_grad_(False)
     known = preprocessing or Preprocessing()
-    if ":" in arch and not arch.startswith("timm:"):
-        known = of_own_code(backbone, known, asked=preprocessing is not None and preprocessing.source == "flag")
+    if architecture.own:
+        known = of_own_code(backbone, known, asked=preprocessing is not None and preprocessing.said_by == "flag")
     return Model(
         name=name or f"untrained {arch} (seed {seed})",
         arch=arch,
@@ -127,7 +135,7 @@ def make_model(
     )
 
 
-def _pixels(spec: str, wishes: Wishes) -> Model:
+def _pixels(spec: str, options: LoadOptions) -> Model:
     """Raw pixels at a side, "pixels:32", as if they were a representation."""
     side = spec.partition(":")[2]
     if not side.isdecimal() or not 0 < int(side) <= 512:
@@ -138,27 +146,27 @@ def _pixels(spec: str, wishes: Wishes) -> Model:
         backbone=PixelsBackbone(int(side)),
         head=None,
         classes=None,
-        preprocessing=wishes.preprocessing(Preprocessing(img_size=int(side))),
+        preprocessing=options.preprocessing(Preprocessing(img_size=int(side))),
         sha256="",
         layout="pixels",
     )
 
 
-def _published(spec: str, wishes: Wishes) -> Model:
+def _published(spec: str, options: LoadOptions) -> Model:
     """A torchvision or timm network; arch, stem and branch names are meant for files and say nothing here."""
     source, _, name = spec.partition(":")
-    branch = wishes.weights in ("student", "teacher", "online", "target")
+    branch = options.weights in ("student", "teacher", "online", "target")
     with seeded_init(0):
         found = zoo.pretrained(
             spec,
-            None if branch else wishes.weights,
-            pooling=wishes.pooling,
-            local=wishes.local,
-            global_=wishes.global_,
+            None if branch else options.weights,
+            pooling=options.pooling,
+            local=options.local,
+            global_=options.global_,
         )
     side = found.backbone.img_size
-    if side is not None and wishes.img_size not in (None, side):
-        raise UsageError(f"{spec} takes images of side {side} only; leave --img-size {wishes.img_size} out")
+    if side is not None and options.img_size not in (None, side):
+        raise UsageError(f"{spec} takes images of side {side} only; leave --img-size {options.img_size} out")
     arch = name.partition(":")[0] if source == "torchvision" else spec
     report = KeyReport(
         layout=source,
@@ -168,7 +176,7 @@ def _published(spec: str, wishes: Wishes) -> Model:
         inferred=(),
         matched=len(found.backbone.state_dict()),
         head=head_line("", found.head),
-        notes=(found.backbone.note,) if wishes.local or wishes.global_ else (),
+        notes=(found.backbone.note,) if options.local or options.global_ else (),
     )
     return Model(
         name=name,
@@ -176,17 +184,17 @@ def _published(spec: str, wishes: Wishes) -> Model:
         backbone=found.backbone,
         head=found.head,
         classes=found.classes,
-        preprocessing=wishes.preprocessing(found.preprocessing),
+        preprocessing=options.preprocessing(found.preprocessing),
         sha256="",
         layout=source,
         report=report,
         architecture=Architecture(
-            arch, img_size=side, pooling=wishes.pooling, local=wishes.local, global_=wishes.global_
+            arch, img_size=side, pooling=options.pooling, local=options.local, global_=options.global_
         ),
     )
 
 
-def _from_file(path: Path, wishes: Wishes) -> Model:
+def _from_file(path: Path, options: LoadOptions) -> Model:
     stem = Path(path.name.removesuffix(".tar")).stem
     folder = path.absolute().parent.name
     name = {"model": folder}.get(stem, f"{folder}/{stem}") if stem in GENERIC_NAMES else stem
@@ -194,13 +202,13 @@ def _from_file(path: Path, wishes: Wishes) -> Model:
     try:
         config = content.get(METADATA, {}).get(CONFIG)
         if config is not None:
-            return own_model(name, content, config, wishes)
+            return own_model(name, content, config, options)
         if content.keys() >= TRAINER_STATE:  # its network would be found, but neither normalisation nor geometry
             raise UsageError(
                 "this is the trainer's state: give the model.safetensors beside it "
                 "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
             )
-        return foreign_model(name, content, wishes, path)
+        return foreign_model(name, content, options, path)
     except RecursionError as error:
         raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
     except CossError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from coss_eval.checkpoints.layouts import plain_key
+from coss_eval.checkpoints.flat_keys import plain_key
 from coss_eval.errors import CossError
 from coss_eval.models.model import named
 

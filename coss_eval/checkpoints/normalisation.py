@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.checkpoints.layouts import CIFAR, IMAGENET, UNNORMALISED, Moments
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
+from coss_eval.models.hooks import hooked
 from coss_eval.models.model import Model
 
 # Divergence in nats a channel. With the right normalisation, Tiny-ImageNet and CIFAR-10 are 0.1 apart at most; a range
@@ -33,7 +34,7 @@ def normalisation_check(model: Model, images: Tensor) -> str | None:
     if batch_norm is None or batch_norm.running_mean is None or not batch_norm.running_mean.any():
         return None
     pixels = to_float(images.to(batch_norm.running_mean.device))
-    classifier = Classifier(model.backbone, nn.Identity(), model.preprocessing).to(pixels.device)
+    classifier = model.encoder().to(pixels.device)
     normalised = classifier.normalise(pixels)
     declared = _divergence(model.backbone, batch_norm, normalised)
     if declared < SUSPICIOUS:
@@ -63,12 +64,8 @@ def _standardised(pixels: Tensor, moments: Moments) -> Tensor:
 def _divergence(backbone: nn.Module, batch_norm: nn.BatchNorm2d, pixels: Tensor) -> float:
     """Median over channels of the symmetric divergence between two Gaussians: running statistics and this batch's."""
     seen: list[Tensor] = []
-    handle = batch_norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    try:
-        with torch.no_grad():
-            backbone(pixels)
-    finally:
-        handle.remove()
+    with torch.no_grad(), hooked([(batch_norm, lambda _module, args, _output: seen.append(args[0]))]):
+        backbone(pixels)
     assert batch_norm.running_mean is not None
     assert batch_norm.running_var is not None
     values = seen[0].double()

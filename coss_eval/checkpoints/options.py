@@ -1,38 +1,58 @@
-"""What a caller asks of load_model, checked."""
+"""How a checkpoint is to be read: what load_model and the command line take; without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import UsageError
-from coss_eval.models.architecture import Stem
-from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.families import Pooling
+from coss_eval.models.choices import HeadChoice, Interpolation, Pooling, Stem
 
-Interpolation = Literal["bilinear", "bicubic"]
+if TYPE_CHECKING:
+    from coss_eval.models.classifier import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the caller gave; None leaves it to the file, its layout, or the default."""
+class LoadOptions:
+    """How a file is to be read where it does not say so itself; None leaves it to the file, its layout, or a default.
 
+    The lines below the fields are the help of the command's flags.
+    """
+
+    file_layout: str | None = None
+    "Layout of the file (see coss-eval list layouts), or package.module:LAYOUT; recognised where it can be."
     arch: str | None = None
+    "Architecture (resnet50, timm:..., package.module:factory); inferred from the file where it can be."
     stem: Stem | None = None
+    "ResNet stem; the last two are solo-learn's and lightly's own variants of the 3x3 one."
     width: int | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    img_size: int | None = None
-    crop_pct: float | None = None
-    interpolation: Interpolation | None = None
-    weights: str | None = None
+    "Planes of a ResNet's first stage."
     pooling: Pooling = "own"
+    "Global representation of a ViT: the network's own (class token), or the mean of its patch tokens."
     local: str | None = None
+    "Module whose output is the map before pooling (layer4), where the network is not to be taken apart by itself."
     global_: str | None = None
+    "Module whose output is the global representation."
+    weights: str | None = None
+    "Branch of the file (student, teacher, online, target), or the weights of a named model."
+    mean: tuple[float, float, float] | None = None
+    "Normalisation mean of pixels in [0, 1]."
+    std: tuple[float, float, float] | None = None
+    "Normalisation standard deviation."
+    img_size: int | None = None
+    "Side the network needs; images of another size are resized inside the classifier."
+    crop_pct: float | None = None
+    "Share of the shorter side that the centre crop keeps, for files of varying size."
+    interpolation: Interpolation | None = None
+    "Resizing of image files."
+    head: HeadChoice = "auto"
+    "The checkpoint's own head, a linear probe, or (auto) the own head where its class names match the dataset's."
     allow_partial: bool = False
+    "Accept a checkpoint that leaves parts of the backbone at random."
 
     def __post_init__(self) -> None:
+        if self.head not in ("auto", "own", "probe"):
+            raise UsageError(f"head must be auto, own or probe, not {self.head!r}")
         if (self.mean is None) != (self.std is None):
             raise UsageError("--mean and --std belong together: give both, or neither")
         if self.mean is not None and self.std is not None and not (len(self.mean) == len(self.std) == 3):
@@ -47,8 +67,8 @@ class Wishes:
             raise UsageError(f"--crop-pct must lie in (0, 1], not {self.crop_pct}")
 
     def preprocessing(self, known: Preprocessing) -> Preprocessing:
-        """``known`` with the caller's wishes in place of its fields."""
-        given = {k: v for k in ("img_size", "crop_pct", "interpolation") if (v := getattr(self, k)) is not None}
-        if self.mean is not None and self.std is not None:
-            given |= {"mean": tuple(self.mean), "std": tuple(self.std), "source": "flag"}
-        return replace(known, **given)
+        """``known`` with what is given here in place of its fields."""
+        given: dict[str, Any] = {"img_size": self.img_size, "crop_pct": self.crop_pct}
+        given |= {"interpolation": self.interpolation, "mean": self.mean, "std": self.std}
+        given |= {"said_by": None if self.mean is None else "flag"}
+        return replace(known, **{name: value for name, value in given.items() if value is not None})

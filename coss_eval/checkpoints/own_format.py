@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from coss_eval.checkpoints.layouts import flatten
+from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.checkpoints.matching import copy_into, head_line, linear_at, refuse_unless_complete, slots_of
-from coss_eval.checkpoints.options import Wishes
+from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.architecture import Architecture
 from coss_eval.models.classifier import Preprocessing
@@ -37,7 +37,7 @@ def save_model(model: Model, path: str | Path, *, dtype: torch.dtype | None = No
     tensors = {f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}
     if model.head is not None:
         tensors |= {f"head.{key}": value for key, value in model.head.state_dict().items()}
-    preprocessing = {k: v for k, v in asdict(model.preprocessing).items() if k != "source"}
+    preprocessing = {k: v for k, v in asdict(model.preprocessing).items() if k != "said_by"}
     config = {
         "architecture": asdict(model.architecture),
         "classes": model.classes,
@@ -59,28 +59,28 @@ def _rounded(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def own_model(name: str, content: dict[str, Any], config: str, wishes: Wishes) -> Model:
+def own_model(name: str, content: dict[str, Any], config: str, options: LoadOptions) -> Model:
     """The Model of a file that save_model wrote; its hash is not yet computed."""
     try:
         fields = json.loads(config)
         architecture = Architecture(**fields["architecture"])
         classes = tuple(map(str, fields["classes"])) if fields["classes"] else None
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["preprocessing"].items()}
-        preprocessing = Preprocessing(**stored, source="checkpoint")
+        preprocessing = Preprocessing(**stored, said_by="checkpoint")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CossError(f"its {CONFIG} metadata cannot be read ({error}); write it again with save_model") from error
-    _agree(architecture, wishes)
-    repooled = wishes.pooling != "own" and wishes.pooling != architecture.pooling  # the head was made for the other
-    architecture = replace(architecture, pooling=wishes.pooling) if repooled else architecture
-    if wishes.local or wishes.global_:
-        architecture = replace(architecture, local=wishes.local, global_=wishes.global_)
+    _agree(architecture, options)
+    repooled = options.pooling != "own" and options.pooling != architecture.pooling  # the head was made for the other
+    architecture = replace(architecture, pooling=options.pooling) if repooled else architecture
+    if options.local or options.global_:
+        architecture = replace(architecture, local=options.local, global_=options.global_)
     backbone = architecture.backbone(seed=0)
-    if backbone.img_size is not None and wishes.img_size not in (None, backbone.img_size):
-        raise UsageError(f"it takes images of side {backbone.img_size} only; leave --img-size {wishes.img_size} out")
+    if backbone.img_size is not None and options.img_size not in (None, backbone.img_size):
+        raise UsageError(f"it takes images of side {backbone.img_size} only; leave --img-size {options.img_size} out")
     state = flatten(content)
     weights = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     fit = copy_into(slots_of(backbone), backbone, weights)
-    refuse_unless_complete(fit, architecture.arch, (), allow_partial=wishes.allow_partial)
+    refuse_unless_complete(fit, architecture.arch, (), allow_partial=options.allow_partial)
     head = None if repooled else linear_at(state, "head.", backbone.dim)
     report = KeyReport(
         layout="coss-eval",
@@ -98,7 +98,7 @@ def own_model(name: str, content: dict[str, Any], config: str, wishes: Wishes) -
         backbone=backbone,
         head=head,
         classes=classes if head is not None and classes and len(classes) == head.out_features else None,
-        preprocessing=wishes.preprocessing(preprocessing),
+        preprocessing=options.preprocessing(preprocessing),
         sha256="",
         layout="coss-eval",
         report=report,
@@ -106,17 +106,19 @@ def own_model(name: str, content: dict[str, Any], config: str, wishes: Wishes) -
     )
 
 
-def _agree(architecture: Architecture, wishes: Wishes) -> None:
+def _agree(architecture: Architecture, options: LoadOptions) -> None:
+    if options.file_layout is not None:
+        raise UsageError("it has the layout of save_model; leave --file-layout out")
     arch, width = architecture.arch, architecture.width
-    wanted = wishes.arch and wishes.arch.removeprefix("torchvision:")
-    if ":" in arch and not arch.startswith("timm:") and wanted != arch:
+    wanted = options.arch and options.arch.removeprefix("torchvision:")
+    if architecture.own and wanted != arch:
         raise UsageError(f"its network is made by {arch}, and a file runs no code: give --arch {arch} to allow it")
     if wanted not in (None, arch):
         raise UsageError(f"it says that it is a {arch}; leave --arch out")
     stems = {architecture.stem, PRESETS[arch].stem if arch in PRESETS else architecture.stem}
-    if wishes.stem is not None and wishes.stem not in stems:
-        raise UsageError(f"it says that its stem is {' or '.join(sorted(stems))}; leave --stem {wishes.stem} out")
-    if wishes.width not in (None, width):
-        raise UsageError(f"it says that its width is {width}; leave --width {wishes.width} out")
-    if wishes.weights not in (None, "student", "online"):
-        raise UsageError(f"no branch {wishes.weights!r}: it holds one network; leave --weights out")
+    if options.stem is not None and options.stem not in stems:
+        raise UsageError(f"it says that its stem is {' or '.join(sorted(stems))}; leave --stem {options.stem} out")
+    if options.width not in (None, width):
+        raise UsageError(f"it says that its width is {width}; leave --width {options.width} out")
+    if options.weights not in (None, "student", "online"):
+        raise UsageError(f"no branch {options.weights!r}: it holds one network; leave --weights out")

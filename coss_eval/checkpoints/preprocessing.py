@@ -18,7 +18,8 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.generic import evaluating
+from coss_eval.models.hooks import hooked
+from coss_eval.models.trial import evaluating
 
 _MEAN = re.compile(r"^(?P<place>(?:.*\.)?_?(?:new_|pixel_|image_|img_|input_)?)(?P<word>mean|mu)(?P<end>_?)$")
 _PARTNERS = {"mean": ("std", "sigma"), "mu": ("sigma", "std")}
@@ -69,7 +70,7 @@ def from_tensors(tensors: Mapping[str, Tensor], known: Preprocessing, *, asked: 
         raise UsageError(
             f"it holds several normalisations ({found[0]}; {found[1]}); say which is meant with --mean and --std"
         )
-    return replace(known, mean=found[0].mean, std=found[0].std, source=f"the file: {found[0]}")
+    return replace(known, mean=found[0].mean, std=found[0].std, said_by=f"the file: {found[0]}")
 
 
 def inside(network: nn.Module, example: Tensor) -> str | None:
@@ -98,7 +99,7 @@ def of_own_code(backbone: Backbone, known: Preprocessing, *, asked: bool) -> Pre
         return known
     if asked:
         raise UsageError(f"the network normalises its input by itself ({words}); leave --mean and --std out")
-    return replace(known, mean=(0.0,) * 3, std=(1.0,) * 3, source=f"the network's own code: {words}")
+    return replace(known, mean=(0.0,) * 3, std=(1.0,) * 3, said_by=f"the network's own code: {words}")
 
 
 def _matters(network: nn.Module, mean: Tensor, example: Tensor) -> bool:
@@ -115,12 +116,8 @@ def _matters(network: nn.Module, mean: Tensor, example: Tensor) -> bool:
 
 def _runs(network: nn.Module, module: nn.Module, example: Tensor) -> bool:
     calls: list[bool] = []
-    handle = module.register_forward_hook(lambda *_: calls.append(True))
-    try:
-        with evaluating(network):
-            network(example)
-    finally:
-        handle.remove()
+    with evaluating(network), hooked([(module, lambda *_: calls.append(True))]):
+        network(example)
     return bool(calls)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from cyclopts import CycloptsError, Parameter
 from cyclopts.config import Yaml
 
 from coss_eval.cli import evaluate, look, start  # noqa: F401 - they register their commands
-from coss_eval.cli.app import app
+from coss_eval.cli.app import RUN, app
 from coss_eval.errors import CossError, UsageError
 
 app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
@@ -19,8 +20,8 @@ app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
 @app.meta.default
 def _with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Path | None = None,
-    debug: bool = False,
+    config: Annotated[Path | None, Parameter(group=RUN)] = None,
+    debug: Annotated[bool, Parameter(group=RUN)] = False,
 ) -> Any:
     """
     Parameters
@@ -52,4 +53,7 @@ def main() -> None:
             "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with --resume)\n"
         )
         code = 130
+    except BrokenPipeError:  # whoever reads the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit itself writes and fails
+        code = 0
     sys.exit(code if isinstance(code, int) else 0)

@@ -13,6 +13,9 @@ app = App(
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
+# of commands, in the order of --help
 START, EVALUATE, LOOK = (
     Group.create_ordered(name) for name in ("Start here", "Evaluate", "Look at results and inputs")
 )
+# of flags, in the order of a command's --help
+TASK, MODEL, DATA, RUN = (Group(name, sort_key=place) for place, name in enumerate(("Task", "Model", "Data", "Run")))

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from coss_eval import evaluation
+from coss_eval import evaluation, tasks
 from coss_eval.cli.terminal import say
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset
 from coss_eval.errors import CossError
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
-from coss_eval.tasks.attacks.task import Attacks
-from coss_eval.tasks.corruptions.task import Corruptions
-from coss_eval.tasks.crops.task import Crops
-from coss_eval.tasks.internal.task import Internal
-from coss_eval.tasks.probe.task import Probe
-from coss_eval.tasks.redundancy.task import Redundancy
-from coss_eval.tasks.task import Task
 
 IMAGES = 32  # of the test split; the training split gives ten times as many to the probes
 
 
-def check(models: list[Model], data: Dataset, *, device: str = "auto") -> int:
-    """Print what was recognised and run every task on a few images, keeping nothing; exit code 1 if one fails."""
+def check(models: list[Model], data: Dataset, *, names: Sequence[str] = (), device: str = "auto") -> int:
+    """Print what was recognised and run every task (or those of ``names``) on a few images, keeping nothing.
+
+    Exit code 1 if one fails.
+    """
     small = replace(
         data,
         test=data.test.limited(IMAGES, 0),
@@ -40,7 +36,8 @@ def check(models: list[Model], data: Dataset, *, device: str = "auto") -> int:
         say("\n".join(model.report.lines() if model.report else [f"arch        {model.arch}"]))
         say("\n".join(_shapes(model, small)))
     with tempfile.TemporaryDirectory() as scratch:
-        for task in _small_tasks():
+        for entry in [tasks.entry(name) for name in names or tasks.entries()]:
+            task = entry.make(**entry.small)
             if isinstance(data, Benchmark) and not task.reads_benchmarks:
                 continue
             started = time.perf_counter()
@@ -64,21 +61,10 @@ def check(models: list[Model], data: Dataset, *, device: str = "auto") -> int:
     return 1 if failed else 0
 
 
-def _small_tasks() -> list[Task]:
-    return [
-        Probe(),
-        Corruptions(severities=(3,)),
-        Attacks(eps={"linf": (1 / 255,), "l2": (0.1,)}, steps=2, checked_images=0),
-        Internal(levels=(0.5,), seeds=1),
-        Crops((0.4,), ("centre",), (0.5,), (2,)),
-        Redundancy(),
-    ]
-
-
 @torch.inference_mode()
 def _shapes(model: Model, data: Dataset) -> list[str]:
     batch = next(data.test.batches(model.preprocessing.geometry, batch_size=4))
-    classifier = Classifier(model.backbone, nn.Identity(), model.preprocessing)
+    classifier = model.encoder()
     local, global_ = classifier.represent(to_float(batch.images))
     return [
         f"pixels      {tuple(batch.images.shape)} uint8, normalised by {model.preprocessing.source}",

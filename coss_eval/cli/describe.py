@@ -19,15 +19,9 @@ ARCHITECTURES = {
     "timm:NAME": "any timm network (pip install 'coss-eval[timm]')",
     "package.module:factory": "a network of your own",
 }
-METHODS = {
-    "byol": "Grill et al. 2020; co-byol adds the CO term, and so for each but supervised",
-    "dino": "Caron et al. 2021",
-    "mocov3": "Chen, Xie and He 2021",
-    "simclr": "Chen et al. 2020",
-    "simsiam": "Chen and He 2021",
-    "vicreg": "Bardes, Ponce and LeCun 2022",
-    "barlow": "Zbontar et al. 2021",
-    "supervised": "cross-entropy",
+OTHER_METHODS = {
+    "co-NAME": "any of these that compares two views, with the CO term beside it (arXiv 2501.02860)",
+    "package.module:Class": "a method of your own",
 }
 
 
@@ -35,20 +29,23 @@ def list_lines(kind: str | None = None) -> list[str]:
     """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, ...), or of all."""
     from coss_eval import tasks
     from coss_eval.attacks import names as attacks
+    from coss_eval.checkpoints.layouts import LAYOUTS
     from coss_eval.corruptions.names import NAMES
     from coss_eval.corruptions.registry import CORRUPTIONS
     from coss_eval.data.open import names
     from coss_eval.sweeps import shipped
     from coss_eval.training import presets
+    from coss_eval.training.methods import METHODS
 
     kinds = {
-        "tasks": tasks.NAMES,
+        "tasks": {name: entry.about for name, entry in tasks.entries().items()},
         "datasets": names(),
         "corruptions": {name: str(CORRUPTIONS[name].set) for name in (*NAMES, *CORRUPTIONS)}
         | {"package.module:function": "a corruption of your own"},
         "attacks": attacks.list_lines(),
         "architectures": ARCHITECTURES,
-        "methods": METHODS,
+        "methods": METHODS | OTHER_METHODS,
+        "layouts": {layout.name: layout.source for layout in LAYOUTS},
         "presets": presets(),
         "sweeps": shipped(),
     }
@@ -57,7 +54,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     lines = []
     for title, entries in kinds.items():
         if kind in (None, title):
-            lines += [title, *(f"  {name:<30}{about}".rstrip() for name, about in entries.items())]
+            lines += [title, *(f"  {name:<29} {about}".rstrip() for name, about in entries.items())]
     return lines
 
 
@@ -79,17 +76,16 @@ def field_lines(
     model: Model, *, size: int | None = None, data: str | None = None, data_root: Path | None = None, images: int = 64
 ) -> list[str]:
     """A table of receptive fields by site, in pixels of an image of ``size`` (by default that of the data, or 224)."""
-    from torch import nn
 
     from coss_eval.data.open import load_dataset
-    from coss_eval.models.classifier import Classifier, to_float
+    from coss_eval.models.classifier import to_float
     from coss_eval.receptive_field.effective import EFFECTIVE_LEVEL
     from coss_eval.receptive_field.theoretical import by_site
 
     batches = []
     if data is not None:
         test = load_dataset(data, root=data_root).test.limited(images, seed=0)
-        images, classifier = len(test), Classifier(model.backbone, nn.Identity(), model.preprocessing)
+        images, classifier = len(test), model.encoder()
         geometry = model.preprocessing.geometry
         batches = [classifier.normalise(to_float(batch.images)) for batch in test.batches(geometry, batch_size=32)]
         seen = batches[0].shape[-1]

@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App, Parameter
 
 from coss_eval.cli.app import LOOK, app
-from coss_eval.cli.flags import ModelFlags
+from coss_eval.cli.flags import ModelFlags, OfData, OfTask
 from coss_eval.errors import UsageError
 
 
@@ -39,7 +39,15 @@ app.command(figures_app)
 
 @figures_app.default
 def figures(folder: Path, *, out: Path | None = None) -> int:
-    """Draw the figures of a results folder as PDF and PNG."""
+    """Draw the figures of a results folder as PDF and PNG.
+
+    Parameters
+    ----------
+    folder
+        A results folder.
+    out
+        Where to write them [default: the folder's figures/].
+    """
     from coss_eval.cli.terminal import say
     from coss_eval.reports import figures as drawing
     from coss_eval.store import Store
@@ -55,9 +63,16 @@ def figures(folder: Path, *, out: Path | None = None) -> int:
 def gallery(
     *, image: Path | None = None, out: Path = Path("."), backend: Literal["native", "reference", "both"] = "native"
 ) -> int:
-    """Draw one photograph under the 19 corruptions at five severities: gallery.png.
+    """Draw one photograph under all corruptions at all severities: gallery.png.
 
-    image: any photograph [default: one of scikit-learn's]; backend: both sets imagecorruptions' beside ours.
+    Parameters
+    ----------
+    image
+        Any photograph [default: one of scikit-learn's].
+    out
+        Folder to write into.
+    backend
+        reference is imagecorruptions; both sets its images beside ours.
     """
     from coss_eval.cli.terminal import say
     from coss_eval.reports.gallery import gallery as draw
@@ -68,7 +83,15 @@ def gallery(
 
 @figures_app.command
 def curves(*runs: Path, out: Path = Path(".")) -> int:
-    """Draw the training curves of several runs' folders side by side: curves.png and curves.pdf."""
+    """Draw the training curves of several runs' folders side by side: curves.png and curves.pdf.
+
+    Parameters
+    ----------
+    runs
+        Folders that coss-eval train wrote.
+    out
+        Folder to write into.
+    """
     from coss_eval.cli.terminal import say
     from coss_eval.reports.curves import write
 
@@ -142,7 +165,17 @@ def list_(kind: str | None = None) -> int:
 
 @app.command(group=LOOK)
 def info(what: str, *, data_root: Path | None = None, arch: str | None = None) -> int:
-    """Describe a checkpoint (keys, architecture, head), a results folder (provenance) or a dataset."""
+    """Describe a checkpoint (keys, architecture, head), a results folder (provenance) or a dataset.
+
+    Parameters
+    ----------
+    what
+        A file, a folder, or a name that --ckpt or --data takes.
+    data_root
+        Where named datasets lie [env: COSS_DATA_ROOT].
+    arch
+        Architecture of the checkpoint, where the file does not tell.
+    """
     from coss_eval.cli.describe import describe
     from coss_eval.cli.terminal import say
 
@@ -154,15 +187,25 @@ def info(what: str, *, data_root: Path | None = None, arch: str | None = None) -
 def receptive_field(
     *,
     model: ModelFlags | None = None,
-    size: int | None = None,
-    data: str | None = None,
-    data_root: Path | None = None,
-    images: int = 64,
+    size: OfTask[int | None] = None,
+    images: OfTask[int] = 64,
+    data: OfData[str | None] = None,
+    data_root: OfData[Path | None] = None,
 ) -> int:
     """How many pixels a unit sees at each site: in theory, and effectively where --data gives images.
 
-    Of checkpoints (--ckpt), or of --arch alone, say rf29_resnet18. size: side of the image in pixels [default: that of
-    the images]; images: how many of the test images the effective field is measured on.
+    Of checkpoints (--ckpt), or of --arch alone, say rf29_resnet18.
+
+    Parameters
+    ----------
+    size
+        Side of the image in pixels [default: that of the images].
+    images
+        Number of test images that the effective field is measured on.
+    data
+        A name (see coss-eval list) or a folder: images for the effective field [default: in theory alone].
+    data_root
+        Where named datasets lie [env: COSS_DATA_ROOT].
     """
     from coss_eval.cli.describe import field_lines
     from coss_eval.cli.terminal import say

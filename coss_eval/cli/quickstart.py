@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coss_eval import evaluation, reports
+from coss_eval import evaluation, reports, tasks
 from coss_eval.cli.terminal import progress_line, say, training_line
 from coss_eval.data.open import load_dataset
 from coss_eval.probes import resolve_device
 from coss_eval.store import Store
-from coss_eval.tasks.attacks.task import Attacks
-from coss_eval.tasks.corruptions.task import Corruptions
-from coss_eval.tasks.crops.task import Crops
-from coss_eval.tasks.internal.task import Internal
-from coss_eval.tasks.probe.task import Probe
-from coss_eval.tasks.redundancy.task import Redundancy
 from coss_eval.training.loop import train
 
-# every task, with fewer images, levels and seeds than by default: the whole demonstration is to take a few minutes
-TASKS = (
-    Probe(),
-    Corruptions(),
-    Attacks(images=100, steps=10),
-    Internal(levels=(0.1, 0.3, 0.5, 0.7, 0.9), seeds=2),
-    Crops(scales=(0.5,), counts=(1, 4)),
-    Redundancy(),
-)
 METHODS = ("byol", "co-byol")
 
 
@@ -49,7 +34,9 @@ def run(out: Path, *, quiet: bool = False) -> int:
                 )
             )
     models.append(models[0].untrained(seed=0))
-    planned = evaluation.plan(models, data, tasks=TASKS, out=out, device=device)
+    # with fewer images, levels and seeds than by default: the whole demonstration is to take a few minutes
+    quick = [entry.make(**entry.quick) for entry in tasks.entries().values()]
+    planned = evaluation.plan(models, data, tasks=quick, out=out, device=device)
     if not quiet:
         say("\n".join(planned.lines()))
     with progress_line(quiet=quiet) as on_progress:

@@ -9,35 +9,69 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from coss_eval.cli.app import START, app
-from coss_eval.cli.flags import DataFlags, ModelFlags, TrainFlags
+from coss_eval.cli.app import RUN, START, TASK, app
+from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfModel, OfRun, OfTask, TrainFlags
 from coss_eval.errors import UsageError
 
 
 @app.command(group=START)
-def quickstart(*, out: Path = Path("results/quickstart"), quiet: bool = False) -> int:
-    """Train BYOL and CO-BYOL on digits, evaluate both beside an untrained network with every task, report."""
+def quickstart(*, out: OfRun[Path] = Path("results/quickstart"), quiet: OfRun[bool] = False) -> int:
+    """Train BYOL and CO-BYOL on digits, evaluate both beside an untrained network with every task, report.
+
+    Parameters
+    ----------
+    out
+        Folder of the runs and the report.
+    quiet
+        Print the last lines only.
+    """
     from coss_eval.cli.quickstart import run
 
     return run(out, quiet=quiet)
 
 
 @app.command(group=START)
-def check(*, models: ModelFlags | None = None, data: DataFlags | None = None, device: str = "auto") -> int:
-    """Dry run: key report, shapes, and one small batch through every task; nothing is kept."""
+def check(
+    *,
+    tasks: Chosen = (),
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    device: OfRun[str] = "auto",
+) -> int:
+    """Dry run: key report, shapes, and one small batch through every task; nothing is kept.
+
+    Parameters
+    ----------
+    tasks
+        Names from coss-eval list tasks, or package.module:Class for tasks of yours [default: all].
+    device
+        auto, cpu, cuda, cuda:1, ...
+    """
     from coss_eval.cli.check import check as run
 
-    return run((models or ModelFlags()).load(), (data or DataFlags()).open(), device=device)
+    return run((models or ModelFlags()).load(), (data or DataFlags()).open(), names=tasks, device=device)
 
 
 @app.command(group=START)
 def verify(
-    *, imagenet: Path | None = None, imagenet_c: Path | None = None, resnet50: Path | None = None, device: str = "auto"
+    *,
+    imagenet: OfData[Path | None] = None,
+    imagenet_c: OfData[Path | None] = None,
+    resnet50: OfModel[Path | None] = None,
+    device: OfRun[str] = "auto",
 ) -> int:
     """Self-checks that always run, and known anchors (ResNet-50 V1: 76.1 % top-1) where their data are given.
 
-    imagenet: folder with ImageNet's val/; imagenet_c: the published ImageNet-C folder; resnet50: torchvision's V1
-    weights file (otherwise torchvision's own cache or download is used).
+    Parameters
+    ----------
+    imagenet
+        Folder with ImageNet's val/.
+    imagenet_c
+        The published ImageNet-C folder.
+    resnet50
+        File of torchvision's V1 weights [default: torchvision's own cache or download].
+    device
+        auto, cpu, cuda, cuda:1, ...
     """
     from coss_eval.cli.verify import verify as run
 
@@ -47,22 +81,22 @@ def verify(
 @app.command(group=START)
 def train(
     *,
-    method: str,
-    preset: str | None = None,
+    method: OfTask[str],
+    preset: OfTask[str | None] = None,
     data: DataFlags | None = None,
-    out: Path | None = None,
+    out: OfRun[Path | None] = None,
     flags: TrainFlags | None = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
-    resume: bool = False,
-    dry_run: bool = False,
-    device: str = "auto",
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", group=TASK)] = (),
+    resume: OfRun[bool] = False,
+    dry_run: OfRun[bool] = False,
+    device: OfRun[str] = "auto",
 ) -> int:
     """Train a representation; its checkpoint goes straight into coss-eval robustness --ckpt.
 
     Parameters
     ----------
     method
-        byol, dino, mocov3, simclr, simsiam, vicreg, barlow, supervised, or one of them with the CO term: co-byol, ...
+        byol, dino, ... (see coss-eval list methods), package.module:Class, or one of them with the CO term: co-byol
     preset
         A named configuration (see coss-eval list presets) [default: a ResNet-18 for 100 epochs].
     out
@@ -73,12 +107,14 @@ def train(
         Go on from the run's last checkpoint, exactly as if it had never stopped.
     dry_run
         Two steps: parameters, FLOPs, memory, speed and the time the run would take.
+    device
+        auto, cpu, cuda, cuda:1, ...
     """
     from coss_eval.cli.terminal import say, training_line
     from coss_eval.training.config import resolve
 
     config = resolve(method, preset, **((flags or TrainFlags()).given() | _settings(set_)))
-    dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method
+    dataset, folder = (data or DataFlags()).open(), out or Path("runs") / method.replace(":", "-")
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     if first:
         say(f"{method}  {config.summary()}")
@@ -120,14 +156,14 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
 def sweep(
     what: str,
     *,
-    out: Path | None = None,
-    work: Path | None = None,
-    size: str | None = None,
-    data_root: Path | None = None,
-    job: int | None = None,
-    minutes: float | None = None,
-    list_: Annotated[bool, Parameter(name="--list")] = False,
-    device: str = "auto",
+    out: OfRun[Path | None] = None,
+    work: OfRun[Path | None] = None,
+    size: OfTask[str | None] = None,
+    data_root: OfData[Path | None] = None,
+    job: OfRun[int | None] = None,
+    minutes: OfRun[float | None] = None,
+    list_: Annotated[bool, Parameter(name="--list", group=RUN)] = False,
+    device: OfRun[str] = "auto",
 ) -> int:
     """Train and evaluate the runs of one YAML in their order, and write a page on them; the same call goes on.
 
@@ -146,9 +182,11 @@ def sweep(
     job
         Do this run only, by its number in --list: sbatch --array=1-20 ... --job $SLURM_ARRAY_TASK_ID
     minutes
-        Begin nothing that is expected to end later than so many minutes from now, by what finished runs took.
+        Begin nothing that is expected to end later than this number of minutes from now, by what finished runs took.
     list_
         Show the runs, how far they are and what they cost, write the page on what is there, train nothing.
+    device
+        auto, cpu, cuda, cuda:1, ...
     """
     from coss_eval.cli.terminal import say, training_line
     from coss_eval.sweeps import plan, report, state

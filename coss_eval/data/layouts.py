@@ -2,44 +2,110 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from coss_eval.corruptions.names import CATEGORIES, NAMES, SEVERITIES
 from coss_eval.errors import CossError
 
 # The first that is labelled is used: a labelled test split before the validation split, as people tune on the latter.
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "val", "valid", "validation")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "evaluation")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
+# as torchvision has them, and what PIL reads as well (of a GIF its first frame); others are counted and left out
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg", ".raw", ".psd")
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values", "image_bytes", "image_path")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target", "y", "category", "class_name")
+FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path", "filepath")  # of tables beside images
+
+KAGGLE_DATA, KAGGLE_SOLUTION = Path("ILSVRC/Data/CLS-LOC"), "LOC_val_solution.csv"
+IDX_FILES = {  # MNIST's
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 
 EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet and val.parquet (or test.parquet)"
 
-Layout = Literal["parquet", "tiny-imagenet", "class-folders", "corrupted-folders", "corrupted-arrays"]
-
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
 _SHARD = re.compile(r"(?P<split>[a-z]+)(-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?\.parquet")
+_CONVERTED = re.compile(r"\d{4}\.parquet")  # as the hub converts data sets: CONFIG/SPLIT/0000.parquet
+_WNID = re.compile(r"n\d{8}")
 
 
-def recognise(folder: Path) -> Layout | None:
+@dataclass(frozen=True)
+class Reading:
+    """How a person wants files to be read, where that is not the usual way."""
+
+    exif: bool = False
+    image_column: str | None = None
+    label_column: str | None = None
+    holdout: float | None = None  # share of each class for the test split, where there is one split alone
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to lay out a data set: what tells it by names alone, and what reads it ("module:function")."""
+
+    name: str
+    found: Callable[[Path], object]
+    reader: str
+
+
+def recognise(folder: Path, reading: Reading | None = None) -> Layout | None:
     """The layout of a folder of images, None where it looks like none of them."""
-    if parquet_files(folder):
-        return "parquet"
-    if (folder / "val" / "val_annotations.txt").is_file() and (folder / "val" / "images").is_dir():
-        return "tiny-imagenet"
-    if corrupted_arrays(folder):
-        return "corrupted-arrays"
-    if corrupted_folders(folder):
-        return "corrupted-folders"
-    splits = [folder / name for name in (*TRAIN_NAMES, *TEST_NAMES)]
-    if any(map(class_folders, splits)) or any(map(_holds_image_files, class_folders(folder))):
-        return "class-folders"
-    return None
+    if reading is not None and reading.image_column and tables(folder, reading):
+        return LISTED
+    return next((layout for layout in LAYOUTS if layout.found(folder)), None)
+
+
+def split_of(name: str) -> str | None:
+    """ "train" or "test" for any usual name of either, in any case; None for others."""
+    lower = name.lower()
+    return "train" if lower in TRAIN_NAMES else "test" if lower in TEST_NAMES else None
+
+
+def split_folders(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The folders inside with one of the names, in any case, in the names' order."""
+    if not folder.is_dir():
+        return []
+    inside = sorted((entry for entry in folder.iterdir() if entry.is_dir()), key=lambda entry: entry.name, reverse=True)
+    return [entry for name in names for entry in inside if entry.name.lower() == name]  # lower case sorts after upper
+
+
+def split_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    return next(iter(split_folders(folder, names)), None)
+
+
+def no_test_split(folder: Path, found: str) -> CossError:
+    return CossError(f"{folder} has no test split: expected {EXPECTED}, got {found}; or give --holdout 0.2")
+
+
+def composed(name: str) -> str:
+    """One spelling of a name with accents, which file systems write in two ways (Unicode's NFC and NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _has_class_folders(folder: Path) -> bool:
+    splits = split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))
+    return any(map(class_folders, splits)) or any(map(_holds_image_files, class_folders(folder)))
+
+
+def _is_tiny_imagenet(folder: Path) -> bool:
+    return (folder / "val" / "val_annotations.txt").is_file() and (folder / "val" / "images").is_dir()
+
+
+def _is_kaggle_imagenet(folder: Path) -> bool:
+    return (folder / KAGGLE_SOLUTION).is_file() and (folder / KAGGLE_DATA / "val").is_dir()
 
 
 def corrupted_arrays(folder: Path) -> dict[str, Path]:
@@ -77,15 +143,16 @@ def is_hidden(folder: str) -> bool:
     return folder.startswith((".", "__"))
 
 
-def image_paths(folder: Path, hidden: Counter[str] | None = None) -> Iterator[str]:
+def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[str]:
     """All images in a folder and the folders in it, in a fixed order, as paths below it with forward slashes.
 
-    Those in hidden folders are left out; ``hidden`` counts them by their folder's name.
+    ``left_out`` counts those in hidden folders by their folder's name, and images of other formats by their suffix.
     """
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if hidden is not None:
+        if left_out is not None:
             for name in filter(is_hidden, folders):
-                hidden[name] += sum(1 for _ in image_paths(Path(parent) / name))
+                left_out[name] += sum(1 for _ in image_paths(Path(parent) / name))
+            left_out.update(suffix for file in files if (suffix := Path(file).suffix.lower()) in OTHER_SUFFIXES)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
@@ -100,21 +167,41 @@ def _holds_image_files(folder: Path) -> bool:
 
 
 def parquet_files(folder: Path) -> dict[str, list[Path]]:
-    """The parquet files of each known split, in the folder or in data/, in the shards' order.
+    """The parquet files of each known split, in the shards' order.
 
-    Raises CossError where a shard of "train-00000-of-00002.parquet" is missing.
+    They lie in the folder or in data/ ("train-00000-of-00002.parquet"), or as the hub converts data sets in SPLIT/ or
+    CONFIG/SPLIT/ ("0000.parquet"), or as shards in CONFIG/. Raises CossError where a shard is missing, and for several
+    CONFIGs.
     """
-    found: dict[str, list[Path]] = defaultdict(list)
     for place in (folder, folder / "data"):
-        for file in sorted(place.glob("*.parquet")):
-            match = _SHARD.fullmatch(file.name)
-            if match and match["split"] in (*TRAIN_NAMES, *TEST_NAMES):
-                found[match["split"]].append(file)
-        if found:
-            break
+        if found := _shards(place) or _converted(place):
+            return found
+    inside = {entry: found for entry in class_folders(folder) if (found := _shards(entry) or _converted(entry))}
+    if len(inside) > 1:
+        names = ", ".join(entry.name for entry in inside)
+        raise CossError(f"{folder} holds several configurations ({names}): give the folder of one of them")
+    return next(iter(inside.values()), {})
+
+
+def _shards(place: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file in sorted(place.glob("*.parquet")):
+        match = _SHARD.fullmatch(file.name)
+        if match and split_of(match["split"]):
+            found[match["split"]].append(file)
     for split, files in found.items():
         _check_shards(split, files)
     return dict(found)
+
+
+def _converted(place: Path) -> dict[str, list[Path]]:
+    """SPLIT/0000.parquet, SPLIT/0001.parquet, ..., or one file of the split's own name in it."""
+    found = {}
+    for entry in split_folders(place, (*TRAIN_NAMES, *TEST_NAMES)):
+        files = sorted(file for file in entry.glob("*.parquet") if _CONVERTED.fullmatch(file.name))
+        if files or (files := _shards(entry).get(entry.name.lower(), [])):
+            found[entry.name.lower()] = files
+    return found
 
 
 def _check_shards(split: str, files: list[Path]) -> None:
@@ -127,3 +214,118 @@ def _check_shards(split: str, files: list[Path]) -> None:
             f"the {split} shards in {files[0].parent} are not complete: expected {split}.parquet alone or all {total} "
             f"of {split}-*-of-{total:05d}.parquet, got {len(files)}: {', '.join(file.name for file in files[:4])}"
         )
+
+
+def arrow_files(folder: Path) -> dict[str, list[Path]]:
+    """The Arrow files by split, as ``datasets.save_to_disk`` writes them; without splits they are the test split."""
+    places = {entry.name: entry for entry in class_folders(folder) if (entry / "state.json").is_file()}
+    if not places and (folder / "state.json").is_file():
+        places = {"test": folder}
+    found = {}
+    for name, place in places.items():
+        try:
+            files = [
+                place / str(one["filename"]) for one in json.loads((place / "state.json").read_text())["_data_files"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CossError(f"cannot read {place / 'state.json'}: it names no data files") from error
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise CossError(f"{place / 'state.json'} names {missing[0]}, which is not there")
+        if files and split_of(name):
+            found[name.lower()] = files
+    return found
+
+
+def idx_folder(folder: Path) -> Path | None:
+    """Where MNIST's own files lie: in the folder, in raw/, or in NAME/raw/, as torchvision has them."""
+    places = (folder, folder / "raw", *(entry / "raw" for entry in class_folders(folder)))
+    return next((place for place in places if any(place.glob("t10k-images?idx3-ubyte*"))), None)
+
+
+class ImageTable(NamedTuple):
+    """A table beside images: its file, the folder that it stands for, and its columns."""
+
+    file: Path
+    place: Path
+    image: str
+    label: str
+
+
+def tables(folder: Path, reading: Reading | None = None) -> list[ImageTable]:
+    """The tables (CSV, TSV, JSON lines) that name images and classes: of each split's folder, else of the folder."""
+    wanted = reading or Reading()
+    images = (wanted.image_column,) if wanted.image_column else FILE_COLUMNS
+    labels = (wanted.label_column,) if wanted.label_column else LABEL_COLUMNS
+    splits = split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))
+    for places in (splits, [folder]):
+        found = [table for place in places if (table := _table_in(folder, place, images, labels)) is not None]
+        if found:
+            return found
+    return []
+
+
+def _table_in(root: Path, place: Path, images: Sequence[str], labels: Sequence[str]) -> ImageTable | None:
+    """The first table in a folder that has both columns, and whose first row names a file that is there."""
+    for file in sorted(file for file in place.iterdir() if file.suffix.lower() in (".csv", ".tsv", ".jsonl")):
+        try:
+            with file.open(encoding="utf-8-sig", newline="") as lines:
+                if file.suffix == ".jsonl":
+                    first = json.loads(next(lines, "{}"))
+                else:
+                    first = next(csv.DictReader(lines, delimiter=delimiter(file)), {})
+        except (OSError, ValueError, csv.Error):
+            continue  # no table: the folder is told as what else it may be
+        if not isinstance(first, dict):
+            continue
+        image, label = (next((name for name in names if name in first), None) for names in (images, labels))
+        if image and label and (root / listed_path(root, place, str(first[image]))).is_file():
+            return ImageTable(file, place, image, label)
+    return None
+
+
+def listed_path(root: Path, place: Path, name: str) -> str:
+    """A table's file name as a path below the root: relative to the table, or to images/ beside it."""
+    for folder in (place, place / "images"):
+        if (folder / name).is_file():
+            return (folder / name).relative_to(root).as_posix()
+    return (place / name).relative_to(root).as_posix()
+
+
+def delimiter(file: Path) -> str:
+    return "\t" if file.suffix.lower() == ".tsv" else ","
+
+
+def _listed(folder: Path) -> list[ImageTable]:
+    """Its tables, where folders do not say the classes: a set of class folders may have a table of its own."""
+    places = [folder, *split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))]
+    if any(len([entry for entry in class_folders(place) if _holds_image_files(entry)]) > 1 for place in places[1:]):
+        return []
+    return tables(folder)
+
+
+def flat_val_labels(folder: Path) -> Path | None:
+    """The text file beside a val/ without folders that has a wnid on each line, alone or after the file's name."""
+    val = folder / "val"
+    if not val.is_dir() or class_folders(val) or not _holds_image_files(val):
+        return None
+    for file in sorted(folder.glob("*.txt")):
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            words = next(lines, "").split()
+        if words and _WNID.fullmatch(words[-1]) and len(words) <= 2:
+            return file
+    return None
+
+
+LISTED = Layout("listed", _listed, "listed:listed")
+LAYOUTS = (  # the first that is found counts
+    Layout("parquet", parquet_files, "columns:parquet"),
+    Layout("saved-to-disk", arrow_files, "columns:saved_to_disk"),
+    Layout("idx", idx_folder, "arrays:idx"),
+    Layout("tiny-imagenet", _is_tiny_imagenet, "folders:tiny_imagenet"),
+    Layout("kaggle-imagenet", _is_kaggle_imagenet, "listed:kaggle_imagenet"),
+    Layout("flat-imagenet", flat_val_labels, "listed:flat_imagenet"),
+    Layout("corrupted-arrays", corrupted_arrays, "corrupted:corrupted_arrays"),
+    Layout("corrupted-folders", corrupted_folders, "corrupted:corrupted_folders"),
+    LISTED,
+    Layout("class-folders", _has_class_folders, "folders:class_folders"),
+)

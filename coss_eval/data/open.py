@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from coss_eval.data.dataset import Dataset as Dataset
-from coss_eval.data.layouts import EXPECTED, Layout, class_folders, recognise
+from coss_eval.data.layouts import EXPECTED, Reading, class_folders, recognise
 from coss_eval.errors import CossError, UsageError, unknown_name
 
 BUILT_IN = {
@@ -31,7 +31,7 @@ def names(root: str | os.PathLike[str] | None = None) -> dict[str, str]:
     """What ``load_dataset`` knows by name, each with a few words: the built-in names and the folders in the root."""
     folder = _root(root)
     found = {entry.name: layout for entry in class_folders(folder) if (layout := recognise(entry))} if folder else {}
-    return BUILT_IN | {name: f"{layout} in {folder}" for name, layout in found.items()}
+    return BUILT_IN | {name: f"{layout.name} in {folder}" for name, layout in found.items()}
 
 
 def load_dataset(
@@ -42,18 +42,27 @@ def load_dataset(
     classes: Sequence[str] | None = None,
     clean: str | os.PathLike[str] | Dataset | None = None,
     exif: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    holdout: float | None = None,
 ) -> Dataset:
     """Open a dataset: a built-in name, a path, or the name of a folder in ``root`` (else in $COSS_DATA_ROOT).
 
-    Layouts: class folders under train/ and val/ or test/, class folders alone (a test split only), Tiny-ImageNet's
-    own, Hugging Face parquet; see ``names``. With ``skip_bad_images`` its splits leave out what cannot be read.
+    Layouts: class folders under train/ and val/ or test/, class folders alone (a test split only), a table of files and
+    classes beside the images, Hugging Face's parquet, save_to_disk and metadata.csv, Tiny-ImageNet's own, ImageNet's
+    flat val with its labels, MNIST's idx files, an .npz file of arrays. ``image_column`` and ``label_column`` name the
+    columns of a table where they have unusual names. ``holdout`` takes that share of each class for the test split,
+    chosen by hashed id, where a set has no such split of its own.
+    With ``skip_bad_images`` its splits leave out what cannot be read.
     ``classes`` keeps the images of these classes only. A ready-made corruption benchmark (ImageNet-C, Tiny-ImageNet-C,
     CIFAR-10-C) opens as a Benchmark, and ``clean`` names the dataset it was made from: see ``benchmark.with_clean``.
     Photographs are read as they are stored; ``exif`` turns them as their EXIF orientation says. What is unusual about
     how it is read is in ``notes``. A dataset is what lay there when it was opened: open it again after changing files.
     Raises UsageError for an unknown name or a missing folder, CossError for a dataset that cannot be used.
     """
-    data = _open(str(name_or_path), _root(root), exif)
+    data = _open(str(name_or_path), _root(root), Reading(exif, image_column, label_column, holdout))
+    if holdout is not None:
+        data = _held_out(data, holdout)
     if skip_bad_images:
         train = replace(data.train, skip_bad_images=True) if data.train else None
         data = replace(data, train=train, test=replace(data.test, skip_bad_images=True))
@@ -85,37 +94,40 @@ def read_classes(file: str | os.PathLike[str]) -> list[str]:
     return classes
 
 
-def _open(name: str, root: Path | None, exif: bool) -> Dataset:
+def _open(name: str, root: Path | None, reading: Reading) -> Dataset:
     if name == "digits":
-        from coss_eval.data.formats import digits
+        from coss_eval.data.formats.arrays import digits
 
         return digits()
     places = [Path(name).expanduser()] + ([root / name] if root else [])
     if name == "imagenet" and root and (root / "val").is_dir():
         places.append(root)
     for place in places:
-        if place.is_dir() and (layout := recognise(place)):
-            return _open_folder(place.resolve(), layout, exif)
+        if place.is_dir() and (layout := recognise(place, reading)):
+            module, _, function = layout.reader.partition(":")
+            read = getattr(import_module(f"coss_eval.data.formats.{module}"), function)
+            data: Dataset = read(place.resolve(), reading)
+            return data
+        if place.is_file() and place.suffix == ".npz":
+            from coss_eval.data.formats.arrays import npz
+
+            return npz(place)
     if name in BUILT_IN and name != "imagenet":
         from coss_eval.data.torchvision_sets import torchvision_dataset
 
         if root is None:
             raise UsageError(f"{name} needs the folder that holds its files: pass --data-root or set COSS_DATA_ROOT")
-        return torchvision_dataset(name, [root, root / name], exif=exif)
+        return torchvision_dataset(name, [root, root / name], exif=reading.exif)
     raise _not_found(name, places, root)
 
 
-def _open_folder(folder: Path, layout: Layout, exif: bool) -> Dataset:
-    from coss_eval.data import benchmark_files, formats
-
-    readers: dict[Layout, Callable[[Path], Dataset]] = {
-        "parquet": partial(formats.parquet, exif=exif),
-        "tiny-imagenet": partial(formats.tiny_imagenet, exif=exif),
-        "class-folders": partial(formats.class_folders, exif=exif),
-        "corrupted-folders": benchmark_files.corrupted_folders,
-        "corrupted-arrays": benchmark_files.corrupted_arrays,
-    }
-    return readers[layout](folder)
+def _held_out(data: Dataset, share: float) -> Dataset:
+    """A share of each class of the only split as the test split, the rest as the training split."""
+    if data.train is not None:
+        raise UsageError(f"{data.name} has a test split of its own: leave --holdout out")
+    rest, held = data.test.holdout(share)
+    note = f"{100 * share:g} % of each class are the test split, chosen by hashed id: the set has no split of its own"
+    return replace(data, train=replace(rest, name="train"), test=held, notes=(*data.notes, note))
 
 
 def _not_found(name: str, places: list[Path], root: Path | None) -> CossError:
@@ -125,7 +137,7 @@ def _not_found(name: str, places: list[Path], root: Path | None) -> CossError:
             shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "") if entries else "an empty folder"
             return CossError(f"{place} is no dataset: expected {EXPECTED}, got {shown}")
         if place.is_file():
-            return UsageError(f"{place} is a file; pass the folder that holds it: expected {EXPECTED}")
+            return UsageError(f"{place} is a file; pass the folder that holds it ({EXPECTED}), or arrays in .npz")
     if name == "imagenet":
         return UsageError(
             "imagenet needs a folder imagenet/ with train/ and val/: pass --data-root or set COSS_DATA_ROOT"

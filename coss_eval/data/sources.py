@@ -90,16 +90,20 @@ class ParquetRows:
         self._files = [str(file) for file in files]
         self._column = column
         self.place, self.parallel = f"{column} of {self._files[0]}", False  # a row group is held for the next row
-        groups = [
-            (number, group, metadata.row_group(group).num_rows)
-            for number, metadata in enumerate(map(pq.read_metadata, self._files))
-            for group in range(metadata.num_row_groups)
-        ]
+        groups = self._row_groups()
         self._groups = [(number, group) for number, group, _ in groups]
         self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
         in_file = np.bincount([number for number, _, _ in groups], [rows for _, _, rows in groups])
         self._file_ends = np.cumsum(in_file).astype(np.int64)
         self._held: tuple[int, pa.ChunkedArray] | None = None
+
+    def _row_groups(self) -> list[tuple[int, int, int]]:
+        """(file, group in it, rows) of each row group, in order."""
+        return [
+            (number, group, metadata.row_group(group).num_rows)
+            for number, metadata in enumerate(map(pq.read_metadata, self._files))
+            for group in range(metadata.num_row_groups)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": None}
@@ -116,14 +120,20 @@ class ParquetRows:
         ]
         return np.array(found, np.uint64)
 
-    def open(self, index: int) -> BinaryIO:
+    def has_bytes(self, index: int) -> bool:
+        """Whether a row has an image; tables of paths have none in any row."""
+        return bool(self._image(index).is_valid)
+
+    def _image(self, index: int) -> Any:
         group = int(np.searchsorted(self._ends, index, side="right"))
         if self._held is None or self._held[0] != group:
             self._held = (group, self._read(group))
-        rows = self._held[1]
-        image = rows[index - int(self._ends[group])]  # counted from the group's end: the offset is negative
+        return self._held[1][index - int(self._ends[group])]  # counted from the group's end: the offset is negative
+
+    def open(self, index: int) -> BinaryIO:
+        image = self._image(index)
         if not image.is_valid:
-            raise ValueError("no bytes in the parquet file")
+            raise ValueError("no bytes in the file")
         return io.BytesIO(image.as_buffer())
 
     def _read(self, group: int) -> pa.ChunkedArray:
@@ -131,5 +141,22 @@ class ParquetRows:
         # use_threads=False: this also runs in forked workers
         with pq.ParquetFile(self._files[number], memory_map=True) as file:
             table = file.read_row_group(group_in_file, columns=[self._column], use_threads=False)
+        column, _, field = self._column.partition(".")
+        return pc.struct_field(table[column], field) if field else table[column]
+
+
+class ArrowRows(ParquetRows):
+    """The image column of Arrow files, as ``datasets.save_to_disk`` writes them: mapped, each of them one group."""
+
+    @staticmethod
+    def mapped(file: str) -> pa.Table:
+        """The whole table of a file; its columns stay on disk until they are read."""
+        return pa.ipc.open_stream(pa.memory_map(file)).read_all()
+
+    def _row_groups(self) -> list[tuple[int, int, int]]:
+        return [(number, 0, len(self.mapped(file))) for number, file in enumerate(self._files)]
+
+    def _read(self, group: int) -> pa.ChunkedArray:
+        table = self.mapped(self._files[self._groups[group][0]])
         column, _, field = self._column.partition(".")
         return pc.struct_field(table[column], field) if field else table[column]

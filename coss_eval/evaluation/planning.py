@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
 
 from coss_eval.checkpoints.load import load_model, normalisation_check
 from coss_eval.checkpoints.normalisation import normalisation_line
@@ -18,7 +17,7 @@ from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset, load_dataset
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.reuse import Known, known
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
 from coss_eval.probes import resolve_device
 from coss_eval.probes.behaviour import Behaviour, batch_dependence, observe, refusal
@@ -26,11 +25,8 @@ from coss_eval.probes.forward import ready
 from coss_eval.runtime.code_identity import UNKNOWN, code_identity
 from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell, Store
-from coss_eval.tasks import NAMES, task_class
+from coss_eval.tasks import entries, entry
 from coss_eval.tasks.task import Settings, Subject, Task
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def plan(
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
-    chosen = [task_class(task)() if isinstance(task, str) else task for task in tasks or NAMES]
+    chosen = [entry(task).make() if isinstance(task, str) else task for task in tasks or entries()]
     _refuse_unknown_code(chosen)
     if isinstance(dataset, Benchmark) and (others := [task.name for task in chosen if not task.reads_benchmarks]):
         raise UsageError(f"{dataset.name} holds corrupted images: it is for the task corruptions, not {others[0]}")
@@ -238,7 +234,7 @@ def _model_lines(model: Model) -> list[str]:
 
 
 def _assumed(model: Model) -> bool:
-    return model.preprocessing.source.startswith("ASSUMED")
+    return model.preprocessing.said_by is None
 
 
 def _warnings(subjects: list[Subject]) -> list[str]:
@@ -258,7 +254,7 @@ def _forward_seconds(subject: Subject) -> float:
     """Seconds a forward pass takes for one image, up-sampling included, timed on one small batch."""
     split, device, model = subject.data.test, subject.settings.device, subject.model
     images = next(subject.batches(split.subset(range(min(32, len(split)))))).images
-    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    network = model.encoder()
     with ready(network, device), torch.inference_mode():  # moved outside it: parameters moved inside get no gradients
         return seconds_of(partial(network, to_float(images)), device) / len(images)
 

@@ -45,8 +45,10 @@ class Known:
 
 def known(model: Model, size: Sequence[int], seen: Behaviour | None, runs: Sequence[Mapping[str, Any]]) -> Known:
     """What ``runs``, a folder's run.json, have of a network that showed ``seen`` on images of (height, width)."""
-    if seen is None or not seen.finite:
+    if seen is None:
         return Known(model)
+    if not seen.finite:  # whatever was stored of a network that gave numbers is not this one's
+        return Known(model, "NaN", frozenset({"NaN"}), "NaN")
     network = _digest({"model": model.protocol(), "image_size": list(size)})
     values = [[float(f"{value:.6g}") for value in row] for row in seen.outputs.tolist()]
     name = _digest({"network": network, "values": values})

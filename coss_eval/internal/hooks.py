@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coss_eval.errors import UsageError
 from coss_eval.internal.corruption import Corruption, check_level
 from coss_eval.models.backbone import Backbone, as_locations
-from coss_eval.models.hooks import captured, device_of, find_site
+from coss_eval.models.hooks import captured, device_of, find_site, replaced
 
 
 class HasBackbone(Protocol):
@@ -55,14 +55,11 @@ def corrupted(
     check_level(kind, level)
     images = Images(ids)
 
-    def damage(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def damage(output: Tensor) -> Tensor:
         return corruption.apply(output, corruption.draw(output, images.ids), level)
 
-    handle = backbone.get_submodule(place.module).register_forward_hook(damage)
-    try:
+    with replaced(backbone, place, damage):
         yield images
-    finally:
-        handle.remove()
 
 
 @torch.inference_mode()

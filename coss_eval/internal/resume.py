@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from coss_eval.models.backbone import Backbone, Site
-from coss_eval.models.hooks import captured
+from coss_eval.models.hooks import captured, replaced
 
 
 class Resume(NamedTuple):
@@ -88,11 +88,8 @@ def _full_forward(backbone: Backbone, site: Site) -> Callable[[Tensor, Tensor], 
     """The whole network from the pixels, with the site's output replaced."""
 
     def run(pixels: Tensor, activations: Tensor) -> Tensor:
-        hook = backbone.get_submodule(site.module).register_forward_hook(lambda *_: activations)
-        try:
+        with replaced(backbone, site, lambda _: activations):
             global_: Tensor = backbone(pixels)
-            return global_
-        finally:
-            hook.remove()
+        return global_
 
     return run

@@ -179,7 +179,4 @@ class _Tally:
 
 def _correct(classifier: Classifier, global_: Tensor, labels: Tensor) -> Tensor:
     """Which images the classifier's head names right, bool (B,)."""
-    logits: Tensor = classifier.head(global_)
-    if classifier.class_map is not None:
-        logits = logits[:, classifier.class_map]
-    return logits.argmax(1) == labels
+    return classifier.logits(global_).argmax(1) == labels

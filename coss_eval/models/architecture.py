@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isqrt
-from typing import Any, Literal
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -16,11 +16,11 @@ from torchvision.models import VisionTransformer
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.families import Pooling
+from coss_eval.models.choices import Pooling, Stem
+from coss_eval.models.families import has_resnet_stem
+from coss_eval.models.rf_resnet import is_rf_resnet
+from coss_eval.models.trial import takes_any_size, try_sizes
 from coss_eval.randomness import seeded_init
-
-Stem = Literal["imagenet", "cifar", "solo-cifar", "lightly-cifar"]
-STEMS: tuple[Stem, ...] = ("imagenet", "cifar", "solo-cifar", "lightly-cifar")
 
 # (bottleneck, blocks, groups, inner width of stage 1 in units of the stem's) to torchvision's name
 RESNETS = {
@@ -57,7 +57,7 @@ class Architecture:
     """``arch``: a name that zoo.network knows, or "vit_d384_l12_h6_p16": a plain ViT's dim, blocks, heads and patch.
     "torchvision:NAME" is NAME.
 
-    ``stem``: as zoo.network has it, or "lightly-cifar": the 3x3 stem without its ReLU. ``img_size``: the side a ViT's
+    ``stem``: see ``use_cifar_stem``. ``img_size``: the side a ViT's
     position embedding is made for. ``pooling``: the global representation of token sequences. ``local``, ``global_``:
     the modules whose outputs are the representations, where a caller names them (see ``wrap``).
     """
@@ -72,8 +72,18 @@ class Architecture:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", self.arch.removeprefix("torchvision:"))
-        if self.stem not in STEMS:
-            raise unknown_name("stem", self.stem, STEMS)
+        if self.stem not in get_args(Stem):
+            raise unknown_name("stem", self.stem, get_args(Stem))
+
+    @property
+    def own(self) -> bool:
+        """Whether a person's own factory makes the network."""
+        return zoo.is_own(self.arch)
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether it is torchvision's ViT, which is built for images of one side."""
+        return self.arch in VITS.values() or VIT_SPEC.fullmatch(self.arch) is not None
 
     def network(self, seed: int | None = 0, num_classes: int | None = None) -> nn.Module:
         """The bare network with random weights; ``seed`` None draws from torch's CPU generator as it stands."""
@@ -81,13 +91,9 @@ class Architecture:
         if spec:
             with seeded_init(seed) if seed is not None else nullcontext():
                 return _plain_vit(*map(int, spec.groups()), side=self.img_size or 224, classes=num_classes or 1000)
-        stem: Any = "cifar" if self.stem == "lightly-cifar" else self.stem
-        made = zoo.network(
-            self.arch, stem=stem, width=self.width, img_size=self.img_size, num_classes=num_classes, seed=seed
+        return zoo.network(
+            self.arch, stem=self.stem, width=self.width, img_size=self.img_size, num_classes=num_classes, seed=seed
         )
-        if self.stem == "lightly-cifar":
-            made.relu = nn.Identity()  # the only one outside the blocks
-        return made
 
     def backbone(self, seed: int | None = None) -> Backbone:
         """A Backbone of this architecture with random weights; see ``network``."""
@@ -108,6 +114,30 @@ class Architecture:
         """What stands beside the name in a protocol: the fields that are not at their default."""
         defaults = asdict(Architecture(self.arch))
         return {key: value for key, value in asdict(self).items() if value != defaults[key] and key != "img_size"}
+
+
+def built_for_a_side(arch: str, side: int) -> bool:
+    """Whether a network has to be told the side of its images before it is built, as ViTs do.
+
+    Of torchvision's and timm's that is known; a person's own runs once, at ``side`` and at a larger one.
+    """
+    architecture = Architecture(arch)
+    if architecture.own:
+        network = architecture.network()
+        try:
+            example, _ = try_sizes(network, (side,))
+        except UsageError:  # it is for another side, and will say so
+            return False
+        return not takes_any_size(network, example)
+    return architecture.is_vit or (arch.startswith("timm:") and zoo.fixed_side_in_timm(arch.removeprefix("timm:")))
+
+
+def takes_stem(arch: str) -> bool:
+    """Whether a network has the ResNet's stem, for which a preset may name another; a person's own is left as it is."""
+    architecture = Architecture(arch)
+    if arch.startswith("timm:"):
+        return has_resnet_stem(architecture.network())
+    return architecture.arch in RESNETS.values() or is_rf_resnet(architecture.arch)
 
 
 def _plain_vit(dim: int, blocks: int, heads: int, patch: int, *, side: int, classes: int) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from coss_eval.data.batches import Geometry
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Representations
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from coss_eval.models.choices import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 
 
 @dataclass(frozen=True)
@@ -22,15 +20,21 @@ class Preprocessing:
     """What a network expects of its input, and where that knowledge comes from.
 
     ``img_size`` is the side the network needs: larger or smaller pixels are resized inside the Classifier; None
-    means that it takes any size. ``source`` is "flag", "checkpoint", "layout" or "ASSUMED (ImageNet)".
+    means that it takes any size. ``said_by``: who says mean and std ("flag", "checkpoint", "layout", ...); None where
+    nobody does, and ImageNet's are assumed.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     img_size: int | None = None
     crop_pct: float = 0.875
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    source: str = "ASSUMED (ImageNet)"
+    interpolation: Interpolation = "bilinear"
+    said_by: str | None = None
+
+    @property
+    def source(self) -> str:
+        """``said_by`` in words, for people."""
+        return self.said_by or "ASSUMED (ImageNet)"
 
     @property
     def geometry(self) -> Geometry:
@@ -38,14 +42,15 @@ class Preprocessing:
         return Geometry(self.img_size or 224, self.crop_pct, self.interpolation)
 
     def protocol(self) -> dict[str, Any]:
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "source"}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "said_by"}
 
 
 class Classifier(nn.Module):
     """float32 pixels (B, 3, H, W) in [0, 1] to logits (B, K).
 
     ``class_map`` (K,) restricts the head's logits to the dataset's classes, in the dataset's order. ``origin`` says
-    where the head comes from ("own head", "linear probe, strength 0.1", ...) and goes into every report.
+    where the head comes from ("own head", "linear probe, strength 0.1", ...) and goes into every report; ``fitted``,
+    that it was fitted on the dataset's training images.
     """
 
     mean: Tensor
@@ -60,15 +65,21 @@ class Classifier(nn.Module):
         *,
         class_map: Tensor | None = None,
         origin: str = "own head",
+        fitted: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.preprocessing, self.origin = backbone, head, preprocessing, origin
+        self.backbone, self.head, self.preprocessing = backbone, head, preprocessing
+        self.origin, self.fitted = origin, fitted
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
         self.register_buffer("class_map", class_map)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(self.normalise(pixels)))
+        return self.logits(self.backbone(self.normalise(pixels)))
+
+    def logits(self, representations: Tensor) -> Tensor:
+        """Global representations (B, D') to the logits (B, K) of the dataset's classes."""
+        logits: Tensor = self.head(representations)
         return logits if self.class_map is None else logits[:, self.class_map]
 
     def represent(self, pixels: Tensor) -> Representations:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Layout, Site, as_locations
-
-Stem = Literal["imagenet", "cifar", "solo-cifar"]
-STEM_PADDING = {"cifar": 1, "solo-cifar": 2}  # solo-learn pads its 3x3 stem by 2, which no weight's shape tells
+from coss_eval.models.choices import Pooling, Stem
 
 T = TypeVar("T")
-Pooling = Literal["own", "mean"]
-"""How tokens become the global representation: the network's own way, or the mean of the patch tokens."""
 
 
 class ResNetBackbone(Backbone):
@@ -183,11 +179,21 @@ def _stages(modules: Sequence[str], layout: Layout, prefix_tokens: int = 0) -> t
     return tuple(Site(f"stage{i}", module, layout, prefix_tokens) for i, module in enumerate(modules, start=1))
 
 
+def has_resnet_stem(network: nn.Module) -> bool:
+    """Whether a network begins as a ResNet does: one convolution, and a max-pool further on."""
+    return isinstance(getattr(network, "conv1", None), nn.Conv2d) and hasattr(network, "maxpool")
+
+
 def use_cifar_stem(network: Any, stem: Stem) -> None:
-    """Give a ResNet a 3x3 stride-1 first convolution and no max-pool, for images of some 32 px."""
-    first = getattr(network, "conv1", None)
-    if not isinstance(first, nn.Conv2d) or not hasattr(network, "maxpool"):
+    """Give a ResNet a 3x3 stride-1 first convolution and no max-pool, for images of some 32 px.
+
+    "solo-cifar" pads it by 2, as solo-learn has it (no weight's shape tells), "lightly-cifar" leaves the ReLU out.
+    """
+    if not has_resnet_stem(network):
         raise UsageError(f"stem {stem!r} is for ResNets, not for {type(network).__name__}; leave --stem out")
-    network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=STEM_PADDING[stem], bias=False)
+    first, padding = network.conv1, 2 if stem == "solo-cifar" else 1
+    network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=padding, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
+    if stem == "lightly-cifar":
+        network.relu = nn.Identity()  # the only one outside the blocks

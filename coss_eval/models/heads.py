@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from coss_eval.errors import UsageError
-from coss_eval.models.model import HeadChoice, Model
+from coss_eval.models.choices import HeadChoice
+from coss_eval.models.model import Model
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,6 +11,25 @@ from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site
+
+Hook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
+"""Called after a module's forward pass with the module, its arguments and its output; it may return another output."""
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
+    """Each module with its hook while open."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def replaced(backbone: Backbone, site: Site, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, every forward pass goes on from the site with ``replace`` of its output."""
+    with hooked([(backbone.get_submodule(site.module), lambda _module, _args, output: replace(output))]):
+        yield
 
 
 @contextmanager
@@ -21,14 +40,28 @@ def captured(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[str, Te
     """
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor) -> None:
-        outputs[name] = output.clone()
+    def keep(site: Site) -> Hook:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+            outputs[site.name] = output.clone()
 
-    with ExitStack() as stack:
-        for site in sites:
-            module = backbone.get_submodule(site.module)
-            hook = module.register_forward_hook(lambda _module, _inputs, output, name=site.name: keep(name, output))
-            stack.callback(hook.remove)
+        return hook
+
+    with hooked((backbone.get_submodule(site.module), keep(site)) for site in sites):
+        yield outputs
+
+
+@contextmanager
+def outputs_of(network: nn.Module, names: set[str]) -> Iterator[dict[str, Any]]:
+    """The last output of each named module, filled in by the forward passes run inside; no copies."""
+    outputs: dict[str, Any] = {}
+
+    def keep(name: str) -> Hook:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            outputs[name] = output
+
+        return hook
+
+    with hooked((module, keep(name)) for name, module in network.named_modules() if name in names):
         yield outputs
 
 
@@ -54,8 +87,8 @@ def finite_outputs(*modules: nn.Module) -> Iterator[Callable[[], str | None]]:
     first: dict[int, Any] = {}  # the number of the first bad pass by module, 0 where there is none
     passes = dict.fromkeys(range(len(modules)), 0)
 
-    def watch(place: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def watch(place: int) -> Hook:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             if not isinstance(output, Tensor):  # while a tracer looks on
                 return
             passes[place] += 1
@@ -71,9 +104,5 @@ def finite_outputs(*modules: nn.Module) -> Iterator[Callable[[], str | None]]:
                 return f"batch {found} of the {passes[place]} that passed through it"
         return None
 
-    handles = [module.register_forward_hook(watch(place)) for place, module in enumerate(modules)]
-    try:
+    with hooked((module, watch(place)) for place, module in enumerate(modules)):
         yield where
-    finally:
-        for handle in handles:
-            handle.remove()

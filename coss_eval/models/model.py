@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import CossError
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.choices import HeadChoice
+from coss_eval.models.classifier import Classifier, Preprocessing
 from coss_eval.randomness import seeded_init
 from coss_eval.runtime.code_identity import code_identity
 
 if TYPE_CHECKING:  # it builds networks, and their builder needs seeded_init
     from coss_eval.models.architecture import Architecture
-
-HeadChoice = Literal["auto", "own", "probe"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,10 @@ class Model:
     def identified(self) -> Model:
         """This model under the identity of what it is now: weights may have been changed in place, and code edited."""
         return replace(self, sha256=weights_sha256(self.backbone, self.head), code=self._code())
+
+    def encoder(self) -> Classifier:
+        """Pixels in [0, 1] to global representations: a classifier without a head."""
+        return Classifier(self.backbone, nn.Identity(), self.preprocessing, origin="no head")
 
     def _code(self) -> str | None:
         """Of the factory that made the network, and of every class in it."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.models.families import Stem, use_cifar_stem
+from coss_eval.models.choices import Stem
+from coss_eval.models.families import use_cifar_stem
 
 Strides = Literal["torchvision", "v1"]
 Kept = tuple[int, int, int, int]
@@ -223,6 +224,11 @@ SPEC = re.compile(
 
 
 SIZE = re.compile(r"rf(?P<rf>\d+)_resnet(?P<depth>\d+)")
+
+
+def is_rf_resnet(arch: str) -> bool:
+    """Whether ``from_name`` knows the name."""
+    return arch in PRESETS or SIZE.fullmatch(arch) is not None or SPEC.fullmatch(arch) is not None
 
 
 def from_name(arch: str, *, stem: Stem = "imagenet", width: int = 64, num_classes: int = 1000) -> RFResNet | None:

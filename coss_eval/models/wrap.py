@@ -11,9 +11,9 @@ from torchvision.models import ConvNeXt, ResNet, SwinTransformer, VisionTransfor
 
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site
+from coss_eval.models.choices import Pooling
 from coss_eval.models.families import (
     ConvNeXtBackbone,
-    Pooling,
     ResNetBackbone,
     SwinBackbone,
     TimmBackbone,
@@ -21,18 +21,11 @@ from coss_eval.models.families import (
     four_groups,
     layout_of,
 )
-from coss_eval.models.generic import (
-    Cut,
-    as_linear,
-    evaluating,
-    find_head,
-    generic_backbone,
-    outputs_of,
-    run,
-    takes_any_size,
-    try_sizes,
-)
+from coss_eval.models.find_head import as_linear, find_head
+from coss_eval.models.generic import Cut, generic_backbone
+from coss_eval.models.hooks import outputs_of
 from coss_eval.models.rf_resnet import RFResNet
+from coss_eval.models.trial import evaluating, run, takes_any_size, try_sizes
 
 TIMM_INTERFACE = ("forward_features", "forward_head", "feature_info", "pretrained_cfg", "get_classifier")
 

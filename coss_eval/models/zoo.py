@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,14 +16,17 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import vision_transformer
 
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone
+from coss_eval.models.choices import Pooling, Stem
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.families import Pooling, Stem, use_cifar_stem
+from coss_eval.models.families import use_cifar_stem
 from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
 from coss_eval.models.wrap import wrap as wrap
 from coss_eval.randomness import seeded_init
+from coss_eval.runtime.imports import current_directory_first, imported
 
 SCALABLE = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # names that its published files still use
@@ -52,10 +52,9 @@ def network(
 
     ``arch``: a torchvision classification architecture, "timm:NAME", an RF-ResNet (see ``rf_resnet.from_name``), or
     "package.module:factory" (a class or function that takes no arguments; modules in the current directory are found).
-    ``stem`` "cifar" is a 3x3 stride-1 convolution without max-pool, "solo-cifar" the same padded by 2, as solo-learn
-    has it. ``width``: planes of a ResNet's first stage. ``num_classes`` None keeps the architecture's default, and a
-    factory decides for itself. ``seed`` None draws from torch's CPU generator as it stands; with an int that is left
-    untouched.
+    ``stem``: see ``use_cifar_stem``. ``width``: planes of a ResNet's first stage. ``num_classes`` None keeps the
+    architecture's default, and a factory decides for itself. ``seed`` None draws from torch's CPU generator as it
+    stands; with an int that is left untouched.
     """
     arch = arch.removeprefix("torchvision:")
     with seeded_init(seed) if seed is not None else nullcontext():
@@ -66,29 +65,13 @@ def network(
             return _scaled_network(arch, stem, width, num_classes)
         if arch.startswith("timm:"):
             made = _timm_network(arch.removeprefix("timm:"), num_classes, img_size)
-        elif ":" in arch:
+        elif is_own(arch):
             made = _own_network(arch)
         else:
             made = _torchvision_network(arch, num_classes, img_size)
         if stem != "imagenet":
             use_cifar_stem(made, stem)
         return made
-
-
-def build(
-    arch: str,
-    *,
-    stem: Stem = "imagenet",
-    width: int = 64,
-    num_classes: int | None = None,
-    img_size: int | None = None,
-    pooling: Pooling = "own",
-    seed: int | None = 0,
-) -> tuple[Backbone, nn.Module | None]:
-    """A Backbone with random weights, and a random head of ``num_classes`` where that is given; see ``network``."""
-    made = network(arch, stem=stem, width=width, num_classes=num_classes, img_size=img_size, seed=seed)
-    backbone, head = wrap(made, arch, img_size=img_size, pooling=pooling)
-    return backbone, head if num_classes is not None else None
 
 
 def pretrained(
@@ -222,7 +205,7 @@ def _torchvision_network(arch: str, num_classes: int | None, img_size: int | Non
     if arch not in _torchvision_names():
         from_timm = (f"timm:{name}" for name in timm_names())
         raise unknown_name("architecture", arch, [*_torchvision_names(), *PRESETS, *from_timm])
-    options = _given(num_classes=num_classes, image_size=img_size if arch.startswith("vit_") else None)
+    options = _given(num_classes=num_classes, image_size=img_size if hasattr(vision_transformer, arch) else None)
     if arch in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # what they do anyway; said aloud, they do not warn
     try:
@@ -255,6 +238,21 @@ def _timm_network(name: str, num_classes: int | None, img_size: int | None, *, p
     return made
 
 
+def fixed_side_in_timm(name: str) -> bool:
+    """Whether timm says that a network is built for images of one side; no where it is not known."""
+    if name.partition(".")[0] not in timm_names():
+        return False
+    from timm.models import get_pretrained_cfg
+
+    known = get_pretrained_cfg(name)
+    return known is not None and bool(known.fixed_input_size)
+
+
+def is_own(arch: str) -> bool:
+    """Whether the name is a person's own factory, "package.module:factory"."""
+    return ":" in arch and not arch.startswith("timm:")
+
+
 def timm_names() -> list[str]:
     """Every architecture of timm; empty where it is not installed."""
     try:
@@ -267,15 +265,8 @@ def timm_names() -> list[str]:
 
 def _own_network(spec: str) -> nn.Module:
     """The network that "package.module:factory" makes."""
-    module_name, _, attribute = spec.partition(":")
-    with _current_directory_first():
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise UsageError(f"arch {spec!r}: cannot import {module_name} ({error})") from error
-        factory = getattr(module, attribute, None)
-        if factory is None:
-            raise unknown_name(f"factory in {module_name}", attribute, [n for n in vars(module) if n[0] != "_"])
+    with current_directory_first():  # for what a factory imports when it runs, too
+        factory = imported(spec, "arch", "factory")
         try:
             made = factory()
         except TypeError as error:
@@ -283,16 +274,6 @@ def _own_network(spec: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise UsageError(f"arch {spec!r}: the factory must return a torch.nn.Module, not {type(made).__name__}")
     return made
-
-
-@contextmanager
-def _current_directory_first() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _given(**options: Any) -> dict[str, Any]:

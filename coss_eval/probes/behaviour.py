@@ -4,16 +4,20 @@ outputs depend on the batch it comes in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.models.classifier import Classifier
 from coss_eval.models.model import Model
+from coss_eval.probes import cache as disk
 from coss_eval.probes.forward import ready
 from coss_eval.randomness import normal, uniform
 
@@ -41,9 +45,29 @@ class Behaviour:
         return bool(self.outputs.isfinite().all())
 
 
+def recall(
+    name: str, entries: Sequence[str], model: Model, size: Sequence[int], device: torch.device
+) -> dict[str, NDArray[Any]] | None:
+    """What the cache keeps under ``name``; None where nothing, or where the network has other outputs than then.
+
+    Weights and code are in the name; hooks, attributes and code that the network calls from elsewhere are not.
+    """
+    found = disk.load(name, [*entries, "outputs"])
+    if found is None or apart(observe(model, size, device).outputs, torch.from_numpy(found["outputs"])):
+        return None
+    return {entry: found[entry] for entry in entries}
+
+
+def keep(
+    name: str, arrays: Mapping[str, NDArray[Any]], model: Model, size: Sequence[int], device: torch.device
+) -> None:
+    """Save in the cache what was made with the network, with its outputs on the images of (height, width) ``size``."""
+    disk.save(name, {**arrays, "outputs": np.asarray(observe(model, size, device).outputs)})
+
+
 def observe(model: Model, size: Sequence[int], device: torch.device) -> Behaviour:
     """Pass the images, (height, width) ``size``, through the network as every measurement does, in eval mode."""
-    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    network = model.encoder()
     pixels = fixed_images(size).to(device, memory_format=torch.channels_last)
     parts = [part for part in (network, model.head) if part is not None]
 
@@ -78,8 +102,8 @@ def apart(a: Tensor, b: Tensor) -> float:
     for one, other in zip(torch.split(a, NUMBERS, 1), torch.split(b, NUMBERS, 1), strict=True):
         difference = (one - other[: len(one)]).square().mean().sqrt().item()
         spread = (other - other.mean(0)).square().mean().sqrt().item()
-        if difference > TOLERANCE * spread + FLOOR * other.square().mean().sqrt().item():
-            shares.append(difference / spread if spread else float("inf"))
+        if not difference <= TOLERANCE * spread + FLOOR * other.square().mean().sqrt().item():  # NaN is not
+            shares.append(difference / spread if spread and math.isfinite(difference) else math.inf)
     return max(shares)
 
 

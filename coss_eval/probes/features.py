@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.backbone import Backbone, Site, as_locations
-from coss_eval.models.classifier import Classifier
-from coss_eval.models.hooks import find_site
+from coss_eval.models.hooks import find_site, hooked
 from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
-from coss_eval.probes.behaviour import refuse_batch_dependent
+from coss_eval.probes.behaviour import keep, recall, refuse_batch_dependent
 from coss_eval.probes.forward import outputs, ready, refuse_non_finite
 from coss_eval.runtime.code_identity import UNKNOWN
 from coss_eval.runtime.device import resolve_device
@@ -83,19 +82,19 @@ def extract_known(
         raise UsageError(f"no site to extract; this network has {', '.join(model.backbone.sites)}")
     places = [find_site(model.backbone, name) for name in sites]
     name = disk.key("features", protocol(model, split, sites))
-    if cache and (found := disk.load(name, ["ids", "labels", *map(_entry, sites)])) is not None:
+    size, target = image_size(model, split), resolve_device(device)
+    if cache and (found := recall(name, ["ids", "labels", *map(_entry, sites)], model, size, target)) is not None:
         split.mark_left_out(found["ids"])
         arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
         kept = {site: arrays[_entry(site)] for site in sites}
         if all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
             return Features(arrays["ids"], arrays["labels"], kept, cached=True)
-    target = resolve_device(device)
     if check_batches:
-        refuse_batch_dependent(model, image_size(model, split), target)
+        refuse_batch_dependent(model, size, target)
     features = _extract(model, split, places, batch_size, target)
     if cache:
         values = {_entry(site): value.numpy() for site, value in features.values.items()}
-        disk.save(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values})
+        keep(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}, model, size, target)
     return features
 
 
@@ -122,7 +121,7 @@ def _entry(site: str) -> str:
 
 def _extract(model: Model, split: Split, places: Sequence[Site], batch_size: int, device: torch.device) -> Features:
     batches = split.batches(model.preprocessing.geometry, batch_size=batch_size)
-    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    network = model.encoder()
     ids, labels = (torch.empty(len(split), dtype=torch.int64) for _ in range(2))
     values: dict[str, Tensor] = {}
     seen = 0
@@ -158,8 +157,5 @@ def _averages(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[str, T
 
         return hook
 
-    with ExitStack() as stack:
-        for site in sites:
-            handle = backbone.get_submodule(site.module).register_forward_hook(average(site))
-            stack.callback(handle.remove)
+    with hooked((backbone.get_submodule(site.module), average(site)) for site in sites):
         yield averages

@@ -13,11 +13,13 @@ from torch import Tensor
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
+from coss_eval.models.choices import HeadChoice
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.heads import resolve_head
-from coss_eval.models.model import HeadChoice, Model
+from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
-from coss_eval.probes.features import Features, extract_known, protocol
+from coss_eval.probes.behaviour import keep, recall
+from coss_eval.probes.features import Features, extract_known, image_size, protocol
 from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe
 from coss_eval.runtime.code_identity import UNKNOWN
 from coss_eval.runtime.device import resolve_device
@@ -75,7 +77,9 @@ def known_classifier(
     else:
         options = {"device": target, "batch_size": batch_size, "cache": cache, "check_batches": check_batches}
         probe = fitted_probe(model, data.train, **options)  # type: ignore[arg-type]
-        classifier = Classifier(model.backbone, probe.module(), model.preprocessing, origin=probe.describe())
+        classifier = Classifier(
+            model.backbone, probe.module(), model.preprocessing, origin=probe.describe(), fitted=True
+        )
     return classifier.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
@@ -95,13 +99,14 @@ def fitted_probe(
     cache = cache and model.code != UNKNOWN
     model = model if model.batch_size is None else replace(model, batch_size=batch_size)
     name = disk.key("probe", _probe_protocol(model, train))
-    probe = _load(name) if cache else None
+    network = model, image_size(model, train), resolve_device(device)
+    probe = _load(name, *network) if cache else None
     if probe is None or (probe.at_the_end and len(probe.path) == len(STRENGTHS)):  # stored before grids were widened
         options: dict[str, Any] = {"device": device, "batch_size": batch_size, "cache": cache}
         features = extract_known(model, train, check_batches=check_batches, **options)
         probe = choose_probe(features, train, device=device)
         if cache:
-            _save(name, probe)
+            _save(name, probe, *network)
     return probe
 
 
@@ -118,15 +123,16 @@ def probe_beside(
     cache = cache and model.code != UNKNOWN
     model = model if model.batch_size is None else replace(model, batch_size=batch_size)
     name = disk.key("probe", {**_probe_protocol(model, train), "factor": factor})
-    probe = _load(name) if cache else None
+    network = model, image_size(model, train), resolve_device(device)
+    probe = _load(name, *network) if cache else None
     options: dict[str, Any] = {"device": device, "batch_size": batch_size, "cache": cache}
     chosen = fitted_probe(model, train, **options)
     strength = factor * chosen.strength
     if probe is None or not math.isclose(probe.strength, strength):
-        features, target = extract_known(model, train, **options), resolve_device(device)
-        probe = refit_probe(chosen, features.values["global"], features.labels, strength, device=target)
+        features = extract_known(model, train, **options)
+        probe = refit_probe(chosen, features.values["global"], features.labels, strength, device=network[-1])
         if cache:
-            _save(name, probe)
+            _save(name, probe, *network)
     return probe
 
 
@@ -178,14 +184,14 @@ def choose_probe(
     return fit_probe(*part(fit), num_classes=num_classes, select=part(select), device=target)
 
 
-def _save(name: str, probe: LinearProbe) -> None:
+def _save(name: str, probe: LinearProbe, model: Model, size: tuple[int, int], device: torch.device) -> None:
     tensors = {entry: getattr(probe, entry).numpy() for entry in TENSORS}
     path = np.array(list(probe.path.items()), np.float64).reshape(-1, 2)
-    disk.save(name, {**tensors, "strength": np.array(probe.strength), "path": path})
+    keep(name, {**tensors, "strength": np.array(probe.strength), "path": path}, model, size, device)
 
 
-def _load(name: str) -> LinearProbe | None:
-    found = disk.load(name, [*TENSORS, "strength", "path"])
+def _load(name: str, model: Model, size: tuple[int, int], device: torch.device) -> LinearProbe | None:
+    found = recall(name, [*TENSORS, "strength", "path"], model, size, device)
     if found is None:
         return None
     weight, bias, mean, std = (torch.from_numpy(found[entry]) for entry in TENSORS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coss_eval.data.batches import Batch
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import to_float
-from coss_eval.models.generic import evaluating
+from coss_eval.models.trial import evaluating
 from coss_eval.runtime.background import in_background
 from coss_eval.runtime.device import exact_float32, resolve_device
 from coss_eval.runtime.memory import keep_freed_memory

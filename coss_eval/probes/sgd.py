@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from coss_eval.data.batches import Batch
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError, unknown_name
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
 from coss_eval.probes.features import extract_known
 from coss_eval.probes.fit import HELD_OUT
@@ -198,7 +198,7 @@ def train_heads(
     model: Model, split: Split, protocol: SgdProtocol, *, seed: int, device: torch.device, batch_size: int = 256
 ) -> Heads:
     """All heads after the last epoch on ``split``. The network is left as it was, but for its device."""
-    network = Classifier(model.backbone, nn.Identity(), model.preprocessing, origin="no head")
+    network = model.encoder()
     heads: Heads | None = None
     view = protocol.crop(min(split.native_size or (model.preprocessing.geometry.size,)))
     per_step = min(protocol.batch_size, len(split))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.backbone import Backbone, Site, as_locations
-from coss_eval.models.generic import evaluating, outputs_of
+from coss_eval.models.hooks import outputs_of
+from coss_eval.models.trial import evaluating
 
 EFFECTIVE_LEVEL = 0.0455  # Luo et al.: what lies within two standard deviations of a Gaussian
 

@@ -1,4 +1,4 @@
-"""How much of the image a unit sees: in theory, as a gradient probe confirms it, and effectively (Luo et al. 2016)."""
+"""How much of the image a unit sees, in theory: each module's field from one traced forward pass, and that by site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.generic import evaluating
+from coss_eval.models.hooks import Hook, hooked
+from coss_eval.models.trial import evaluating
 from coss_eval.receptive_field.effective import effective
 from coss_eval.receptive_field.rules import Field, FieldTracer, Reach
 
@@ -77,25 +78,21 @@ def fields(module: nn.Module, size: int = 224) -> dict[str, tuple[Tensor, Reach]
     found: dict[str, tuple[Tensor, Reach]] = {}
     tracer = FieldTracer(image)
 
-    def record(path: str, output: Any) -> None:
-        reach = tracer.of(output) if isinstance(output, Tensor) else None
-        if reach is not None:
-            found.pop(path, None)
-            found[path] = (output, reach)
+    def record(path: str) -> Hook:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            reach = tracer.of(output) if isinstance(output, Tensor) else None
+            if reach is not None:
+                found.pop(path, None)
+                found[path] = (output, reach)
 
-    handles = [
-        submodule.register_forward_hook(lambda _m, _args, output, path=path: record(path, output))
-        for path, submodule in module.named_modules()
-    ]
+        return hook
+
     try:
-        with evaluating(module), tracer:
+        with hooked((part, record(path)) for path, part in module.named_modules()), evaluating(module), tracer:
             module(image)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"the network takes no image of {size} px ({reason}); give another --size") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if "" not in found:
         raise CossError(f"the image could not be followed through {type(module).__name__} (compiled or scripted code?)")
     return found

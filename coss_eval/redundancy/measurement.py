@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site, as_locations
+from coss_eval.models.hooks import outputs_of
 from coss_eval.redundancy import locality, moments, similarity, spectrum
 
 Batches = Iterable[Tensor] | Callable[[], Iterable[Tensor]]
@@ -107,12 +108,6 @@ def _field(output: Tensor, site: Site) -> Tensor:
 @torch.inference_mode()
 def _forward(backbone: Backbone, pixels: Tensor, site: Site) -> tuple[Tensor, Tensor]:
     """The site's output and the global representation, of one forward pass."""
-    outputs: list[Tensor] = []
-    module = backbone.get_submodule(site.module)
-    hook = module.register_forward_hook(lambda _module, _input, output: outputs.append(output))
-    try:
-        parameter = next(backbone.parameters(), pixels)
-        global_ = backbone(pixels.to(parameter.device))
-    finally:
-        hook.remove()
-    return outputs[0], global_
+    with outputs_of(backbone, {site.module}) as outputs:
+        global_ = backbone(pixels.to(next(backbone.parameters(), pixels).device))
+    return outputs[site.module], global_

@@ -1,21 +1,19 @@
-"""Which tables each task has in a report."""
+"""Finds what a report shows of a task: what its own report.py gives, or a generic table and figure."""
 
 from __future__ import annotations
 
-from coss_eval.reports import scores
-from coss_eval.reports.corruption_scores import corruptions
-from coss_eval.reports.results import Results
-from coss_eval.reports.scores import TaskScores
+from functools import cache
+from importlib import import_module
+
+from coss_eval.reports.generic import generic_report
+from coss_eval.reports.task_report import TaskReport
+from coss_eval.tasks import NAMES
 
 
-def task_scores(results: Results, task: str) -> list[TaskScores]:
-    """The tables of a task, the main one first; a task that has none of its own gets a row a measurement."""
-    if task == "corruptions":
-        return corruptions(results)
-    makers = {
-        "attacks": scores.attacks,
-        "internal": scores.internal,
-        "crops": scores.crops,
-        "redundancy": scores.redundancy,
-    }
-    return [makers[task](results) if task in makers else scores.listed(results, task)]
+@cache
+def task_report(task: str) -> TaskReport:
+    """The report of the task called ``task``."""
+    if task not in NAMES:
+        return generic_report(task)
+    found: TaskReport = import_module(f"coss_eval.tasks.{task}.report").REPORT
+    return found

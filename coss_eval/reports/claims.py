@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coss_eval.errors import UsageError
-from coss_eval.reports.layout import Number, Row, Table
-from coss_eval.reports.scores import Unit
+from coss_eval.reports.layout import Number, Row, Table, Unit
 from coss_eval.statistics import Difference, contrast, spread
+from coss_eval.store import Condition
 
 Record = Mapping[str, Any]
 
@@ -64,9 +64,13 @@ class Claim:
             for record in records
             if record["task"] == self.task
             for m in record["measurements"]
-            if m["metric"] == self.metric and all(_is(m["condition"].get(name), v) for name, v in self.where.items())
+            if m["metric"] == self.metric and self._is_meant(Condition(m["condition"]))
         ]
         return None if not found or None in found else sum(found) / len(found)
+
+    def _is_meant(self, condition: Condition) -> bool:
+        wanted = {name: v if isinstance(v, list | tuple) else [v] for name, v in self.where.items()}
+        return all(any(condition.includes(**{name: v}) for v in values) for name, values in wanted.items())
 
 
 @dataclass(frozen=True)
@@ -120,12 +124,3 @@ def scores_table(
         rows.append(Row(f"{arm} ({most} {'seed' if most == 1 else 'seeds'})", entries))
     caption = "Means over training seeds, Student's 95 % interval over seeds. All but the claims above is exploratory."
     return Table("scores", "Scores by method", "mean over seeds", [claim.name for claim in claims], rows, caption)
-
-
-def _is(found: Any, wanted: Any) -> bool:
-    """Whether a condition's value is the one asked for, or one of several."""
-    if isinstance(wanted, list | tuple):
-        return any(_is(found, each) for each in wanted)
-    if isinstance(found, float) or isinstance(wanted, float):
-        return isinstance(found, int | float) and math.isclose(found, wanted, rel_tol=1e-9)
-    return bool(found == wanted)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import headline
-from coss_eval.reports.by_task import task_scores
+from coss_eval.reports.by_task import task_report
 from coss_eval.reports.layout import Number, Row, Table
 from coss_eval.reports.layout import text as table_text
 from coss_eval.reports.results import Results, difference
@@ -43,7 +43,7 @@ def compare(run_a: str | os.PathLike[str], run_b: str | os.PathLike[str]) -> pd.
     Checkpoints of the same name are paired; a run with one checkpoint is paired with every one of the other. Columns:
     task, group, score, a, b (checkpoints), value_a, value_b, difference, low, high, p, p_holm (over the pair's task),
     n, unit. Accuracies are fractions. ``attrs["warnings"]`` says what makes the two hard to compare. p compares two
-    CHECKPOINTS; methods are compared over training seeds (statistics.hierarchical_bootstrap).
+    CHECKPOINTS; methods are compared over training seeds (statistics.contrast).
     Raises CossError for a folder without cells, UsageError where no checkpoints can be paired.
     """
     a, b = (_results(path) for path in (run_a, run_b))
@@ -129,8 +129,8 @@ def _task_rows(a: Results, b: Results, label_a: str, label_b: str, task: str) ->
 
 def _scores(results: Results, task: str) -> list[Score]:
     if task == "headline":
-        return headline.columns(results)
-    main, *others = task_scores(results, task)
+        return [*headline.columns(results)]
+    main, *others = task_report(task).scores(results)
     return main.scores + [replace(score, group=score.group or spec.title) for spec in others for score in spec.scores]
 
 

@@ -6,23 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coss_eval.errors import unknown_name
-from coss_eval.reports import details, headline, provenance
-from coss_eval.reports.by_task import task_scores
+from coss_eval.reports import headline, provenance
+from coss_eval.reports.by_task import task_report
 from coss_eval.reports.layout import Number, Row, Table, transposed
 from coss_eval.reports.results import Estimate, Results, difference
-from coss_eval.reports.scores import Score, TaskScores
+from coss_eval.reports.scores import Column, Score, TaskScores
 from coss_eval.statistics import Difference, holm
-
-CAPTIONS = {
-    "corruptions_by_severity": "Accuracy by severity for each corruption. Bands: 95 % (Wilson).",
-    "corruptions_mean": "Mean over the benchmark's 15 corruptions by severity. Bands: 95 %, images as clusters.",
-    "attacks_by_eps": "Robust accuracy by eps; at 0 the clean accuracy on the same images. Attacks of many steps are "
-    "swept: an image broken at a smaller eps counts as broken. Bands: 95 % (Wilson).",
-    "internal_by_level": "Accuracy by the level of damage inside the network; mean over the masks. Bands: 95 %.",
-    "crops": "Accuracy and cosine with the full image on crops of the test images. Bands: 95 %.",
-    "redundancy": "Redundancy of the local representations, beside the same network untrained (hollow); per position: "
-    "the mean of each grid position taken off. Bars: 95 %.",
-}
 
 
 @dataclass(frozen=True)
@@ -51,21 +40,26 @@ def build(results: Results, baseline: str | None = None, figures: Sequence[str] 
     """The whole report. ``baseline`` names the checkpoint that differences refer to (default: the first)."""
     base = resolve_baseline(results, baseline)
     columns = headline.columns(results)
-    spec = TaskScores("headline", "Headline", "", columns)
+    spec = TaskScores("headline", "Headline", "", [*columns])
     differences = difference_table(results, spec, base)
     others = [] if differences is None else [transposed(differences)]
     sections = [Section("Headline", [], [headline_table(results, columns), *others])] if columns else []
-    for task in results.tasks:
-        specs = task_scores(results, task)
-        drawn = {name: CAPTIONS[name] for name in figures if name.split("_")[0] == task}
-        lines = [line for line in (protocol_line(results, task), *results.notes(task)) if line]
-        tables = [t for spec in specs for t in task_tables(results, spec, base)] + details.tables(results, task)
-        sections.append(Section(specs[0].title, lines, tables, drawn))
+    sections += [_section(results, task, base, figures) for task in results.tasks]
     sections.append(Section("Provenance", [provenance.STATISTICS], provenance.tables(results)))
     data = ", ".join(dict.fromkeys(str(name) for name in results.frame["data"].dropna()))
     count = len(results.labels)
     subtitle = f"{count} checkpoint{'s' if count != 1 else ''} on {data or 'unnamed data'}"
     return Document("coss-eval report", subtitle, provenance.warnings(results), sections)
+
+
+def _section(results: Results, task: str, base: str, figures: Sequence[str]) -> Section:
+    report = task_report(task)
+    specs = report.scores(results)
+    lines = [line for line in (protocol_line(results, task), *results.notes(task)) if line]
+    tables = [table for spec in specs for table in task_tables(results, spec, base)]
+    tables += [table for maker in report.tables if (table := maker(results)) is not None]
+    drawn = {name: caption for name, (_, caption) in report.figures.items() if name in figures}
+    return Section(specs[0].title, lines, tables, drawn)
 
 
 def resolve_baseline(results: Results, baseline: str | None) -> str:
@@ -79,7 +73,7 @@ def resolve_baseline(results: Results, baseline: str | None) -> str:
     return str(label)
 
 
-def headline_table(results: Results, scores: Sequence[Score]) -> Table:
+def headline_table(results: Results, scores: Sequence[Column]) -> Table:
     """One row a checkpoint. The corner has the n of most columns; another n stands in its column's head."""
     found = {label: [score.of(label) for score in scores] for label in results.labels}
     by_score = zip(*found.values(), strict=True)

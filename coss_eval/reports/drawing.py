@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from coss_eval.reports.files import write_file
-from coss_eval.reports.results import Estimate
+from coss_eval.reports.results import Estimate, Results
 
 MARKERS = "os^Dvph"
 DASHES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
@@ -46,18 +46,24 @@ def style() -> Iterator[None]:
         yield
 
 
-def looks(labels: Sequence[str]) -> dict[str, Look]:
+def looks(labels: Sequence[str], untrained: Collection[str] = ()) -> dict[str, Look]:
     """One look a checkpoint; untrained networks are grey and dashed, so that they read as the reference they are."""
     colors = [entry["color"] for entry in mpl.rcParams["axes.prop_cycle"]]
     found, number = {}, 0
     for label in labels:
-        if "untrained" in label.lower():
+        if label in untrained:
             found[label] = Look("#8a8a8a", "o", "--")
             continue
         dashes = DASHES[number // len(colors) % len(DASHES)]
         found[label] = Look(f"#{colors[number % len(colors)].lstrip('#')}", MARKERS[number % len(MARKERS)], dashes)
         number += 1
     return found
+
+
+def looks_in(results: Results, task: str) -> dict[str, Look]:
+    """The looks of those that a task was measured for, the same as in every other figure."""
+    look = looks(results.labels, results.untrained)
+    return {label: look[label] for label in results.measured(task)}
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -1,25 +1,28 @@
-"""The gallery: one photograph under all 19 corruptions at five severities, ours beside imagecorruptions'."""
+"""The gallery: one photograph under all 19 corruptions at five severities, ours beside imagecorruptions'.
+
+torch is imported when it is drawn.
+"""
 
 from __future__ import annotations
 
 import io
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from coss_eval.corruptions import NAMES, corrupt
-from coss_eval.corruptions.engine import Backend
-from coss_eval.corruptions.names import CATEGORY, SEVERITIES, VALIDATION
-from coss_eval.data.batches import Geometry
-from coss_eval.data.decode import UNREADABLE, decode, reason
+from coss_eval.corruptions.names import CATEGORY, NAMES, SEVERITIES, VALIDATION
 from coss_eval.errors import UsageError
 from coss_eval.reports.files import write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coss_eval.corruptions.engine import Backend
 
 TITLES: dict[Backend, str] = {"native": "coss-eval", "reference": "imagecorruptions 1.1.2"}
 SIDE = 224  # px: what is corrupted, with ImageNet-C's table
@@ -61,6 +64,11 @@ def gallery(
 
 def read_photograph(file: Path | None) -> Tensor:
     """uint8 (1, 3, 224, 224) of an image file, resized and centre-cropped as ImageNet's."""
+    import torch
+
+    from coss_eval.data.batches import Geometry
+    from coss_eval.data.decode import UNREADABLE, decode, reason
+
     sample = resources.files("sklearn.datasets.images").joinpath("china.jpg")
     try:
         content = sample.read_bytes() if file is None else file.read_bytes()
@@ -71,6 +79,10 @@ def read_photograph(file: Path | None) -> Tensor:
 
 
 def _corrupted(photograph: Tensor, name: str, severity: int, backend: Backend, seed: int) -> Pixels:
+    import torch
+
+    from coss_eval.corruptions import corrupt
+
     ids = torch.zeros(1, dtype=torch.int64)
     done = corrupt(photograph, name, severity, ids, seed=seed, table="imagenet", backend=backend)
     pixels: Pixels = done[0].permute(1, 2, 0).numpy()  # (H, W, 3)

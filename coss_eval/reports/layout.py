@@ -9,10 +9,11 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from coss_eval.reports.scores import Unit
+from typing import Literal
 
 GAP = "—"
+
+Unit = Literal["percent", "plain"]
 
 
 @dataclass(frozen=True)

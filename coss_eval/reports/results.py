@@ -10,22 +10,24 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from coss_eval.reports.tables import (
-    TASKS,
     Record,
     checkpoint_labels,
     head_origin,
     model_order,
+    ranked,
+    task_place,
     tidy_records,
     under_newest_names,
 )
 from coss_eval.statistics import Difference, above_chance, clustered_wilson, paired_difference
-from coss_eval.store import Store, StoreWarning, column_name
+from coss_eval.store import Condition, Store, StoreWarning, column_name
 
 Shares = pd.Series  # of floats, indexed by sample id
 
@@ -65,10 +67,16 @@ class Results:
         return [text for text in texts if text not in inherited]
 
     @cached_property
+    def untrained(self) -> frozenset[str]:
+        """The checkpoints that are networks as they were drawn, as the runs that made them say."""
+        models = [model for run in self.runs for model in run.get("models", [])]
+        names = {model["name"] for model in models if model.get("layout") == "untrained"}
+        return frozenset(self.frame.loc[self.frame["model"].isin(names), "checkpoint"])
+
+    @cached_property
     def tasks(self) -> list[str]:
         """Tasks in the report's order."""
-        found = list(dict.fromkeys(self.frame["task"]))
-        return sorted(found, key=lambda task: TASKS.index(task) if task in TASKS else len(TASKS))
+        return sorted(dict.fromkeys(self.frame["task"]), key=task_place)
 
     def rows(self, task: str) -> pd.DataFrame:
         """The tidy rows of a task."""
@@ -78,6 +86,22 @@ class Results:
         """The checkpoints that have numbers of a task, their own or their base's, in order."""
         found = set(self.rows(task)["checkpoint"])
         return [label for label in self.labels if found & {label, self._base[label]}]
+
+    def found(self, task: str) -> list[tuple[str, Condition]]:
+        """What a task measured of any checkpoint: each metric and condition once, in the report's order."""
+        return list(self._found.get(task, {}))
+
+    def conditions(self, task: str, metric: str, **where: Any) -> list[Condition]:
+        """The conditions that a metric was measured under, those of them that include ``where``."""
+        return [c for name, c in self.found(task) if name == metric and c.includes(**where)]
+
+    @cached_property
+    def _found(self) -> dict[str, dict[tuple[str, Condition], None]]:
+        found: dict[str, dict[tuple[str, Condition], None]] = {}
+        for record in ranked(self.records, model_order(self.runs)):
+            pairs = ((m["metric"], Condition(m["condition"])) for m in record["measurements"])
+            found.setdefault(record["task"], {}).update(dict.fromkeys(pairs))
+        return found
 
     def n_text(self, counts: Iterable[int], task: str | None = None) -> str:
         """ "n = 1000, limit": how many images, and whether the test split was cut to a subset."""
@@ -108,27 +132,29 @@ class Results:
         mine = {label, self._base.get(label)} if label is not None else set(self._base)
         return [r for r in self.records if r["task"] == task and self._labels[r["key"]].text in mine]
 
-    def estimate(self, label: str, task: str, metric: str, condition: str) -> Estimate | None:
-        """A stored measurement with its samples; ``condition`` as in ``column_name``. None where it is missing."""
-        found = self._index.get((label, task, metric, condition)) or self._index.get(
-            (self._base.get(label, label), task, metric, condition)
+    def estimate(self, label: str, task: str, metric: str, /, **condition: Any) -> Estimate | None:
+        """A stored measurement under its condition, with its samples; None where it is missing."""
+        wanted = Condition(condition)
+        found = self._index.get((label, task, metric, wanted)) or self._index.get(
+            (self._base.get(label, label), task, metric, wanted)
         )
         if found is None or found[1]["value"] is None:
             return None
         record, m = found
         # One condition may have several metrics. A column belongs to the one whose value is its mean; equal means are
         # no proof of it (mean per class on balanced classes), so also to one that its task could give an interval.
-        column = self._verdicts(record["key"], condition) if m["low"] is not None else None
+        name = column_name(metric, m["condition"])
+        column = self._verdicts(record["key"], name) if m["low"] is not None else None
         if column is not None and abs(float(column.mean()) - m["value"]) > 1e-9:
             column = None
         data = record["protocol"].get("data", {}).get("fingerprint")
         return Estimate(m["value"], m["low"], m["high"], m["n"], column, data)
 
     @cached_property
-    def _index(self) -> dict[tuple[str, str, str, str], tuple[Record, Record]]:
+    def _index(self) -> dict[tuple[str, str, str, Condition], tuple[Record, Record]]:
         """Record and measurement by checkpoint, task, metric and condition."""
         return {
-            (self._labels[r["key"]].text, r["task"], m["metric"], column_name(m["metric"], m["condition"])): (r, m)
+            (self._labels[r["key"]].text, r["task"], m["metric"], Condition(m["condition"])): (r, m)
             for r in self.records
             for m in r["measurements"]
         }

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from coss_eval.store import Store, canonical_json, column_name
+from coss_eval.store import Condition, Store, canonical_json, column_name
+from coss_eval.tasks import NAMES
 
 Record = Mapping[str, Any]
 
 # what tells two sets of numbers of one checkpoint apart wherever the store holds more than one value of it
 ALWAYS_SHOWN = ("data", "split", "limit")
-
-TASKS = ("probe", "corruptions", "attacks", "internal", "crops", "redundancy")
 
 COLUMNS_BEFORE = ["checkpoint", "model", "task", "metric"]
 COLUMNS_AFTER = ["value", "low", "high", "n", "limit", "data", "head", "seconds", "condition", "key"]
@@ -72,19 +71,29 @@ def apart_from_untrained(frame: pd.DataFrame) -> pd.DataFrame:
 
 def tidy_records(records: Sequence[Record], names: Iterable[str] = ()) -> pd.DataFrame:
     """``tidy`` of records that were read already; models appear in the order of ``names``, the others after them."""
+    labels = checkpoint_labels(records)
+    rows = [row for record in ranked(records, names) for row in _rows(record, labels[record["key"]].text)]
+    conditions = dict.fromkeys(name for r in records for m in r["measurements"] for name in m["condition"])
+    frame = pd.DataFrame(rows, columns=[*COLUMNS_BEFORE, *conditions, *COLUMNS_AFTER])
+    return frame.astype({"value": float, "low": float, "high": float})
+
+
+def ranked(records: Sequence[Record], names: Iterable[str]) -> list[Record]:
+    """The records in a report's order: models by ``names``, the others after them, then tasks, then parameters."""
     order = {name: i for i, name in enumerate(dict.fromkeys([*names, *sorted(str(r["model"]) for r in records)]))}
     labels = checkpoint_labels(records)
 
     def rank(record: Record) -> tuple[object, ...]:
-        task = record["task"]
-        place = TASKS.index(task) if task in TASKS else len(TASKS)
-        return order[str(record["model"])], labels[record["key"]].text, place, task, canonical_json(record["params"])
+        place = task_place(record["task"])
+        return order[str(record["model"])], labels[record["key"]].text, place, canonical_json(record["params"])
 
-    ranked = sorted(records, key=rank)
-    rows = [row for record in ranked for row in _rows(record, labels[record["key"]].text)]
-    conditions = dict.fromkeys(name for r in records for m in r["measurements"] for name in m["condition"])
-    frame = pd.DataFrame(rows, columns=[*COLUMNS_BEFORE, *conditions, *COLUMNS_AFTER])
-    return frame.astype({"value": float, "low": float, "high": float})
+    return sorted(records, key=rank)
+
+
+def task_place(task: str) -> tuple[int, str]:
+    """Where a task stands in a report: the package's in their order, others after them by name."""
+    known = list(NAMES)
+    return known.index(task) if task in known else len(known), task
 
 
 def _rows(record: Record, label: str) -> Iterable[dict[str, Any]]:
@@ -128,10 +137,10 @@ def checkpoint_labels(records: Sequence[Record]) -> dict[str, Label]:
 
 def _differing(records: Sequence[Record], facts: Mapping[str, dict[str, str]]) -> dict[tuple[str, str], set[str]]:
     """For each model and task, the facts in which cells with the same measurement differ."""
-    twins: dict[tuple[str, str, str, str], set[str]] = {}
+    twins: dict[tuple[str, str, str, Condition], set[str]] = {}
     for record in records:
         for m in record["measurements"]:
-            name = (str(record["model"]), record["task"], m["metric"], column_name(m["metric"], m["condition"]))
+            name = (str(record["model"]), record["task"], m["metric"], Condition(m["condition"]))
             twins.setdefault(name, set()).add(record["key"])
     found: dict[tuple[str, str], set[str]] = {}
     for (model, task, *_), keys in twins.items():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from importlib.util import resolve_name
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("coss_eval", "torch", "torchvision", "timm")
@@ -15,25 +19,30 @@ UNKNOWN = "unknown"
 
 def is_foreign(module: str) -> bool:
     """Whether a module is neither this package's nor one of those its networks are built from."""
-    return module.partition(".")[0] not in PACKAGES
+    root = module.partition(".")[0]
+    return root not in PACKAGES and root not in sys.stdlib_module_names
 
 
 def code_identity(things: Iterable[Any]) -> str | None:
     """16 hex digits of all code that the classes or functions among ``things`` stand in; None where none is foreign.
 
     ``things``: classes, functions, or names of imported modules. One with a ``version`` attribute is named by that.
-    Of the others the source text of their whole module counts (helpers beside a class decide numbers, too), or where
-    that cannot be read, as in a notebook, of the thing itself. UNKNOWN where the source of one cannot be read at all.
+    Of the others, and of the classes they inherit from, the source text of their whole module counts (helpers beside a
+    class decide numbers, too) with those that it imports from outside site-packages, or where that cannot be read, as
+    in a notebook, of the thing itself. UNKNOWN where the source of one cannot be read at all.
     """
-    found = {_of(thing) for thing in things if is_foreign(_module_of(thing))}
+    whole = {base for thing in things for base in (thing.__mro__ if isinstance(thing, type) else [thing])}
+    foreign = [thing for thing in whole if is_foreign(_module_of(thing))]
+    found = {_of(thing) for thing in foreign}
     if not found:
         return None
+    unversioned = {_module_of(thing) for thing in foreign if _version(thing) is None}
+    found |= {text for name in _imported(unversioned - {"__main__"}) if (text := _of(name)) != UNKNOWN}
     return UNKNOWN if UNKNOWN in found else hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16]
 
 
 def _of(thing: Any) -> str:
-    version = getattr(thing, "version", None)
-    if isinstance(version, str | int | float):
+    if (version := _version(thing)) is not None:
         return f"{_name(thing)} version {version}"
     module = sys.modules.get(_module_of(thing))
     # the main module's file is the script that asks for numbers: changing how many it asks for changes none of them
@@ -44,6 +53,45 @@ def _of(thing: Any) -> str:
         except (OSError, TypeError):  # no file, as in `python -c`, or nothing that has one
             continue
     return UNKNOWN
+
+
+def _version(thing: Any) -> str | int | float | None:
+    """Its own version: one that a class inherits says nothing of what the class itself adds."""
+    version = getattr(thing, "__dict__", {}).get("version")
+    return version if isinstance(version, str | int | float) else None
+
+
+def _imported(names: set[str]) -> set[str]:
+    """The modules that these import, and those import in turn, that no package manager has put where they are."""
+    found, left = set[str](), list(names)
+    while left:
+        new = {name for name in _imports(left.pop()) if is_foreign(name) and _is_loose(name)} - found - names
+        found |= new
+        left += new
+    return found
+
+
+def _imports(name: str) -> set[str]:
+    """What a module's import statements name: modules, and names in them that may be modules."""
+    module, found = sys.modules.get(name), set[str]()
+    try:
+        tree = ast.parse(inspect.getsource(module))  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError):
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            with suppress(ImportError):  # relative, in what is no package
+                base = resolve_name(base, getattr(module, "__package__", None) or name)
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _is_loose(name: str) -> bool:
+    file = getattr(sys.modules.get(name), "__file__", None) or "site-packages"
+    return not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 def _module_of(thing: Any) -> str:

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-import numpy
-import torch
-import torchvision
+from typing import TYPE_CHECKING, Any
 
 from coss_eval import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
     """Command, time, versions, device and threads, as JSON has them."""
+    import numpy  # here: the store asks for the commit only, and imports nothing heavy
+    import torch
+    import torchvision
+
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

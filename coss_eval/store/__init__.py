@@ -1,6 +1,7 @@
 """Measurements on disk: what a cell is, the folder that keeps them, and its packed form."""
 
 from coss_eval.store.cells import Cell as Cell
+from coss_eval.store.cells import Condition as Condition
 from coss_eval.store.cells import Measurement as Measurement
 from coss_eval.store.cells import StoreWarning as StoreWarning
 from coss_eval.store.cells import canonical_json as canonical_json

@@ -4,18 +4,71 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 from coss_eval.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 class StoreWarning(UserWarning):
     """A file of the store that cannot be used as it is; says which and what happens instead."""
+
+
+class Condition(Mapping[str, Any]):
+    """What a number was measured under, an immutable mapping: Condition(corruption="fog", severity=3).
+
+    Its text, which names the column of its samples, has the names in the order given and floats with six digits.
+    Conditions are equal where names and values are, in any order; 1 is 1.0, and floats are equal where six digits are:
+    columns could not tell others apart, and results of older versions were looked up by that text.
+    """
+
+    __slots__ = ("_identity", "_values")
+
+    def __init__(self, values: Mapping[str, Any] = MappingProxyType({}), /, **named: Any) -> None:
+        self._values = {**values, **named}
+        self._identity = frozenset((name, _identity(value)) for name, value in self._values.items())
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return Condition(other)._identity == self._identity if isinstance(other, Mapping) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={text}" for name, text in self.texts().items())
+
+    def __repr__(self) -> str:
+        return f"Condition({self._values!r})"
+
+    def texts(self) -> dict[str, str]:
+        """Each value as the condition's text has it."""
+        return {name: f"{v:.6g}" if isinstance(v, float) else str(v) for name, v in self._values.items()}
+
+    def includes(self, **named: Any) -> bool:
+        """Whether it has these values under these names."""
+        return Condition(named)._identity <= self._identity
+
+    def without(self, *names: str) -> Condition:
+        """The rest of it."""
+        return Condition({name: value for name, value in self._values.items() if name not in names})
+
+
+def _identity(value: Any) -> Any:
+    """A value as conditions compare it."""
+    if isinstance(value, list | tuple | Mapping):
+        return canonical_json(value)
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)
@@ -30,7 +83,10 @@ class Measurement:
     n: int
     low: float | None = None
     high: float | None = None
-    condition: dict[str, Any] = field(default_factory=dict)
+    condition: Mapping[str, Any] = Condition()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "condition", Condition(self.condition))
 
 
 @dataclass(frozen=True)
@@ -48,14 +104,8 @@ class Cell:
 
 
 def column_name(metric: str, condition: Mapping[str, Any]) -> str:
-    """The column of ``samples`` with a measurement's per-sample verdicts: "corruption=fog,severity=3".
-
-    Floats have six digits; an unconditional measurement's column is its metric.
-    """
-    parts = (
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in condition.items()
-    )
-    return ",".join(parts) or metric
+    """The column of ``samples`` with a measurement's per-sample verdicts: its condition's text, or else its metric."""
+    return str(Condition(condition)) or metric
 
 
 def canonical_json(value: Any) -> str:
@@ -93,7 +143,8 @@ def _plain(value: Any, *, canonical: bool = False) -> Any:
 
 
 def _check_distinct(measurements: list[dict[str, Any]]) -> None:
-    names = [(m["metric"], canonical_json(m["condition"])) for m in measurements]
+    names = [(m["metric"], Condition(m["condition"])) for m in measurements]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"two measurements of one cell are both {twice[0]} under {twice[1]}; tell them apart")
+        shown = canonical_json(twice[1])
+        raise UsageError(f"two measurements of one cell are both {twice[0]} under {shown}; tell them apart")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -106,13 +106,21 @@ class Result:
 class Task(ABC):
     """A family of measurements. Its fields are its options; they go into the cells' parameters.
 
-    The source code of a task from outside the package is in its cells' keys, or in its place the class's ``version``
-    (text or a number, to be raised when its numbers change) where it has one.
+    One from outside the package needs a name, a docstring whose first line says what it measures, ``cells`` and
+    ``measure``; `--tasks module:Class` runs it, and ``coss_eval.tasks.register`` makes its name known. ``quick`` and
+    ``small`` are options for a demonstration, and for a check on a few images. Its source code is in its cells' keys,
+    or in its place the class's ``version`` (text or a number, to be raised when its numbers change) where it has one.
     """
 
     name: ClassVar[str]
-    uses_head: ClassVar[bool] = True
     reads_benchmarks: ClassVar[bool] = False  # whether it can use images that are stored corrupted
+    quick: ClassVar[Mapping[str, Any]] = {}
+    small: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def uses_head(self) -> bool:
+        """Whether its numbers depend on the classifier; a class attribute where that does not depend on options."""
+        return True
 
     @abstractmethod
     def cells(self, subject: Subject, seed: int) -> list[Cell]:

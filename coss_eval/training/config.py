@@ -11,13 +11,15 @@ from typing import Any, Literal
 import yaml
 
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.models.architecture import Stem
-from coss_eval.models.families import Pooling
+from coss_eval.models.architecture import takes_stem
+from coss_eval.models.choices import Pooling, Stem
+from coss_eval.models.rf_resnet import is_rf_resnet
 from coss_eval.models.zoo import SCALABLE
 from coss_eval.training import presets as presets
 from coss_eval.training.fields import build
 from coss_eval.training.local import LocalConfig
-from coss_eval.training.methods import METHODS, Method, make_method, split_name
+from coss_eval.training.method import Method
+from coss_eval.training.methods import make_method, method_class, split_name
 
 LOCAL_FIELDS = tuple(f.name for f in fields(LocalConfig))
 BOOKKEEPING = ("probe_every", "checkpoint_every", "keep_every", "log_every")  # they change no weight
@@ -43,7 +45,7 @@ class Config:
     """All that the weights of a run depend on, beside the data and the number of threads.
 
     ``size``: side of the views in pixels; None takes the images' own, and a ViT's. ``recipe`` names the variant of the
-    method's views (see augmentation.views_for), which ``crop_min_scale`` (the paper's c_min), ``small_views`` and
+    method's views (see augmentation.ViewRecipe), which ``crop_min_scale`` (the paper's c_min), ``small_views`` and
     ``small_size`` change. ``small_predictor``: in methods that have a predictor, small views have one of their own
     beside the full views', or share that (see Pretraining). ``lr`` is for a batch of 256 and scaled by batch / 256.
     ``clip_trust`` bounds LARS's step (LARC), ``vector_lr`` scales the rate of biases and normalisation,
@@ -122,7 +124,7 @@ class Config:
             raise UsageError(f"a batch of {self.batch_size} does not divide into {self.accumulate} micro-batches")
         if self.batch_size // self.accumulate < 2:
             raise UsageError("BatchNorm needs two images at a time; take a larger batch_size or less accumulate")
-        if self.accumulate > 1 and METHODS[self.base].couples_samples:
+        if self.accumulate > 1 and self.kind.couples_samples:
             raise UsageError(
                 f"{self.base}'s loss compares the images of a batch, so gradients cannot be accumulated over smaller "
                 "ones; leave accumulate at 1"
@@ -130,7 +132,13 @@ class Config:
 
     @property
     def base(self) -> str:
+        """The method's name without the CO term's prefix."""
         return split_name(self.method)[0]
+
+    @property
+    def kind(self) -> type[Method]:
+        """The method's class."""
+        return method_class(self.base)
 
     @property
     def peak_lr(self) -> float:
@@ -138,13 +146,13 @@ class Config:
 
     def make_method(self, classes: int) -> Method:
         """The method with its options; a supervised one with a head for so many classes."""
-        own = {"classes": classes} if METHODS[self.base].targets == "labels" else {}
+        own = {"classes": classes} if self.kind.targets == "labels" else {}
         return make_method(self.base, **own, **self.options)
 
     def summary(self) -> str:
         """The fields that people ask for first, in one line."""
         preset = f"preset {self.preset}, " if self.preset else ""
-        network = f"{self.arch} ({self.stem} stem, width {self.width})" if _neutral(self.arch) == {} else self.arch
+        network = f"{self.arch} ({self.stem} stem, width {self.width})" if _scalable(self.arch) else self.arch
         rate = f"{self.optimizer}, lr {self.lr:g} for a batch of 256"
         epochs = f"{self.epochs} epochs in batches of {self.batch_size}"
         return f"{preset}{network}, {epochs}{self._small()}, {rate}, seed {self.seed}"
@@ -154,7 +162,7 @@ class Config:
         if not self.small_views:
             return ""
         own = "their own predictor" if self.small_predictor == "own" else "the full views' predictor"
-        return f", {self.small_views} small views" + (f" with {own}" if METHODS[self.base].has_predictor else "")
+        return f", {self.small_views} small views" + (f" with {own}" if self.kind.has_predictor else "")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON and YAML have it; ``from_dict`` is its inverse."""
@@ -164,7 +172,7 @@ class Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """The configuration that a run wrote; an older one, which had one predictor for all views, says so."""
         config = build(cls, values, KIND)
-        one_for_all = "small_predictor" not in values and config.small_views and METHODS[config.base].has_predictor
+        one_for_all = "small_predictor" not in values and config.small_views and config.kind.has_predictor
         return replace(config, small_predictor="shared") if one_for_all else config
 
     def differences(self, other: Config) -> list[str]:
@@ -191,11 +199,12 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
     UsageError for unknown presets, methods and fields, with what was meant.
     """
     base, co = split_name(method)
+    kind = method_class(base)
     values: dict[str, Any] = {"method": method, "preset": preset or ""}
     layers = [*_preset_layers(preset, base), _neutral(overrides.get("arch")), overrides]
     local: dict[str, Any] = {}
     options: dict[str, Any] = {}
-    own = {f.name for f in fields(METHODS[base])}
+    own = {f.name for f in fields(kind)}
     config_fields = {f.name for f in fields(Config)} - {"method", "preset"}
     for layer in layers:
         for name, value in layer.items():
@@ -217,7 +226,7 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
                 raise unknown_name("field", name, config_fields | own | (set(LOCAL_FIELDS) if co else set()))
     if not co and (overrides.keys() & set(LOCAL_FIELDS) or overrides.get("local")):
         raise UsageError(f"fields of the local term need the method co-{base}, not {method}")
-    if overrides.get("small_predictor") == "own" and not METHODS[base].has_predictor:
+    if overrides.get("small_predictor") == "own" and not kind.has_predictor:
         raise UsageError(
             f"{base} has no predictor, so its small views have none of their own; leave small_predictor out"
         )
@@ -230,9 +239,15 @@ def resolve(method: str, preset: str | None = None, **overrides: Any) -> Config:
 
 def _neutral(arch: Any) -> dict[str, Any]:
     """Stem and width for a network that is no ResNet: those of a preset are meant for its own."""
-    if not isinstance(arch, str) or arch.removeprefix("torchvision:") in SCALABLE or arch.startswith("rf"):
+    if not isinstance(arch, str) or _scalable(arch):
         return {}
-    return {"width": 64} | ({} if "resne" in arch else {"stem": "imagenet"})
+    return {"width": 64} | ({} if takes_stem(arch) else {"stem": "imagenet"})
+
+
+def _scalable(arch: str) -> bool:
+    """Whether a network comes in any width."""
+    arch = arch.removeprefix("torchvision:")
+    return arch in SCALABLE or is_rf_resnet(arch)
 
 
 def _preset_layers(preset: str | None, base: str) -> list[dict[str, Any]]:

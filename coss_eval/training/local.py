@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Layout, Site, as_locations
 from coss_eval.randomness import uniform
-from coss_eval.training.methods.method import Comparison, Heads, Method
+from coss_eval.training.method import Heads, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +83,6 @@ class LocalTerm(nn.Module):
         index = torch.arange(count, device=online.device).repeat_interleave(length)  # (B * L,)
         vectors = online.flatten(0, 1)
         return torch.stack([self.compare(vectors, region, index) for region in targets.unbind(1)]).mean()
-
-
-def loss_by_loops(compare: Comparison, online: Tensor, targets: Tensor) -> Tensor:
-    """``LocalTerm.loss`` as it is defined: location by location. For comparisons that average over online vectors."""
-    losses = [
-        compare(online[image, location][None], targets[:, region], torch.tensor([image]))
-        for region in range(targets.shape[1])
-        for image in range(online.shape[0])
-        for location in range(online.shape[1])
-    ]
-    return torch.stack(losses).mean()
 
 
 class Draw(NamedTuple):

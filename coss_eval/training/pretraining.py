@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site, as_locations
-from coss_eval.models.generic import evaluating
 from coss_eval.models.hooks import captured, find_site
+from coss_eval.models.trial import evaluating
 from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, regional
-from coss_eval.training.methods.method import Method
+from coss_eval.training.method import Method
 from coss_eval.training.optim import ema_update
 
 RANDOM_LAYERS = frozenset({"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "DropPath"})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from coss_eval.training.gather import world_size
-from coss_eval.training.methods.method import precise
+from coss_eval.training.method import precise
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -14,6 +14,7 @@ from coss_eval.data.batches import Geometry
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
+from coss_eval.models.architecture import built_for_a_side
 from coss_eval.models.classifier import Preprocessing, training_format
 from coss_eval.models.model import Model
 from coss_eval.randomness import seeded_init
@@ -22,7 +23,7 @@ from coss_eval.training.feed import Feed, Part, statistics
 from coss_eval.training.optim import make_optimizer, parameter_groups
 from coss_eval.training.pretraining import Pretraining
 from coss_eval.training.sync_norm import synchronised
-from coss_eval.views.make import Views, finish_views, make_views, views_for
+from coss_eval.views.make import Views, finish_views, make_views
 
 
 class Task:
@@ -33,8 +34,7 @@ class Task:
         self.fit, self.select = _parts(data, config.holdout)
         size = _size(config, self.fit)
         self.geometry = None if self.fit.native_size is not None else Geometry(size)
-        self.views: Views = views_for(
-            config.base,
+        self.views: Views = config.kind.views.at(
             size,
             variant=config.recipe,
             crop_min_scale=config.crop_min_scale,
@@ -56,7 +56,7 @@ class Task:
     def _model(self, size: int) -> Model:
         config = self.config
         preprocessing = Preprocessing(
-            source="checkpoint", img_size=None if self.fit.native_size == (size, size) else size
+            said_by="checkpoint", img_size=None if self.fit.native_size == (size, size) else size
         )
         if config.normalise == "data":
             mean, std = statistics(self.fit, self.geometry)
@@ -65,7 +65,7 @@ class Task:
             config.arch,
             stem=config.stem,
             width=config.width,
-            img_size=size if "vit" in config.arch else None,
+            img_size=size if built_for_a_side(config.arch, size) else None,
             pooling=config.pooling,
             preprocessing=preprocessing,
             name=config.method,
@@ -120,7 +120,7 @@ class Task:
 
         A copy, since an evaluation changes the memory format of what it is given, which training depends on.
         """
-        head = self.objective.heads.projector if self.config.base == "supervised" else None
+        head = self.objective.heads.projector if self.config.kind.targets == "labels" else None
         backbone, head = deepcopy((self.objective.kept, head))
         for module in (backbone, head):
             if module is not None:

@@ -1,4 +1,4 @@
-"""What is done to an image to make a view of it, as plain configuration, and the published sets of views by name."""
+"""What is done to an image to make a view of it, as plain configuration."""
 
 from __future__ import annotations
 
@@ -99,67 +99,58 @@ def multi_crop(
 
 Values = Mapping[str, Any]
 
-_ASYMMETRIC: tuple[Values, Values] = ({"blur": 1.0}, {"blur": 0.1, "solarise": 0.2})
-_SIMCLR: Values = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5}
-_MOCO_V2: Values = {"saturation": 0.4, "crop_min_scale": 0.2, "blur": 0.5}
-_VICREG: Values = {"blur": 0.5, "solarise": 0.1}
-_PLAIN: Values = {"jitter": 0.0, "greyscale": 0.0}
-
-# Pairs as in the methods' ImageNet recipes (solo-learn, lightly, and for MoCo v3, DINO and SimSiam the authors' code).
-RECIPES: Mapping[str, tuple[Values, ...]] = {
-    "barlow": _ASYMMETRIC,
-    "byol": _ASYMMETRIC,
-    "dino": _ASYMMETRIC,
-    "mocov3": tuple({**values, "crop_min_scale": 0.2} for values in _ASYMMETRIC),
-    "simclr": (_SIMCLR, _SIMCLR),
-    "simsiam": (_MOCO_V2, _MOCO_V2),
-    "supervised": (_PLAIN,),
-    "vicreg": (_VICREG, _VICREG),
-}
-
-# solo-learn's recipes for CIFAR do not blur and crop from .08 upwards, but for VICReg from .2.
-_CIFAR_MIN_SCALE = {"vicreg": 0.2}
+ASYMMETRIC: tuple[Values, Values] = ({"blur": 1.0}, {"blur": 0.1, "solarise": 0.2})
+"""BYOL's pair, which others took over: what ``byol_pair`` makes."""
 
 
-def views_for(
-    method: str,
-    size: int,
-    *,
-    variant: str = "imagenet",
-    crop_min_scale: float | None = None,
-    small_views: int | None = None,
-    small_size: int | None = None,
-) -> Views:
-    """The views of ``method``'s recipe at ``size`` pixels.
+@dataclass(frozen=True)
+class ViewRecipe:
+    """The views of a method: for each full one, the fields of its Augmentation that are not at their default.
 
-    ``variant`` "cifar" is for small images: no blur, its own crop_min_scale, no small views. ``crop_min_scale`` and
-    ``small_views`` replace the recipe's (of which only DINO's on "imagenet" has small views, 8 of them);
-    ``small_size`` None is 96 px for 224, in proportion elsewhere. Small views are cropped from .05 of the area up to
-    where the full ones begin, DINO's .14 or ``crop_min_scale``.
+    ``small_views``: how many small views stand beside them. ``cifar_min_scale``: crop_min_scale of the variant for
+    small images; solo-learn's recipes for CIFAR do not blur and crop from .08 upwards, but for VICReg from .2.
     """
-    if method not in RECIPES:
-        raise unknown_name("views recipe", method, RECIPES)
-    if variant not in ("imagenet", "cifar"):
-        raise unknown_name("variant of the views", variant, ["imagenet", "cifar"])
-    cifar = variant == "cifar"
-    own: dict[str, Any] = {"blur": 0.0, "crop_min_scale": _CIFAR_MIN_SCALE.get(method, 0.08)} if cifar else {}
-    if crop_min_scale is not None:
-        own["crop_min_scale"] = crop_min_scale
-    views = Views(tuple(Augmentation(size=size, **{**values, **own}) for values in RECIPES[method]))
-    if small_views is None:
-        small_views = 8 if method == "dino" and not cifar else 0
-    if not small_views:
-        return views
-    split = 0.14 if crop_min_scale is None else crop_min_scale
-    if split <= 0.05:
-        raise UsageError(
-            f"small views are cropped from 0.05 of the area up to crop_min_scale, which must be above that, got "
-            f"{split:g}; with small_views 0 it may be smaller"
+
+    full: tuple[Values, ...]
+    small_views: int = 0
+    cifar_min_scale: float = 0.08
+
+    def at(
+        self,
+        size: int,
+        *,
+        variant: str = "imagenet",
+        crop_min_scale: float | None = None,
+        small_views: int | None = None,
+        small_size: int | None = None,
+    ) -> Views:
+        """The views at ``size`` pixels.
+
+        ``variant`` "cifar" is for small images: no blur, its own crop_min_scale, no small views. ``crop_min_scale``
+        and ``small_views`` replace the recipe's; ``small_size`` None is 96 px for 224, in proportion elsewhere. Small
+        views are cropped from .05 of the area up to where the full ones begin, DINO's .14 or ``crop_min_scale``.
+        """
+        if variant not in ("imagenet", "cifar"):
+            raise unknown_name("variant of the views", variant, ["imagenet", "cifar"])
+        cifar = variant == "cifar"
+        own: dict[str, Any] = {"blur": 0.0, "crop_min_scale": self.cifar_min_scale} if cifar else {}
+        if crop_min_scale is not None:
+            own["crop_min_scale"] = crop_min_scale
+        views = Views(tuple(Augmentation(size=size, **{**values, **own}) for values in self.full))
+        if small_views is None:
+            small_views = 0 if cifar else self.small_views
+        if not small_views:
+            return views
+        split = 0.14 if crop_min_scale is None else crop_min_scale
+        if split <= 0.05:
+            raise UsageError(
+                f"small views are cropped from 0.05 of the area up to crop_min_scale, which must be above that, got "
+                f"{split:g}; with small_views 0 it may be smaller"
+            )
+        return multi_crop(
+            views,
+            small_views=small_views,
+            small_size=small_size or max(8, round(size * 96 / 224 / 8) * 8),
+            crop_split=split,
+            small_blur=0.0 if cifar else 0.5,
         )
-    return multi_crop(
-        views,
-        small_views=small_views,
-        small_size=small_size or max(8, round(size * 96 / 224 / 8) * 8),
-        crop_split=split,
-        small_blur=0.0 if cifar else 0.5,
-    )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from coss_eval.errors import UsageError
 from coss_eval.randomness import uniform
-from coss_eval.views.augmentation import Augmentation, Views, byol_pair, multi_crop, views_for
+from coss_eval.views.augmentation import Augmentation, Views, byol_pair, multi_crop
 from coss_eval.views.blur import gaussian_blur
 from coss_eval.views.colour import greyscale_, jitter_, on_rows_, solarise_
 from coss_eval.views.random_crop import crop, draw_boxes, draw_flips
@@ -31,7 +31,6 @@ __all__ = [
     "finish_views",
     "make_views",
     "multi_crop",
-    "views_for",
 ]
 
 Images = Tensor | Sequence[Tensor]

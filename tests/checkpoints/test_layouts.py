@@ -13,8 +13,9 @@ from checkpoint_files import FILES, randomised, resnet, under
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig
 
+from coss_eval.checkpoints.flat_keys import flatten, plain_key
 from coss_eval.checkpoints.key_names import DIALECTS, find_roots
-from coss_eval.checkpoints.layouts import LAYOUTS, flatten, plain_key, recognise
+from coss_eval.checkpoints.layouts import LAYOUTS, recognise
 from coss_eval.checkpoints.matching import roots_by_name
 from coss_eval.errors import UsageError
 from coss_eval.models.architecture import CONVNEXTS, RESNETS, VITS, Architecture, infer

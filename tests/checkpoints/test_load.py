@@ -133,7 +133,7 @@ def test_another_number_of_heads_or_another_side_for_a_vit(tmp_path: Path, pixel
 
 
 def test_flags_come_before_the_layout(moco: Path) -> None:
-    assert load_model(moco).preprocessing == Preprocessing(source="layout")
+    assert load_model(moco).preprocessing == Preprocessing(said_by="layout")
     given = load_model(moco, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), img_size=96, crop_pct=1.0)
     assert given.preprocessing == Preprocessing((0.5,) * 3, (0.2,) * 3, 96, 1.0, "bilinear", "flag")
 
@@ -230,7 +230,7 @@ def test_several_networks_are_chosen_by_name(tmp_path: Path, pixels: Tensor) -> 
 
 
 def test_our_own_files_need_no_flag(tmp_path: Path, pixels: Tensor) -> None:
-    known = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop_pct=1.0, interpolation="bicubic", source="checkpoint")
+    known = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop_pct=1.0, interpolation="bicubic", said_by="checkpoint")
     model = make_model("resnet18", stem="solo-cifar", width=32, classes=["cat", "dog"], preprocessing=known, seed=4)
     save_model(model, tmp_path / "run" / "model.safetensors")
     loaded = load_model(tmp_path / "run" / "model.safetensors")
@@ -261,7 +261,7 @@ def test_a_checkpoint_of_any_layout_can_be_saved_as_ours(tmp_path: Path) -> None
     save_model(model, tmp_path / "ours.safetensors")
     loaded = load_model(tmp_path / "ours.safetensors")
     assert (loaded.sha256, loaded.arch) == (model.sha256, model.arch)
-    assert loaded.preprocessing == replace(model.preprocessing, source="checkpoint")
+    assert loaded.preprocessing == replace(model.preprocessing, said_by="checkpoint")
 
 
 def test_a_file_cannot_name_code_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

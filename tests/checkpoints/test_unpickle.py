@@ -20,7 +20,7 @@ import torch
 from checkpoint_files import extras, lightning, resnet, save
 from torch import Tensor, nn
 
-from coss_eval.checkpoints.layouts import flatten
+from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.checkpoints.load import load_model
 from coss_eval.checkpoints.unpickle import HostileCheckpoint, PlainDict, Stub, read_checkpoint
 from coss_eval.errors import CossError

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from written_datasets import (
     image_of,
@@ -80,9 +82,61 @@ def empty_class(at: Path) -> str:
     return str(at)
 
 
-def class_missing_in_val(at: Path) -> str:
+def class_missing_in_train(at: Path) -> str:
     write_class_folders(at)
-    shutil.rmtree(at / "val" / "n02")
+    shutil.rmtree(at / "train" / "n02")
+    return str(at)
+
+
+def several_configurations(at: Path) -> str:
+    for config in ("plain", "large"):
+        write_parquet(at / config / "train" / "0000.parquet", [(png(image_of("train", 0, 0)), 0)])
+    return str(at)
+
+
+def paths_to_nowhere(at: Path) -> str:
+    write_parquet(at / "test.parquet", [(None, 0)], paths=["images/a.png"])
+    return str(at)
+
+
+def pickled_arrays(at: Path) -> str:
+    at.mkdir()
+    np.savez(at / "a.npz", x_test=np.array([{}], dtype=object), y_test=np.zeros(1, int))
+    return str(at / "a.npz")
+
+
+def arrays_of_floats(at: Path) -> str:
+    at.mkdir()
+    np.savez(at / "a.npz", x_test=np.zeros((2, 8, 8, 3)), y_test=np.zeros(2, int))
+    return str(at / "a.npz")
+
+
+def arrays_that_unpack_to_terabytes(at: Path) -> str:
+    """The sizes that a zip file states are believed before anything is unpacked."""
+    at.mkdir()
+    with zipfile.ZipFile(at / "a.npz", "w") as packed:
+        packed.writestr("x_test.npy", b"")
+        packed.filelist[0].file_size = 2**40
+    return str(at / "a.npz")
+
+
+def idx_cut_short(at: Path) -> str:
+    at.mkdir()
+    for name, axes in (("t10k-images-idx3-ubyte", 3), ("t10k-labels-idx1-ubyte", 1)):
+        head = np.array([2051 if axes == 3 else 2049, *(5 for _ in range(axes))], ">u4").tobytes()
+        (at / name).write_bytes(head + bytes(5**axes - 1))
+    return str(at)
+
+
+def table_that_ends_early(at: Path) -> str:
+    put(at / "images" / "a.png", png(image_of("val", 0, 0)))
+    (at / "labels.csv").write_text("filename,label\nimages/a.png,cat\nimages/b.png\n")
+    return str(at)
+
+
+def arrow_file_missing(at: Path) -> str:
+    at.mkdir()
+    (at / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
     return str(at)
 
 
@@ -164,7 +218,15 @@ WRONG: list[tuple[Callable[[Path], str], type[CossError], str]] = [
     (parquet_train_only, CossError, "has no test split"),
     (unlabelled_parquet, CossError, "has no test split"),
     (empty_class, CossError, "n02b holds no images"),
-    (class_missing_in_val, CossError, "must be the same; 1 are in one only: n02"),
+    (class_missing_in_train, CossError, "must be among the training split's; 1 are not: n02"),
+    (several_configurations, CossError, r"several configurations \(large, plain\): give the folder of one"),
+    (paths_to_nowhere, CossError, "images/a.png is not a file below"),
+    (pickled_arrays, CossError, "cannot read .*a.npz: Object arrays cannot be loaded"),
+    (arrays_of_floats, CossError, r"as uint8 .* got float64 \(2, 8, 8, 3\)"),
+    (arrays_that_unpack_to_terabytes, CossError, "unpacks to 1024 GiB"),
+    (idx_cut_short, CossError, "holds 125 bytes and has fewer"),
+    (table_that_ends_early, CossError, "a row that ends early, in line 3"),
+    (arrow_file_missing, CossError, "names data-00000-of-00001.arrow, which is not there"),
     (label_out_of_range, CossError, r"2 of 3 labels of the test split.*expected 0 to 2, got 3 for val/1"),
     (label_missing, CossError, r"1 of 2 labels of the train split.*got -1 for train/1"),
     (empty_parquet, CossError, "the train split of .* holds no images"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from written_datasets import CLASSES, COUNTS, FORMATS, Written, image_of, png, put, write_class_folders, write_parquet
 
 from coss_eval.data.open import load_dataset
 from coss_eval.data.split import Split
+from coss_eval.errors import CossError, UsageError
 
 
 def everything(split: Split) -> dict[str, tuple[int, bytes]]:
@@ -110,3 +114,120 @@ def test_a_fingerprint_follows_content_labels_and_limit(tmp_path: Path) -> None:
     assert after.test.fingerprint == before.test.fingerprint
     (tmp_path / "val" / "n01" / "0.png").rename(tmp_path / "val" / "n02" / "0 of n01.png")
     assert load_dataset(tmp_path).test.fingerprint != before.test.fingerprint
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["wnids alone", "names and wnids"])
+def test_a_flat_val_with_a_list_of_wnids(named: bool, tmp_path: Path) -> None:
+    """ImageNet's validation images as they are distributed, without class folders, and without train/."""
+    wnids = ["n00000007", "n00000003", "n00000005"] * 3
+    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 10)]
+    for i, name in enumerate(names):
+        put(tmp_path / "val" / name, png(image_of("val", i % 3, i)))
+    pairs = zip(names, wnids, strict=True)
+    (tmp_path / "labels.txt").write_text("\n".join(f"{name} {wnid}" if named else wnid for name, wnid in pairs))
+    data = load_dataset(tmp_path)
+    assert data.train is None
+    assert data.classes == ("n00000003", "n00000005", "n00000007")
+    assert data.test.labels.tolist() == [2, 0, 1] * 3
+    (tmp_path / "val" / names[0]).unlink()
+    if not named:
+        with pytest.raises(CossError, match="has 9 lines for the 8 images"):
+            load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["keras", "medmnist"])
+@pytest.mark.parametrize("shape", [(6, 8, 9), (6, 8, 9, 3), (6, 3, 8, 9), (6, 8, 9, 1)], ids=str)
+def test_arrays_in_npz(shape: tuple[int, ...], layout: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    labels = np.array([7, 3, 7, 3, 3, 7], np.uint8)
+    x, y = ("x_{}", "y_{}") if layout == "keras" else ("{}_images", "{}_labels")
+    given = {x.format("test"): pixels, y.format("test"): labels[:, None] if layout == "medmnist" else labels}
+    given |= {x.format("train"): pixels[::-1], y.format("train"): labels[::-1]}
+    np.savez_compressed(tmp_path / "set.npz", **given)
+    data = load_dataset(tmp_path / "set.npz")
+    assert (data.name, data.classes) == ("set", ("3", "7"))
+    assert data.test.labels.tolist() == [1, 0, 1, 0, 0, 1]
+    channels_last = pixels.transpose(0, 2, 3, 1) if shape[1] == 3 else pixels.reshape(6, 8, 9, -1)
+    read = next(data.test.batches()).images.numpy().transpose(0, 2, 3, 1)
+    assert np.array_equal(read, np.broadcast_to(channels_last, (6, 8, 9, 3)))
+
+
+@pytest.mark.parametrize("place", [".", "raw", "MNIST/raw"])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def test_mnists_own_files(packed: bool, place: str, tmp_path: Path) -> None:
+    rng, expected_images = np.random.default_rng(0), {}
+    for split, count in (("train", 8), ("t10k", 4)):
+        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 4
+        for name, magic, array in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
+            content = np.array([magic, *array.shape], ">u4").tobytes() + array.tobytes()
+            file = tmp_path / place / f"{split}-{name}-ubyte{'.gz' if packed else ''}"
+            put(file, gzip.compress(content) if packed else content)
+        expected_images[split] = images
+    data = load_dataset(tmp_path)
+    assert data.train is not None
+    assert (len(data.train), len(data.test), data.classes) == (8, 4, ("0", "1", "2", "3"))
+    assert np.array_equal(next(data.test.batches()).images[:, 1].numpy(), expected_images["t10k"])
+
+
+def test_columns_that_are_named_by_hand(tmp_path: Path) -> None:
+    rows = [(png(image_of("val", label, i)), label) for label in range(3) for i in range(2)]
+    write_parquet(tmp_path / "p" / "test.parquet", rows, columns=("picture", "kind"))
+    with pytest.raises(CossError, match="no column image or img; it has picture, kind: give --image-column"):
+        load_dataset(tmp_path / "p")
+    data = load_dataset(tmp_path / "p", image_column="picture", label_column="kind")
+    assert data.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(UsageError, match=r"--label-column sort: .* no such column"):
+        load_dataset(tmp_path / "p", image_column="picture", label_column="sort")
+    put(tmp_path / "t" / "a.png", png(image_of("val", 0, 0)))
+    (tmp_path / "t" / "list.tsv").write_text("pic\tkind\na.png\tcat\n")
+    assert load_dataset(tmp_path / "t", image_column="pic", label_column="kind").classes == ("cat",)
+
+
+def test_a_set_without_splits_is_split_by_hashed_ids(tmp_path: Path) -> None:
+    for label in range(2):
+        for i in range(10):
+            put(tmp_path / "set" / f"c{label}" / f"{i}.png", png(image_of("val", label, i)))
+    data = load_dataset(tmp_path / "set", holdout=0.2)
+    assert data.train is not None
+    assert (len(data.train), len(data.test)) == (16, 4)
+    assert np.bincount(data.test.labels).tolist() == [2, 2]
+    assert not set(data.train.ids.tolist()) & set(data.test.ids.tolist())
+    assert any("20 % of each class are the test split" in note for note in data.warnings())
+    again = load_dataset(tmp_path / "set", holdout=0.2)
+    assert again.test.keys == data.test.keys
+    only_train = tmp_path / "only"
+    shutil.copytree(tmp_path / "set", only_train / "train")
+    assert len(load_dataset(only_train, holdout=0.2).test) == 4
+    shutil.copytree(tmp_path / "set", only_train / "val")
+    with pytest.raises(UsageError, match="has a test split of its own"):
+        load_dataset(only_train, holdout=0.2)
+
+
+def test_a_class_without_test_images_stays_and_is_told(tmp_path: Path) -> None:
+    write_class_folders(tmp_path)
+    shutil.rmtree(tmp_path / "val" / "n02")
+    data = load_dataset(tmp_path)
+    assert data.classes == CLASSES
+    assert set(data.test.labels.tolist()) == {0, 2}
+    assert "1 of 3 classes have no image in val: n02" in data.warnings()
+
+
+def test_formats_that_nothing_reads_are_counted_and_gifs_give_their_first_frame(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(np.full((12, 12, 3), value, np.uint8)) for value in (200, 10))
+    for name in ("n01", "n02"):
+        folder = tmp_path / "val" / name
+        folder.mkdir(parents=True)
+        first.save(folder / "a.gif", save_all=True, append_images=[second])
+        (folder / "b.avif").write_bytes(b"")
+    data = load_dataset(tmp_path)
+    assert next(data.test.batches()).images.float().mean().item() == pytest.approx(200, abs=2)
+    assert any(".avif (2)" in note for note in data.warnings())
+
+
+def test_accents_that_are_spelled_in_two_ways_are_one_class(tmp_path: Path) -> None:
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        for name in ("café", "tea"):
+            put(tmp_path / split / unicodedata.normalize(form, name) / "a.png", png(image_of(split, 0, len(name))))
+    data = load_dataset(tmp_path)
+    assert [unicodedata.normalize("NFC", name) for name in data.classes] == ["café", "tea"]
+    assert data.test.labels.tolist() == [0, 1]

@@ -136,10 +136,107 @@ def write_shards(folder: Path) -> Written:
     return Written(folder, found["train"], found["val"])
 
 
+def write_other_names(folder: Path) -> Written:
+    """Splits called Training and Testing; a GIF, of which the first frame is read, and formats that nothing reads."""
+    written = write_tree(folder, lambda split, name, i: f"{'Testing' if split == 'val' else 'Training'}/{name}/{i}.png")
+    put(folder / "Testing" / "n01" / "a.avif", b"not read")
+    return written
+
+
+def write_other_columns(folder: Path) -> Written:
+    """Columns as webdatasets become them, in the hub's own conversion: CONFIG/SPLIT/0000.parquet."""
+    found: dict[str, dict[str, tuple[int, np.ndarray]]] = {}
+    for split, hub_name in (("train", "train"), ("val", "test")):
+        rows = [(png(pixels), label) for label, _, pixels in samples(split)]
+        for number, part in enumerate((rows[:4], rows[4:])):
+            write_parquet(folder / "default" / hub_name / f"{number:04d}.parquet", part, columns=("jpg", "cls"))
+        found[split] = {f"{hub_name}/{row}": (label, pixels) for row, (label, _, pixels) in enumerate(samples(split))}
+    return Written(folder, found["train"], found["val"])
+
+
+def write_paths_in_parquet(folder: Path) -> Written:
+    """Tables that name files in place of holding images."""
+    found: dict[str, dict[str, tuple[int, np.ndarray]]] = {}
+    for split in COUNTS:
+        paths = [f"images/{split}_{label}_{index}.png" for label, index, _ in samples(split)]
+        for path, (_, _, pixels) in zip(paths, samples(split), strict=True):
+            put(folder / path, png(pixels))
+        write_parquet(folder / f"{split}.parquet", [(None, label) for label, _, _ in samples(split)], paths=[*paths])
+        found[split] = {
+            f"{split}/{path}": (label, pixels) for path, (label, _, pixels) in zip(paths, samples(split), strict=True)
+        }
+    return Written(folder, found["train"], found["val"])
+
+
+def write_saved_to_disk(folder: Path) -> Written:
+    """As ``datasets.DatasetDict.save_to_disk`` does: Arrow streams in two files, state.json and dataset_info.json."""
+    found: dict[str, dict[str, tuple[int, np.ndarray]]] = {}
+    for split, name in (("train", "train"), ("val", "test")):
+        rows = [({"bytes": png(pixels), "path": None}, label) for label, _, pixels in samples(split)]
+        files = [f"data-{number:05d}-of-00002.arrow" for number in range(2)]
+        for file, part in zip(files, (rows[:5], rows[5:]), strict=True):
+            struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+            table = pa.table({"image": pa.array([image for image, _ in part], struct), "label": [y for _, y in part]})
+            put(folder / name / file, b"")
+            with pa.ipc.new_stream(str(folder / name / file), table.schema) as stream:
+                stream.write_table(table, max_chunksize=2)
+        state = {"_data_files": [{"filename": file} for file in files]}
+        (folder / name / "state.json").write_text(json.dumps(state))
+        features = {"label": {"names": CLASSES, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+        (folder / name / "dataset_info.json").write_text(json.dumps({"features": features}))
+        found[split] = {f"{name}/{row}": (label, pixels) for row, (label, _, pixels) in enumerate(samples(split))}
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    return Written(folder, found["train"], found["val"])
+
+
+def write_metadata(folder: Path) -> Written:
+    """Hugging Face's imagefolder: metadata.csv beside each split's images, JSON lines for the other one."""
+    written = write_tree(folder, lambda split, name, i: f"{split}/{name}_{i}.png")
+    for split, images in (("train", written.train), ("val", written.test)):
+        rows = [{"file_name": Path(key).name, "label": CLASSES[label]} for key, (label, _) in images.items()]
+        lines = (
+            [json.dumps(row) for row in rows]
+            if split == "val"
+            else ["file_name,label", *(",".join(r.values()) for r in rows)]
+        )
+        (folder / split / f"metadata.{'jsonl' if split == 'val' else 'csv'}").write_text("\n".join(lines))
+    return written
+
+
+def write_labels_csv(folder: Path) -> Written:
+    """images/ and a table of all of them, with a column that says the split."""
+    written = write_tree(folder, lambda split, name, i: f"images/{split}_{name}_{i}.png")
+    rows = [
+        f"{Path(key).name},{CLASSES[label]},{split}"
+        for split, images in (("train", written.train), ("val", written.test))
+        for key, (label, _) in images.items()
+    ]
+    (folder / "labels.csv").write_text("filename,label,split\n" + "\n".join(rows))
+    return written
+
+
+def write_kaggle(folder: Path) -> Written:
+    """ImageNet as Kaggle's competition lays it out, boxes and all."""
+    data = folder / "ILSVRC" / "Data" / "CLS-LOC"
+    written = write_tree(
+        data, lambda split, name, i: f"val/v_{name}_{i}.JPEG" if split == "val" else f"train/{name}/{i}.JPEG"
+    )
+    rows = [f"{Path(key).stem},{CLASSES[label]} 85 1 499 272 " for key, (label, _) in written.test.items()]
+    (folder / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(reversed(rows)))
+    return Written(folder, written.train, {key: written.test[key] for key in reversed(written.test)})
+
+
 FORMATS: dict[str, Write] = {
     "class folders": write_class_folders,
     "nested folders": write_nested_folders,
     "Tiny-ImageNet": write_tiny_imagenet,
     "Hugging Face": write_hugging_face,
     "shards": write_shards,
+    "other names": write_other_names,
+    "other columns": write_other_columns,
+    "paths in parquet": write_paths_in_parquet,
+    "saved to disk": write_saved_to_disk,
+    "metadata": write_metadata,
+    "labels.csv": write_labels_csv,
+    "Kaggle": write_kaggle,
 }

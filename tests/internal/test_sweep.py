@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from build_networks import build
 from small_networks import FAMILIES, Untraceable, network, pixels, scramble
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from coss_eval.internal.sweep import Sweep, sweep
 from coss_eval.models.backbone import Backbone, Site
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.hooks import captured
-from coss_eval.models.zoo import build
 
 CLASSES, IMAGES = 5, (pixels(40, size=32).sigmoid() * 255).to(torch.uint8)
 IDS = torch.arange(40) * 7919

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from build_networks import build
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 
@@ -57,7 +57,7 @@ def test_gradients_reach_every_pixel_also_where_it_is_saturated(interpolation, v
 
 
 def test_a_class_map_picks_the_datasets_classes_in_its_order() -> None:
-    backbone, head = zoo.build("resnet18", width=8, num_classes=10)
+    backbone, head = build("resnet18", width=8, num_classes=10)
     assert head is not None
     pixels, wanted = torch.rand(2, 3, 32, 32), torch.tensor([7, 0, 3])
     whole = Classifier(backbone, head, Preprocessing()).eval()
@@ -66,7 +66,7 @@ def test_a_class_map_picks_the_datasets_classes_in_its_order() -> None:
 
 
 def test_the_representations_are_those_that_the_logits_come_from() -> None:
-    backbone, head = zoo.build("resnet18", width=8, num_classes=10)
+    backbone, head = build("resnet18", width=8, num_classes=10)
     assert head is not None
     classifier = Classifier(backbone, head, Preprocessing(img_size=64)).eval()
     pixels = torch.rand(2, 3, 32, 32)
@@ -95,7 +95,7 @@ def test_to_float() -> None:
 
 def test_geometry_and_protocol() -> None:
     assert Preprocessing().geometry.size == 224
-    odd = Preprocessing(img_size=96, crop_pct=1.0, interpolation="bicubic", source="flag")
+    odd = Preprocessing(img_size=96, crop_pct=1.0, interpolation="bicubic", said_by="flag")
     assert (odd.geometry.size, odd.geometry.crop_pct, odd.geometry.interpolation) == (96, 1.0, "bicubic")
     assert odd.protocol() == {
         "mean": [0.485, 0.456, 0.406],

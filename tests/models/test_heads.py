@@ -8,8 +8,9 @@ import pytest
 
 from coss_eval.checkpoints.load import make_model
 from coss_eval.errors import UsageError
+from coss_eval.models.choices import HeadChoice
 from coss_eval.models.heads import resolve_head
-from coss_eval.models.model import HeadChoice, Model
+from coss_eval.models.model import Model
 
 NAMES = ("n01", "n02", "n03", "n04")
 

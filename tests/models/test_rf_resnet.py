@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from build_networks import build
+from gradient_probe import gradient_probe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,7 +21,6 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import Architecture
 from coss_eval.models.rf_resnet import PRESETS, Kept, RFResNet, Strides, from_name, reachable, rf_of, rf_resnet
-from coss_eval.receptive_field.gradient import gradient_probe
 from coss_eval.receptive_field.theoretical import theoretical
 
 
@@ -125,7 +126,7 @@ def test_any_other_is_spelt_out_in_its_name() -> None:
     plain = from_name("rf_resnet34_k6-4-1-0")
     assert plain is not None
     assert not len(plain.mlp)
-    backbone, _ = zoo.build("rf_resnet18_k1-1-0-0_mlp1", stem="cifar", width=8)
+    backbone, _ = build("rf_resnet18_k1-1-0-0_mlp1", stem="cifar", width=8)
     assert theoretical(backbone, 64).set_index("site").rf["prepool"] == rf_of(18, (1, 1, 0, 0), stem="cifar")
     assert from_name("resnet18") is None
     with pytest.raises(UsageError, match="stage 1 has 4"):

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from build_networks import build
 from safetensors.torch import save_file
 from torch import nn
 
@@ -58,8 +59,8 @@ def test_build_by_name_from_a_seed_without_touching_the_global_generator(
     arch: str, options: dict[str, Any], dim: int
 ) -> None:
     state = torch.random.get_rng_state()
-    backbone, head = zoo.build(arch, num_classes=7, seed=3, **options)
-    again, _ = zoo.build(arch, num_classes=7, seed=3, **options)
+    backbone, head = build(arch, num_classes=7, seed=3, **options)
+    again, _ = build(arch, num_classes=7, seed=3, **options)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), again.parameters(), strict=True))
     assert head is not None
@@ -71,7 +72,7 @@ def test_build_by_name_from_a_seed_without_touching_the_global_generator(
 
 
 def test_without_a_number_of_classes_there_is_no_head() -> None:
-    assert zoo.build("resnet18", width=16)[1] is None
+    assert build("resnet18", width=16)[1] is None
 
 
 def test_seeds_are_seeds() -> None:
@@ -90,7 +91,7 @@ def test_stems(stem: Any, kernel: int, padding: int, grid: int) -> None:
     network = zoo.network("resnet18", stem=stem)
     assert network.conv1.kernel_size == (kernel, kernel)
     assert network.conv1.padding == (padding, padding)
-    backbone, _ = zoo.build("resnet18", stem=stem)
+    backbone, _ = build("resnet18", stem=stem)
     assert backbone.eval().features(torch.zeros(1, 3, 64, 64)).shape[-1] == grid
 
 
@@ -103,7 +104,7 @@ def test_width_keeps_torchvisions_key_names(width: int) -> None:
 
 
 def test_an_own_factory_in_the_current_directory(own_module: str) -> None:
-    backbone, head = zoo.build(f"{own_module}:Small", num_classes=4)
+    backbone, head = build(f"{own_module}:Small", num_classes=4)
     assert (backbone.dim, backbone.local_dim) == (6, 6)
     assert isinstance(head, nn.Linear)
 
@@ -127,7 +128,7 @@ def test_wrong_names_and_options_are_explained_in_one_line(
     own_module: str, arch: str, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says) as caught:
-        zoo.build(arch, **options)
+        build(arch, **options)
     assert "\n" not in str(caught.value)
 
 

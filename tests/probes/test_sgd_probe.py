@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,24 +245,25 @@ def test_every_field_and_the_seed_are_in_the_key(digits: Dataset, model: Model) 
     changes: list[dict[str, object]] = [
         {},
         {"epochs": 100},
-        {"batch_size": 256},
-        {"lrs": (0.1,)},
+        {"sgd_batch": 256},
+        {"lr": (0.1,)},
         {"momentum": 0.0},
         {"crop_min_scale": 0.2},
         {"flip": 0.0},
-        {"precision": "bf16"},
+        {"bf16": True},
     ]
     subject, store = Subject(model, digits, Settings(CPU)), Store("unused")
-    tasks = [Probe(protocol="sgd", sgd=replace(SgdProtocol(), **change)) for change in changes]  # type: ignore[arg-type]
+    tasks = [Probe(protocol="sgd", **change) for change in changes]  # type: ignore[arg-type]
     cells = [task.cells(subject, 0) for task in tasks] + [tasks[0].cells(subject, 1)]
     assert all(len(cell) == 1 for cell in cells)
     assert len({store.key({}, cell) for (cell,) in cells}) == len(cells)
-    assert store.key({}, Probe().cells(subject, 0)[0]) == store.key({}, Probe(sgd=SHORT).cells(subject, 0)[0])
+    assert tasks[0].sgd == SgdProtocol()
 
 
 def test_a_report_never_mixes_the_protocols(digits: Dataset, model: Model, tmp_path: Path) -> None:
     small = replace(digits, test=digits.test.limited(50))
-    sgd = [Probe(protocol="sgd", sgd=replace(SHORT, epochs=epochs)) for epochs in (1, 2)]
+    short: dict[str, Any] = {"protocol": "sgd", "sgd_batch": SHORT.batch_size, "lr": SHORT.lrs}
+    sgd = [Probe(epochs=epochs, **short) for epochs in (1, 2)]
     run = evaluate(model, small, [Probe(fractions=()), *sgd], out=tmp_path / "run", device="cpu")
     assert not run.failures
     shown = [score.name for score in headline.columns(Results(Store(run.path)))]

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from build_networks import build
+from gradient_probe import gradient_probe
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -15,7 +17,6 @@ from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.rf_resnet import RFResNet
 from coss_eval.receptive_field.effective import effective
-from coss_eval.receptive_field.gradient import gradient_probe
 from coss_eval.receptive_field.rules import Field
 from coss_eval.receptive_field.theoretical import by_site, fields, theoretical
 
@@ -69,7 +70,7 @@ def test_the_reference_table(name: str) -> None:
 def unfilled(name: str) -> Backbone:
     """A torchvision network without memory for its weights, which no receptive field depends on."""
     with torch.device("meta"):
-        return zoo.build(name, seed=None)[0]
+        return build(name, seed=None)[0]
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -107,12 +108,12 @@ def test_bagnet_like_choices_against_the_gradient_probe(kept, rf: int) -> None:
     [("vit_b_32", {"img_size": 64}), ("swin_t", {}), ("mobilenet_v3_small", {}), ("timm:vit_tiny_patch16_224", {})],
 )
 def test_attention_and_squeeze_and_excite_see_the_whole_image(arch: str, options) -> None:
-    backbone, _ = zoo.build(arch, **options)
+    backbone, _ = build(arch, **options)
     assert table_of(backbone, backbone.img_size or 64)["prepool"][0] == math.inf
 
 
 def test_convnext_with_its_permutations_and_linear_layers() -> None:
-    assert table_of(zoo.build("convnext_tiny")[0], 64)["stage1"] == (4 + 3 * 6 * 4, 4, -36)
+    assert table_of(build("convnext_tiny")[0], 64)["stage1"] == (4 + 3 * 6 * 4, 4, -36)
 
 
 class Operation(nn.Module):
@@ -228,7 +229,7 @@ def test_the_effective_field_of_many_averages_is_luos_gaussian() -> None:
 
 @pytest.mark.parametrize("arch", ["resnet18", "timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224"])
 def test_the_effective_field_of_networks(arch: str) -> None:
-    backbone, _ = zoo.build(arch, img_size=64)
+    backbone, _ = build(arch, img_size=64)
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     together, alone = effective(backbone, [images]), effective(backbone, images.split(1))
     assert torch.allclose(together.map, alone.map, atol=1e-5)
@@ -240,7 +241,7 @@ def test_the_effective_field_of_networks(arch: str) -> None:
 
 
 def test_an_effective_field_of_nothing() -> None:
-    backbone = zoo.build("resnet18", width=8)[0]
+    backbone = build("resnet18", width=8)[0]
     with pytest.raises(UsageError, match="at least one image"):
         effective(backbone, [])
     with pytest.raises(UsageError, match="did you mean stage4"):
@@ -257,7 +258,7 @@ def test_the_effective_field_is_within_the_theoretical_one() -> None:
 
 
 def test_a_row_a_site() -> None:
-    backbone = zoo.build("resnet18", stem="cifar", width=16)[0].eval()
+    backbone = build("resnet18", stem="cifar", width=16)[0].eval()
     table = by_site(backbone, 32, [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))])
     assert list(table["site"]) == list(backbone.sites)
     rows = theoretical(backbone, 32).set_index("module")
@@ -289,7 +290,7 @@ def test_with_images_an_operation_that_is_not_known_leaves_the_theory_open() -> 
 )
 def test_a_size_that_cannot_be_is_said(arch: str, size: int, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        by_site(zoo.build(arch)[0], size)
+        by_site(build(arch)[0], size)
 
 
 def test_the_former_import_path_still_works() -> None:

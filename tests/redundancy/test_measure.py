@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from build_networks import build
 from small_networks import FAMILIES, network, pixels
 
 from coss_eval.errors import UsageError
-from coss_eval.models.generic import outputs_of
-from coss_eval.models.zoo import build
+from coss_eval.models.hooks import outputs_of
 from coss_eval.redundancy import measure
 
 IMAGES = pixels(40)

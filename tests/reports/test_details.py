@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coss_eval.reports import details
+from coss_eval.reports.layout import Table
 from coss_eval.reports.results import Results
 from coss_eval.statistics import median_interval
 from coss_eval.store import Cell, Measurement, Store, column_name
+from coss_eval.tasks.attacks.report import by_strength, median_eps
 
 EPS = (0.0, 1 / 255, 2 / 255, 4 / 255)
 
@@ -45,17 +46,20 @@ def written(path: Path, stands: Any) -> Results:
 def test_the_median_smallest_eps_and_its_censoring(broken_at: list[int], expected: str, tmp_path: Path) -> None:
     found = np.array([[eps * 255 < at - 0.5 for at in broken_at] for eps in EPS])
     found = np.concatenate([found, np.zeros((4, 20), bool)], 1)  # images wrong without an attack do not count
-    (table,) = [t for t in details.tables(written(tmp_path, found), "attacks") if t.name == "attacks_median_eps"]
+    table = median_eps(written(tmp_path, found))
+    assert isinstance(table, Table)
+    assert table.name == "attacks_median_eps"
     assert [row.name for row in table.rows] == ["PGD, Linf"]
     assert table.rows[0].entries == [expected]
 
 
 def test_the_probes_strength_has_a_row_each(tmp_path: Path) -> None:
-    results = written(tmp_path, np.ones((4, 10), bool))
-    (table,) = [t for t in details.tables(results, "attacks") if t.name == "attacks_strength"]
+    table = by_strength(written(tmp_path, np.ones((4, 10), bool)))
+    assert isinstance(table, Table)
+    assert table.name == "attacks_strength"
     assert [row.name for row in table.rows] == ["strength chosen, eps 1/255", "strength chosen x 3.2, eps 1/255"]
     assert [str(row.entries[0]) for row in table.rows] == ["70.0 [50.0, 80.0]", "60.0 [50.0, 80.0]"]
-    assert details.tables(results, "redundancy") == []
+    assert by_strength(Results(Store(tmp_path / "empty"))) is None
 
 
 def test_a_median_by_ranks_covers_the_truth() -> None:

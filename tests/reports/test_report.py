@@ -20,10 +20,11 @@ from synthetic_runs import Writer
 from coss_eval import reports
 from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.errors import CossError, UsageError
-from coss_eval.reports import figures
+from coss_eval.reports.drawing import looks, looks_in, style
 from coss_eval.reports.html import COLOURS
 from coss_eval.reports.results import Results
 from coss_eval.store import Cell, Measurement, Store
+from coss_eval.tasks.corruptions.report import by_mean_severity, by_severity
 
 FIGURES = ["attacks_by_eps", "corruptions_by_severity", "corruptions_mean", "internal_by_level", "redundancy"]
 
@@ -130,7 +131,7 @@ def test_the_headline_for_a_terminal(module_store: Store) -> None:
 def test_figures_leave_the_caller_s_matplotlib_alone(module_store: Store) -> None:
     before = dict(mpl.rcParams)
     with mpl.rc_context({"lines.linewidth": 9.0}):
-        with figures.style():
+        with style():
             assert mpl.rcParams["lines.linewidth"] < 2
         assert mpl.rcParams["lines.linewidth"] == 9.0
     assert dict(mpl.rcParams) == before
@@ -138,13 +139,13 @@ def test_figures_leave_the_caller_s_matplotlib_alone(module_store: Store) -> Non
 
 def test_a_gap_breaks_the_line(full: Store) -> None:
     results = Results(full)
-    with figures.style():
-        mean = figures.corruptions_mean(results)
-        by_severity = figures.corruptions_by_severity(results)
+    with style():
+        mean = by_mean_severity(results)
+        panels = by_severity(results)
     assert mean is not None
     assert "a_1" in mean.axes[0].get_title(loc="left")  # left out, and said so
-    assert by_severity is not None
-    frost = next(axis for axis in by_severity.axes if axis.get_title(loc="left") == "frost")
+    assert panels is not None
+    frost = next(axis for axis in panels.axes if axis.get_title(loc="left") == "frost")
     finite = [sum(y == y for y in line.get_ydata()) for line in frost.lines]
     assert finite == [6, 1]  # the second has its clean accuracy only
 
@@ -156,8 +157,8 @@ def test_long_names_stay_inside_the_figure_and_apart(store: Store, writer: Calla
     for name in (f"left-out-rf_resnet34_k6-4-1-0_mlp2-{i}" for i in range(4)):
         writer(name).corruptions(BENCHMARK[:2])
     results = Results(store)
-    with figures.style():
-        figure = figures.corruptions_mean(results)
+    with style():
+        figure = by_mean_severity(results)
         assert figure is not None
         figure.draw_without_rendering()
     axis = figure.axes[0]
@@ -177,19 +178,33 @@ def test_legends_name_what_is_drawn_and_looks_stay_the_same(store: Store, writer
         writer(name).probe()
     writer("b").corruptions()
     results = Results(store)
-    with figures.style():
-        figure = figures.corruptions_by_severity(results)
-        look = figures.looks(results.labels)["b"]
+    with style():
+        figure = by_severity(results)
+        look = looks(results.labels)["b"]
     assert figure is not None
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b"]
     assert figure.legends[0].get_lines()[0].get_color() == figure.axes[0].lines[0].get_color() == look.color
 
 
 def test_looks_differ_and_untrained_networks_are_grey() -> None:
-    with figures.style():
-        looks = figures.looks([f"m{i}" for i in range(15)] + ["untrained resnet18"])
-    assert len(set(looks.values())) == 16
-    assert looks["untrained resnet18"].color == "#8a8a8a"
+    with style():
+        found = looks([f"m{i}" for i in range(15)] + ["r18"], untrained=["r18"])
+    assert len(set(found.values())) == 16
+    assert found["r18"].color == "#8a8a8a"
+
+
+def test_what_is_untrained_is_not_told_by_a_name(store: Store, writer: Callable) -> None:
+    models = [{"name": "untrained_then_tuned", "layout": "timm"}, {"name": "resnet18 (seed 0)", "layout": "untrained"}]
+    store.record_run({"models": models})
+    for model in models:
+        writer(model["name"]).probe()
+    results = Results(store)
+    assert results.labels == ["untrained_then_tuned", "resnet18 (seed 0)"]
+    assert results.untrained == {"resnet18 (seed 0)"}
+    with style():
+        assert {
+            label for label, look in looks_in(results, "probe").items() if look.color == "#8a8a8a"
+        } == results.untrained
 
 
 def test_a_store_of_one_task_is_enough(store: Store, writer: Callable) -> None:
@@ -231,7 +246,9 @@ def test_reports_import_no_torch_and_the_package_imports_nothing_heavy() -> None
     code = (
         "import sys, coss_eval.reports; print({'torch', 'pandas', 'matplotlib'} & set(sys.modules));"
         "import coss_eval.reports.compare, coss_eval.reports.figures, coss_eval.reports.html;"
-        "print('torch' in sys.modules)"
+        "import coss_eval.reports.gallery, coss_eval.reports.sweeps;"
+        "from coss_eval.reports.by_task import task_report; from coss_eval.tasks import NAMES;"
+        "print('torch' in sys.modules, len([task_report(name) for name in NAMES]) > 5, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "set()\nFalse\n"
+    assert done.stdout == "set()\nFalse True False\n"

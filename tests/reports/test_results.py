@@ -127,7 +127,7 @@ def test_a_column_is_used_only_for_the_metric_it_is_of(store: Store, writer: Cal
     ]
     r18.put(Cell("probe", condition), measurements, {"id": r18.ids, "labels=0.01": correct})
     results = Results(store)
-    found = {m.metric: results.estimate("r18", "probe", m.metric, "labels=0.01") for m in measurements}
+    found = {m.metric: results.estimate("r18", "probe", m.metric, **condition) for m in measurements}
     assert {metric: e is not None and e.shares is not None for metric, e in found.items()} == {
         "top1": True,
         "mean_per_class": False,

@@ -40,7 +40,7 @@ def test_two_protocols_of_one_measurement_get_two_rows(store: Store, writer: Cal
     results = Results(store)
     assert results.labels == ["r18 [backend=native]", "r18 [backend=reference]"]
     # both stand for the same weights, whose probe has one protocol
-    top1 = [results.estimate(label, "probe", "top1", "top1") for label in results.labels]
+    top1 = [results.estimate(label, "probe", "top1") for label in results.labels]
     assert top1[0] is not None
     assert top1[0].value == top1[1].value  # type: ignore[union-attr]
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.store import Cell, Measurement, Store, StoreWarning, canonical_json, column_name
+from coss_eval.store import Cell, Condition, Measurement, Store, StoreWarning, canonical_json, column_name
 
 PROTOCOL = {
     "model": {"sha256": "ab" * 32, "arch": "resnet18", "mean": [0.485, 0.456, 0.406]},
@@ -162,6 +162,23 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_column_names_need_no_parsing_twice() -> None:
     assert column_name("robust_accuracy", {"attack": "pgd", "eps": 1 / 255}) == "attack=pgd,eps=0.00392157"
     assert column_name("top1", {}) == "top1"
+
+
+def test_a_condition_is_a_value_with_a_text_and_its_own_equality() -> None:
+    one = Condition(attack="pgd", eps=1 / 255)
+    assert str(one) == "attack=pgd,eps=0.00392157"
+    assert str(Condition()) == ""
+    assert dict(one) == {"attack": "pgd", "eps": 1 / 255} == one
+    assert {one: "found"}[Condition(eps=float("0.00392157"), attack="pgd")] == "found"  # six digits, in any order
+    assert one != Condition(attack="pgd", eps=1.0001 / 255)
+    assert Condition(severity=1) == Condition(severity=1.0) != Condition(severity="1")
+    assert Condition(seed=1234567) != Condition(seed=1234568)
+    assert one.includes(eps=1 / 255)
+    assert not one.includes(norm="linf")
+    assert one.without("eps") == {"attack": "pgd"}
+    assert Measurement("accuracy", 0.5, 2, condition={"level": 1}) == Measurement(
+        "accuracy", 0.5, 2, condition={"level": 1.0}
+    )
 
 
 def test_an_undefined_number_is_null(tmp_path: Path) -> None:

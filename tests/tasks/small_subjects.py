@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import coss_eval as ce
 from coss_eval.data.dataset import Dataset
 from coss_eval.models.backbone import Backbone
+from coss_eval.models.choices import HeadChoice
 from coss_eval.models.classifier import Preprocessing
-from coss_eval.models.model import HeadChoice, Model, weights_sha256
+from coss_eval.models.model import Model, weights_sha256
 from coss_eval.probes import extract, fit_probe
 from coss_eval.tasks.task import Settings, Subject
 
@@ -43,7 +44,7 @@ def model(backbone: Backbone | None = None, head: nn.Module | None = None) -> Mo
     backbone = network("cnn") if backbone is None else backbone
     choice: HeadChoice = "probe" if head is None else "own"
     classes = None if head is None else digits().classes
-    shape = Preprocessing((0.3,) * 3, (0.3,) * 3, source="flag")
+    shape = Preprocessing((0.3,) * 3, (0.3,) * 3, said_by="flag")
     sha256 = weights_sha256(backbone, head)
     return Model("small", "small", backbone, head, classes, shape, sha256, "own", head_choice=choice)
 

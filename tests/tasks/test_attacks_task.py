@@ -12,7 +12,8 @@ from small_subjects import subject
 from coss_eval.attacks import Verdicts
 from coss_eval.errors import UsageError
 from coss_eval.store import Cell, Store, column_name
-from coss_eval.tasks.attacks.task import L2_EPS, LINF_EPS, Attacks, named_attacks
+from coss_eval.tasks.attacks import L2_EPS, LINF_EPS, pairs
+from coss_eval.tasks.attacks.task import Attacks
 from coss_eval.tasks.task import Result
 
 EPS = {"linf": (0.1 / 255, 2 / 255), "l2": (0.01, 0.5)}
@@ -134,9 +135,8 @@ def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> No
 
 
 def test_names_on_the_command_line() -> None:
-    assert named_attacks(["pgd", "apgd:l2"]) == (("pgd", "linf"), ("apgd", "l2"))
-    assert named_attacks([]) == Attacks.attacks
-    assert Attacks(named_attacks(["foolbox:L2FastGradientAttack"]), backend="reference").attacks[0][1] == "l2"
+    assert pairs(("pgd", "apgd:l2")) == (("pgd", "linf"), ("apgd", "l2"))
+    assert Attacks(pairs(("foolbox:L2FastGradientAttack",)), backend="reference").attacks[0][1] == "l2"
     assert Attacks().eps == {"linf": LINF_EPS, "l2": L2_EPS}
 
 

@@ -12,11 +12,11 @@ from coss_eval import evaluation, reports
 from coss_eval.errors import UsageError
 from coss_eval.internal import KINDS
 from coss_eval.store import Store
-from coss_eval.tasks.internal.task import Internal, named_kinds
+from coss_eval.tasks.internal.task import Internal
 
 
 def test_every_kind_measures_accuracy_area_and_signal_to_noise() -> None:
-    task = Internal(("stage2", "global"), named_kinds(["all"]), (0.2, 0.6), seeds=2)
+    task = Internal(("stage2", "global"), ("all",), (0.2, 0.6), seeds=2)
     cells = task.cells(subject(), seed=0)
     places = [(cell.params["site"], cell.params["kind"]) for cell in cells]
     assert {kind for site, kind in places if site == "stage2"} == set(KINDS)

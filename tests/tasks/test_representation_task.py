@@ -10,14 +10,14 @@ import pytest
 from small_subjects import digits, subject
 
 from coss_eval.errors import UsageError
-from coss_eval.tasks.attacks.representation import RepresentationAttack, representation_attack
+from coss_eval.tasks.attacks.task import Attacks
 from coss_eval.tasks.task import Result, Subject
 
 EPS = {"linf": (0.02, 0.1), "l2": (0.5, 2.0)}
 
 
 def measured(norm: str, on: Subject) -> Result:
-    (cell,) = (task := RepresentationAttack((norm,), EPS, steps=4, images=24)).cells(on, seed=0)
+    (cell,) = (task := Attacks((("pgd", norm),), EPS, steps=4, images=24, target="representation")).cells(on, seed=0)
     return task.measure(cell, on)
 
 
@@ -43,7 +43,7 @@ def test_it_needs_neither_labels_nor_a_training_split() -> None:
     data = digits()
     unlabelled = replace(data, train=None, test=replace(data.test, labels=np.zeros_like(data.test.labels)))
     alone = Subject(subject("probe").model, unlabelled, subject("probe").settings)
-    task = RepresentationAttack(("linf",), EPS, steps=3, images=None)
+    task = Attacks((("pgd", "linf"),), EPS, steps=3, images=None, target="representation")
     results = [task.measure(task.cells(on, 0)[0], on) for on in (alone, subject("probe"))]
     assert curve(results[0], "moved", "representation") == curve(results[1], "moved", "representation")
     assert not curve(results[0], "robust_accuracy", "representation:knn")
@@ -54,13 +54,14 @@ def test_it_needs_neither_labels_nor_a_training_split() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"pairs": (("bim", "linf"),)}, "--attack bim"),
+        ({"attacks": (("bim", "linf"),)}, "--attack bim"),
+        ({"attacks": (("fgsm", "linf"),)}, "add --attack pgd:linf"),
         ({"loss": "dlr"}, "--loss dlr"),
         ({"backend": "reference"}, "--backend reference"),
         ({"eps": {"linf": (0.2, 0.1)}}, "rising"),
     ],
 )
 def test_flags_that_do_not_fit_are_one_line(given: dict[str, Any], message: str) -> None:
-    options: dict[str, Any] = {"pairs": (("pgd", "linf"),), "steps": None, "loss": "auto", "backend": "native"}
+    options: dict[str, Any] = {"attacks": (("pgd", "linf"),), "target": "representation"}
     with pytest.raises(UsageError, match=message):
-        representation_attack(**options | given)
+        Attacks(**options | given)

@@ -24,10 +24,9 @@ from coss_eval.training.config import Config, presets, resolve
 from coss_eval.training.dry_run import dry_run, relative_cost
 from coss_eval.training.feed import Feed, statistics
 from coss_eval.training.loop import Progress, Run, train
-from coss_eval.training.methods import METHODS, names
+from coss_eval.training.methods import method_class, names
 from coss_eval.training.monitor import Health, spread
 from coss_eval.training.task import Task
-from coss_eval.views.make import views_for
 
 HEADS: dict[str, dict[str, int]] = {
     "byol": {"hidden": 32},
@@ -128,7 +127,7 @@ def test_dino_hands_on_its_teacher() -> None:
 def test_the_order_belongs_to_seed_and_epoch() -> None:
     data = digits().train
     assert data is not None
-    feed = Feed(data, 32, torch.device("cpu"), seed=0, views=views_for("byol", 32, variant="cifar"))
+    feed = Feed(data, 32, torch.device("cpu"), seed=0, views=method_class("byol").views.at(32, variant="cifar"))
     assert feed.steps == 3
     ids = [torch.cat([batch.ids for batch in feed.epoch(epoch)]) for epoch in (0, 0, 1)]
     assert torch.equal(ids[0], ids[1])
@@ -303,7 +302,7 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="size: 224"):
         train("byol", data, out=tmp_path / "other", device="cpu", **{**fields, "size": None})
     assert data.train is not None
-    feed = Feed(data.train, 8, torch.device("cpu"), seed=0, views=views_for("byol", 48))
+    feed = Feed(data.train, 8, torch.device("cpu"), seed=0, views=method_class("byol").views.at(48))
     parts = list(feed.epoch(0))
     assert [len(part.ids) for part in parts] == [8, 8, 8]
     assert sum(len(part.ids.unique()) for part in parts) == 23  # another one stands in for the torn one
@@ -388,6 +387,6 @@ def test_a_dry_run_costs_two_steps_and_writes_nothing(
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert not list(tmp_path.iterdir())
     assert cost.backward > 1.5 * cost.forward > 0
-    assert (cost.target > 0) == (METHODS[method.removeprefix("co-")].targets == "momentum")
+    assert (cost.target > 0) == (method_class(method.removeprefix("co-")).targets == "momentum")
     assert cost.images_per_second > 0
     assert "images/s" in "\n".join(cost.lines())

@@ -14,8 +14,8 @@ from training_parts import SMALL, TINY, digits
 
 from coss_eval.training.config import resolve
 from coss_eval.training.loop import Run
-from coss_eval.training.methods import METHODS
-from coss_eval.training.methods.method import mlp
+from coss_eval.training.method import mlp
+from coss_eval.training.methods import METHODS, method_class
 from coss_eval.training.optim import LARS, parameter_groups
 from coss_eval.training.pretraining import Pretraining
 from coss_eval.views.make import make_views
@@ -65,7 +65,7 @@ def test_losses_and_gradients_are_those_written_out(name: str, fields: dict[str,
     assert_written_out(objective(name, "rf-resnet", local_weight=0.4, **fields), two_views(), **fields)
 
 
-MULTI_CROP = [(name, own, {}) for name in SELF_SUPERVISED for own in {False, METHODS[name].has_predictor}]
+MULTI_CROP = [(name, own, {}) for name in SELF_SUPERVISED for own in {False, method_class(name).has_predictor}]
 
 
 @pytest.mark.parametrize(("name", "own", "fields"), [*MULTI_CROP, ("byol", True, {"heads": "shared"})], ids=str)
@@ -190,7 +190,7 @@ def test_heads_are_the_papers() -> None:
 
     found = {
         name: (layers(heads.projector), layers(heads.predictor))
-        for name, heads in ((name, METHODS[name]().heads(32)) for name in SELF_SUPERVISED)
+        for name, heads in ((name, method_class(name)().heads(32)) for name in SELF_SUPERVISED)
     }
     assert found == {
         "byol": ("L- B R L", "L- B R L"),
@@ -201,7 +201,7 @@ def test_heads_are_the_papers() -> None:
         "barlow": ("L- B R L- B R L", "I"),
         "dino": ("L G L G L L-", "I"),
     }
-    head = METHODS["dino"](prototypes=20).heads(32).projector
+    head = method_class("dino")(prototypes=20).heads(32).projector
     assert (head(torch.randn(50, 32, generator=torch.Generator().manual_seed(0))).abs() <= 1 + 1e-5).all()  # cosines
     assert layers(mlp(4, 8, 2, layers=3)) == "L- B R L- B R L"
 

@@ -12,8 +12,8 @@ from training_parts import SMALL, TINY, digits
 
 from coss_eval.training.config import resolve
 from coss_eval.training.loop import Run
-from coss_eval.training.methods import names
-from coss_eval.views.make import byol_pair, make_views, views_for
+from coss_eval.training.methods import method_class, names
+from coss_eval.views.make import byol_pair, make_views
 
 pytestmark = pytest.mark.cuda
 
@@ -29,7 +29,7 @@ def full_precision() -> Iterator[None]:
 @pytest.mark.parametrize("size", [32, 160])
 def test_the_device_gives_the_cpus_pixels(size: int, full_precision: None) -> None:
     images = torch.randint(0, 256, (12, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    ids, views = torch.arange(12), views_for("dino", size, small_size=24)
+    ids, views = torch.arange(12), method_class("dino").views.at(size, small_size=24)
     for here, there in zip(
         make_views(images, ids, views, seed=0, epoch=0),
         make_views(images.cuda(), ids, views, seed=0, epoch=0),

@@ -16,7 +16,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from coss_eval.errors import UsageError
-from coss_eval.views.augmentation import RECIPES
+from coss_eval.training.methods import METHODS, method_class
 from coss_eval.views.blur import blur_by_convolution, blur_by_shifts, gaussian_blur
 from coss_eval.views.colour import greyscale_, jitter_, rotate_hue_, solarise_
 from coss_eval.views.make import (
@@ -27,7 +27,6 @@ from coss_eval.views.make import (
     draw,
     finish_views,
     make_views,
-    views_for,
 )
 from coss_eval.views.random_crop import crop_batch, crop_each
 
@@ -188,7 +187,7 @@ def test_normalisation_layout_and_range() -> None:
 
 
 def test_a_view_does_not_depend_on_the_batch_or_its_order() -> None:
-    images, ids, views = pictures(20, 40, 40), torch.arange(20) * 7919, views_for("dino", 32, small_size=16)
+    images, ids, views = pictures(20, 40, 40), torch.arange(20) * 7919, method_class("dino").views.at(32, small_size=16)
     whole = make_views(images, ids, views, seed=3, epoch=5)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(1))[:11]
     parts = make_views(images[order], ids[order], views, seed=3, epoch=5)
@@ -299,9 +298,9 @@ def test_draws_are_independent_of_each_other_and_over_seeds_epochs_and_views() -
 
 
 @pytest.mark.parametrize("variant", ["imagenet", "cifar"])
-@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_recipe_makes_its_views(method: str, variant: str) -> None:
-    views = views_for(method, 32, variant=variant)
+    views = method_class(method).views.at(32, variant=variant)
     made = make_views(pictures(4, 32, 32), torch.arange(4), views, seed=0, epoch=0)
     assert [tuple(view.shape[2:]) for view in made] == [(a.size, a.size) for a in views]
     assert len(made) == len(views) == {"supervised": 1, "dino": 2 if variant == "cifar" else 10}.get(method, 2)
@@ -325,7 +324,7 @@ ASYMMETRIC = ((0.4, 0.4, 0.2, 0.1, 0.2, 1.0, 0.0, 0.08), (0.4, 0.4, 0.2, 0.1, 0.
     ],
 )
 def test_recipes_are_the_methods_own(method: str, expected: tuple[tuple[float, ...], ...]) -> None:
-    views = views_for(method, 224)
+    views = method_class(method).views.at(224)
     fields = ("brightness", "contrast", "saturation", "hue", "greyscale", "blur", "solarise", "crop_min_scale")
     assert tuple(tuple(getattr(view, field) for field in fields) for view in views) == expected
     assert {view.jitter for view in views} == {0.0 if method == "supervised" else 0.8}
@@ -334,17 +333,17 @@ def test_recipes_are_the_methods_own(method: str, expected: tuple[tuple[float, .
 def test_recipes_hold_the_published_values() -> None:
     first, second = byol_pair(224).full
     assert (first.kernel, first.blur, first.solarise, second.blur, second.solarise) == (23, 1.0, 0.0, 0.1, 0.2)
-    dino = views_for("dino", 224)
+    dino = method_class("dino").views.at(224)
     assert [a.size for a in dino] == [224] * 2 + [96] * 8
     assert (dino.full[0].crop_min_scale, dino.small[0].crop_min_scale, dino.small[0].crop_max_scale) == (
         0.14,
         0.05,
         0.14,
     )
-    assert views_for("mocov3", 224).full[0].crop_min_scale == 0.2
-    assert views_for("vicreg", 32, variant="cifar").full[0].crop_min_scale == 0.2
-    assert views_for("byol", 64, crop_min_scale=0.5) == byol_pair(64, 0.5)
-    assert byol_pair(32, blur=False) == views_for("byol", 32, variant="cifar")
+    assert method_class("mocov3").views.at(224).full[0].crop_min_scale == 0.2
+    assert method_class("vicreg").views.at(32, variant="cifar").full[0].crop_min_scale == 0.2
+    assert method_class("byol").views.at(64, crop_min_scale=0.5) == byol_pair(64, 0.5)
+    assert byol_pair(32, blur=False) == method_class("byol").views.at(32, variant="cifar")
 
 
 @pytest.mark.parametrize(
@@ -355,9 +354,9 @@ def test_recipes_hold_the_published_values() -> None:
         (lambda: Augmentation(size=32, hue=0.6), "hue"),
         (lambda: Augmentation(size=4, blur_kernel=9), "blur_kernel"),
         (lambda: Augmentation(size=32, blur_sigma=(0.0, 2.0)), "blur_sigma"),
-        (lambda: views_for("byoll", 32), "did you mean byol"),
-        (lambda: views_for("byol", 32, variant="cifar10"), "did you mean cifar"),
-        (lambda: views_for("dino", 224, crop_min_scale=0.02), "crop_min_scale, .* small_views 0"),
+        (lambda: method_class("byoll").views.at(32), "did you mean byol"),
+        (lambda: method_class("byol").views.at(32, variant="cifar10"), "did you mean cifar"),
+        (lambda: method_class("dino").views.at(224, crop_min_scale=0.02), "crop_min_scale, .* small_views 0"),
         (lambda: apply(pictures(2, 8, 8), drawn(EVERYTHING, 3)), "as many images"),
         (lambda: finish_views([pictures(2, 8, 8)] * 2, torch.arange(2), byol_pair(24), seed=0, epoch=0), "cropped to"),
     ],

@@ -2,114 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from coss_eval import attacks
-from coss_eval.attacks.inputs import check_count, check_eps, check_norm, check_step_size
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.probes import extract_known, fitted_probe, knn
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.attacks import AttacksOptions
 from coss_eval.tasks.attacks.calls import CHUNK
-from coss_eval.tasks.attacks.task import L2_EPS, LINF_EPS, attacked_split
-from coss_eval.tasks.task import Bools, Result, Subject, Task
+from coss_eval.tasks.attacks.images import attacked_split, bounded_note
+from coss_eval.tasks.task import Bools, Result, Subject
 
 ATTACK = "representation"
+STEPS = 20
 NEIGHBOURS = 20
 Reader = Callable[[Tensor], Tensor]  # representations (B, D') to the classes they are taken for (B,)
 
 
-@dataclass(frozen=True)
-class RepresentationAttack(Task):
+def check(options: AttacksOptions) -> None:
+    """UsageError for options that do not fit this target."""
+    others = sorted({attack for attack, _ in options.attacks} - {"pgd", "fgsm"})
+    if others or options.loss != "auto" or options.backend != "native":
+        wrong = f"--loss {options.loss}" if options.loss != "auto" else f"--backend {options.backend}"
+        given = f"--attack {others[0]}" if others else wrong
+        raise UsageError(f"--target representation is attacked by native PGD along its distance, got {given}")
+    if not _norms(options):
+        raise UsageError("--target representation is attacked by PGD: add --attack pgd:linf or pgd:l2")
+
+
+def cells(options: AttacksOptions, subject: Subject, seed: int) -> list[Cell]:
+    """One cell per norm of the PGD attacks asked for."""
+    train = subject.data.train
+    shared = {
+        "images": options.images,
+        "seed": seed,
+        "steps": options.steps or STEPS,
+        "step_size": options.step_size,
+        "restarts": options.restarts,
+        "train": None if train is None else train.fingerprint,
+    }
+    return [
+        Cell("attacks", {"attack": ATTACK, "norm": norm, "eps": list(options.eps[norm]), **shared})
+        for norm in _norms(options)
+    ]
+
+
+def forwards(cell: Cell, subject: Subject) -> float:
+    """No image is ever done, so it costs all steps at each eps."""
+    params, test = cell.params, len(subject.data.test)
+    images = min(test, params["images"] or test)
+    return float(3 * images * len(params["eps"]) * params["steps"] * params["restarts"])
+
+
+def measure(cell: Cell, subject: Subject) -> Result:
     """PGD that maximises the relative distance ||moved - clean|| / ||clean|| of the global representation.
 
     It needs neither labels nor a head: the natural attack on a self-supervised network. Reported by eps are the
     distance moved and the cosine between the attacked and the clean representation (means over images), and, where
-    there is a training split, the accuracy of a linear probe and of kNN on the attacked representation. One cell a
-    norm; no image is ever done, so it costs the full ``steps`` at each eps.
+    there is a training split, the accuracy of a linear probe and of kNN on the attacked representation.
     """
+    split, readers = attacked_split(subject, cell.params), _readers(subject)
+    found = [_Found.of(part) for part in zip(*_attacked(cell.params, subject, split, readers), strict=True)]
+    place = {"norm": cell.params["norm"]}
 
-    name: ClassVar[str] = "attacks"
-    uses_head: ClassVar[bool] = False
+    def verdicts() -> Iterator[tuple[dict[str, Any], Bools]]:
+        for r, reader in enumerate(readers):
+            stands = np.logical_and.accumulate([level.right[r] for level in found])  # once broken, always broken
+            for level, right in zip(found, stands, strict=True):
+                yield {"attack": f"{ATTACK}:{reader}", **place, "eps": level.eps}, right
 
-    norms: tuple[str, ...] = ("linf", "l2")
-    eps: dict[str, tuple[float, ...]] = field(default_factory=lambda: {"linf": LINF_EPS, "l2": L2_EPS})
-    steps: int = 20
-    step_size: float | None = None
-    restarts: int = 1
-    images: int | None = 1000
-
-    def __post_init__(self) -> None:
-        for norm in self.norms:
-            check_norm(norm)
-            check_eps(self.eps[norm], norm)
-        check_count("steps", self.steps)
-        check_count("restarts", self.restarts)
-        check_step_size(self.step_size)
-
-    def cells(self, subject: Subject, seed: int) -> list[Cell]:
-        train = subject.data.train
-        shared = {
-            "images": self.images,
-            "seed": seed,
-            "steps": self.steps,
-            "step_size": self.step_size,
-            "restarts": self.restarts,
-            "train": None if train is None else train.fingerprint,
-        }
-        return [
-            Cell(self.name, {"attack": ATTACK, "norm": norm, "eps": list(self.eps[norm]), **shared})
-            for norm in self.norms
-        ]
-
-    def forwards(self, cell: Cell, subject: Subject) -> float:
-        images = min(len(subject.data.test), cell.params["images"] or len(subject.data.test))
-        return 3.0 * images * len(cell.params["eps"]) * self.steps * self.restarts
-
-    def measure(self, cell: Cell, subject: Subject) -> Result:
-        split, readers = attacked_split(subject, cell.params), _readers(subject)
-        found = [_Found.of(part) for part in zip(*_attacked(cell.params, subject, split, readers), strict=True)]
-        place = {"norm": cell.params["norm"]}
-
-        def verdicts() -> Iterator[tuple[dict[str, Any], Bools]]:
-            for r, reader in enumerate(readers):
-                stands = np.logical_and.accumulate([level.right[r] for level in found])  # once broken, always broken
-                for level, right in zip(found, stands, strict=True):
-                    yield {"attack": f"{ATTACK}:{reader}", **place, "eps": level.eps}, right
-
-        result = Result.of_verdicts("robust_accuracy", found[0].ids, verdicts())
-        for level in found:
-            for metric, values in (("moved", level.moved), ("cosine", level.cosine)):
-                mean = spread(values)
-                condition = {"attack": ATTACK, **place, "eps": level.eps}
-                result.measurements.append(Measurement(metric, mean.mean, mean.n, mean.low, mean.high, condition))
-        if len(split) < len(subject.data.test):
-            result.notes.append(
-                f"attacks use {len(split)} of {len(subject.data.test)} test images, balanced over classes"
-            )
-        if not readers:
-            result.notes.append("no training split: distances only, no probe or kNN on the attacked representation")
-        return result
+    result = Result.of_verdicts("robust_accuracy", found[0].ids, verdicts())
+    for level in found:
+        for metric, values in (("moved", level.moved), ("cosine", level.cosine)):
+            mean = spread(values)
+            condition = {"attack": ATTACK, **place, "eps": level.eps}
+            result.measurements.append(Measurement(metric, mean.mean, mean.n, mean.low, mean.high, condition))
+    result.notes += bounded_note(split, subject)
+    if not readers:
+        result.notes.append("no training split: distances only, no probe or kNN on the attacked representation")
+    return result
 
 
-def representation_attack(
-    pairs: Sequence[tuple[str, str]], *, steps: int | None, loss: str, backend: str, **options: Any
-) -> RepresentationAttack:
-    """The task for the command line's flags: the norms of its PGD attacks; a UsageError for flags that do not fit."""
-    others = sorted({attack for attack, _ in pairs} - {"pgd", "fgsm"})
-    if others or loss != "auto" or backend != "native":
-        given = f"--attack {others[0]}" if others else f"--loss {loss}" if loss != "auto" else f"--backend {backend}"
-        raise UsageError(f"--target representation is attacked by native PGD along its distance, got {given}")
-    norms = tuple(dict.fromkeys(norm for attack, norm in pairs if attack == "pgd"))
-    return RepresentationAttack(norms, steps=RepresentationAttack.steps if steps is None else steps, **options)
+def _norms(options: AttacksOptions) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(norm for attack, norm in options.attacks if attack == "pgd"))
 
 
 @dataclass(frozen=True)
@@ -134,7 +118,7 @@ def _attacked(
     """What each batch shows without an attack and at each eps, the farthest pixels so far kept as eps rises."""
     model, size = subject.model, subject.settings.batch_size
     with torch.inference_mode(False):
-        encoder = Classifier(model.backbone, nn.Identity(), model.preprocessing).to(subject.settings.device).eval()
+        encoder = model.encoder().to(subject.settings.device).eval()
     options = {name: params[name] for name in ("norm", "steps", "step_size", "restarts", "seed")}
     for batch in subject.batches(split, batch_size=CHUNK):
         pixels = to_float(batch.images)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,17 +10,14 @@ import numpy as np
 from coss_eval.attacks import ATTACKS, Attack, Foolbox, attack_named
 from coss_eval.attacks.inputs import check_count, check_eps, check_step_size
 from coss_eval.attacks.losses import parse_losses
-from coss_eval.attacks.names import named_pair
-from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.store import Cell
+from coss_eval.tasks.attacks import CHECKED, AttacksOptions, representation
 from coss_eval.tasks.attacks.calls import CHUNK, attack_of, run
 from coss_eval.tasks.attacks.checks import QUERIES, masking_lines, strength_sensitivity
+from coss_eval.tasks.attacks.images import attacked_split, bounded_note, checked_count
 from coss_eval.tasks.task import Result, Subject, Task
 
-LINF_EPS = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
-L2_EPS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-CHECKED = 200
 DEFAULTS = {"restarts": 1, "loss": "ce", "second_loss": None, "checked_images": CHECKED}
 """What cells were before these parameters were added: left out of their keys."""
 SWEPT, EACH_ALONE = 1, 2
@@ -30,32 +26,18 @@ all larger ones; attacks of one step are run at each eps for itself (until versi
 
 
 @dataclass(frozen=True)
-class Attacks(Task):
-    """Undefended networks break at once at 8/255, so eps starts far below (Aubret et al. 2025 speak of small attacks).
+class Attacks(AttacksOptions, Task):
+    """See AttacksOptions. One cell per attack and norm; of ``target`` "representation", one per norm.
 
-    ``attacks`` pairs a name (of ``coss_eval.attacks.ATTACKS``; "package.module:Class"; foolbox:NAME with backend
-    "reference") with a norm, "" for its usual one; a foolbox attack has a norm of its own. ``eps`` is by norm.
-    ``steps`` None is each attack's own number; options go to the attacks that take them. ``images`` bounds the number
-    of attacked images (a seeded, class-balanced subset; stored and shown with the numbers); None attacks all.
-
-    ``loss`` "auto" climbs cross-entropy through a network's own head. Through a linear probe, whose regularisation
-    sets the margins, the verdict is the minimum over cross-entropy and DLR, and PGD at the middle eps is repeated with
-    probes one step weaker and stronger. ``checked_images`` (a fifth of the attacked ones, no more than this; 0 for
-    none) are used for the gradient-masking flags that go into every cell's notes, half of them for the strengths.
-    Measured, all of this takes 0.4 of the plain attack's own time through a probe, and 0.06 of it through an own head.
+    Measured, flags and strengths take 0.4 of the plain attack's own time through a probe, and 0.06 of it through an own
+    head.
     """
 
     name: ClassVar[str] = "attacks"
 
-    attacks: tuple[tuple[str, str], ...] = (("fgsm", "linf"), ("pgd", "linf"), ("pgd", "l2"))
-    eps: dict[str, tuple[float, ...]] = field(default_factory=lambda: {"linf": LINF_EPS, "l2": L2_EPS})
-    steps: int | None = None
-    step_size: float | None = None
-    images: int | None = 1000
-    backend: str = "native"
-    restarts: int = 1
-    loss: str = "auto"
-    checked_images: int = CHECKED
+    @property
+    def uses_head(self) -> bool:
+        return self.target == "label"
 
     def __post_init__(self) -> None:
         for norm, levels in self.eps.items():
@@ -66,6 +48,8 @@ class Attacks(Task):
         check_step_size(self.step_size)
         if self.loss != "auto":
             parse_losses(self.loss, 1000, targeted=False)
+        if self.target == "representation":
+            representation.check(self)
         object.__setattr__(self, "attacks", tuple(self._checked(*pair) for pair in self.attacks))
         for option, default in (("steps", None), ("step_size", None), ("restarts", 1), ("loss", "auto")):
             taken = any(option in attack_named(name).options for name, _ in self.attacks)
@@ -90,6 +74,8 @@ class Attacks(Task):
         return attack, norm
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
+        if self.target == "representation":
+            return representation.cells(self, subject, seed)
         through_probe = subject.head_protocol()["head"] == "probe"
         cells = []
         for name, norm in self.attacks:
@@ -121,6 +107,8 @@ class Attacks(Task):
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
         """No image broken before the last step: more than it will be."""
+        if self.target == "representation":
+            return representation.forwards(cell, subject)
         params, attack = cell.params, attack_of(cell.params)
         images = min(len(subject.data.test), params["images"] or len(subject.data.test))
         attempts = len(params["eps"]) * params.get("restarts", 1) + (params.get("second_loss") is not None)
@@ -128,10 +116,9 @@ class Attacks(Task):
         return float(attack.forwards * images * attempts + checks)
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
-        params, notes = cell.params, []
-        split = attacked_split(subject, params)
-        if len(split) < len(subject.data.test):
-            notes.append(f"attacks use {len(split)} of {len(subject.data.test)} test images, balanced over classes")
+        if self.target == "representation":
+            return representation.measure(cell, subject)
+        params, split = cell.params, attacked_split(subject, cell.params)
         size = subject.settings.batch_size
         ids, verdicts = run(params, subject.classifier, subject.batches(split, batch_size=CHUNK), size)
         condition = {"attack": params["attack"], "norm": params["norm"]}
@@ -139,27 +126,10 @@ class Attacks(Task):
         levels = [0.0, *params["eps"]]
         conditions = [condition | {"eps": eps} for eps in levels]
         result = Result.of_verdicts("robust_accuracy", ids.cpu().numpy(), zip(conditions, rows, strict=True))
+        result.notes += bounded_note(split, subject)
         if count := checked_count(params, len(split)):
             few = split.limited(count, params["seed"])
             result.notes += masking_lines(params, subject, few, ids, verdicts)
             if params["attack"] == "pgd" and params["second_loss"] is not None:
                 result.measurements += strength_sensitivity(params, subject, few)
-        result.notes = notes + result.notes
         return result
-
-
-def named_attacks(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Pairs from "pgd:l2", "pgd" (linf) and "foolbox:NAME" (its own norm); the default ones where none is named."""
-    return tuple(map(named_pair, names)) or Attacks.attacks
-
-
-def attacked_split(subject: Subject, params: dict[str, Any]) -> Split:
-    """The test images that a cell attacks."""
-    split = subject.data.test
-    return split if params["images"] is None else split.limited(params["images"], params["seed"])
-
-
-def checked_count(params: dict[str, Any], images: int) -> int:
-    """How many of ``images`` attacked ones the checks use: a fifth, so that they never cost more than the attack."""
-    most: int = params["checked_images"]
-    return min(most, -(-images // 5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
@@ -12,10 +12,6 @@ import torch
 from torch import Tensor
 
 from coss_eval.corruptions import corrupt, resolve_table
-from coss_eval.corruptions.engine import Backend
-from coss_eval.corruptions.names import NAMES, find
-from coss_eval.corruptions.registry import Corruption, Function
-from coss_eval.corruptions.severity import Flavour
 from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.errors import UsageError
@@ -23,39 +19,20 @@ from coss_eval.models.classifier import to_float
 from coss_eval.runtime.background import in_background
 from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell
+from coss_eval.tasks.corruptions import CorruptionsOptions
 from coss_eval.tasks.corruptions.files import file_batches, file_cells
 from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task, chance
 
 
 @dataclass(frozen=True)
-class Corruptions(Task):
-    """The ImageNet-C corruptions (Hendrycks & Dietterich 2019), applied to the stored uint8 pixels on the fly.
+class Corruptions(CorruptionsOptions, Task):
+    """Every network sees the same corrupted pixels; see CorruptionsOptions. One cell per corruption, and a clean one.
 
-    On a Benchmark they are read from its files as they are; ``backend``, ``flavour`` and ``table`` then have no say.
-    ``names`` may hold functions of yours, or "package.module:function" (see coss_eval.corruptions.registry).
+    On a Benchmark the pixels are read from its files as they are.
     """
 
     name: ClassVar[str] = "corruptions"
     reads_benchmarks: ClassVar[bool] = True
-
-    names: tuple[str | Function, ...] = tuple(NAMES)
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
-    backend: Backend = "native"
-    flavour: Flavour = "imagecorruptions"
-    table: str | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.corruptions) < len(self.names):
-            raise UsageError(f"expected each corruption once, got {', '.join(map(_name, self.names))}")
-        if self.backend == "reference" and (own := [name for name in self.corruptions if name not in NAMES]):
-            raise UsageError(f"the reference backend has no {own[0]}; it has the corruptions of imagecorruptions")
-        if not self.severities or any(severity not in range(1, 6) for severity in self.severities):
-            raise UsageError(f"severities must be among 1 to 5, got {list(self.severities)}")
-
-    @cached_property
-    def corruptions(self) -> dict[str, Corruption]:
-        """What is evaluated, by name; found once, so that all of a run is of one function."""
-        return {found.name: found for found in map(find, self.names)}
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         if isinstance(subject.data, Benchmark):
@@ -137,10 +114,6 @@ class Corruptions(Task):
             return batch.images
         how = {name: params[name] for name in ("seed", "table", "flavour", "backend")}
         return corrupt(batch.images, self.corruptions[params["corruption"]], severity, batch.ids, **how)
-
-
-def _name(wanted: str | Function) -> str:
-    return wanted if isinstance(wanted, str) else wanted.__name__
 
 
 @torch.inference_mode()

@@ -30,9 +30,9 @@ from coss_eval.corruptions import corrupt, resolve_table
 from coss_eval.corruptions.names import SEVERITIES
 from coss_eval.data.batches import Geometry
 from coss_eval.data.benchmark import Benchmark
-from coss_eval.data.benchmark_files import KEYS, MANIFEST
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.decode import Size
+from coss_eval.data.formats.corrupted import KEYS, MANIFEST
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.background import in_background

@@ -11,58 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.data.batches import Batch
-from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes import extract_known
 from coss_eval.randomness import uniform
 from coss_eval.runtime.background import in_background
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.crops import POSITIONS, CropsOptions
 from coss_eval.tasks.task import Result, Subject, Task, chance
 
 Condition = dict[str, Any]
 
-# share of the margins (height left over, width left over) that lies above and left of the crop
-POSITIONS = {
-    "centre": (0.5, 0.5),
-    "top left": (0.0, 0.0),
-    "top right": (0.0, 1.0),
-    "bottom left": (1.0, 0.0),
-    "bottom right": (1.0, 1.0),
-}
-
 
 @dataclass(frozen=True)
-class Crops(Task):
-    """Parts of the test images in place of the whole; networks and classifier stay as they are. One cell a family.
+class Crops(CropsOptions, Task):
+    """Parts of the test images in place of the whole; see CropsOptions. One cell per family.
 
     area: centre crops that cover ``areas`` of the image. position: crops of ``area`` at ``positions``. resolution: the
-    whole image at ``scales`` of the input's side; a network of one fixed size sees it brought back to that size, so
-    only scales below 1 say anything of it. pooled: the mean of the representations of ``counts`` crops of ``area`` at
-    random places, the same places for every network. Crops keep the image's shape and are resized to the input's size.
-    Beside the accuracy stands the stability: the cosine between the global representations of the crop and of the full
-    image, after the mean over the full test images is subtracted from both (as ReLU alone would make it high).
+    whole image at ``scales`` of the input's side. pooled: the mean of the representations of ``counts`` crops of
+    ``area`` at random places.
     """
 
     name: ClassVar[str] = "crops"
-
-    areas: tuple[float, ...] = (0.08, 0.2, 0.4, 0.6, 0.8)
-    positions: tuple[str, ...] = tuple(POSITIONS)
-    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.5)
-    counts: tuple[int, ...] = (1, 2, 4, 8)
-    area: float = 0.25
-
-    def __post_init__(self) -> None:
-        for area in (*self.areas, self.area):
-            if not 0 < area <= 1:
-                raise UsageError(f"a crop covers more than 0 and at most 1 of the image's area, got {area:g}")
-        for position in self.positions:
-            if position not in POSITIONS:
-                raise unknown_name("position of a crop", position, POSITIONS)
-        if any(scale <= 0 for scale in self.scales):
-            raise UsageError(f"scales of the resolution must be above 0, got {list(self.scales)}")
-        if any(count < 1 for count in self.counts):
-            raise UsageError(f"counts of pooled crops must be at least 1, got {list(self.counts)}")
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         fixed = subject.model.backbone.img_size is not None
@@ -126,7 +96,7 @@ def _measured(cell: Cell, classifier: Classifier, batch: Batch, of_images: Tenso
     return [
         _Found(
             condition,
-            (_logits(classifier, of_crops).argmax(1) == batch.labels).cpu(),
+            (classifier.logits(of_crops).argmax(1) == batch.labels).cpu(),
             F.cosine_similarity(of_crops - mean, of_images - mean).cpu(),
         )
         for condition, of_crops in _representations(cell, classifier, batch, of_images)
@@ -213,11 +183,6 @@ def _resized(classifier: Classifier, pixels: Tensor, size: tuple[int, int]) -> T
     return F.interpolate(pixels, size=size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
 
 
-def _logits(classifier: Classifier, representations: Tensor) -> Tensor:
-    logits: Tensor = classifier.head(representations)
-    return logits if classifier.class_map is None else logits[:, classifier.class_map]
-
-
 def _possible(cell: Cell, classifier: Classifier, image_size: tuple[int, int]) -> tuple[Cell, list[str]]:
     """The cell without the scales at which this network fails, as on maps smaller than its kernels; notes on them."""
     if cell.params["family"] != "resolution":
@@ -243,7 +208,7 @@ def _stability(condition: Condition, cosine: Tensor) -> Measurement:
 
 
 def _about_the_head(classifier: Classifier) -> str:
-    fitted = "fitted on full training images" if "probe" in classifier.origin else "as the checkpoint has it"
+    fitted = "fitted on full training images" if classifier.fitted else "as the checkpoint has it"
     return f"the classifier is {fitted}; only test images are cropped"
 
 

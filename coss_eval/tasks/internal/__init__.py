@@ -1,1 +1,45 @@
 """Accuracy while the network is damaged inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coss_eval.tasks.entry import TaskEntry
+from coss_eval.tasks.flags import Fractions, Words
+
+
+@dataclass(frozen=True)
+class InternalOptions:
+    """Accuracy while the network is damaged inside: masked, made noisy, or unit after unit ablated.
+
+    Masking as in Aubret et al. 2025, ablation as in Morcos et al. 2018. Each image has the same masks at every level.
+    Noise is relative to the channels' deviation on training images. A kind that means nothing at a site (locations of
+    a vector) is left out there, and so are sites with other locations than those that --match-locations matches.
+    """
+
+    sites: Words = ()
+    "stage1, stage2, ..., prepool, global [default: all but global]."
+    kinds: Words = ("channel", "location")
+    "element, channel, location, noise, noise-shared, ablation, or all."
+    levels: Fractions = None
+    """Rising: shares masked in [0, 1), of units ablated in [0, 1], or noise relative to the channels' deviation
+    [default: those of each kind]."""
+    seeds: int = 5
+    "Number of random masks per image, from the seed on."
+    rescale: bool = False
+    "Divide what is kept by the share that is kept."
+    match_locations: int | None = None
+    """Before pooling, compare networks on this number of locations per image: independent noise averages out over
+    more."""
+
+
+ENTRY = TaskEntry(
+    name="internal",
+    about="accuracy while channels or locations are masked inside the network",
+    source="Aubret et al. 2025",
+    options=InternalOptions,
+    home="coss_eval.tasks.internal.task:Internal",
+    order=40,
+    quick={"levels": (0.1, 0.3, 0.5, 0.7, 0.9), "seeds": 2},
+    small={"levels": (0.5,), "seeds": 1},
+)

@@ -16,31 +16,25 @@ from coss_eval.internal.sweep import sweep
 from coss_eval.models.classifier import to_float
 from coss_eval.models.hooks import find_site
 from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.internal import InternalOptions
 from coss_eval.tasks.task import Bools, Result, Subject, Task, chance
 
 CALIBRATION_IMAGES = 1000
 
 
 @dataclass(frozen=True)
-class Internal(Task):
-    """Masking (or noise) after each stage and before pooling, one mask an image, the same masks at every level.
+class Internal(InternalOptions, Task):
+    """Masking (or noise) at each site, one mask per image, the same masks at every level; see InternalOptions.
 
-    ``sites`` None takes every stage and the map before pooling; ``levels`` None the defaults of each kind. ``seeds``
-    counts masks an image: seed, seed + 1, ... Noise is relative to the channels' deviation on training images. A kind
-    that means nothing at a site (locations of a vector) is left out there, and so are sites with other locations than
-    those that ``match_locations`` matches.
+    No ``sites`` are every stage and the map before pooling; ``levels`` None the defaults of each kind. ``seeds`` counts
+    masks per image: seed, seed + 1, ...
     """
 
     name: ClassVar[str] = "internal"
 
-    sites: tuple[str, ...] | None = None
-    kinds: tuple[str, ...] = ("channel", "location")
-    levels: tuple[float, ...] | None = None
-    seeds: int = 5
-    rescale: bool = False
-    match_locations: int | None = None
-
     def __post_init__(self) -> None:
+        kinds = tuple(KINDS) if "all" in self.kinds else tuple(dict.fromkeys(self.kinds))
+        object.__setattr__(self, "kinds", kinds)
         for kind in self.kinds:
             if kind not in KINDS:
                 raise unknown_name("kind of internal corruption", kind, KINDS)
@@ -138,8 +132,3 @@ def _train(subject: Subject) -> Split:
     if subject.data.train is None:
         raise UsageError(f"{subject.data.name} has no training split, which noise inside the network is calibrated on")
     return subject.data.train
-
-
-def named_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of a command line: "all" is every one."""
-    return tuple(KINDS) if "all" in kinds else tuple(dict.fromkeys(kinds))

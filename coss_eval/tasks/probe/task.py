@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from coss_eval.data.split import Split
-from coss_eval.errors import UsageError, unknown_name
+from coss_eval.errors import UsageError
 from coss_eval.probes import extract_known, few_label_probe, fitted_probe, knn, scores
 from coss_eval.probes.features import Features
 from coss_eval.probes.sgd import SgdProtocol, sgd_probe
 from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.probe import ProbeOptions
 from coss_eval.tasks.task import Result, Subject, Task
 
-PROTOCOLS = ("lbfgs", "sgd")
+_FIELDS = {"lr": "lrs", "sgd_batch": "batch_size"}  # of SgdProtocol, by the option's name
 
 
 @dataclass(frozen=True)
-class Probe(Task):
-    """Two protocols, whose numbers never share a name.
-
-    "lbfgs": features of the images as they are, extracted in one pass and cached; logistic regression to its optimum,
-    its strength chosen on a tenth of the (labelled) training images. ``fractions`` are few-label probes,
-    class-balanced and seeded. kNN as in DINO: cosine, ``k``, ``temperature``.
-    "sgd": one linear layer trained on random crops and flips through the frozen network, as ``sgd`` says.
-    """
+class Probe(ProbeOptions, Task):
+    """Two protocols, whose numbers never share a name; see ProbeOptions. Features are extracted in one pass, cached."""
 
     name: ClassVar[str] = "probe"
     uses_head: ClassVar[bool] = False
 
-    fractions: tuple[float, ...] = (0.01, 0.1)
-    k: int = 20
-    temperature: float = 0.07
-    protocol: Literal["lbfgs", "sgd"] = "lbfgs"
-    sgd: SgdProtocol = field(default_factory=SgdProtocol)
-
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise unknown_name("protocol of the probe", self.protocol, PROTOCOLS)
+        super().__post_init__()
+        _ = self.sgd  # refuses what no protocol can be
+
+    @cached_property
+    def sgd(self) -> SgdProtocol:
+        """The protocol of "sgd": what is not given is the field's."""
+        given = self.of_sgd()
+        if given.pop("bf16", False):
+            given["precision"] = "bf16"
+        return SgdProtocol(**{_FIELDS.get(name, name): value for name, value in given.items()})
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         train = {"train": _training_split(subject).fingerprint}

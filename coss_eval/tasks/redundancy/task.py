@@ -8,32 +8,29 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 
 from coss_eval.errors import CossError
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.classifier import Classifier, to_float
+from coss_eval.models.classifier import to_float
 from coss_eval.receptive_field.theoretical import LocationFields, location_fields
 from coss_eval.redundancy import measure
 from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.redundancy import RedundancyOptions
 from coss_eval.tasks.task import Result, Subject, Task
 
 VERSION = 2  # 1 had one mean for all positions, no rows by overlap, and a LiDAR whose delta was relative
 
 
 @dataclass(frozen=True)
-class Redundancy(Task):
-    """Similarity within and between images and the share that the image mean explains, of the locals at ``site``.
+class Redundancy(RedundancyOptions, Task):
+    """Similarity of the locals at ``site``, in trained and untrained weights; see RedundancyOptions.
 
-    Padding, low rank and overlapping receptive fields move it in any network, so the untrained row is always there, the
-    mean of each grid position is taken off, and the border, and pairs whose fields overlap, have rows of their own.
     The border is what the theoretical receptive field says: the cells whose fields reach over the image's edge.
     """
 
     name: ClassVar[str] = "redundancy"
     uses_head: ClassVar[bool] = False
-
-    site: str = "prepool"
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         trained = Cell(self.name, {"site": self.site, "weights": "trained"}, VERSION)
@@ -48,7 +45,7 @@ class Redundancy(Task):
         params = cell.params
         model = subject.model if params["weights"] == "trained" else subject.model.untrained(params["seed"])
         backbone = model.backbone.to(subject.settings.device)
-        normalise = Classifier(backbone, nn.Identity(), model.preprocessing).to(subject.settings.device).normalise
+        normalise = model.encoder().to(subject.settings.device).normalise
 
         def batches() -> Iterator[Tensor]:
             for batch in subject.batches():

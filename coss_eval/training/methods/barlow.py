@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from coss_eval.training.gather import gather
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.views.augmentation import ASYMMETRIC, ViewRecipe
 
 
 class CrossCorrelation(Comparison):
@@ -40,6 +41,7 @@ class BarlowTwins(Method):
     """Three-layer projector, no predictor, no momentum network."""
 
     name: ClassVar[str] = "barlow"
+    views: ClassVar[ViewRecipe] = ViewRecipe(ASYMMETRIC)
     targets: ClassVar[Targets] = "online"
     couples_samples: ClassVar[bool] = True
     directions: ClassVar[Literal["sum", "mean"]] = "mean"

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coss_eval.training.methods.method import Comparison, Heads, Method, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, mlp, precise
+from coss_eval.views.augmentation import ASYMMETRIC, ViewRecipe
 
 
 class NormalisedDistance(Comparison):
@@ -26,6 +27,7 @@ class BYOL(Method):
     """
 
     name: ClassVar[str] = "byol"
+    views: ClassVar[ViewRecipe] = ViewRecipe(ASYMMETRIC)
     has_predictor: ClassVar[bool] = True
 
     hidden: int = 4096

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coss_eval.training.gather import mean_over_ranks
-from coss_eval.training.methods.method import Comparison, Heads, Method, precise
+from coss_eval.training.method import Comparison, Heads, Method, precise
+from coss_eval.views.augmentation import ASYMMETRIC, ViewRecipe
 
 
 class PrototypeHead(nn.Module):
@@ -74,9 +75,13 @@ class DINO(Method):
     """
 
     name: ClassVar[str] = "dino"
+    views: ClassVar[ViewRecipe] = ViewRecipe(ASYMMETRIC, small_views=8)
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     kept: ClassVar[Literal["online", "target"]] = "target"
     shares: ClassVar[frozenset[str]] = frozenset({"warm_up_share", "freeze_share", "centre_momentum"})
+    positive: ClassVar[frozenset[str]] = frozenset(
+        {"student_temperature", "teacher_temperature", "teacher_temperature_start"}
+    )
 
     hidden: int = 2048
     bottleneck: int = 256

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coss_eval.training.gather import gather, rank
-from coss_eval.training.methods.method import Comparison, Heads, Method, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, mlp, precise
+from coss_eval.views.augmentation import ASYMMETRIC, ViewRecipe
 
 
 class InfoNCE(Comparison):
@@ -37,8 +38,10 @@ class MoCoV3(Method):
     """
 
     name: ClassVar[str] = "mocov3"
+    views: ClassVar[ViewRecipe] = ViewRecipe(tuple({**values, "crop_min_scale": 0.2} for values in ASYMMETRIC))
     couples_samples: ClassVar[bool] = True
     has_predictor: ClassVar[bool] = True
+    positive: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     hidden: int = 4096
     out: int = 256

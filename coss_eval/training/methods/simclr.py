@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.training.gather import gather, rank
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.views.augmentation import ViewRecipe
 
 
 class NTXent(Comparison):
@@ -42,9 +43,13 @@ class SimCLR(Method):
     """
 
     name: ClassVar[str] = "simclr"
+    views: ClassVar[ViewRecipe] = ViewRecipe(
+        2 * ({"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5},)
+    )
     targets: ClassVar[Targets] = "online"
     couples_samples: ClassVar[bool] = True
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
+    positive: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     hidden: int = 2048
     out: int = 256

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.views.augmentation import ViewRecipe
 
 
 class NegativeCosine(Comparison):
@@ -23,6 +24,8 @@ class SimSiam(Method):
     """Three-layer projector whose last BatchNorm has no affine part, bottleneck predictor; no momentum network."""
 
     name: ClassVar[str] = "simsiam"
+    # MoCo v2's, as in the authors' code
+    views: ClassVar[ViewRecipe] = ViewRecipe(2 * ({"saturation": 0.4, "crop_min_scale": 0.2, "blur": 0.5},))
     targets: ClassVar[Targets] = "stop-gradient"
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     has_predictor: ClassVar[bool] = True

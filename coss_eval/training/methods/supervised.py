@@ -1,4 +1,4 @@
-"""Supervised classification, the reference that every representation is compared with."""
+"""Supervised reference: cross-entropy with smoothed labels (Szegedy et al. 2016, arXiv 1512.00567)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, precise
+from coss_eval.training.method import Comparison, Heads, Method, Targets, precise
+from coss_eval.views.augmentation import ViewRecipe
 
 
 class LabelCrossEntropy(Comparison):
@@ -27,6 +28,7 @@ class Supervised(Method):
     """One linear head, which is the classifier; every view is compared with its label, so one view is enough."""
 
     name: ClassVar[str] = "supervised"
+    views: ClassVar[ViewRecipe] = ViewRecipe(({"jitter": 0.0, "greyscale": 0.0},))
     targets: ClassVar[Targets] = "labels"
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     shares: ClassVar[frozenset[str]] = frozenset({"smoothing"})

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.training.gather import gather
-from coss_eval.training.methods.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.views.augmentation import ViewRecipe
 
 
 class VarianceInvarianceCovariance(Comparison):
@@ -45,6 +46,7 @@ class VICReg(Method):
     """Three-layer expander, no predictor, no momentum network."""
 
     name: ClassVar[str] = "vicreg"
+    views: ClassVar[ViewRecipe] = ViewRecipe(2 * ({"blur": 0.5, "solarise": 0.1},), cifar_min_scale=0.2)
     targets: ClassVar[Targets] = "online"
     couples_samples: ClassVar[bool] = True
     directions: ClassVar[Literal["sum", "mean"]] = "mean"

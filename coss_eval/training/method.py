@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
+from coss_eval.views.augmentation import ASYMMETRIC, ViewRecipe
 
 Targets = Literal["momentum", "stop-gradient", "online", "labels"]
 
@@ -62,10 +63,13 @@ class Method(ABC):
     ``symmetric`` that they are the same number, so that one of them is enough.
     ``kept`` is the network that is handed on, ``constant_predictor`` keeps the predictor's learning rate at its peak.
     ``has_predictor``: ``predictor`` makes one, so small views may have one of their own.
-    ``shares`` are the fields that lie between 0 and 1.
+    ``shares`` are the fields that lie between 0 and 1, ``positive`` those above 0.
+    ``name`` stands in messages: in the package that of the method's file, elsewhere the class's, where none is given.
+    ``views``: the method's own ones, which a configuration may change.
     """
 
     name: ClassVar[str]
+    views: ClassVar[ViewRecipe] = ViewRecipe(ASYMMETRIC)
     targets: ClassVar[Targets] = "momentum"
     couples_samples: ClassVar[bool] = False
     directions: ClassVar[Literal["sum", "mean"]] = "sum"
@@ -74,6 +78,10 @@ class Method(ABC):
     has_predictor: ClassVar[bool] = False
     constant_predictor: ClassVar[bool] = False
     shares: ClassVar[frozenset[str]] = frozenset()
+    positive: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__dict__.get("name", cls.__name__)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -83,9 +91,9 @@ class Method(ABC):
             if type(value) is not float:
                 continue
             most = 1.0 if name in self.shares else inf
-            if not 0 <= value <= most or value == inf or (value == 0 and "temperature" in name):
+            if not 0 <= value <= most or value == inf or (value == 0 and name in self.positive):
                 bounds = f"from 0 to {most:g}" if name in self.shares else "at least 0"
-                bounds = "above 0" if "temperature" in name else bounds
+                bounds = "above 0" if name in self.positive else bounds
                 raise UsageError(f"{name} of {self.name} must be {bounds}, got {value:g}")
 
     @abstractmethod

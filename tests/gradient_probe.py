@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.generic import evaluating, outputs_of
+from coss_eval.models.hooks import outputs_of
+from coss_eval.models.trial import evaluating
 from coss_eval.receptive_field.rules import ACTIVATIONS, argument
 
 

@@ -1,0 +1,1 @@
+"""The readers of each layout that ``data.layouts`` recognises, from files to a Dataset."""

@@ -1,0 +1,149 @@
+"""Images that are arrays already: scikit-learn's digits, .npz files, MNIST's own idx files."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from coss_eval.data.assemble import Part, assemble
+from coss_eval.data.choose import Ints, by_value, sample_ids, stratified
+from coss_eval.data.dataset import Dataset
+from coss_eval.data.images import ArrayImages
+from coss_eval.data.layouts import IDX_FILES, Reading, idx_folder
+from coss_eval.errors import CossError
+
+DIGITS_SIZE = 32
+DIGITS_TEST = 0.25  # of the 1,797 images
+
+# how .npz files name a split's images and labels: Keras, MedMNIST, and both in plain words
+ARRAYS = ("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("X_{}", "y_{}"), ("images_{}", "labels_{}")
+MOST_BYTES = 2**34  # of all arrays of a file; it says its sizes itself, before anything is read
+IDX_MAGIC = {3: 2051, 1: 2049}  # by the number of axes, for unsigned bytes
+
+
+def digits() -> Dataset:
+    """scikit-learn's 1,797 digits of 8x8, up-sampled to 32 px RGB; a quarter of each class is the test split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), from 0..16
+    side = (DIGITS_SIZE, DIGITS_SIZE)
+    large = np.stack([Image.fromarray(image).resize(side, Image.Resampling.BILINEAR) for image in grey])
+    pixels = np.repeat(large[:, None], 3, axis=1)  # (N, 3, 32, 32)
+    labels = bunch.target.astype(np.int64)
+    is_test = stratified(labels, sample_ids(f"digits/{i}" for i in range(len(labels))), DIGITS_TEST, "digits")
+
+    def part(split: str, chosen: Any) -> Part:
+        places = np.flatnonzero(chosen)
+        return Part(ArrayImages(pixels[places], [f"{split}/{i}" for i in places]), labels[places])
+
+    return assemble("digits", [str(i) for i in range(10)], part("train", ~is_test), part("test", is_test))
+
+
+def npz(file: Path) -> Dataset:
+    """Arrays x_train, y_train, x_test, y_test (Keras), or train_images, train_labels, ... (MedMNIST).
+
+    Images are uint8 (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), labels whole numbers (N,) or (N, 1).
+    """
+    arrays = _read_npz(file)
+    splits = {split: found for split in ("train", "test") if (found := _named(arrays, split)) is not None}
+    if "test" not in splits:
+        shown = ", ".join(arrays) or "nothing"
+        raise CossError(f"{file} has no arrays x_test and y_test, or test_images and test_labels; it has {shown}")
+    notes = ("val_images of the file are not used: the test split is test_images",) if "val_images" in arrays else ()
+    return _of_arrays(file.stem, {split: _checked(*found, file) for split, found in splits.items()}, notes)
+
+
+def idx(folder: Path, reading: Reading) -> Dataset:
+    """MNIST's own files and those of sets made like it (Fashion-MNIST, KMNIST): train-images-idx3-ubyte[.gz] ..."""
+    place = idx_folder(folder)
+    assert place is not None
+    found = {}
+    for split, (images, labels) in IDX_FILES.items():
+        files = [_idx_file(place, name) for name in (images, labels)]
+        if None not in files:
+            pixels, values = (_read_idx(file, axes) for file, axes in zip(files, (3, 1), strict=True) if file)
+            found[split] = _checked(pixels, values, place)
+    if "test" not in found:
+        raise CossError(f"{place} has no t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte: the test split")
+    return _of_arrays(folder.name, found)
+
+
+def _of_arrays(name: str, splits: Mapping[str, tuple[NDArray[np.uint8], Ints]], notes: tuple[str, ...] = ()) -> Dataset:
+    classes, _ = by_value(np.concatenate([labels for _, labels in splits.values()]))
+    number = {int(value): place for place, value in enumerate(classes)}
+
+    def part(split: str) -> Part:
+        pixels, values = splits[split]
+        labels = [number[value] for value in values.tolist()]
+        return Part(ArrayImages(pixels, [f"{split}/{i}" for i in range(len(pixels))]), labels, notes)
+
+    return assemble(name, classes, part("train") if "train" in splits else None, part("test"))
+
+
+def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
+    """All arrays; nothing pickled is loaded, and no more than MOST_BYTES."""
+    try:
+        with zipfile.ZipFile(file) as packed:
+            size = sum(entry.file_size for entry in packed.infolist())
+        if size > MOST_BYTES:
+            raise CossError(f"{file} unpacks to {size / 2**30:.0f} GiB; more than {MOST_BYTES >> 30} are not read")
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CossError(f"cannot read {file}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _named(arrays: Mapping[str, NDArray[Any]], split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    names = ((images.format(split), labels.format(split)) for images, labels in ARRAYS)
+    return next(((arrays[x], arrays[y]) for x, y in names if x in arrays and y in arrays), None)
+
+
+def _checked(images: NDArray[Any], labels: NDArray[Any], where: Path) -> tuple[NDArray[np.uint8], Ints]:
+    """uint8 (N, 3, H, W) and int64 (N,); CossError for any other kind of array."""
+    values = labels.reshape(len(labels), -1) if labels.ndim else labels
+    if values.ndim != 2 or values.shape[1] != 1 or not np.issubdtype(values.dtype, np.integer):
+        raise CossError(f"expected labels of {where} as whole numbers (N,), got {labels.dtype} {labels.shape}")
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(values):
+        raise CossError(
+            f"expected images of {where} as uint8 (N, H, W), (N, H, W, 3) or (N, 3, H, W) for its {len(values)} "
+            f"labels, got {images.dtype} {images.shape}"
+        )
+    pixels = images[..., None] if images.ndim == 3 else images
+    if pixels.shape[-1] in (1, 3):
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if pixels.shape[1] not in (1, 3):
+        raise CossError(f"expected images of {where} to have 1 or 3 channels, got {images.shape}")
+    full = np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:]))
+    return np.ascontiguousarray(full), values[:, 0].astype(np.int64)
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    """The file of that name, packed or not; some write a dot before idx."""
+    spellings = (name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz")
+    return next((folder / one for one in spellings if (folder / one).is_file()), None)
+
+
+def _read_idx(file: Path, axes: int) -> NDArray[np.uint8]:
+    """Unsigned bytes of so many axes: a magic number, the length of each axis, the bytes (LeCun's page on MNIST)."""
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            head = np.frombuffer(stream.read(4 * (axes + 1)), ">u4").astype(np.int64)
+            if len(head) != axes + 1 or head[0] != IDX_MAGIC[axes]:
+                raise CossError(f"{file} does not begin as an idx file of unsigned bytes with {axes} axes")
+            size = int(head[1:].prod())
+            if size > MOST_BYTES:
+                raise CossError(f"{file} says that it holds {size} bytes; more than {MOST_BYTES} are not read")
+            content = stream.read(size + 1)
+    except (OSError, EOFError) as error:
+        raise CossError(f"cannot read {file}: {error}") from error
+    if len(content) != size:
+        raise CossError(f"{file} says that it holds {size} bytes and has {'more' if len(content) > size else 'fewer'}")
+    return np.frombuffer(content, np.uint8).reshape(tuple(head[1:]))

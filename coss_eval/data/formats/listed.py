@@ -1,0 +1,114 @@
+"""Images that a table names with their classes: metadata.csv, labels.csv, Kaggle's ImageNet, ImageNet's flat val."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from coss_eval.data import layouts
+from coss_eval.data.assemble import Part, assemble
+from coss_eval.data.dataset import Dataset
+from coss_eval.data.formats.folders import class_titles, folder_part
+from coss_eval.data.images import EncodedImages
+from coss_eval.data.layouts import Reading
+from coss_eval.data.sources import Files
+from coss_eval.errors import CossError
+
+
+def listed(folder: Path, reading: Reading) -> Dataset:
+    """A table (CSV, TSV or JSON lines) in the folder, or one in each split's, with a file and a class on each row.
+
+    A column split says which is which; without one, and without folders of splits, all rows are the test split.
+    """
+    rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    tables = layouts.tables(folder, reading)
+    for table in tables:
+        fixed = layouts.split_of(table.place.name) if table.place != folder else None
+        for row in read_table(table.file):
+            split = fixed or layouts.split_of(str(row.get("split") or "test"))
+            if split is None:
+                raise CossError(f"{table.file} has a row of the split {row['split']!r}; expected train, val or test")
+            path = layouts.listed_path(folder, table.place, str(row[table.image]))
+            rows[split].append((path, str(row[table.label])))
+    return _of_rows(folder, rows["train"], rows["test"], reading)
+
+
+def kaggle_imagenet(folder: Path, reading: Reading) -> Dataset:
+    """ILSVRC/Data/CLS-LOC/{train/WNID, val} beside LOC_val_solution.csv: "ImageId, wnid x y x y ...", a row a photo."""
+    data = folder / layouts.KAGGLE_DATA
+    solution = read_table(folder / layouts.KAGGLE_SOLUTION)
+    rows = [(f"val/{row['ImageId']}.JPEG", str(row["PredictionString"]).split()[0]) for row in solution]
+    return _flat(folder, data, rows, reading)
+
+
+def flat_imagenet(folder: Path, reading: Reading) -> Dataset:
+    """val/ of ImageNet with no folders, beside a text file with a wnid for each photograph (or its name and wnid)."""
+    listing = layouts.flat_val_labels(folder)
+    assert listing is not None
+    lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(lines[0]) == 1:
+        names = sorted(path for path in layouts.image_paths(folder / "val"))
+        if len(names) != len(lines):
+            raise CossError(f"{listing} has {len(lines)} lines for the {len(names)} images of {folder / 'val'}")
+        rows = [(f"val/{name}", line[0]) for name, line in zip(names, lines, strict=True)]
+    else:
+        rows = [(f"val/{line[0].removeprefix('val/')}", line[1]) for line in lines]
+    return _flat(folder, folder, rows, reading)
+
+
+def read_table(file: Path) -> Iterable[dict[str, Any]]:
+    """The rows of a table by column. Raises CossError where it is none, and for a row that ends early."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            if file.suffix == ".jsonl":
+                found = [json.loads(line) for line in lines if line.strip()]
+            else:
+                found = list(csv.DictReader(lines, delimiter=layouts.delimiter(file)))
+    except (OSError, ValueError, csv.Error) as error:
+        raise CossError(f"cannot read {file}: {str(error).partition(chr(10))[0]}") from error
+    for number, row in enumerate(found, start=2):
+        if not isinstance(row, dict) or None in row.values():
+            raise CossError(f"{file} has a row that ends early, in line {number}")
+    return found
+
+
+def _flat(folder: Path, data: Path, rows: list[tuple[str, str]], reading: Reading) -> Dataset:
+    """A flat val/ with a class for each file; train/ has class folders where it is there."""
+    train = data / "train"
+    if train.is_dir():
+        classes = [entry.name for entry in layouts.class_folders(train)]
+        unknown = sorted({name for _, name in rows} - set(classes))
+        if unknown:
+            raise CossError(f"val/ of {data} has classes that train/ has not: {', '.join(unknown[:5])}")
+        return assemble(
+            folder.name, classes, folder_part(data, train, classes, reading), _part(data, rows, classes, reading)
+        )
+    return _of_rows(data, [], rows, reading, name=folder.name)
+
+
+def _of_rows(
+    root: Path,
+    train: list[tuple[str, str]],
+    test: list[tuple[str, str]],
+    reading: Reading,
+    *,
+    name: str | None = None,
+) -> Dataset:
+    classes = layouts.class_order({label for _, label in (*train, *test)})
+    if not test and reading.holdout is not None:
+        train, test = [], train
+    if not test:
+        raise layouts.no_test_split(root, "the table's rows are of train only")
+    parts = [_part(root, rows, classes, reading) if rows else None for rows in (train, test)]
+    assert parts[1] is not None
+    return assemble(name or root.name, classes, parts[0], parts[1], class_titles(root))
+
+
+def _part(root: Path, rows: Sequence[tuple[str, str]], classes: Sequence[str], reading: Reading) -> Part:
+    number = {label: place for place, label in enumerate(classes)}
+    paths = [path for path, _ in rows]
+    images = EncodedImages(Files(root, paths), paths, exif=reading.exif)
+    return Part(images, [number[label] for _, label in rows])

@@ -1,0 +1,90 @@
+"""The classifier at the end of a network of no known family, found in a forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from coss_eval.errors import UsageError
+from coss_eval.models.hooks import hooked
+from coss_eval.models.trial import run
+
+
+@dataclass(frozen=True)
+class FoundHead:
+    """``modules``: what is to be taken out of the network; ``head``: the linear map they are, None for several."""
+
+    modules: tuple[nn.Module, ...] = ()
+    head: nn.Linear | None = None
+    note: str = ""
+
+
+def find_head(network: nn.Module, example: Tensor) -> FoundHead:
+    """The classifier at a network's end, whatever its name: its last Linear or 1x1 convolution in a forward pass.
+
+    It must give the network's output from what the network returns without it (so a convolution before the pooling is
+    found as well). Where the output is the sum or mean of the last two (the heads of a distilled network), both are
+    taken out and none is used as the head.
+    """
+    output = run(network, example)
+    calls = _linear_calls(network, example) if output.ndim == 2 else []
+    if calls:
+        name, module, _ = calls[-1]
+        head = as_linear(module)
+        features = _without(network, (module,), example)
+        if head is not None and features is not None and features.shape[1] == head.in_features:
+            with torch.no_grad():
+                if _close(head(features), output):
+                    size = f"{head.in_features} to {head.out_features}"
+                    return FoundHead(
+                        (module,), head, f"head: {name} ({size}), found last; representation: what goes into it"
+                    )
+    if len(calls) > 1:
+        (first, one, x), (second, other, y) = calls[-2:]
+        both = x.flatten(1) + y.flatten(1) if x.numel() == y.numel() == output.numel() else None
+        if both is not None and one is not other and (_close(both, output) or _close(both / 2, output)):
+            note = (
+                f"two heads, {first} and {second}: left out; representation: their inputs' mean or sum as its code has"
+            )
+            return FoundHead((one, other), None, note)
+    return FoundHead()
+
+
+def _linear_calls(network: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+    """Every call of a Linear or 1x1 convolution in one forward pass, in order, with its output."""
+    calls: list[tuple[str, nn.Module, Tensor]] = []
+    names = {module: name for name, module in network.named_modules() if as_linear(module) is not None}
+    with hooked((module, lambda m, _args, output: calls.append((names[m], m, output))) for module in names):
+        run(network, example)
+    return calls
+
+
+def _without(network: nn.Module, modules: tuple[nn.Module, ...], example: Tensor) -> Tensor | None:
+    """What the network returns where the modules pass their input on; None where it cannot do without."""
+    try:
+        with hooked((module, lambda _module, args, _output: args[0]) for module in modules):
+            output = run(network, example)
+    except (RuntimeError, UsageError, ValueError, AssertionError):
+        return None
+    return output if output.ndim == 2 else None
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape or found.is_meta:  # a network without weights as yet: shapes are all there is
+        return found.shape == expected.shape
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def as_linear(classifier: nn.Module) -> nn.Linear | None:
+    """A classifier as the Linear that it is (a 1x1 convolution over pooled features too); None for anything else."""
+    if isinstance(classifier, nn.Linear):
+        return classifier
+    if not isinstance(classifier, nn.Conv2d) or classifier.kernel_size != (1, 1) or classifier.groups != 1:
+        return None
+    with torch.device("meta"):  # no weights are drawn
+        linear = nn.Linear(classifier.in_channels, classifier.out_channels, bias=False)
+    linear.weight = nn.Parameter(classifier.weight.detach().flatten(1))
+    linear.bias = classifier.bias  # type: ignore[assignment]  # None where it has none
+    return linear

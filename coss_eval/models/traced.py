@@ -1,0 +1,182 @@
+"""A network cut in two where torch.fx can follow it: at its last global pooling, or at a module that somebody names."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from coss_eval.errors import UsageError
+from coss_eval.models.backbone import Backbone, Layout
+from coss_eval.models.trial import evaluating
+
+_POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+
+
+class SplitBackbone(Backbone):
+    """A network cut in two at its last global pooling: ``body`` gives the map, ``tail`` pools it and goes on.
+
+    Both hold the network's own modules, and run its code as it was traced, in eval mode.
+    """
+
+    def __init__(self, body: fx.GraphModule, tail: fx.GraphModule, layout: Layout, prefix_tokens: int) -> None:
+        super().__init__()
+        self.body, self.tail = body, tail
+        self.prepool_layout, self.prefix_tokens = layout, prefix_tokens
+
+    def features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.body(pixels)
+        return features
+
+    def pool(self, features: Tensor) -> Tensor:
+        pooled: Tensor = self.tail(features)
+        return pooled.flatten(1)
+
+
+def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | None:
+    """The network cut at its last global pooling, or None where there is none or torch.fx cannot trace the network."""
+    graph = _traced(network, example)
+    if graph is None:
+        return None
+    for node in reversed(graph.nodes):
+        if not _pools(node, network):
+            continue
+        cut = _before_gem(_tensor_inputs(node)[0])
+        tail = _tail(network, graph, cut)
+        if tail is None:
+            continue  # squeeze-and-excite and the like: what follows needs more than this map
+        layout: Layout = "nchw" if len(_shape(cut)) == 4 else "nlc"
+        picks_token = layout == "nlc" and node.target is operator.getitem
+        backbone = SplitBackbone(_body(network, graph, cut), tail, layout, 1 if picks_token else 0)
+        backbone.note = f"taken apart at {node.name}: its input is the map before pooling"
+        return backbone
+    return None
+
+
+def _traced(network: nn.Module, example: Tensor, leaves: frozenset[str] = frozenset()) -> fx.Graph | None:
+    """The network's graph with the shapes of the example; ``leaves`` are not entered. None where fx cannot trace it."""
+    with evaluating(network):
+        try:
+            graph = _Tracer(leaves).trace(network)
+        except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError):
+            return None  # the network's own code needs real tensors; what else could be wrong shows in the run itself
+        ShapeProp(fx.GraphModule(network, graph)).propagate(example)
+    return graph
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: frozenset[str]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
+
+
+def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """Those inputs that are tensors: sizes (``F.avg_pool2d(x, x.size(3))``) are none."""
+    return [used for used in node.all_input_nodes if _shape(used)]
+
+
+def _before_gem(node: fx.Node) -> fx.Node:
+    """The map that goes into a generalised mean: that before the power (and the clamp) which belong to the pooling."""
+    if node.target not in ("pow", "pow_", "__pow__", torch.pow, operator.pow):
+        return node
+    base = _base(node)
+    return _base(base) if base.target in ("clamp", "clamp_min", torch.clamp, torch.clamp_min) else base
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """The first input: the tensor that a step is taken on."""
+    return node.all_input_nodes[0]
+
+
+def _pools(node: fx.Node, network: nn.Module) -> bool:
+    """Whether this step turns a map (B, D, H, W) or sequence (B, L, D) into one vector, or is an adaptive pooling."""
+    inputs = _tensor_inputs(node)
+    if len(inputs) != 1 or len(_shape(inputs[0])) not in (3, 4) or not _shape(node):
+        return False
+    if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), _POOLINGS[:2]):
+        return True
+    if node.target in _POOLINGS[2:]:
+        return True
+    before, after = _shape(inputs[0]), _shape(node)
+    channels = before[1] if len(before) == 4 else before[2]
+    locations = before.numel() // (before[0] * channels)
+    return locations > 1 and after[1:].numel() == channels and after[1] == channels
+
+
+def _shape(node: fx.Node) -> torch.Size:
+    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+    return shape if isinstance(shape, torch.Size) else torch.Size()
+
+
+def _body(network: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule:
+    """Everything up to ``cut``."""
+    body = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = body.node_copy(node, copies.__getitem__)
+        if node is cut:
+            break
+    body.output(copies[cut])
+    return _pruned(fx.GraphModule(network, body))
+
+
+def _tail(network: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule | None:
+    """Everything that follows from ``cut`` alone; None if the output needs anything else."""
+    tail = fx.Graph()
+    copies = {cut: tail.placeholder("features")}
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if node is cut or node.op == "placeholder" or not all(used in copies for used in inputs):
+            continue
+        if inputs or node.op == "get_attr":
+            copies[node] = tail.node_copy(node, copies.__getitem__)
+        if node.op == "output":
+            return _pruned(fx.GraphModule(network, tail))
+    return None
+
+
+def _pruned(part: fx.GraphModule) -> fx.GraphModule:
+    """Without the steps, and the modules, that its output does not need."""
+    part.graph.eliminate_dead_code()
+    part.recompile()
+    part.delete_all_unused_submodules()
+    return part
+
+
+def up_to(network: nn.Module, example: Tensor, end: str) -> fx.GraphModule | None:
+    """The network up to the output of one of its modules; None where it cannot be traced."""
+    graph = _traced(network, example, frozenset({end}))
+    node = None if graph is None else _node_of(graph, end)
+    return None if graph is None or node is None else _body(network, graph, node)
+
+
+def cut_at(network: nn.Module, example: Tensor, local: str, end: str | None) -> SplitBackbone:
+    """The network cut at the output of ``local``, as far as the output of ``end`` (None: its own)."""
+    graph = _traced(network, example, frozenset({local, *([] if end is None else [end])}))
+    cut = None if graph is None else _node_of(graph, local)
+    if graph is None or cut is None or len(_shape(cut)) not in (3, 4):
+        raise UsageError(f"torch.fx cannot cut {type(network).__name__} at a map or sequence of {local}; name another")
+    if end is not None:
+        node = _node_of(graph, end)
+        if node is None:
+            raise UsageError(f"torch.fx finds no single call of {end}; name another module")
+        graph.output(node)
+        graph.erase_node(next(n for n in graph.nodes if n.op == "output"))
+    tail = _tail(network, graph, cut)
+    if tail is None:
+        raise UsageError(f"what follows needs more than the output of {local}; name a module further on")
+    layout: Layout = "nchw" if len(_shape(cut)) == 4 else "nlc"
+    backbone = SplitBackbone(_body(network, graph, cut), tail, layout, 0)
+    backbone.note = f"local representations: {local}" + (f", global: {end}" if end else "") + ", as asked"
+    return backbone
+
+
+def _node_of(graph: fx.Graph, module: str) -> fx.Node | None:
+    nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == module]
+    return nodes[0] if len(nodes) == 1 else None

@@ -1,0 +1,40 @@
+"""Two arrays of the same images, checked and as float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coss_eval.errors import CossError, UsageError
+
+Array = Tensor | NDArray[np.floating]
+
+
+def pair(x: Array, y: Array, fewest: int) -> tuple[Tensor, Tensor]:
+    """Both as float64 (N, D) and (N, D') with the mean over images taken off.
+
+    Raises UsageError where they are no rows of the same ``fewest`` images or more, CossError where one is not finite or
+    the same for all images.
+    """
+    counts = tuple(len(array) for array in (x, y))
+    if counts[0] != counts[1]:
+        raise UsageError(f"x has {counts[0]} images and y {counts[1]}: give both for the same images, in one order")
+    if counts[0] < fewest:
+        raise UsageError(f"a similarity of two representations needs {fewest} images or more, got {counts[0]}")
+    return rows(x, "x"), rows(y, "y")
+
+
+def rows(array: Array, name: str) -> Tensor:
+    """One representation, float64 (N, D), centred."""
+    values = torch.as_tensor(array).detach()
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise UsageError(f"{name} must be (images, units), got an array of shape {tuple(values.shape)}")
+    values = values.double()
+    if not bool(values.isfinite().all()):
+        raise CossError(f"{name} holds NaN or infinity")
+    centred = values - values.mean(0)
+    if bool(centred.square().sum() <= 1e-24 * values.square().sum()):
+        raise CossError(f"{name} is the same for all images: there is nothing to compare")
+    return centred

@@ -1,0 +1,223 @@
+"""What a report shows of the corruptions: accuracy, its means, the error and AlexNet's normalisation of it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from coss_eval.corruptions.names import (
+    BENCHMARK,
+    CATEGORIES,
+    CATEGORY,
+    NAMES,
+    SEEN_LIKE,
+    SEVERITIES,
+    UNSEEN,
+    VALIDATION,
+)
+from coss_eval.corruptions.score import Errors, Value, mce, relative_mce
+from coss_eval.errors import UsageError
+from coss_eval.reports.drawing import grid, label_edges, label_ends, legend, line, looks_in, percent
+from coss_eval.reports.results import Estimate, Results, aligned, from_shares, kept, mean
+from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, spaced
+from coss_eval.reports.task_report import TaskReport
+
+TASK = "corruptions"
+MeanOver = Callable[[Iterable[str]], Of]
+
+SEEN_CAPTION = (
+    f"Seen-like: what training augmentations resemble ({', '.join(name.replace('_', ' ') for name in SEEN_LIKE)}); "
+    "unseen: the other 14 of the 19."
+)
+ERROR_CAPTION = "100 minus the accuracy; lower is better. Not normalised, so not to be called mCE."
+MCE_CAPTION = (
+    "Errors relative to AlexNet's, which is 100 (Hendrycks & Dietterich 2019), over the 15 corruptions; lower "
+    "is better. Relative mCE takes the clean errors off first."
+)
+
+
+def corrupted(results: Results, label: str, name: str, severity: int) -> Estimate | None:
+    """Accuracy under one corruption at one severity."""
+    return results.estimate(label, TASK, "accuracy", corruption=name, severity=severity)
+
+
+def clean(results: Results, label: str) -> Estimate | None:
+    """Accuracy on the images as they are, of the classifier that the robustness tasks use."""
+    return corrupted(results, label, "clean", 0)
+
+
+def scores(results: Results) -> list[TaskScores]:
+    """Accuracy by corruption; its means over the benchmark and categories; seen-like and unseen; errors; mCE."""
+    conditions = results.conditions(TASK, "accuracy")
+    present = list(dict.fromkeys(str(condition["corruption"]) for condition in conditions))
+    severities = sorted({int(c["severity"]) for c in conditions if not c.includes(corruption="clean")})
+
+    def over(names: Iterable[str]) -> Of:
+        wanted = [(name, severity) for name in names for severity in severities]
+        return lambda label: mean([corrupted(results, label, *condition) for condition in wanted])
+
+    shown = "1 to 5" if severities == [*SEVERITIES] else ", ".join(map(str, severities)) or "none yet"
+    quantity = f"accuracy %, mean over severities {shown}"
+    tables = [TaskScores(TASK, "Corruptions", quantity, _by_corruption(results, present, over))]
+    if set(present) >= set(BENCHMARK):
+        means = [Score("all 15 (benchmark)", over(BENCHMARK))]
+        means += [
+            Score(category, over([name for name in BENCHMARK if CATEGORY[name] == category])) for category in CATEGORIES
+        ]
+        tables.append(TaskScores(TASK, "Mean corruption accuracy", quantity, means, name="corruptions_means"))
+    if set(present) >= set(NAMES):
+        apart = [Score(name, over(members)) for name, members in _seen_and_unseen().items()]
+        title = "Seen-like and unseen corruptions"
+        tables.append(TaskScores(TASK, title, quantity, apart, SEEN_CAPTION, name="corruptions_seen"))
+    if set(present) >= set(BENCHMARK):
+        errors = [
+            _error("clean error", partial(clean, results)),
+            _error("mean corruption error (15)", over(BENCHMARK)),
+        ]
+        quantity = quantity.replace("accuracy", "error")
+        tables.append(TaskScores(TASK, "Corruption error", quantity, errors, ERROR_CAPTION, name="corruptions_error"))
+    normalised = [
+        Score("mCE", lambda label: mean_corruption_error(results, label), lower_is_better=True),
+        Score("relative mCE", lambda label: mean_corruption_error(results, label, relative=True), lower_is_better=True),
+    ]
+    if any(score.of(label) for score in normalised for label in results.labels):
+        tables.append(TaskScores(TASK, "mCE", "% of AlexNet", normalised, MCE_CAPTION, name="corruptions_mce"))
+    return tables
+
+
+def mean_corruption_error(results: Results, label: str, *, relative: bool = False) -> Estimate | None:
+    """(Relative) mCE: only where score.py defines it (ImageNet at 224 px with ImageNet-C's table)."""
+    keys = [(name, severity) for name in BENCHMARK for severity in SEVERITIES]
+    found = [corrupted(results, label, *key) for key in keys] + ([clean(results, label)] if relative else [])
+    known = [estimate for estimate in found if estimate is not None]
+    cell = next((r for r in results.cells(TASK, label) if "table" in r["params"]), None)
+    if len(known) < len(found) or cell is None:
+        return None
+    params, protocol = cell["params"], cell["protocol"]
+    side = protocol.get("geometry", {}).get("size")
+    sides = {int(s) for s in (side if isinstance(side, list) else [side]) if s is not None}
+    source = params.get("source", protocol["data"]["name"])
+    where: dict[str, Any] = {"dataset": source, "side": max(sides, default=0), "table": params["table"]}
+
+    def score(errors: Errors[Value], clean_error: Value) -> Value:
+        return relative_mce(errors, clean_error, **where) if relative else mce(errors, **where)
+
+    try:
+        value = score({key: 1 - e.value for key, e in zip(keys, known, strict=False)}, 1 - known[-1].value)
+    except UsageError:  # not defined on this data
+        return None
+    columns = aligned(known)
+    if columns is None:
+        return Estimate(value, None, None, min(e.n for e in known), data=known[0].data)
+    ids, table = columns
+    shares = score({key: 1 - table[:, i] for i, key in enumerate(keys)}, 1 - table[:, -1])
+    return from_shares(value, pd.Series(shares, index=ids), known[0].data)
+
+
+def _by_corruption(results: Results, present: Iterable[str], over: MeanOver) -> list[Score]:
+    named = [*(n for n in NAMES if n in present), *(n for n in present if n not in (*NAMES, "clean"))]
+    group = {name: str(CATEGORY[name]) for name in BENCHMARK} | dict.fromkeys(VALIDATION, "held out for validation")
+    first = Score("clean", partial(clean, results))
+    return [first, *(Score(spaced(n), over([n]), group=group.get(n, "other")) for n in named)]
+
+
+def _seen_and_unseen() -> dict[str, tuple[str, ...]]:
+    return {f"seen-like ({len(SEEN_LIKE)} of 19)": SEEN_LIKE, f"unseen ({len(UNSEEN)} of 19)": UNSEEN}
+
+
+def _error(name: str, accuracy: Of) -> Score:
+    """1 - accuracy, with its bounds and shares turned about."""
+
+    def error(label: str) -> Estimate | None:
+        found = accuracy(label)
+        if found is None:
+            return None
+        low, high = (None if bound is None else 1 - bound for bound in (found.high, found.low))
+        shares = None if found.shares is None else 1 - found.shares
+        return Estimate(1 - found.value, low, high, found.n, shares, found.data)
+
+    return Score(name, error, lower_is_better=True)
+
+
+def by_severity(results: Results) -> Figure | None:
+    """A small panel a corruption, clean accuracy at 0."""
+    present = {condition["corruption"] for condition in results.conditions(TASK, "accuracy")}
+    names = [name for name in NAMES if name in present]
+    if not names:
+        return None
+    columns = min(5, len(names))
+    figure, axes = grid(-(-len(names) // columns), columns, height=1.15)
+    look = looks_in(results, TASK)
+    for axis, name in zip(axes.flat, names, strict=False):
+        axis.set_title(spaced(name) + ("" if name in BENCHMARK else " *"))
+        axis.set_xticks([0, *SEVERITIES])
+        for label in look:
+            points = [clean(results, label)] + [corrupted(results, label, name, s) for s in SEVERITIES]
+            line(axis, [0, *SEVERITIES], points, look[label])
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    percent(axes)
+    note = "; * held out for validation" if any(name not in BENCHMARK for name in names) else ""
+    label_edges(figure, f"severity (0: clean{note})", "accuracy, %")
+    legend(figure, look)
+    return figure
+
+
+def by_mean_severity(results: Results) -> Figure | None:
+    """The mean over the benchmark's corruptions by severity; bands have the images as clusters."""
+    look = looks_in(results, TASK)
+    lines = {
+        label: [clean(results, label)]
+        + [mean([corrupted(results, label, name, severity) for name in BENCHMARK]) for severity in SEVERITIES]
+        for label in look
+    }
+    incomplete = [label for label, points in lines.items() if None in points[1:]]
+    lines = {label: points for label, points in lines.items() if label not in incomplete}
+    if not lines:
+        return None
+    figure, axes = grid(1, 1, height=2.4, width=4.2)
+    for label, points in lines.items():
+        line(axes[0, 0], [0, *SEVERITIES], points, look[label])
+    percent(axes)
+    axes[0, 0].set(xlabel="severity (0: clean)", ylabel="accuracy, mean of 15 corruptions, %")
+    label_ends(axes[0, 0], lines, look)
+    if incomplete:
+        note = textwrap.fill(f"left out, not all 15 × 5 measured: {', '.join(incomplete)}", 66)
+        axes[0, 0].set_title(note, fontsize=6.5, color="#777777")
+    return figure
+
+
+def headline(results: Results) -> list[Column]:
+    """Clean, the mean over the benchmark, a gap unless all 75 conditions are there, and the share kept of it."""
+
+    def benchmark(label: str) -> Estimate | None:
+        return mean([corrupted(results, label, name, severity) for name in BENCHMARK for severity in SEVERITIES])
+
+    def share(label: str) -> Estimate | None:
+        return kept(benchmark(label), clean(results, label), results.chance(label))
+
+    terms = {
+        "clean top-1": "of the classifier named under head",
+        "corrupted": "mean over the benchmark's 15 corruptions and 5 severities",
+        "kept": KEPT,
+    }
+    of: dict[str, Of] = {"clean top-1": partial(clean, results), "corrupted": benchmark, "kept": share}
+    return [Column(name, of[name], terms={name: text}, place=-(name == "clean top-1")) for name, text in terms.items()]
+
+
+REPORT = TaskReport(
+    scores=scores,
+    figures={
+        "corruptions_by_severity": (by_severity, "Accuracy by severity for each corruption. Bands: 95 % (Wilson)."),
+        "corruptions_mean": (
+            by_mean_severity,
+            "Mean over the benchmark's 15 corruptions by severity. Bands: 95 %, images as clusters.",
+        ),
+    },
+    headline=headline,
+)

@@ -1,0 +1,58 @@
+"""What a report shows of the probes: a table of all of them, and each protocol's top-1 in the headline."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from coss_eval.reports.results import Results
+from coss_eval.reports.scores import Column, TaskScores, plain_scores, plain_words
+from coss_eval.reports.task_report import TaskReport
+from coss_eval.store import Condition
+
+TASK = "probe"
+METRICS = {
+    "top1": "linear probe top-1",
+    "top5": "linear probe top-5",
+    "mean_per_class": "linear probe, mean per class",
+    "sgd_top1": "SGD linear probe top-1",
+    "sgd_top5": "SGD linear probe top-5",
+    "sgd_mean_per_class": "SGD linear probe, mean per class",
+    "knn_top1": "kNN top-1",
+    "knn_top5": "kNN top-5",
+    "knn_mean_per_class": "kNN, mean per class",
+}
+
+
+def scores(results: Results) -> list[TaskScores]:
+    """One row for each metric and share of the labels."""
+    rows = plain_scores(results, TASK, results.found(TASK), names=METRICS, words=_words, unit="percent")
+    return [TaskScores(TASK, "Probes", "accuracy %", rows)]
+
+
+def _words(condition: Condition) -> list[str]:
+    labels = [f"{100 * float(condition['labels']):g} % of the labels"] if "labels" in condition else []
+    return labels + plain_words(condition.without("labels"))
+
+
+def headline(results: Results) -> list[Column]:
+    """Top-1 of each protocol; the linear probe's is the classifier's own, too, where no task measured that itself."""
+
+    def top1(name: str, metric: str, *, text: str = "", beside: str = "", **condition: int) -> Column:
+        of = partial(results.estimate, **condition)
+        terms = {name.partition(",")[0]: text} if text else {}
+        return Column(name, lambda label: of(label, TASK, metric), terms=terms, beside=beside)
+
+    lengths = sorted({int(c["epochs"]) for c in results.conditions(TASK, "sgd_top1") if "epochs" in c})
+    classified = any(map(results.heads, results.labels))  # nothing but probes was run elsewhere
+    return [
+        *([top1("clean top-1", "top1", text="of the classifier named under head")] if classified else []),
+        top1("linear probe", "top1", text="logistic regression on the images as they are", beside="clean top-1"),
+        *(
+            top1(f"SGD linear probe, {n} epochs", "sgd_top1", text="trained on random crops and flips", epochs=n)
+            for n in lengths
+        ),
+        top1("kNN", "knn_top1"),
+    ]
+
+
+REPORT = TaskReport(scores=scores, headline=headline)

@@ -1,0 +1,166 @@
+"""CKA, RSA and Procrustes against direct formulas, scipy, and what must hold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import procrustes as scipy_procrustes
+from scipy.spatial.distance import pdist
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from coss_eval.errors import CossError, UsageError
+from coss_eval.similarity import StreamedCKA, cka, dissimilarities, procrustes, rsa
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "cka": cka,
+    "plain": lambda x, y: cka(x, y, debiased=False),
+    "rsa": rsa,
+    "rsa-euclidean": lambda x, y: rsa(x, y, metric="euclidean"),
+    "procrustes": procrustes,
+}
+
+
+def normal(n: int, d: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def related(n: int = 60, d: int = 20, e: int = 12, noise: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Two representations that share a part."""
+    x = normal(n, d) + 3
+    return x, x @ normal(d, e, 1) / d**0.5 + noise * normal(n, e, 2)
+
+
+def hsic_1(k: Tensor, el: Tensor) -> float:
+    """Song et al. 2012, equation 5, term by term."""
+    n = len(k)
+    k, el, one = k - torch.diag(k.diag()), el - torch.diag(el.diag()), torch.ones(n, 1, dtype=k.dtype)
+    sums = (one.T @ k @ one) * (one.T @ el @ one) / ((n - 1) * (n - 2))
+    return float((torch.trace(k @ el) + sums - 2 / (n - 2) * (one.T @ k @ el @ one)) / (n * (n - 3)))
+
+
+def test_debiased_cka_is_the_formula() -> None:
+    x, y = related()
+    k, el = x @ x.T, y @ y.T  # not centred: HSIC_1 does not need it
+    expected = hsic_1(k, el) / (hsic_1(k, k) * hsic_1(el, el)) ** 0.5
+    assert cka(x, y) == pytest.approx(expected, abs=1e-10)
+
+
+def test_plain_cka_is_the_formula_in_features() -> None:
+    x, y = related()
+    a, b = x - x.mean(0), y - y.mean(0)
+    expected = (b.T @ a).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
+    assert cka(x, y, debiased=False) == pytest.approx(float(expected), abs=1e-10)
+
+
+@pytest.mark.parametrize("metric", ["correlation", "cosine", "euclidean"])
+def test_rsa_is_scipys(metric: str) -> None:
+    x, y = related()
+    expected = spearmanr(pdist(x.numpy(), metric), pdist(y.numpy(), metric)).statistic
+    assert rsa(x, y, metric=metric) == pytest.approx(expected, abs=1e-9)  # type: ignore[arg-type]
+    upper = dissimilarities(x, metric=metric)[tuple(torch.triu_indices(60, 60, offset=1))]  # type: ignore[arg-type]
+    np.testing.assert_allclose(upper.numpy(), pdist(x.numpy(), metric), atol=1e-7)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 20), (15, 40)])
+def test_procrustes_is_scipys(n: int, d: int) -> None:
+    x, y = normal(n, d) + 3, normal(n, d) + normal(n, d, 1)
+    *_, disparity = scipy_procrustes(x.numpy(), y.numpy())  # 1 - (nuclear norm)^2
+    assert procrustes(x, y) == pytest.approx((1 - disparity) ** 0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_identities(measure: Callable[[Tensor, Tensor], float]) -> None:
+    """1 of itself; the same for either order of the two, for any order of the images, and as arrays of numpy."""
+    x, y = related()
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    assert measure(x, x) == pytest.approx(1, abs=1e-9)
+    assert measure(x, y) == pytest.approx(measure(y, x), abs=1e-9)
+    assert measure(x[order], y[order]) == pytest.approx(measure(x, y), abs=1e-9)
+    assert measure(x.numpy(), y.float().numpy()) == pytest.approx(measure(x, y), abs=1e-5)  # type: ignore[arg-type]
+    assert 0 < measure(x, y) < 1
+
+
+@pytest.mark.parametrize("name", ["cka", "plain", "rsa-euclidean", "procrustes"])
+def test_rotation_scale_and_shift_do_not_matter(name: str) -> None:
+    x, y = related()
+    turn = torch.linalg.qr(normal(12, 12, 5)).Q
+    assert MEASURES[name](x, 4 * y @ turn - 7) == pytest.approx(MEASURES[name](x, y), abs=1e-9)
+
+
+def test_unrelated_representations_of_many_units_have_debiased_cka_near_0() -> None:
+    values = [cka(normal(100, 300, seed), normal(100, 200, 1000 + seed)) for seed in range(20)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20**0.5
+    assert cka(normal(100, 300), normal(100, 200, 1), debiased=False) > 0.6
+
+
+def streamed(x: Tensor, y: Tensor, size: int) -> StreamedCKA:
+    found = StreamedCKA()
+    for a, b in zip(x.split(size), y.split(size), strict=True):
+        found.add({"x": a, "y": b})
+    return found
+
+
+def test_one_minibatch_is_the_whole() -> None:
+    x, y = related()
+    matrix = streamed(x.float(), y.float(), 60).matrix()
+    assert matrix[0, 1] == pytest.approx(cka(x, y), abs=1e-5)
+    torch.testing.assert_close(matrix.diagonal(), torch.ones(2).double())
+
+
+def test_minibatches_are_the_mean_of_their_hsic() -> None:
+    """Also with a last one that is smaller, which weighs by its pairs of images."""
+    x, y = related(100)
+    found, sums = streamed(x, y, 30), np.zeros(3)
+    for a, b in zip(x.split(30), y.split(30), strict=True):
+        k, el, n = a @ a.T, b @ b.T, len(a)
+        sums += n * (n - 3) * np.array([hsic_1(k, el), hsic_1(k, k), hsic_1(el, el)])
+    assert found.matrix()[0, 1] == pytest.approx(sums[0] / (sums[1] * sums[2]) ** 0.5, abs=1e-5)
+
+
+def test_minibatches_come_near_the_whole_with_an_interval_that_covers_it() -> None:
+    """Over 60 samples of 640 images in ten minibatches, the 95 % interval holds the value of 20,000 images."""
+    truth = streamed(*related(20_000), 500).matrix()[0, 1].item()
+    covered = 0
+    for seed in range(60):
+        x = normal(640, 20, 10 + seed) + 3
+        y = x @ normal(20, 12, 1) / 20**0.5 + 0.5 * normal(640, 12, 900 + seed)
+        value, low, high = streamed(x, y, 64).estimate("x", "y")
+        assert low < value < high
+        covered += low <= truth <= high
+    assert covered >= 51  # of 60; a binomial of .95 is below with probability .0006
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (normal(9, 3), normal(8, 3), "9 images and y 8"),
+        (normal(1, 3), normal(1, 3), "images or more, got 1"),
+        (normal(9, 3)[:, 0], normal(9, 3), r"\(images, units\)"),
+        (normal(9, 3), torch.ones(9, 4), "same for all images"),
+        (normal(9, 3), torch.full((9, 4), torch.nan), "NaN"),
+    ],
+    ids=["counts", "one image", "vector", "constant", "nan"],
+)
+def test_wrong_arrays(measure: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, message: str) -> None:
+    with pytest.raises((UsageError, CossError), match=message):
+        measure(x, y)
+
+
+def test_wrong_minibatches() -> None:
+    found = StreamedCKA()
+    with pytest.raises(UsageError, match="no minibatch"):
+        found.matrix()
+    with pytest.raises(UsageError, match="4 images or more"):
+        found.add({"x": normal(3, 2), "y": normal(3, 2)})
+    found.add({"x": normal(8, 2), "y": torch.ones(8, 3)})
+    with pytest.raises(UsageError, match="the same representations"):
+        found.add({"x": normal(8, 2)})
+    with pytest.raises(CossError, match="y does not tell images apart"):
+        found.matrix()
+    with pytest.raises(UsageError, match="take 5000"):
+        dissimilarities(normal(5001, 2))
