@@ -74,7 +74,7 @@ def _fgsm_is_run_at_each_eps_alone() -> None:
     by_hand = [Bump()((images + eps).clamp(0, 1)).argmax(1) == labels for eps in levels]
     assert torch.equal(found.robust, torch.stack(by_hand))
     assert found.robust_accuracy == [1.0, 0.0, 1.0]
-    assert attacks.bim(Bump(), images, labels, levels).robust_accuracy == [1.0, 0.0, 0.0]  # swept
+    assert attacks.BIM()(Bump(), images, labels, levels).robust_accuracy == [1.0, 0.0, 0.0]  # swept
 
 
 def _fgsm_sees_past_a_saturated_softmax() -> None:

@@ -6,13 +6,15 @@ After Carlini et al. 2019 (On Evaluating Adversarial Robustness, section 5) and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coss_eval.attacks.api import fgsm, pgd, square
+from coss_eval.attacks.gradient import FGSM, PGD
 from coss_eval.attacks.inputs import Problem, held_still
 from coss_eval.attacks.result import Verdicts
+from coss_eval.attacks.square import Square
 
 ZERO_GRADIENTS = 0.05  # share of gradients
 BEATEN = 0.01  # share of images: what an attack finds that PGD missed, beyond luck
@@ -81,9 +83,10 @@ def masking_flags(
     eps = result.eps[level]
     if standing.any():
         left = images[standing], labels[standing]
-        weaker = {"FGSM": fgsm(classifier, *left, eps, result.norm, batch_size=batch_size)}
+        how: dict[str, Any] = {"ids": ids[standing], "seed": seed, "batch_size": batch_size}
+        weaker = {"FGSM": FGSM(norm=result.norm)(classifier, *left, eps, **how)}
         if result.norm == "linf":
-            weaker["square"] = square(classifier, *left, eps, ids[standing], steps, seed=seed, batch_size=batch_size)
+            weaker["square"] = Square(steps=steps)(classifier, *left, eps, **how)
         for name, attempt in weaker.items():
             found = int((~attempt.robust[0]).sum())
             beaten = found / len(images)
@@ -92,9 +95,8 @@ def masking_flags(
                 flags.append(Flag(f"{name} stronger", message, beaten))
 
     unbounded = 1.0 if result.norm == "linf" else float(images[0].numel()) ** 0.5
-    stands = pgd(
-        classifier, images, labels, unbounded, ids, result.norm, seed=seed, batch_size=batch_size
-    ).robust_accuracy[0]
+    free = PGD(norm=result.norm)(classifier, images, labels, unbounded, ids=ids, seed=seed, batch_size=batch_size)
+    stands = free.robust_accuracy[0]
     if stands > UNBOUNDED:
         flags.append(Flag("unbounded", f"{stands:.1%} of the images stand though any pixel may change at will", stands))
     return flags

@@ -1,100 +1,149 @@
-"""How pixels move: FGSM, BIM and PGD with a step of fixed length, and APGD with one that adapts.
-
-A rule says where an attempt starts and, from what the network said of the present pixels, where it goes next. It
-never runs the network; the one loop that does is in sweep.py. Images of a batch may be at different steps and eps.
-"""
+"""Attacks that follow the gradient: FGSM, BIM and PGD with a step of fixed length, and APGD with one that adapts."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from coss_eval.attacks.attack import Memory, Stepwise, View, attack
+from coss_eval.runtime.lazy import lazy
 
-from coss_eval.attacks.norms import Norm
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-Memory = dict[str, Tensor]  # what a rule remembers of each image, one row an image
-
-
-class View(NamedTuple):
-    """A batch under attack, and what the network said of it. B images, each at its own step."""
-
-    clean: Tensor  # float32 (B, 3, H, W)
-    pixels: Tensor  # float32 (B, 3, H, W)
-    eps: Tensor  # float32 (B, 1, 1, 1)
-    keys: Tensor  # int64 (B,), the attempt's random numbers
-    step: Tensor  # int64 (B,), from 0
-    loss: Tensor  # float32 (B,)
-    margin: Tensor  # float32 (B,)
-    gradient: Tensor  # float32 (B, 3, H, W), of the loss with respect to pixels
+    from coss_eval.attacks.inputs import Problem
+    from coss_eval.attacks.result import AttackResult
+else:
+    torch = lazy("torch")
 
 
-class Rule(Protocol):
-    """The hooks of an attack."""
+@dataclass(frozen=True, kw_only=True)
+class FixedStep(Stepwise):
+    """Projected steepest ascent: x <- P(x + length * direction)."""
 
-    @property
-    def uses_gradient(self) -> bool: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    def start(self, clean: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
-        """The first pixels of an attempt."""
-
-    def memory(self, pixels: Tensor, eps: Tensor) -> Memory:
-        """What to remember of images that start at ``pixels``."""
+    @abstractmethod
+    def length(self, eps: Tensor) -> Tensor:
+        """How far a step goes, (B, 1, 1, 1)."""
 
     def advance(self, view: View, memory: Memory) -> Tensor:
-        """The next pixels, inside the ball and in [0, 1]; updates ``memory`` in place."""
+        moved = torch.addcmul(view.pixels, self.ball.direction(view.gradient), self.length(view.eps))
+        return self.ball.project(moved, view.clean, view.eps)
 
 
-@dataclass(frozen=True)
-class FixedStep:
-    """Projected steepest ascent (Madry et al. 2018): x <- P(x + step * direction).
+@attack
+@dataclass(frozen=True, kw_only=True)
+class FGSM(FixedStep):
+    """The fast gradient sign method (Goodfellow et al. 2015), in L2 the fast gradient method: one step of length eps.
 
-    FGSM is one step of length eps from the clean image, BIM several, PGD several from a random start. ``step_size``
-    is in pixels; None takes ``rel_step`` * eps, by default 2.5 / steps: enough to cross the ball and settle.
+    Each eps is a method of its own, so that an image may withstand a larger one than the one that broke it: the
+    verdicts at an eps do not depend on the others in the list.
     """
 
-    uses_gradient: ClassVar[bool] = True
+    name = "fgsm"
+    about = "one step (Goodfellow et al. 2015); every attack but square also with l2, the Euclidean ball"
+    random = False
+    iterated = False
+    in_foolbox = True
 
-    norm: Norm
-    steps: int
+    loss: str = "ce"
+
+    @property
+    def single_step(self) -> bool:
+        return True
+
+    def length(self, eps: Tensor) -> Tensor:
+        return eps
+
+    def by_foolbox(self, problem: Problem, eps: tuple[float, ...], seed: int) -> AttackResult:
+        from coss_eval.attacks import reference
+
+        return reference.fgsm(self, problem, eps)
+
+
+@attack
+@dataclass(frozen=True, kw_only=True)
+class BIM(FixedStep):
+    """The basic iterative method (Kurakin et al. 2017): PGD from the clean image."""
+
+    name = "bim"
+    about = "FGSM in small steps (Kurakin et al. 2017)"
+    random = False
+
+    steps: int = 10
     step_size: float | None = None
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_step_size(self.step_size)
+
+    def length(self, eps: Tensor) -> Tensor:
+        return eps * (2.5 / self.steps) if self.step_size is None else torch.full_like(eps, self.step_size)
+
+
+@attack
+@dataclass(frozen=True, kw_only=True)
+class PGD(FixedStep):
+    """Projected gradient descent (Madry et al. 2018).
+
+    step_size: in pixels of [0, 1]; None is rel_step * eps, by default 2.5 eps / steps: enough to cross the ball and
+    settle. loss: "ce", "dlr" or "ce+dlr" (the minimum over both).
+    """
+
+    name = "pgd"
+    about = "projected gradient descent from a random start (Madry et al. 2018)"
+    in_foolbox = True
+
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    loss: str = "ce"
     random_start: bool = True
     rel_step: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_step_size(self.step_size)
+        _check_step_size(self.rel_step, "rel_step", "as a share of eps")
+
     def start(self, clean: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
-        return self.norm.start(clean, eps, keys) if self.random_start else clean.clone()
+        return self.ball.start(clean, eps, keys) if self.random_start else clean.clone()
 
-    def memory(self, pixels: Tensor, eps: Tensor) -> Memory:
-        return {}
+    @property
+    def relative(self) -> float:
+        """A step as a share of eps, where no step_size is given."""
+        return 2.5 / self.steps if self.rel_step is None else self.rel_step
 
-    def advance(self, view: View, memory: Memory) -> Tensor:
-        relative = 2.5 / self.steps if self.rel_step is None else self.rel_step
-        length = view.eps * relative if self.step_size is None else torch.full_like(view.eps, self.step_size)
-        moved = torch.addcmul(view.pixels, self.norm.direction(view.gradient), length)
-        return self.norm.project(moved, view.clean, view.eps)
+    def length(self, eps: Tensor) -> Tensor:
+        return eps * self.relative if self.step_size is None else torch.full_like(eps, self.step_size)
+
+    def by_foolbox(self, problem: Problem, eps: tuple[float, ...], seed: int) -> AttackResult:
+        from coss_eval.attacks import reference
+
+        return reference.pgd(self, problem, eps, seed)
 
 
-@dataclass(frozen=True)
-class AdaptiveStep:
+@attack
+@dataclass(frozen=True, kw_only=True)
+class APGD(Stepwise):
     """Auto-PGD (Croce and Hein 2020, algorithm 1): momentum, and a step of 2 eps that is halved where it fails.
 
     At checkpoints an image whose loss rose in under three quarters of the steps since the last one, or whose best
     loss has stood still, halves its step and goes on from its best point. The checkpoints are AutoAttack's.
     """
 
-    uses_gradient: ClassVar[bool] = True
+    name = "apgd"
+    about = "PGD that adapts its step (Croce and Hein 2020); --loss ce, dlr or ce+dlr"
 
-    norm: Norm
-    steps: int
-    random_start: bool = True
+    steps: int = 100
+    restarts: int = 1
+    loss: str = "ce"
 
     def start(self, clean: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
-        return self.norm.start(clean, eps, keys) if self.random_start else clean.clone()
+        return self.ball.start(clean, eps, keys)
 
     def memory(self, pixels: Tensor, eps: Tensor) -> Memory:
         count = len(pixels)
@@ -115,11 +164,11 @@ class AdaptiveStep:
         back = self._check(view, memory)
         here = torch.where(_wide(back), memory["best"], view.pixels)
         gradient = torch.where(_wide(back), memory["best_gradient"], view.gradient)
-        towards = self.norm.project(here + memory["length"] * self.norm.direction(gradient), view.clean, view.eps)
+        towards = self.ball.project(here + memory["length"] * self.ball.direction(gradient), view.clean, view.eps)
         inertia = _wide(torch.where(view.step == 0, 1.0, 0.75))
         moved = here + inertia * (towards - here) + (1 - inertia) * (here - memory["previous"])
         memory["previous"] = here
-        return self.norm.project(moved, view.clean, view.eps)
+        return self.ball.project(moved, view.clean, view.eps)
 
     @staticmethod
     def _observe(view: View, memory: Memory) -> None:
@@ -157,3 +206,9 @@ def steps_since_check(steps: int) -> tuple[int, ...]:
 
 def _wide(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
+
+
+def _check_step_size(value: float | None, *named: str) -> None:
+    from coss_eval.attacks.inputs import check_step_size
+
+    check_step_size(value, *named)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,47 +19,36 @@ import torch
 from foolbox.criteria import Misclassification, TargetedMisclassification
 from torch import Tensor, nn
 
+from coss_eval.attacks.gradient import FGSM, PGD
 from coss_eval.attacks.inputs import Problem, check_eps, held_still
 from coss_eval.attacks.losses import verdict
 from coss_eval.attacks.norms import NORMS
+from coss_eval.attacks.of_foolbox import PREFIX
 from coss_eval.attacks.result import AttackResult
 from coss_eval.attacks.seeds import condition, image_keys
 from coss_eval.errors import UsageError, unknown_name
 
-PREFIX = "foolbox:"
 
-
-def pgd(
-    problem: Problem,
-    eps: tuple[float, ...],
-    *,
-    norm: str,
-    steps: int,
-    step_size: float | None,
-    rel_step: float | None,
-    random_start: bool,
-    restarts: int,
-    seed: int,
-) -> AttackResult:
+def pgd(attack: PGD, problem: Problem, eps: tuple[float, ...], seed: int) -> AttackResult:
     """foolbox's projected gradient descent (its L-infinity and L2 classes) with our step size and per-image starts."""
     options = {
-        "rel_stepsize": 2.5 / steps if rel_step is None else rel_step,
-        "abs_stepsize": step_size,
-        "steps": steps,
-        "random_start": random_start,
+        "rel_stepsize": attack.relative,
+        "abs_stepsize": attack.step_size,
+        "steps": attack.steps,
+        "random_start": attack.random_start,
     }
 
-    def attack(level: int, restart: int, rows: Tensor) -> foolbox.Attack:
-        place = condition(seed, norm, eps[level], restart)
-        return _SEEDED[norm](image_keys(problem.ids[rows], place).to(problem.device), **options)
+    def made(level: int, restart: int, rows: Tensor) -> foolbox.Attack:
+        place = condition(seed, attack.norm, eps[level], restart)
+        return _SEEDED[attack.norm](image_keys(problem.ids[rows], place).to(problem.device), **options)
 
-    return _attack_rising("pgd", norm, problem, eps, attack, restarts, seed)
+    return _attack_rising("pgd", attack.norm, problem, eps, made, attack.restarts, seed)
 
 
-def fgsm(problem: Problem, eps: tuple[float, ...], *, norm: str) -> AttackResult:
+def fgsm(attack: FGSM, problem: Problem, eps: tuple[float, ...]) -> AttackResult:
     """foolbox's fast gradient attack: one step of length eps, no random start."""
-    method = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[norm]
-    return _attack_rising("fgsm", norm, problem, eps, lambda *_: method(random_start=False), 1, 0, swept=False)
+    method = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[attack.norm]
+    return _attack_rising("fgsm", attack.norm, problem, eps, lambda *_: method(random_start=False), 1, 0, swept=False)
 
 
 def names() -> list[str]:
@@ -68,34 +57,22 @@ def names() -> list[str]:
     return sorted(name for name, kind in found if issubclass(kind, foolbox.Attack) and not inspect.isabstract(kind))
 
 
-def foolbox_attack(
-    name: str,
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    eps: float | Sequence[float],
-    *,
-    targeted: Tensor | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    **options: Any,
+def named(
+    name: str, options: Mapping[str, Any], problem: Problem, eps: float | Sequence[float], seed: int
 ) -> AttackResult:
-    """Any foolbox attack, such as "LinfDeepFoolAttack" (or "foolbox:LinfDeepFoolAttack"), over rising eps.
+    """Any foolbox attack, such as "LinfDeepFoolAttack", over rising eps; options go to its constructor.
 
-    images float32 (B, 3, H, W) in [0, 1]; labels, targeted int64 (B,); eps in the attack's own distance, reported as
-    ``norm``; options go to its constructor. Many of these attacks draw from the global generators of torch and NumPy:
-    they are seeded from ``seed`` for the call and put back afterwards, so a result repeats but, unlike the native
-    attacks', depends on batch size and order. Raises UsageError for an unknown name or options it does not take.
+    Many of these attacks draw from the global generators of torch and NumPy: they are seeded for the call and put back
+    afterwards, so a result repeats but, unlike the native attacks', depends on batch size and order. Raises UsageError
+    for an unknown name or options it does not take.
     """
     attack, norm = _named(name, options)
-    problem = Problem.checked(classifier, images, labels, targeted=targeted, batch_size=batch_size)
-    title = PREFIX + name.removeprefix(PREFIX)
     swept = not _is_single_step(attack)
-    return _attack_rising(title, norm, problem, check_eps(eps, norm), lambda *_: attack, 1, seed, swept=swept)
+    return _attack_rising(PREFIX + name, norm, problem, check_eps(eps, norm), lambda *_: attack, 1, seed, swept=swept)
 
 
-def is_single_step(name: str, **options: Any) -> bool:
-    """Whether a foolbox attack takes one step of its eps, as FGSM does. Errors as ``foolbox_attack``."""
+def is_single_step(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a foolbox attack takes one step of its eps, as FGSM does. Errors as ``named``."""
     return _is_single_step(_named(name, options)[0])
 
 
@@ -103,14 +80,13 @@ def _is_single_step(attack: foolbox.Attack) -> bool:
     return getattr(attack, "steps", None) == 1
 
 
-def norm_of(name: str, **options: Any) -> str:
-    """The distance that a foolbox attack measures eps in: "linf", "l2", "l1" or "l0". Errors as ``foolbox_attack``."""
+def norm_of(name: str, options: Mapping[str, Any]) -> str:
+    """The distance that a foolbox attack measures eps in: "linf", "l2", "l1" or "l0". Errors as ``named``."""
     return _named(name, options)[1]
 
 
-def _named(name: str, options: dict[str, Any]) -> tuple[foolbox.Attack, str]:
+def _named(name: str, options: Mapping[str, Any]) -> tuple[foolbox.Attack, str]:
     """The attack of that name and its norm."""
-    name = name.removeprefix(PREFIX)
     if name not in names():
         raise unknown_name("foolbox attack", name, names())
     try:

@@ -8,29 +8,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from coss_eval.attacks.attack import Memory, Stepwise, View, attack
+from coss_eval.runtime.lazy import lazy
 
-from coss_eval.attacks.gradient import Memory, View
-from coss_eval.attacks.seeds import condition, image_keys
-from coss_eval.randomness import uniform
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the square's area, for 10,000 steps
 
 
-@dataclass(frozen=True)
-class Square:
-    """Paint a random square with +-eps a channel; keep it where the margin falls. ``share`` of pixels at first."""
+@attack
+@dataclass(frozen=True, kw_only=True)
+class Square(Stepwise):
+    """Paint a random square with +-eps a channel; keep it where the margin falls (Andriushchenko et al. 2020).
 
-    uses_gradient: ClassVar[bool] = False
+    ``steps`` are queries of the network; ``share`` of the pixels are painted at first.
+    """
 
-    steps: int
+    name = "square"
+    about = "random search without gradients (Andriushchenko et al. 2020)"
+    norms = ("linf",)
+    cost = 1
+    uses_gradient = False
+    iterated = False
+
+    steps: int = 500
+    restarts: int = 1
     share: float = 0.8
 
     def start(self, clean: Tensor, eps: Tensor, keys: Tensor) -> Tensor:
         """Vertical stripes of +-eps."""
+        from coss_eval.randomness import uniform
+
         channels, _, width = clean.shape[1:]
         stripes = _signs(uniform(keys, "stripes", shape=(channels, 1, width)))
         return (clean + stripes * eps).clamp_(0, 1)
@@ -39,6 +53,9 @@ class Square:
         return {"best": pixels.clone(), "best_margin": pixels.new_full((len(pixels),), torch.inf)}
 
     def advance(self, view: View, memory: Memory) -> Tensor:
+        from coss_eval.attacks.seeds import image_keys
+        from coss_eval.randomness import uniform
+
         better = view.margin < memory["best_margin"]
         memory["best_margin"] = torch.where(better, view.margin, memory["best_margin"])
         memory["best"] = torch.where(better.view(-1, 1, 1, 1), view.pixels, memory["best"])
@@ -64,6 +81,8 @@ def sides(steps: int, share: float, height: int, width: int) -> tuple[int, ...]:
 @lru_cache
 def _conditions(steps: int) -> tuple[int, ...]:
     """What names each step's random numbers."""
+    from coss_eval.attacks.seeds import condition
+
     return tuple(condition(step) for step in range(steps + 1))
 
 

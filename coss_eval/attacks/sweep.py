@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from coss_eval.attacks.gradient import Memory, Rule, View
+from coss_eval.attacks.attack import Memory, Stepwise, View
 from coss_eval.attacks.inputs import device_of, not_differentiable
 from coss_eval.attacks.losses import Objective, Reading
 from coss_eval.attacks.seeds import condition, image_keys
@@ -102,10 +102,10 @@ class Sweep:
         images: Tensor,
         ids: Tensor,
         objective: Objective,
-        rule: Rule,
+        attack: Stepwise,
         schedule: Schedule,
     ) -> None:
-        self.network, self.objective, self.rule, self.schedule = network, objective, rule, schedule
+        self.network, self.objective, self.attack, self.schedule = network, objective, attack, schedule
         self.images, self.device = images, device_of(network, images)
         device = self.device
         self.ids = ids.to(device)
@@ -141,7 +141,7 @@ class Sweep:
         while len(flight.row):
             reading, gradient = self._look(flight)
             self._note_best(flight, reading)
-            ended = (reading.broken | (flight.step == self.rule.steps)).nonzero().flatten()
+            ended = (reading.broken | (flight.step == self.attack.steps)).nonzero().flatten()
             if len(ended) < len(flight.row):
                 self._advance(flight, reading, gradient)
             if len(ended):
@@ -166,14 +166,14 @@ class Sweep:
         """Images at the beginning of an attempt."""
         eps = self.eps[level].view(-1, 1, 1, 1)
         keys = image_keys(self.ids[row], self.conditions[level, attempt])
-        pixels = self.rule.start(clean, eps, keys)
-        memory = self.rule.memory(pixels, eps)
+        pixels = self.attack.start(clean, eps, keys)
+        memory = self.attack.memory(pixels, eps)
         step = torch.zeros_like(row)
         return _Flight(row, level, attempt, step, clean, pixels, best, best_margin, eps, keys, memory)
 
     def _look(self, flight: _Flight) -> tuple[Reading, Tensor]:
         """What the network says, and the gradient for pixels; empty where no image needs it."""
-        climbing = self.rule.uses_gradient and bool((flight.step < self.rule.steps).any())
+        climbing = self.attack.uses_gradient and bool((flight.step < self.attack.steps).any())
         pixels = flight.pixels.detach().requires_grad_(climbing)
         with torch.set_grad_enabled(climbing):
             reading = self.objective(pixels, flight.row, flight.attempt)
@@ -199,7 +199,7 @@ class Sweep:
         view = View(
             flight.clean, flight.pixels, flight.eps, flight.keys, flight.step, reading.loss, reading.margin, gradient
         )
-        flight.pixels = self.rule.advance(view, flight.memory)
+        flight.pixels = self.attack.advance(view, flight.memory)
         flight.step = flight.step + 1
 
     def _settle(self, flight: _Flight, ended: Tensor, broken: Tensor) -> Tensor:

@@ -23,19 +23,12 @@ OTHER_METHODS = {
     "co-NAME": "any of these that compares two views, with the CO term beside it (arXiv 2501.02860)",
     "package.module:Class": "a method of your own",
 }
-ATTACKS = {
-    "fgsm:linf": "one step (Goodfellow et al. 2015); every attack but square also with l2, the Euclidean ball",
-    "bim:linf": "FGSM in small steps (Kurakin et al. 2017)",
-    "pgd:linf": "projected gradient descent from a random start (Madry et al. 2018)",
-    "apgd:linf": "PGD that adapts its step (Croce and Hein 2020); --loss ce, dlr or ce+dlr",
-    "square:linf": "random search without gradients (Andriushchenko et al. 2020)",
-    "foolbox:NAME": "any attack of foolbox, such as LinfDeepFoolAttack; with --backend reference",
-}
 
 
 def list_lines(kind: str | None = None) -> list[str]:
     """All names of a kind (tasks, datasets, corruptions, attacks, architectures, methods, ...), or of all."""
     from coss_eval import tasks
+    from coss_eval.attacks import names as attacks
     from coss_eval.checkpoints.layouts import LAYOUTS
     from coss_eval.corruptions.names import NAMES
     from coss_eval.corruptions.registry import CORRUPTIONS
@@ -47,8 +40,9 @@ def list_lines(kind: str | None = None) -> list[str]:
     kinds = {
         "tasks": {name: entry.about for name, entry in tasks.entries().items()},
         "datasets": names(),
-        "corruptions": {name: str(CORRUPTIONS[name].set) for name in (*NAMES, *CORRUPTIONS)},
-        "attacks": ATTACKS,
+        "corruptions": {name: str(CORRUPTIONS[name].set) for name in (*NAMES, *CORRUPTIONS)}
+        | {"package.module:function": "a corruption of your own"},
+        "attacks": attacks.list_lines(),
         "architectures": ARCHITECTURES,
         "methods": METHODS | OTHER_METHODS,
         "layouts": {layout.name: layout.source for layout in LAYOUTS},

@@ -116,15 +116,15 @@ def test_channels_last_images_stay_so(networks: dict[str, nn.Module], digits: Di
 
     images, labels, ids = digits
     network = Layout(networks["convnet"])
-    for attack in (attacks.pgd, attacks.apgd, attacks.square):
-        attack(network, images.contiguous(memory_format=torch.channels_last), labels, EPS, ids, steps=5)
+    for attack in (attacks.PGD, attacks.APGD, attacks.Square):
+        attack(steps=5)(network, images.contiguous(memory_format=torch.channels_last), labels, EPS, ids=ids)
 
 
 def test_apgd_is_at_least_pgd(network: nn.Module, digits: Digits) -> None:
     images, labels, ids = digits
     for norm, eps in (("linf", 0.03), ("l2", 0.6)):
         pgd = attacks.pgd(network, images, labels, eps, ids, norm, steps=30).robust_accuracy[0]
-        apgd = attacks.apgd(network, images, labels, eps, ids, norm, steps=30).robust_accuracy[0]
+        apgd = attacks.APGD(norm=norm, steps=30)(network, images, labels, eps, ids=ids).robust_accuracy[0]
         assert apgd <= pgd + 0.01
 
 
@@ -165,4 +165,4 @@ def test_a_network_without_gradient_is_named(networks: dict[str, nn.Module], dig
     with pytest.raises(UsageError, match=r"runs under torch\.no_grad"):
         attacks.fgsm(Frozen(networks["convnet"]), images, labels, EPS)
     assert not any(m._forward_hooks for m in cut.modules())
-    assert attacks.square(cut, images, labels, EPS, ids, steps=5).robust.shape == (4, len(images))
+    assert attacks.Square(steps=5)(cut, images, labels, EPS, ids=ids).robust.shape == (4, len(images))

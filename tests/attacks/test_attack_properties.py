@@ -17,11 +17,11 @@ EPS = {"linf": [0.0, 0.01, 0.03, 0.06, 0.12], "l2": [0.0, 0.1, 0.3, 0.6, 1.2]}
 Attack = Callable[..., AttackResult]
 ATTACKS: dict[str, tuple[Attack, str]] = {
     "fgsm": (lambda n, x, y, e, i, p, **k: attacks.fgsm(n, x, y, e, p, **k), "linf l2"),
-    "bim": (lambda n, x, y, e, i, p, **k: attacks.bim(n, x, y, e, p, **k), "linf l2"),
+    "bim": (lambda n, x, y, e, i, p, **k: attacks.BIM(norm=p)(n, x, y, e, **k), "linf l2"),
     "pgd": (lambda n, x, y, e, i, p, **k: attacks.pgd(n, x, y, e, i, p, steps=10, **k), "linf l2"),
     "pgd-dlr": (lambda n, x, y, e, i, p, **k: attacks.pgd(n, x, y, e, i, p, steps=10, loss="dlr", **k), "linf l2"),
-    "apgd": (lambda n, x, y, e, i, p, **k: attacks.apgd(n, x, y, e, i, p, steps=12, **k), "linf l2"),
-    "square": (lambda n, x, y, e, i, p, **k: attacks.square(n, x, y, e, i, steps=30, **k), "linf"),
+    "apgd": (lambda n, x, y, e, i, p, **k: attacks.APGD(norm=p, steps=12)(n, x, y, e, ids=i, **k), "linf l2"),
+    "square": (lambda n, x, y, e, i, p, **k: attacks.Square(steps=30)(n, x, y, e, ids=i, **k), "linf"),
     "foolbox": (
         lambda n, x, y, e, i, p, **k: attacks.pgd(n, x, y, e, i, p, steps=10, backend="reference", **k),
         "linf l2",
@@ -118,7 +118,8 @@ def test_3_the_exact_optimum_of_a_linear_network(attack: str, norm: str, options
     images = 0.4 + 0.2 * torch.rand(8, 3, 4, 4, generator=generator)
     labels = torch.zeros(8, dtype=torch.int64)
     eps = torch.tensor([0.02, 0.05, 0.1])
-    result = getattr(attacks, attack)(network, images, labels, eps.tolist(), torch.arange(8), norm, **options)
+    attacked = attacks.ATTACKS[attack](norm=norm, **options)
+    result = attacked(network, images, labels, eps.tolist(), ids=torch.arange(8))
     slope = (weight[0] - weight[1]).abs().sum() if norm == "linf" else (weight[0] - weight[1]).norm()
     with torch.no_grad():
         logits = network(images)
@@ -151,7 +152,7 @@ def test_5_pgd_beats_fgsm_beats_noise(norm: str, network: nn.Module, digits: Dig
     images, labels, ids = digits
     eps = EPS[norm][3]
     foolbox_noise = {"linf": "LinfAdditiveUniformNoiseAttack", "l2": "L2AdditiveGaussianNoiseAttack"}[norm]
-    noise = attacks.foolbox_attack(foolbox_noise, network, images, labels, eps).robust_accuracy[0]
+    noise = attacks.Foolbox(attack=foolbox_noise)(network, images, labels, eps).robust_accuracy[0]
     fgsm = attacks.fgsm(network, images, labels, eps, norm).robust_accuracy[0]
     pgd = attacks.pgd(network, images, labels, eps, ids, norm).robust_accuracy[0]
     assert pgd <= fgsm < noise

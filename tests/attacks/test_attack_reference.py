@@ -95,7 +95,7 @@ def test_targets(networks: dict[str, nn.Module], digits: Digits) -> None:
 @pytest.mark.parametrize(
     ("name", "norm", "options"),
     [
-        ("foolbox:LinfDeepFoolAttack", "linf", {}),
+        ("LinfDeepFoolAttack", "linf", {}),
         ("L2DeepFoolAttack", "l2", {}),
         ("LInfFMNAttack", "linf", {"steps": 20}),
         ("LinfAdditiveUniformNoiseAttack", "linf", {}),
@@ -110,8 +110,8 @@ def test_any_foolbox_attack_by_name(
     next(network.parameters()).requires_grad_(True)
     trained = [p.requires_grad for p in network.parameters()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    result = attacks.foolbox_attack(name, network, images, labels, EPS[norm], **options)
-    again = attacks.foolbox_attack(name, network, images, labels, EPS[norm], **options)
+    result = attacks.Foolbox(attack=name, extra=options)(network, images, labels, EPS[norm])
+    again = attacks.Foolbox(attack=name, extra=options)(network, images, labels, EPS[norm])
     assert result.norm == norm
     assert (result.robust[:-1] >= result.robust[1:]).all()
     assert torch.equal(result.robust, again.robust)
@@ -133,7 +133,7 @@ def test_names_of_foolbox() -> None:
     ("name", "options", "match"),
     [
         (
-            "foolbox:LinfDeepFolAttack",
+            "LinfDeepFolAttack",
             {},
             "unknown foolbox attack 'LinfDeepFolAttack'; did you mean LinfDeepFoolAttack",
         ),
@@ -144,4 +144,4 @@ def test_names_of_foolbox() -> None:
 )
 def test_foolbox_errors(name: str, options: dict, match: str, networks: dict[str, nn.Module], digits: Digits) -> None:
     with pytest.raises(UsageError, match=match):
-        attacks.foolbox_attack(name, networks["linear"], digits.images, digits.labels, 0.1, **options)
+        attacks.Foolbox(attack=name, extra=options)(networks["linear"], digits.images, digits.labels, 0.1)

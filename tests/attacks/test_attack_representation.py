@@ -8,7 +8,7 @@ from attacked import Digits
 from torch import nn
 
 from coss_eval.attacks import representation
-from coss_eval.attacks.representation import DISTANCES
+from coss_eval.attacks.displacement import DISTANCES
 from coss_eval.errors import UsageError
 
 EPS = {"linf": [0.0, 0.01, 0.03, 0.06], "l2": [0.0, 0.1, 0.3, 0.6]}

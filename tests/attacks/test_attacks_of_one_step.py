@@ -96,5 +96,5 @@ def test_verdicts_that_are_not_monotone() -> None:
 def test_foolbox_attacks_of_one_step_are_not_swept(networks: dict[str, nn.Module], digits: Digits) -> None:
     images, labels, _ = digits
     for name, swept in (("LinfFastGradientAttack", False), ("LinfBasicIterativeAttack", True)):
-        result = attacks.foolbox_attack(name, networks["perceptron"], images, labels, EPS["linf"])
+        result = attacks.Foolbox(attack=name)(networks["perceptron"], images, labels, EPS["linf"])
         assert result.swept == swept

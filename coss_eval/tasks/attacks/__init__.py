@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from coss_eval.attacks.names import named_pair
 from coss_eval.tasks.entry import TaskEntry
 from coss_eval.tasks.flags import Backend, Fraction, numbers
 
 LINF_EPS = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
 L2_EPS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 CHECKED = 200
-FOOLBOX = "foolbox:"
 
 Pairs = tuple[tuple[str, str], ...]
 EpsByNorm = dict[str, tuple[float, ...]]
@@ -26,9 +26,7 @@ def default_eps() -> EpsByNorm:
 
 def pairs(names: tuple[str, ...]) -> Pairs:
     """Attacks with their norms from "pgd:l2", "pgd" (linf) and "foolbox:NAME" (its own norm)."""
-    parted = (name.partition(":") for name in names if not name.startswith(FOOLBOX))
-    own = tuple((attack, norm or "linf") for attack, _, norm in parted)
-    return (*own, *((name, "") for name in names if name.startswith(FOOLBOX)))
+    return tuple(map(named_pair, names))
 
 
 def _pairs(_type: Any, tokens: Any) -> Pairs:
@@ -72,8 +70,8 @@ class AttacksOptions:
         ("pgd", "linf"),
         ("pgd", "l2"),
     )
-    """NAME:NORM of fgsm, bim, pgd, apgd (linf, l2) and square (linf), or with --backend reference foolbox:NAME, any
-    attack of foolbox, which has a norm of its own."""
+    """NAME:NORM of coss-eval list attacks (linf, l2; square linf), package.module:Class for one of your own, with
+    :NORM or in its usual norm, or with --backend reference foolbox:NAME, any of foolbox, in its own norm."""
     eps: Annotated[
         EpsByNorm,
         _LIST,

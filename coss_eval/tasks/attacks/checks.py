@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from coss_eval.attacks import Verdicts, masking_flags, usage_flags
+from coss_eval.attacks.norms import NORMS
 from coss_eval.data.batches import Batch
 from coss_eval.data.split import Split
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes import probe_beside
 from coss_eval.store import Measurement
-from coss_eval.tasks.attacks.calls import CHUNK, NORMS, kind_of, run
+from coss_eval.tasks.attacks.calls import CHUNK, attack_of, run
 from coss_eval.tasks.task import Subject, proportion
 
 QUERIES = 300  # of the square attack, which no gradient can mislead
@@ -25,8 +26,8 @@ def masking_lines(params: dict[str, Any], subject: Subject, few: Split, ids: Ten
     batch = _whole(subject, few)
     pixels, size = to_float(batch.images), subject.settings.batch_size
     flags = usage_flags(subject.classifier, pixels, batch_size=size)
-    kind, checks = kind_of(params["attack"]), "the network's mode and outputs"
-    if kind is not None and kind.iterated and params["norm"] in NORMS:
+    checks = "the network's mode and outputs"
+    if attack_of(params).iterated and params["norm"] in NORMS:
         rows = _places(batch.ids, ids)
         flags += masking_flags(
             subject.classifier,

@@ -89,7 +89,9 @@ def attack_name(attack: str) -> str:
     name, _, part = attack.partition(":")
     if name == "representation":
         return "Representation attacked" + {"knn": ", kNN", "probe": ", linear probe"}.get(part, "")
-    return f"foolbox's {part}" if name == "foolbox" else "Square" if name == "square" else name.upper()
+    if part:  # "package.module:Class" is a person's own
+        return f"foolbox's {part}" if name == "foolbox" else part
+    return "Square" if name == "square" else name.upper()
 
 
 def family_name(attack: str, norm: str) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from coss_eval.attacks import ATTACKS, Attack, Foolbox, attack_named
 from coss_eval.attacks.inputs import check_count, check_eps, check_step_size
 from coss_eval.attacks.losses import parse_losses
-from coss_eval.errors import UsageError, unknown_name
+from coss_eval.errors import UsageError
 from coss_eval.store import Cell
 from coss_eval.tasks.attacks import CHECKED, AttacksOptions, representation
-from coss_eval.tasks.attacks.calls import CHUNK, FOOLBOX, KINDS, is_single_step, kind_of, run
+from coss_eval.tasks.attacks.calls import CHUNK, attack_of, run
 from coss_eval.tasks.attacks.checks import QUERIES, masking_lines, strength_sensitivity
 from coss_eval.tasks.attacks.images import attacked_split, bounded_note, checked_count
 from coss_eval.tasks.task import Result, Subject, Task
@@ -51,26 +52,23 @@ class Attacks(AttacksOptions, Task):
             representation.check(self)
         object.__setattr__(self, "attacks", tuple(self._checked(*pair) for pair in self.attacks))
         for option, default in (("steps", None), ("step_size", None), ("restarts", 1), ("loss", "auto")):
-            taken = any(option in kind.options for kind in map(kind_of, dict(self.attacks)) if kind is not None)
+            taken = any(option in attack_named(name).options for name, _ in self.attacks)
             if getattr(self, option) != default and not taken:
-                takers = ", ".join(name for name, kind in KINDS.items() if option in kind.options)
+                takers = ", ".join(name for name in ATTACKS if option in attack_named(name).options)
                 raise UsageError(f"none of the attacks takes {option}; these do: {takers}")
 
     def _checked(self, attack: str, norm: str) -> tuple[str, str]:
         """The pair, a foolbox attack's norm filled in; a UsageError for what there is not."""
-        kind = kind_of(attack)
-        if kind is None:
-            raise unknown_name("attack", attack, [*KINDS, "foolbox:LinfDeepFoolAttack"])
-        if attack.startswith(FOOLBOX) and self.backend != "reference":
+        named = attack_named(attack)
+        if isinstance(named, Foolbox) and self.backend != "reference":
             raise UsageError(f"attack {attack} is the reference backend's; add --backend reference")
-        if self.backend == "reference" and not kind.reference:
-            raise UsageError(f"the reference backend has no {attack}; it has fgsm, pgd and any foolbox:NAME")
-        if attack.startswith(FOOLBOX):
-            from coss_eval.attacks.reference import norm_of
-
-            norm = norm_of(attack)
-        if norm not in kind.norms:
-            raise UsageError(f"unknown attack {attack}:{norm}; {attack} takes {' or '.join(kind.norms)}")
+        if self.backend == "reference" and not named.in_foolbox:
+            known = ", ".join(name for name, kind in ATTACKS.items() if kind.in_foolbox)
+            raise UsageError(f"the reference backend has no {attack}; it has {known} and any foolbox:NAME")
+        if not norm or isinstance(named, Foolbox):
+            norm = named.norm
+        if norm not in named.norms:
+            raise UsageError(f"unknown attack {attack}:{norm}; {attack} takes {' or '.join(named.norms)}")
         if norm not in self.eps:
             raise UsageError(f"attack {attack} counts eps in {norm}: give its list of eps, there is none by default")
         return attack, norm
@@ -80,24 +78,29 @@ class Attacks(AttacksOptions, Task):
             return representation.cells(self, subject, seed)
         through_probe = subject.head_protocol()["head"] == "probe"
         cells = []
-        for attack, norm in self.attacks:
-            params: dict[str, Any] = {"attack": attack, "norm": norm, "eps": list(self.eps[norm])}
+        for name, norm in self.attacks:
+            attack = self._made(name, norm)
+            params: dict[str, Any] = {"attack": name, "norm": norm, "eps": list(self.eps[norm])}
             params |= {"backend": self.backend, "images": self.images, "seed": seed}
             params |= self._options(attack, through_probe and len(subject.data.classes) > 2)
             params["checked_images"] = self.checked_images
-            version = EACH_ALONE if is_single_step(attack) else SWEPT
+            params |= {} if attack.code is None else {"code": attack.code}
+            version = EACH_ALONE if attack.single_step else SWEPT
             cells.append(Cell(self.name, params, version, defaults=DEFAULTS))
         return cells
 
-    def _options(self, attack: str, ensemble: bool) -> dict[str, Any]:
+    def _made(self, name: str, norm: str) -> Attack:
+        """The attack with those of the task's options that it takes and that were given."""
+        attack = attack_named(name)
+        given = {option: getattr(self, option) for option in attack.options}
+        if self.loss == "auto":
+            given.pop("loss", None)
+        return replace(attack, norm=norm, **{option: value for option, value in given.items() if value is not None})
+
+    def _options(self, attack: Attack, ensemble: bool) -> dict[str, Any]:
         """The parameters that an attack takes; ``ensemble``: both losses, where none was asked for."""
-        kind = kind_of(attack)
-        assert kind is not None
-        options: dict[str, Any] = {name: getattr(self, name) for name in kind.options if name != "loss"}
-        if "steps" in options and attack in KINDS:
-            options["steps"] = self.steps or kind.steps
-        if "loss" in kind.options:
-            options["loss"] = "ce" if self.loss == "auto" else self.loss
+        options: dict[str, Any] = {option: getattr(attack, option) for option in attack.options}
+        if "loss" in options:
             both = ensemble and self.loss == "auto" and self.backend == "native"
             options["second_loss"] = "dlr" if both else None
         return options
@@ -106,13 +109,11 @@ class Attacks(AttacksOptions, Task):
         """No image broken before the last step: more than it will be."""
         if self.target == "representation":
             return representation.forwards(cell, subject)
-        params, kind = cell.params, kind_of(cell.params["attack"])
-        assert kind is not None
+        params, attack = cell.params, attack_of(cell.params)
         images = min(len(subject.data.test), params["images"] or len(subject.data.test))
-        steps = params.get("steps") or kind.steps
         attempts = len(params["eps"]) * params.get("restarts", 1) + (params.get("second_loss") is not None)
-        checks = checked_count(params, images) * QUERIES * kind.iterated
-        return float(kind.cost * images * attempts * steps + checks)
+        checks = checked_count(params, images) * QUERIES * attack.iterated
+        return float(attack.forwards * images * attempts + checks)
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
         if self.target == "representation":

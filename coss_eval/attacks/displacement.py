@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from coss_eval.attacks.gradient import FixedStep
+from coss_eval.attacks.gradient import PGD
 from coss_eval.attacks.inputs import (
     check_count,
     check_eps,
     check_images,
-    check_norm,
     check_rows,
-    check_step_size,
     device_of,
     held_still,
 )
@@ -87,21 +85,18 @@ def representation(
     of the clean one's length) or "cosine". The start is always random: at the clean image the gradient is zero.
     The other arguments, and the errors, are those of ``pgd``.
     """
-    levels, ball = check_eps(eps, norm), check_norm(norm)
+    attack, levels = PGD(norm=norm, steps=steps, step_size=step_size, restarts=restarts), check_eps(eps, norm)
     check_images(images)
     check_rows("ids", ids, images)
-    check_step_size(step_size)
-    for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
-        check_count(name, value)
+    check_count("batch_size", batch_size)
     if distance not in DISTANCES:
         raise unknown_name("distance", distance, DISTANCES)
 
-    rule = FixedStep(ball, steps, step_size)
     rows = torch.arange(len(images), device=images.device)
 
     def sweep(goal: _Displacement, eps: tuple[float, ...]) -> Findings:
         schedule = Schedule(eps, restarts, 1, seed, norm, batch_size)
-        return Sweep(encoder, images, ids, goal, rule, schedule).run(rows, images.new_zeros(len(images)))
+        return Sweep(encoder, images, ids, goal, attack, schedule).run(rows, images.new_zeros(len(images)))
 
     with held_still(encoder):
         goal = _Displacement(encoder, _represent(encoder, images, batch_size), DISTANCES[distance])
