@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from coss_eval.store import Condition, Store, canonical_json, column_name
-from coss_eval.tasks import entries
+from coss_eval.tasks import built_in
 
 Record = Mapping[str, Any]
 
@@ -102,8 +102,8 @@ def ranked(records: Sequence[Record], names: Iterable[str]) -> list[Record]:
 
 
 def task_place(task: str) -> tuple[int, str]:
-    """Where a task stands in a report: the known ones in their order, others after them by name."""
-    known = list(entries())
+    """Where a task stands in a report: the package's in their order, others after them by name."""
+    known = [entry.name for entry in built_in()]
     return known.index(task) if task in known else len(known), task
 
 
