@@ -5,9 +5,8 @@ Which one to use:
 * one proportion (top-1 of n images): ``wilson``;
 * a mean over conditions that share images (15 corruptions x 5 severities): ``clustered_wilson``;
 * two checkpoints on the same images: ``paired_difference`` (its p is ``mcnemar`` for one condition);
-* a statistic that is no mean (a ratio of accuracies, an area): ``paired_bootstrap``;
-* two METHODS, each trained with several seeds: ``hierarchical_bootstrap``. McNemar compares two checkpoints only;
-* several seeds of one method: ``spread``; methods against each other by their seeds: ``contrast``;
+* several seeds of one method: ``spread``;
+* METHODS against each other by their seeds: ``contrast``. McNemar compares two checkpoints only;
 * a median that may be censored (the smallest eps that breaks an image): ``median_interval``;
 * many p-values in one table: ``holm``.
 
@@ -17,7 +16,7 @@ Correctness arrays are boolean or [0, 1] floats, (N,) for one condition or (N, C
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeVar
 
@@ -127,68 +126,6 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, level: float =
     return _student(float(per_image.mean()), error, df=len(per_image) - 1, n=len(per_image), level=level)
 
 
-def paired_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    statistic: Callable[[Array], float] | None = None,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float, float]:
-    """statistic(a) - statistic(b) with its percentile interval: (difference, low, high).
-
-    The same resampled images serve both sides (Efron & Tibshirani 1993, ch. 13). ``statistic`` maps an array like ``a``
-    with rows resampled to one number; None is the mean.
-    """
-    left, right = _pair(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    measure = statistic or _mean
-    rng = np.random.default_rng(seed)
-    differences = np.empty(resamples)
-    for i in range(resamples):
-        rows = rng.integers(0, len(left), len(left))
-        differences[i] = measure(left[rows]) - measure(right[rows])
-    low, high = np.nanquantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return float(measure(left) - measure(right)), float(low), float(high)
-
-
-def hierarchical_bootstrap(
-    runs_a: Sequence[ArrayLike],
-    runs_b: Sequence[ArrayLike],
-    *,
-    paired_seeds: bool = False,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Difference:
-    """Method a minus method b, where each was trained with several seeds and all were tested on the same images.
-
-    ``runs_a`` holds one correctness array, (N,) or (N, C), a seed. Seeds and images are resampled independently, since
-    they are crossed (Owen 2007, the pigeonhole bootstrap); one draw of images serves every run. Of S seeds S - 1 are
-    drawn, which makes the variance of so few unbiased (Rao & Wu 1988), and the interval and p use Student's t with
-    S - 1 degrees of freedom: with image noise dominating it is too wide, never too narrow. ``paired_seeds`` draws
-    the same seeds for both, for runs that share initialisation and data order.
-    """
-    if min(len(runs_a), len(runs_b)) < 2:
-        raise UsageError(
-            f"comparing methods needs at least 2 seeds each, got {len(runs_a)} and {len(runs_b)}; use paired_difference"
-        )
-    if paired_seeds and len(runs_a) != len(runs_b):
-        raise UsageError(f"paired seeds need as many runs on both sides, got {len(runs_a)} and {len(runs_b)}")
-    a, b = (np.stack([_two_dimensional(run).mean(axis=1) for run in runs]) for runs in (runs_a, runs_b))  # (S, N)
-    if a.shape[1] != b.shape[1]:
-        raise UsageError(f"both methods must be tested on the same images, got {a.shape[1]} and {b.shape[1]}")
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        seeds_a = _seed_weights(rng, len(a))
-        seeds_b = seeds_a if paired_seeds else _seed_weights(rng, len(b))
-        images = np.bincount(rng.integers(0, a.shape[1], a.shape[1]), minlength=a.shape[1]) / a.shape[1]
-        means[i] = (seeds_a @ a - seeds_b @ b) @ images
-    df = min(len(a), len(b)) - 1
-    return _student(float(a.mean() - b.mean()), float(means.std(ddof=1)), df=df, n=a.shape[1], level=level)
-
-
 def spread(values: ArrayLike, level: float = 0.95) -> Spread:
     """Mean, standard deviation and Student's interval of the mean over training seeds; never mixed with image noise."""
     x = np.asarray(values, dtype=np.float64)
@@ -243,16 +180,6 @@ def holm(p_values: ArrayLike) -> Array:
     return adjusted
 
 
-def area_under_curve(x: ArrayLike, y: ArrayLike) -> float:
-    """Trapezoidal area under y over x, divided by the width of x: the mean height, in the units of y."""
-    xs, ys = _pair(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64))
-    order = np.argsort(xs)
-    xs, ys = xs[order], ys[order]
-    if len(xs) < 2 or xs[0] == xs[-1]:
-        raise UsageError(f"an area needs at least 2 different levels, got {sorted(set(xs.tolist()))}")
-    return float(np.sum(np.diff(xs) * (ys[1:] + ys[:-1]) / 2) / (xs[-1] - xs[0]))
-
-
 def _newcombe(a: NDArray[np.bool_], b: NDArray[np.bool_], level: float) -> tuple[float, float]:
     """Newcombe (1998), Statistics in Medicine 17, 2635: method 10, phi corrected for continuity towards 0."""
     n = len(a)
@@ -281,19 +208,10 @@ def _student(estimate: float, error: float, *, df: float, n: int, level: float) 
     return Difference(estimate, estimate - half, estimate + half, p, n)
 
 
-def _seed_weights(rng: np.random.Generator, seeds: int) -> Array:
-    drawn = rng.integers(0, seeds, seeds - 1)
-    return np.bincount(drawn, minlength=seeds) / (seeds - 1)
-
-
 def _z(level: float) -> float:
     if not 0 < level < 1:
         raise UsageError(f"a confidence level lies between 0 and 1, got {level}")
     return NormalDist().inv_cdf((1 + level) / 2)
-
-
-def _mean(values: Array) -> float:
-    return float(values.mean())
 
 
 def _is_binary(values: Array) -> bool:

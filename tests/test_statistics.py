@@ -6,18 +6,16 @@ import math
 
 import numpy as np
 import pytest
+from bootstrap import paired_bootstrap
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from coss_eval.errors import UsageError
 from coss_eval.statistics import (
-    area_under_curve,
     clustered_wilson,
-    hierarchical_bootstrap,
     holm,
     mcnemar,
-    paired_bootstrap,
     paired_difference,
     spread,
     wilson,
@@ -180,59 +178,11 @@ def test_one_difference_in_every_image_is_no_chance() -> None:
     assert paired_difference(a, np.full((50, 3), 0.2)).p == 0.0
 
 
-def test_bootstrap_agrees_with_the_closed_form_and_repeats() -> None:
+def test_the_bootstrap_agrees_with_the_closed_form() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.random((500, 4)) < 0.7, rng.random((500, 4)) < 0.65
     closed = paired_difference(a, b)
-    first = paired_bootstrap(a, b, seed=7)
-    assert first == paired_bootstrap(a, b, seed=7)
-    assert first == pytest.approx((closed.difference, closed.low, closed.high), abs=4e-3)
-
-
-def test_bootstrap_takes_any_statistic() -> None:
-    rng = np.random.default_rng(4)
-    a, b = rng.random((300, 2)) < [0.8, 0.6], rng.random((300, 2)) < [0.8, 0.3]
-    difference, low, high = paired_bootstrap(a, b, lambda x: float(x[:, 1].mean() / x[:, 0].mean()), resamples=500)
-    assert 0 < low < difference < high
-    assert difference == pytest.approx(0.375, abs=0.12)
-
-
-def method_runs(
-    rng: np.random.Generator, seeds: int, accuracy: float, sd: float, difficulty: np.ndarray
-) -> list[np.ndarray]:
-    """Correctness of ``seeds`` trainings: each shifts every image's chance by its own amount."""
-    return [rng.random(len(difficulty)) < accuracy + rng.normal(0, sd) + difficulty for _ in range(seeds)]
-
-
-@pytest.mark.parametrize("sd", [0.02, 0.0])
-def test_hierarchical_bootstrap_covers_the_methods_difference(sd: float) -> None:
-    rng = np.random.default_rng(5)
-    hits = 0
-    for repeat in range(150):
-        difficulty = rng.uniform(-0.2, 0.2, 200)
-        a, b = method_runs(rng, 6, 0.65, sd, difficulty), method_runs(rng, 6, 0.6, sd, difficulty)
-        result = hierarchical_bootstrap(a, b, resamples=200, seed=repeat)
-        hits += result.low <= 0.05 <= result.high
-    assert hits / 150 > 0.92
-
-
-def test_hierarchical_bootstrap_sees_the_seeds_that_mcnemar_does_not() -> None:
-    rng = np.random.default_rng(6)
-    difficulty = rng.uniform(-0.2, 0.2, 5000)
-    a, b = method_runs(rng, 3, 0.6, 0.05, difficulty), method_runs(rng, 3, 0.6, 0.05, difficulty)
-    methods = hierarchical_bootstrap(a, b)
-    checkpoints = paired_difference(a[0], b[0])
-    assert methods.high - methods.low > 3 * (checkpoints.high - checkpoints.low)
-
-
-def test_hierarchical_bootstrap_needs_seeds() -> None:
-    run = np.ones(10)
-    with pytest.raises(UsageError, match="at least 2 seeds"):
-        hierarchical_bootstrap([run], [run])
-    with pytest.raises(UsageError, match="as many runs"):
-        hierarchical_bootstrap([run, run], [run, run, run], paired_seeds=True)
-    with pytest.raises(UsageError, match="same images"):
-        hierarchical_bootstrap([run, run], [run[:5], run[:5]])
+    assert paired_bootstrap(a, b, seed=7) == pytest.approx((closed.difference, closed.low, closed.high), abs=4e-3)
 
 
 def test_spread_is_student_s() -> None:
@@ -251,13 +201,6 @@ def test_holm() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([math.nan, 0.04, 0.9])[1:] == pytest.approx([0.08, 0.9])
     assert holm([0.8, 0.9]) == pytest.approx([1.0, 1.0])
-
-
-def test_area_under_curve_is_the_mean_height() -> None:
-    assert area_under_curve([0, 0.5, 1], [1, 0.5, 0]) == pytest.approx(0.5)
-    assert area_under_curve([1.0, 0.2, 0.6], [3, 3, 3]) == pytest.approx(3)  # any order, any width
-    with pytest.raises(UsageError, match="2 different levels"):
-        area_under_curve([0.5, 0.5], [1, 0])
 
 
 def test_different_images_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Scores over the conditions of a corruption benchmark: mean corruption error, mCE, relative mCE, categories.
+"""mCE and relative mCE: a benchmark's errors relative to AlexNet's.
 
 Every function takes ``errors``, a mapping from (corruption, severity) to the error there: a fraction, or an array (N,)
 of each image's own error (0 or 1) in one fixed order. All scores are linear in the errors, so arrays give each image's
@@ -8,14 +8,12 @@ the score is refused and the conditions that lack are named; nothing is averaged
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
-from coss_eval.corruptions.names import BENCHMARK, CATEGORIES, CATEGORY, SEEN_LIKE, SEVERITIES, UNSEEN
-from coss_eval.corruptions.registry import Category
+from coss_eval.corruptions.names import BENCHMARK, SEVERITIES
 from coss_eval.errors import UsageError
 
 Value = TypeVar("Value", float, npt.NDArray[Any])
@@ -46,39 +44,16 @@ ALEXNET = {
 ALEXNET_CLEAN = 0.4348
 
 
-def missing(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> list[tuple[str, int]]:
-    """The conditions of ``names``, at all five severities, that ``errors`` lacks."""
-    return [(name, severity) for name in names for severity in SEVERITIES if (name, severity) not in errors]
-
-
-def by_corruption(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> dict[str, Value]:
+def by_corruption(errors: Errors[Value]) -> dict[str, Value]:
     """Each corruption's mean error over the five severities. Raises UsageError where one is missing."""
-    names = tuple(names)
-    if gaps := missing(errors, names):
+    gaps = [(name, severity) for name in BENCHMARK for severity in SEVERITIES if (name, severity) not in errors]
+    if gaps:
         shown = ", ".join(f"{name} {severity}" for name, severity in gaps[:3])
         more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
-        raise UsageError(f"no score over {len(names)} corruptions: missing {shown}{more}; run these conditions first")
-    return {name: _mean([errors[name, severity] for severity in SEVERITIES]) for name in names}
-
-
-def mean_error(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> Value:
-    """Mean corruption error: the mean over ``names`` (the benchmark's) and the five severities.
-
-    Not to be called mCE. ``names`` may be VALIDATION, SEEN_LIKE, UNSEEN or any others; 1 minus it is the mean accuracy.
-    """
-    return _mean(list(by_corruption(errors, names).values()))
-
-
-def by_category(errors: Errors[Value], names: Iterable[str] = BENCHMARK) -> dict[Category, Value]:
-    """Mean corruption error within noise, blur, weather and digital, over those of ``names`` in each."""
-    names = tuple(names)
-    groups = {category: [name for name in names if CATEGORY[name] == category] for category in CATEGORIES}
-    return {category: mean_error(errors, members) for category, members in groups.items() if members}
-
-
-def seen_and_unseen(errors: Errors[Value]) -> dict[str, Value]:
-    """Mean error over the corruptions that training augmentations resemble, and over the others, apart."""
-    return {"seen-like": mean_error(errors, SEEN_LIKE), "unseen": mean_error(errors, UNSEEN)}
+        raise UsageError(
+            f"no score over {len(BENCHMARK)} corruptions: missing {shown}{more}; run these conditions first"
+        )
+    return {name: _mean([errors[name, severity] for severity in SEVERITIES]) for name in BENCHMARK}
 
 
 def mce(errors: Errors[Value], *, dataset: str, side: int, table: str) -> Value:
@@ -97,21 +72,7 @@ def relative_mce(errors: Errors[Value], clean_error: Value, *, dataset: str, sid
     return _mean([(error - clean_error) / (ALEXNET[name] - ALEXNET_CLEAN) for name, error in means.items()])
 
 
-def interval(per_image: npt.NDArray[Any]) -> tuple[float, float]:
-    """The 95 % interval of a score, from each image's share of it (N,): normal, since it is a mean over images.
-
-    The conditions of one image are correlated; a share holds them all, so that their correlation is accounted for.
-    """
-    if len(per_image) < 2:
-        raise UsageError(f"an interval needs the shares of at least 2 images, got {len(per_image)}")
-    half = 1.959964 * float(np.std(per_image, ddof=1)) / len(per_image) ** 0.5
-    centre = float(np.mean(per_image))
-    return centre - half, centre + half
-
-
 def _mean(values: list[Value]) -> Value:
-    if not values:
-        raise UsageError("a score needs at least one corruption, got none")
     total = values[0]
     for value in values[1:]:
         total = total + value

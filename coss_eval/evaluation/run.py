@@ -210,9 +210,8 @@ def _store(planned: Plan, job: Job, subject: Subject, key: str, result: Result, 
         "cell": job.cell,
         "model": subject.model.name,
         "measurements": result.measurements,
-        "notes": result.notes
-        + subject.data.left_out()
-        + ([f"head: {subject.classifier.origin}"] if job.task.uses_head else []),
+        "head": subject.classifier.origin if job.task.uses_head else None,
+        "notes": result.notes + subject.data.left_out(),
         "seconds": seconds,
     }
     outputs = planned.known[subject.model.name].name

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from coss_eval.reports.tables import (
     Record,
+    as_written_now,
     checkpoint_labels,
-    head_origin,
     model_order,
     ranked,
     task_place,
     tidy_records,
-    under_newest_names,
 )
 from coss_eval.statistics import Difference, above_chance, clustered_wilson, paired_difference
 from coss_eval.store import Condition, Store, StoreWarning, column_name
@@ -52,7 +51,7 @@ class Results:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StoreWarning)
             self.runs = store.runs()
-            self.records: list[Record] = under_newest_names(store.records(), self.runs)
+            self.records: list[Record] = as_written_now(store.records(), self.runs)
         self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
         self.frame = tidy_records(self.records, model_order(self.runs))
         self._samples: dict[str, pd.DataFrame | None] = {}
@@ -113,14 +112,14 @@ class Results:
     def heads(self, label: str) -> list[str]:
         """Where this checkpoint's logits came from."""
         mine = (r for r in self.records if self._labels[r["key"]].text in (label, self._base[label]))
-        return sorted({origin for record in mine if (origin := head_origin(record)) is not None})
+        return sorted({record["head"] for record in mine if record["head"] is not None})
 
     def notes(self, task: str) -> list[str]:
         """What the cells of a task noted: what all checkpoints share, then the rest of each. Heads have a column."""
         noted: dict[str, dict[str, None]] = {}  # notes by checkpoint, each once, in order
-        for record in sorted(self.cells(task), key=lambda r: r.get("notes", [])):
+        for record in sorted(self.cells(task), key=lambda r: r["notes"]):
             mine = noted.setdefault(self._labels[record["key"]].text, {})
-            mine |= {note: None for note in record.get("notes", []) if not note.startswith("head: ")}
+            mine |= dict.fromkeys(record["notes"])
         first = next(iter(noted.values()), {})
         shared = [note for note in first if all(note in mine for mine in noted.values())]
         own = {label: [note for note in mine if note not in shared] for label, mine in noted.items()}

@@ -34,11 +34,11 @@ def tidy(store: Store) -> pd.DataFrame:
     (None where the whole split was used), data, head, seconds, condition (the text that names its samples), key.
     """
     runs = store.runs()
-    return tidy_records(under_newest_names(store.records(), runs), model_order(runs))
+    return tidy_records(as_written_now(store.records(), runs), model_order(runs))
 
 
-def under_newest_names(records: Iterable[Record], runs: Iterable[Record]) -> list[Record]:
-    """The records with each network under the name that its newest run gave it.
+def as_written_now(records: Iterable[Record], runs: Iterable[Record]) -> list[Record]:
+    """The records with each network under the name that its newest run gave it, and ``head`` in all of them.
 
     A cell belongs to the weights, whatever their file was called: moved or renamed, they stay one row.
     """
@@ -47,8 +47,19 @@ def under_newest_names(records: Iterable[Record], runs: Iterable[Record]) -> lis
     named: list[Record] = []
     for record in records:
         model = record["protocol"].get("model", {})
-        named.append({**record, "model": names.get((model.get("sha256"), model.get("arch")), record["model"])})
+        name = names.get((model.get("sha256"), model.get("arch")), record["model"])
+        named.append({**_with_head(record), "model": name})
     return named
+
+
+def _with_head(record: Record) -> Record:
+    """Older versions noted where the logits came from: "head: own head"."""
+    if "head" in record:
+        return {"notes": [], **record}
+    noted = [note for note in record.get("notes", []) if note.startswith("head: ")]
+    others = [note for note in record.get("notes", []) if note not in noted]
+    head = noted[0].removeprefix("head: ") if noted else (record["protocol"].get("head") or {}).get("head")
+    return {**record, "head": head, "notes": others}
 
 
 def model_order(runs: Iterable[Record]) -> list[str]:
@@ -104,18 +115,12 @@ def _rows(record: Record, label: str) -> Iterable[dict[str, Any]]:
         "task": record["task"],
         "limit": data.get("limit"),
         "data": data.get("name"),
-        "head": head_origin(record),
+        "head": record["head"],
         "seconds": record.get("seconds"),
         "key": record["key"],
     }
     for m in record["measurements"]:
         yield m["condition"] | m | shared | {"condition": column_name(m["metric"], m["condition"])}
-
-
-def head_origin(record: Record) -> str | None:
-    """Where a cell's logits came from, as its task noted it: "own head", "linear probe, strength 0.1"."""
-    noted = (note.removeprefix("head: ") for note in record.get("notes", []) if note.startswith("head: "))
-    return next(noted, (record["protocol"].get("head") or {}).get("head"))
 
 
 def checkpoint_labels(records: Sequence[Record]) -> dict[str, Label]:

@@ -1,7 +1,8 @@
 """The tasks: one registry that commands, lists, checks and reports iterate over. Importing it imports no torch.
 
-A built-in task is a folder here, whose __init__.py has its options and its ENTRY. One from outside the package is a
-subclass of Task: named as "package.module:Class" wherever a task's name is taken, or registered.
+A built-in task is a folder here, whose __init__.py has its options and its ENTRY, and whose report.py has its REPORT,
+what reports show of it. One from outside the package is a subclass of Task: named as "package.module:Class" wherever a
+task's name is taken, or registered.
 """
 
 from __future__ import annotations

@@ -253,6 +253,19 @@ def test_notes_name_their_checkpoint_unless_all_have_them(store: Store, writer: 
     assert notes == ["10 %", "k=20", "a: strength 10; strength 1", "b: strength 30; strength 3"]
 
 
+def test_where_the_logits_came_from_is_a_field_and_was_a_note(store: Store, writer: Callable) -> None:
+    m = writer("m")
+    m.corruptions(["fog"])  # as older versions wrote: a note
+    record = {"protocol": m.protocol, "model": "m", "measurements": [Measurement("fine", 0.5, 60)]}
+    for head, task in (("own head", "using"), (None, "headless")):
+        cell = Cell(task, {})
+        store.write(store.key(m.protocol, cell), {**record, "cell": cell, "head": head, "notes": ["head: up"]})
+    results = Results(store)
+    assert results.heads("m") == ["linear probe, strength 0.1", "own head"]
+    assert results.notes("corruptions") == []
+    assert results.notes("headless") == results.notes("using") == ["head: up"]
+
+
 def test_a_checkpoint_without_a_task_is_named_below_it(store: Store, writer: Callable) -> None:
     writer("m").everything()
     writer("other").probe()
