@@ -150,7 +150,8 @@ def _made(names: Sequence[str], backend: Backend) -> list[Task]:
 
 def _make(entry: TaskEntry, options: Any) -> Task:
     """The task with the options that the command line gave; None where it gave none."""
-    return entry.make(**({} if options is None else vars(options)))
+    given = {} if options is None else {name: getattr(options, name) for name in entry.option_names}
+    return entry.make(**given)
 
 
 def _command_of(entry: TaskEntry) -> Callable[..., int]:
