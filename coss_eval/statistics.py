@@ -3,7 +3,7 @@
 Which one to use:
 
 * one proportion (top-1 of n images): ``wilson``;
-* a mean over conditions that share images (15 corruptions x 5 severities): ``clustered_wilson``;
+* a mean over conditions that share images (corruptions x severities): ``clustered_wilson``;
 * two checkpoints on the same images: ``paired_difference`` (its p is ``mcnemar`` for one condition);
 * several seeds of one method: ``spread``;
 * METHODS against each other by their seeds: ``contrast``. McNemar compares two checkpoints only;

@@ -173,6 +173,44 @@ def test_a_config_file_keeps_the_lists_of_eps_apart(run: Callable[..., Done], tm
     assert "got 0.5, 0.1" in run("attacks", "--config", str(config)).err
 
 
+OWN = """
+from dataclasses import dataclass
+from coss_eval.attacks import Stepwise
+
+def darker(images, condition, draws):
+    return images * (1 - 0.1 * condition.severity)
+
+@dataclass(frozen=True, kw_only=True)
+class Signs(Stepwise):
+    name = "signs"
+    about = "steps of eps / 4 along the gradient's sign"
+    norms = ("linf",)
+    random = False
+    steps: int = 3
+
+    def advance(self, view, memory):
+        return self.ball.project(view.pixels + view.eps / 4 * view.gradient.sign(), view.clean, view.eps)
+"""
+
+
+def test_a_corruption_and_an_attack_of_ones_own(run: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "own_engines.py").write_text(OWN)
+    shared = ["--ckpt", "pixels:8", "--limit", "20", "--out", "out", "--device", "cpu"]
+    corrupted = ["corruptions", "--names", "fog", "own_engines:darker", "--severities", "2", *shared]
+    assert run(*corrupted, "--quiet").code == 0
+    assert "darker" in (tmp_path / "out" / "report.md").read_text()
+    assert "of which 0 to compute" in run(*corrupted, "--dry-run").out
+    sys.modules.pop("own_engines")
+    (tmp_path / "own_engines.py").write_text(OWN.replace("0.1", "0.11"))
+    assert "of which 1 to compute: corruptions 1" in run(*corrupted, "--dry-run").out  # fog is the same
+
+    attacked = ["attacks", "--attack", "own_engines:Signs:linf", "--eps", "8/255", "--images", "10", *shared]
+    assert run(*attacked, "--quiet").code == 0
+    assert "Signs, Linf" in (tmp_path / "out" / "report.md").read_text()
+    attacked[2] = "own_engines:Signs"
+    assert "of which 0 to compute" in run(*attacked, "--dry-run").out
+
+
 def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done], tmp_path: Path) -> None:
     recipe = ["--method", "supervised", "--preset", "digits-tiny", "--epochs", "1"]
     assert run("train", *recipe, "--out", "one").code == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -151,8 +150,8 @@ def _made(names: Sequence[str], backend: Backend) -> list[Task]:
 
 def _make(entry: TaskEntry, options: Any) -> Task:
     """The task with the options that the command line gave; None where it gave none."""
-    given = () if options is None else fields(options)  # not vars: it holds what was computed from them, too
-    return entry.make(**{field.name: getattr(options, field.name) for field in given})
+    given = {} if options is None else {name: getattr(options, name) for name in entry.option_names}
+    return entry.make(**given)
 
 
 def _command_of(entry: TaskEntry) -> Callable[..., int]:

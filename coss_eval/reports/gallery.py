@@ -1,4 +1,4 @@
-"""The gallery: one photograph under all 19 corruptions at five severities, ours beside imagecorruptions'.
+"""The gallery: one photograph under all corruptions at five severities, ours beside imagecorruptions'.
 
 torch is imported when it is drawn.
 """

@@ -32,12 +32,12 @@ MeanOver = Callable[[Iterable[str]], Of]
 
 SEEN_CAPTION = (
     f"Seen-like: what training augmentations resemble ({', '.join(name.replace('_', ' ') for name in SEEN_LIKE)}); "
-    "unseen: the other 14 of the 19."
+    f"unseen: the other {len(UNSEEN)} of the {len(NAMES)}."
 )
 ERROR_CAPTION = "100 minus the accuracy; lower is better. Not normalised, so not to be called mCE."
 MCE_CAPTION = (
-    "Errors relative to AlexNet's, which is 100 (Hendrycks & Dietterich 2019), over the 15 corruptions; lower "
-    "is better. Relative mCE takes the clean errors off first."
+    f"Errors relative to AlexNet's, which is 100 (Hendrycks & Dietterich 2019), over the {len(BENCHMARK)} corruptions; "
+    "lower is better. Relative mCE takes the clean errors off first."
 )
 
 
@@ -65,7 +65,7 @@ def scores(results: Results) -> list[TaskScores]:
     quantity = f"accuracy %, mean over severities {shown}"
     tables = [TaskScores(TASK, "Corruptions", quantity, _by_corruption(results, present, over))]
     if set(present) >= set(BENCHMARK):
-        means = [Score("all 15 (benchmark)", over(BENCHMARK))]
+        means = [Score(f"all {len(BENCHMARK)} (benchmark)", over(BENCHMARK))]
         means += [
             Score(category, over([name for name in BENCHMARK if CATEGORY[name] == category])) for category in CATEGORIES
         ]
@@ -77,7 +77,7 @@ def scores(results: Results) -> list[TaskScores]:
     if set(present) >= set(BENCHMARK):
         errors = [
             _error("clean error", partial(clean, results)),
-            _error("mean corruption error (15)", over(BENCHMARK)),
+            _error(f"mean corruption error ({len(BENCHMARK)})", over(BENCHMARK)),
         ]
         quantity = quantity.replace("accuracy", "error")
         tables.append(TaskScores(TASK, "Corruption error", quantity, errors, ERROR_CAPTION, name="corruptions_error"))
@@ -127,7 +127,10 @@ def _by_corruption(results: Results, present: Iterable[str], over: MeanOver) -> 
 
 
 def _seen_and_unseen() -> dict[str, tuple[str, ...]]:
-    return {f"seen-like ({len(SEEN_LIKE)} of 19)": SEEN_LIKE, f"unseen ({len(UNSEEN)} of 19)": UNSEEN}
+    return {
+        f"seen-like ({len(SEEN_LIKE)} of {len(NAMES)})": SEEN_LIKE,
+        f"unseen ({len(UNSEEN)} of {len(NAMES)})": UNSEEN,
+    }
 
 
 def _error(name: str, accuracy: Of) -> Score:
@@ -184,16 +187,18 @@ def by_mean_severity(results: Results) -> Figure | None:
     for label, points in lines.items():
         line(axes[0, 0], [0, *SEVERITIES], points, look[label])
     percent(axes)
-    axes[0, 0].set(xlabel="severity (0: clean)", ylabel="accuracy, mean of 15 corruptions, %")
+    axes[0, 0].set(xlabel="severity (0: clean)", ylabel=f"accuracy, mean of {len(BENCHMARK)} corruptions, %")
     label_ends(axes[0, 0], lines, look)
     if incomplete:
-        note = textwrap.fill(f"left out, not all 15 × 5 measured: {', '.join(incomplete)}", 66)
+        note = textwrap.fill(
+            f"left out, not all {len(BENCHMARK)} × {len(SEVERITIES)} measured: {', '.join(incomplete)}", 66
+        )
         axes[0, 0].set_title(note, fontsize=6.5, color="#777777")
     return figure
 
 
 def headline(results: Results) -> list[Column]:
-    """Clean, the mean over the benchmark, a gap unless all 75 conditions are there, and the share kept of it."""
+    """Clean, the mean over the benchmark, a gap unless all its conditions are there, and the share kept of it."""
 
     def benchmark(label: str) -> Estimate | None:
         return mean([corrupted(results, label, name, severity) for name in BENCHMARK for severity in SEVERITIES])
@@ -203,7 +208,7 @@ def headline(results: Results) -> list[Column]:
 
     terms = {
         "clean top-1": "of the classifier named under head",
-        "corrupted": "mean over the benchmark's 15 corruptions and 5 severities",
+        "corrupted": f"mean over the benchmark's {len(BENCHMARK)} corruptions and {len(SEVERITIES)} severities",
         "kept": KEPT,
     }
     of: dict[str, Of] = {"clean top-1": partial(clean, results), "corrupted": benchmark, "kept": share}
@@ -216,7 +221,7 @@ REPORT = TaskReport(
         "corruptions_by_severity": (by_severity, "Accuracy by severity for each corruption. Bands: 95 % (Wilson)."),
         "corruptions_mean": (
             by_mean_severity,
-            "Mean over the benchmark's 15 corruptions by severity. Bands: 95 %, images as clusters.",
+            f"Mean over the benchmark's {len(BENCHMARK)} corruptions by severity. Bands: 95 %, images as clusters.",
         ),
     },
     headline=headline,
