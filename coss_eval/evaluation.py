@@ -129,7 +129,8 @@ class Run:
     def table(self) -> pd.DataFrame:
         """One row a measurement: model, task, metric, condition, value, n, low, high.
 
-        An untrained network that a task measured beside a model is a model of its own here, "NAME, untrained".
+        An untrained network that a task measured beside a model is a model of its own here, "NAME, untrained", and so
+        is one that shares its name with others: "NAME [sha256=...]", "NAME [limit=100]".
         UsageError where the folder holds no finished cell.
         """
         from coss_eval.reports.tables import apart_from_untrained, tidy
@@ -171,6 +172,7 @@ def plan(
     if not given:
         raise UsageError("no model to evaluate: give at least one checkpoint")
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
+    dataset.refuse_changed()
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
     chosen = [task_class(task)() if isinstance(task, str) else task for task in tasks or NAMES]
