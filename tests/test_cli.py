@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -276,3 +276,130 @@ def test_receptive_fields_in_theory_and_over_images(run: Callable[..., Done]) ->
     assert "of an image of 32 px" in done.out
     assert "--arch" in run("receptive-field").err
     assert "32 px" in run("receptive-field", "--arch", "rf9_resnet18", "--data", "digits", "--size", "64").err
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self, classes=2):
+        super().__init__()
+        self.conv, self.fc, self.gain = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, classes), 1.0
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)) * self.gain)
+
+class Centred(Small):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+class Overflows(Small):
+    def __init__(self):
+        super().__init__()
+        self.gain = float("inf")
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Flags for a checkpoint of a network of NETWORKS, on class folders of two classes of 16 px."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    (tmp_path / "cli_networks.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cli_networks", raising=False)
+    draw = np.random.default_rng(0)
+    for folder in (tmp_path / "set" / split / name for split in ("train", "val") for name in "ab"):
+        folder.mkdir(parents=True)
+        for i in range(6):
+            pixels = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+
+    def flags(name: str = "Small") -> list[str]:
+        import cli_networks
+
+        torch.manual_seed(0)
+        torch.save(getattr(cli_networks, name)().state_dict(), tmp_path / f"{name}.pth")
+        arch = ["--arch", f"cli_networks:{name}", "--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5"]
+        return ["--ckpt", f"{name}.pth", *arch, "--data", "set", "--out", "out", "--quiet"]
+
+    return flags
+
+
+def protocols(out: Path = Path("out")) -> list[dict[str, Any]]:
+    from coss_eval.store import Store
+
+    return [record["protocol"] for record in Store(out).records()]
+
+
+def test_batch_dependent_networks_need_a_flag(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    call = ["redundancy", *small("Centred"), "--batch-size", "4"]
+    refused = run(*call)
+    assert refused.code != 0
+    assert "--allow-batch-dependent" in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
+    allowed = run(*call, "--allow-batch-dependent")
+    assert allowed.code == 0, allowed.err
+    assert {protocol["model"]["batch_size"] for protocol in protocols()} == {4}
+
+
+def test_exif_is_in_the_protocol(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    for flag in ([], ["--exif"]):
+        assert run("redundancy", *small(), *flag).code == 0
+    assert [protocol["geometry"].get("exif") for protocol in protocols()].count(True) == len(protocols()) // 2
+
+
+def test_places_named_by_hand_are_used_and_said(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    flags = [flag for flag in small() if flag != "--quiet"]
+    done = run("redundancy", *flags, "--local", "conv", "--global", "conv")
+    assert done.code == 0, done.err
+    assert "conv, as asked" in done.out
+    assert all(protocol["model"]["local"] == "conv" for protocol in protocols())
+    assert "did you mean conv" in run("redundancy", *small(), "--local", "con").err
+
+
+def test_images_left_out_are_counted_everywhere(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    import json
+
+    for name in ("0", "3"):
+        Path(f"set/val/b/{name}.png").write_bytes(b"no image")
+    stopped = run("redundancy", *small())
+    assert stopped.code == 1
+    assert "2 of 12 test images cannot be read" in stopped.err
+    assert "--skip-bad-images" in stopped.err
+    line = "2 of 12 test images cannot be read and are left out: val/b/0.png (not an image); val/b/3.png (not an image)"
+    done = run("redundancy", *small(), "--skip-bad-images")
+    assert done.code == 0, done.err
+    assert f"LEFT OUT    {line}" in done.out
+    assert line in Path("out/report.md").read_text()
+    assert [line] in [entry.get("left_out") for entry in json.loads(Path("out/run.json").read_text())["runs"]]
+
+
+def test_what_fails_is_told_and_is_the_exit_code(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    flags, broken = small(), small("Overflows")
+    done = run("redundancy", *broken)  # nothing else was measured, and there is no report
+    assert done.code == 1
+    assert "NOT DONE    redundancy prepool trained of Overflows: " in done.out
+    assert "NaN or infinity" in done.out
+    done = run("evaluate", "--tasks", "redundancy", "probe", *flags, "--limit", "4")  # goes into the same folder
+    assert done.code == 0, done.err
+    assert "NOT DONE" not in done.out
+
+
+def test_robustness_skips_what_the_images_do_not_allow(
+    run: Callable[..., Done], small: Callable[..., list[str]]
+) -> None:
+    import shutil
+
+    shutil.rmtree("set/train")
+    tasks = ["--tasks", "probe", "corruptions", "redundancy"]
+    done = run("robustness", *small(), *tasks)
+    assert done.code == 0, done.err
+    assert "SKIPPED     probe of Small: set has no training split" in done.out
+    assert "SKIPPED     corruptions of Small: set has no training split" in done.out
+    nothing = run("robustness", *small(), "--tasks", "probe")
+    assert nothing.code != 0
+    assert "nothing can be measured" in nothing.err

@@ -30,11 +30,13 @@ import coss_eval as ce
 from coss_eval import attacks, evaluation
 from coss_eval.attacks import pgd
 from coss_eval.checkpoints.load import load_model, make_model, save_model
+from coss_eval.checkpoints.preprocessing import of_own_code
 from coss_eval.data import digests
 from coss_eval.data.batches import Batch, Geometry
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossError, CossWarning, UsageError
 from coss_eval.internal.sweep import sweep
+from coss_eval.models.architecture import Architecture
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.heads import resolve_head
 from coss_eval.models.model import Model
@@ -420,6 +422,14 @@ def timm_state(name: str) -> dict[str, Tensor]:
     return state
 
 
+def test_a_damaged_lookalike_is_refused_for_its_damage(tmp_path: Path) -> None:
+    state = timm_state("resnetblur18")
+    state["conv1.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "resnetblur18.pth")
+    with pytest.raises(CossError, match=r"conv1.weight holds 1 of|give --arch timm:resnetblur18"):
+        load_model(tmp_path / "resnetblur18.pth")
+
+
 @pytest.mark.parametrize("said", ["file", "entry", "config.json"])
 def test_an_anti_aliased_resnet_is_never_a_plain_one(said: str, tmp_path: Path, images: Tensor) -> None:
     name = "resnetblur18"
@@ -549,6 +559,98 @@ def test_integer_class_names_number_a_heads_outputs() -> None:
         resolve_head(model, [f"c{i}" for i in range(12)], "own")
 
 
+class Ending(nn.Module):
+    """Code as in tutorials: something comes after the last linear layer."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.fc, self.end = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.fc(F.relu(self.conv(x)).mean((2, 3))))
+
+
+@pytest.mark.parametrize("softmax", [F.softmax, F.log_softmax])
+def test_a_softmax_after_the_head_is_no_representation(softmax: Callable[..., Tensor], images: Tensor) -> None:
+    network = Ending(lambda y: softmax(y, dim=1)).eval()
+    pixels = images / 255
+    with torch.no_grad():
+        expected, features = network(pixels), F.relu(network.conv(pixels)).mean((2, 3))
+        backbone, head = wrap(network)
+        assert head is not None
+        torch.testing.assert_close(backbone(pixels), features)
+        torch.testing.assert_close(softmax(head(backbone(pixels)), dim=1), expected)
+        assert backbone.represent(pixels).local.shape == (4, 256, 8)
+    assert "head: fc (8 to 5)" in backbone.note
+
+
+def test_logits_that_are_taken_for_the_representation_are_said_to_be() -> None:
+    backbone, head = wrap(Ending(lambda y: 4 * y).eval())
+    assert head is None
+    assert "its output (5 wide) is taken for the representation" in backbone.note
+    assert "--global" in backbone.note
+
+
+FIRST_STEPS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "constants": (lambda x: (x - 0.4) / 0.2, True),
+    "tensors": (lambda x: (x - torch.full((3, 1, 1), 0.4)) / torch.full((3, 1, 1), 0.2), True),
+    "to [-1, 1]": (lambda x: 2 * x - 1, True),
+    "nothing": (lambda x: x, False),
+    "of the image itself": (lambda x: x - x.mean((2, 3), keepdim=True), False),
+}
+
+
+class FirstStep(nn.Module):
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.step, self.small = step, Small()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.small(self.step(x))
+
+
+@pytest.mark.parametrize("case", FIRST_STEPS)
+def test_pixels_that_the_code_normalises_are_not_normalised_before(case: str) -> None:
+    step, own = FIRST_STEPS[case]
+    found = of_own_code(wrap(FirstStep(step).eval())[0], Preprocessing(), asked=False)
+    assert (found.mean, found.std) == (((0.0,) * 3, (1.0,) * 3) if own else (Preprocessing().mean, Preprocessing().std))
+    asked = Preprocessing(mean=(0.1,) * 3)
+    assert of_own_code(wrap(FirstStep(step).eval())[0], asked, asked=True) is asked
+
+
+HUGGING_FACE: dict[str, dict[str, Any]] = {
+    "one number for all": {"image_mean": 0.4, "image_std": [0.2]},
+    "no factor": {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "rescale_factor": None},
+    "0 to 255": {"image_mean": [102] * 3, "image_std": [51] * 3, "do_rescale": False},
+    "image_std": {"image_mean": [0.4] * 3},
+    "above 0": {"image_mean": [0.4] * 3, "image_std": [0, 0, 0]},
+}
+
+
+@pytest.mark.parametrize("case", HUGGING_FACE)
+def test_odd_configs_of_hugging_face_are_read_or_refused(case: str, tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), tmp_path / "net.pth")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HUGGING_FACE[case]))
+    if case in ("image_std", "above 0"):
+        with pytest.raises(CossError, match=f"image_std.*{case}|{case} in"):
+            load_model(tmp_path / "net.pth")
+        return
+    found = load_model(tmp_path / "net.pth").preprocessing
+    assert found.mean == pytest.approx((0.4,) * 3)
+    assert found.std == pytest.approx((0.2,) * 3)
+
+
+def test_integer_names_that_the_file_knows_are_not_numbered_anew() -> None:
+    """A file with classes sorted as words ("0", "1", "10", ...): its output 2 is class 10."""
+    names, numbers = sorted(map(str, range(12))), list(map(str, range(12)))
+    model = make_model("resnet18", width=8, classes=names)
+    assert resolve_head(model, numbers).class_map == tuple(names.index(name) for name in numbers)
+    with pytest.raises(CossError, match="another order; --head auto"):
+        resolve_head(model, numbers, "own")
+    with pytest.raises(CossError, match="other classes"):
+        resolve_head(model, list(map(str, range(1, 13))), "own")
+
+
 # ---- data: class order, labels, decoding, sizes, the fingerprint, images left out ----
 
 
@@ -638,13 +740,15 @@ def test_exif_turns_and_is_in_the_protocol(tmp_path: Path) -> None:
 
 def test_hidden_folders_inside_classes_are_left_out_and_counted(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 2, "b": 2})
-    for hidden in ("val/a/.thumbnails", "val/b/__MACOSX"):
+    for hidden in ("val/a/.thumbnails", "val/b/__MACOSX", "val/b/@eaDir", "val/@eaDir"):
         (tmp_path / hidden).mkdir()
         (tmp_path / hidden / "0.png").write_bytes(png_bytes(1))
     data = ce.load_dataset(tmp_path)
     assert len(data.test) == 4
+    assert data.classes == ("a", "b")
     assert data.notes == (
-        "files in hidden folders and of formats that are not read are left out of val: .thumbnails (1), __MACOSX (1)",
+        "files in hidden folders and of formats that are not read are left out of val: "
+        ".thumbnails (1), @eaDir (1), __MACOSX (1)",
     )
 
 
@@ -686,6 +790,22 @@ def test_replaced_images_give_new_numbers(tmp_path: Path, monkeypatch: pytest.Mo
     after, _ = probed(again, tmp_path / "out")
     assert after == pytest.approx(64 / 300, abs=0.05)
     assert probed(ce.load_dataset(folder), tmp_path / "new")[0] == after
+
+
+def test_images_replaced_under_an_open_dataset_are_told(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", {"a": 5, "b": 5})
+    data, model = ce.load_dataset(folder), ce.load_model("pixels:8")
+    ce.extract(model, data.test, device="cpu")
+    Image.new("RGB", (16, 16)).save(folder / "val/b/003.png")
+    for call in (
+        lambda: ce.extract(model, data.test, device="cpu"),
+        lambda: ce.fit_classifier(model, data, device="cpu"),
+        lambda: ce.evaluate(model, data, [Probe(fractions=())], out=tmp_path / "out"),
+    ):
+        with pytest.raises(UsageError, match=r"val/b/003.png has changed on disk"):
+            call()
+    values = ce.extract(model, ce.load_dataset(folder).test, device="cpu").values["global"]
+    assert len(values[8].unique()) == 3  # black: one value a channel
 
 
 def test_mended_images_are_used_again(tmp_path: Path) -> None:
@@ -1004,6 +1124,33 @@ def test_a_pivot_does_not_average_trained_and_untrained(digits: Dataset, tmp_pat
     for weights, name in (("trained", model.name), ("untrained", f"{model.name}, untrained")):
         (value,) = (m["value"] for m in by_weights[weights] if m["metric"] == metric)
         assert pivot.loc[name].item() == value
+
+
+@pytest.mark.parametrize("what", ["weights", "mean", "img_size", "architecture", "limit"])
+def test_networks_that_share_a_name_do_not_share_one_in_the_table(what: str, digits: Dataset, tmp_path: Path) -> None:
+    model, limit = own_head(digits), 20 if what == "limit" else None
+    ce.evaluate(model, digits, [CLEAN], out=tmp_path)
+    changed: dict[str, Any] = {
+        "mean": {"preprocessing": replace(model.preprocessing, mean=(0.5,) * 3)},
+        "img_size": {"preprocessing": replace(model.preprocessing, img_size=48)},
+        "architecture": {"architecture": Architecture("resnet18", "solo-cifar", 8)},
+    }
+    other = replace(model, **changed.get(what, {}))
+    if what == "weights":
+        other.head.weight.data.mul_(-1)
+    table = ce.evaluate(other, digits, [CLEAN], out=tmp_path, limit=limit).table()
+    table = table[table["metric"] == "accuracy"]
+    assert len(table) == 2
+    assert table["model"].nunique() == table["checkpoint"].nunique() == 2
+
+
+def test_one_location_has_no_redundancy_and_that_is_no_failure(digits: Dataset, tmp_path: Path) -> None:
+    model = make_model("resnet18", width=8)  # 32 px become 1 x 1
+    planned = evaluation.plan(model, digits, out=tmp_path)
+    assert planned.skipped == [
+        f"redundancy of {model.name}: it compares locations, and the network has one at 32 x 32 px"
+    ]
+    assert evaluation.plan(model, digits, tasks=["redundancy"], out=tmp_path).skipped == []
 
 
 def test_the_table_of_no_results_is_refused(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.transforms import Normalize, v2
 
 from coss_eval.errors import CossError, UsageError
@@ -19,10 +20,12 @@ from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.hooks import hooked
+from coss_eval.models.traced import SplitBackbone, traced
 from coss_eval.models.trial import evaluating
 
-_MEAN = re.compile(r"^(?P<place>(?:.*\.)?_?(?:new_|pixel_|image_|img_|input_)?)(?P<word>mean|mu)(?P<end>_?)$")
-_PARTNERS = {"mean": ("std", "sigma"), "mu": ("sigma", "std")}
+_MEAN = re.compile(r"^(?P<place>(?:.*\.)?_?(?:[^\W_]+_)?)(?P<word>mean|mu)(?P<end>_?)$", re.IGNORECASE)
+_PARTNERS = {"mean": ("std", "sigma"), "mu": ("sigma", "std"), "MEAN": ("STD", "SIGMA"), "MU": ("SIGMA", "STD")}
+_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "truediv", "float", "clone", "contiguous"}
 _PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
@@ -48,7 +51,7 @@ def constants_in(tensors: Mapping[str, Tensor]) -> list[Constants]:
         match = _MEAN.fullmatch(key)
         if match is None or mean.numel() != 3 or not mean.is_floating_point():
             continue
-        names = (f"{match['place']}{partner}{match['end']}" for partner in _PARTNERS[match["word"]])
+        names = (f"{match['place']}{partner}{match['end']}" for partner in _PARTNERS.get(match["word"], ()))
         for name in names:
             std = tensors.get(name)
             if std is not None and std.numel() == 3 and bool((std > 0).all()):
@@ -95,11 +98,36 @@ def of_own_code(backbone: Backbone, known: Preprocessing, *, asked: bool) -> Pre
     """
     example = torch.rand(1, 3, *(2 * [backbone.img_size or 64]), generator=torch.Generator().manual_seed(0))
     words = inside(backbone, example)
+    if words is None and not asked:  # a flag knows better what such steps are for
+        words = _first_steps(backbone, example)
     if words is None:
         return known
     if asked:
         raise UsageError(f"the network normalises its input by itself ({words}); leave --mean and --std out")
     return replace(known, mean=(0.0,) * 3, std=(1.0,) * 3, said_by=f"the network's own code: {words}")
+
+
+def _first_steps(backbone: Backbone, example: Tensor) -> str | None:
+    """What the code does to its pixels first, where it subtracts or adds constants: "sub, truediv"; else None.
+
+    Constants in code have no names to be found by. Learned parameters are none.
+    """
+    root = backbone.body if isinstance(backbone, SplitBackbone) else backbone
+    graph = root.graph if isinstance(root, fx.GraphModule) else traced(root, example)
+    node = None if graph is None else next(iter(graph.nodes))
+    words: list[str] = []
+    while node is not None:
+        if len(node.users) != 1:
+            break
+        (step,) = node.users
+        word = str(getattr(step.target, "__name__", step.target)).strip("_")
+        constants = [used for used in step.all_input_nodes if used is not node]
+        named = [attrgetter(str(used.target))(root) for used in constants if used.op == "get_attr"]
+        if word not in _ARITHMETIC or len(named) < len(constants) or any(isinstance(v, nn.Parameter) for v in named):
+            break
+        words.append(word)
+        node = step
+    return f"{', '.join(words)} with constants first" if {"sub", "rsub", "add"} & set(words) else None
 
 
 def _matters(network: nn.Module, mean: Tensor, example: Tensor) -> bool:
@@ -142,23 +170,37 @@ def architecture_beside(path: Path) -> str | None:
 
 
 def _hugging_face(shown: Mapping[str, Any]) -> Preprocessing:
-    scale = 255.0 * (shown.get("rescale_factor", 1 / 255) if shown.get("do_rescale", True) else 1)
+    scale = 255.0 * ((shown.get("rescale_factor") or 1 / 255) if shown.get("do_rescale", True) else 1)
     scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-3) else scale  # what mean and std are for, in units of [0, 1]
     plain = shown.get("do_normalize") is False
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (shown["image_mean"], shown["image_std"])
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (_three(shown, "image_mean"), _three(shown, "image_std"))
     resized = _side(shown.get("size")) if shown.get("do_resize", True) else None
     cropped = _side(shown.get("crop_size")) if shown.get("do_center_crop", False) else None
     side, fraction = cropped or resized, shown.get("crop_pct")
     if fraction is None:
         fraction = cropped / resized if cropped and resized and cropped <= resized else 1.0
     return Preprocessing(
-        tuple(float(value) / scale for value in mean),
-        tuple(float(value) / scale for value in std),
+        tuple(value / scale for value in mean),
+        tuple(value / scale for value in std),
         side,
         fraction,
         "bicubic" if _PIL_RESAMPLING.get(shown.get("resample", 2)) == "bicubic" else "bilinear",
         "preprocessor_config.json beside the file",
     )
+
+
+def _three(shown: Mapping[str, Any], entry: str) -> tuple[float, ...]:
+    """One number for each colour; where the file has one for all, that."""
+    given = shown.get(entry)
+    values = tuple(given) if isinstance(given, list) else (given,)
+    values = 3 * values if len(values) == 1 else values
+    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if len(values) != 3 or not numbers or (entry == "image_std" and min(values) <= 0):
+        raise CossError(
+            f"{entry} in preprocessor_config.json beside it is {given!r}, where three numbers are expected (of a "
+            "deviation above 0); mend it or move it away"
+        )
+    return tuple(float(value) for value in values)
 
 
 def _side(size: Any) -> int | None:

@@ -49,6 +49,12 @@ class Dataset:
             self.test.key(int(here)): self.train.key(int(places[here])) for here in (train[places] == test).nonzero()[0]
         }
 
+    def refuse_changed(self) -> None:
+        """UsageError where files have changed since they were read through this dataset."""
+        for split in (self.train, self.test):
+            if split is not None:
+                split.refuse_changed()
+
     def left_out(self) -> list[str]:
         """A line for each split of which --skip-bad-images has left images out so far."""
         splits = (self.train, self.test)

@@ -6,6 +6,7 @@ SHA-256 because processors have instructions for it: twice as fast here as BLAKE
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import zipfile
 import zlib
@@ -48,6 +49,7 @@ class Digests:
         self._source = source
         self._values: Hashes = np.zeros((len(source), LENGTH), np.uint8)
         self._known: Bools = np.zeros(len(source), bool)
+        self._states: Signatures = np.zeros(len(source), np.uint64)  # of the files when they were read
 
     def of(self, indices: Ints) -> Hashes:
         """uint8 (N, LENGTH); of an image without bytes the digest of none."""
@@ -61,7 +63,18 @@ class Digests:
         """Whether all of these have been asked for before."""
         return bool(self._known[indices].all())
 
+    def changed(self, indices: Ints) -> int | None:
+        """The first of these whose file is not what it was when its digest was taken; None where all are."""
+        known = np.unique(indices[self._known[indices]])
+        other = known[self._states_now(known) != self._states[known]] if len(known) else known
+        return int(other[0]) if len(other) else None
+
+    def _states_now(self, indices: Ints) -> Signatures:
+        parts = _in_threads(lambda part: self._source.signatures(part, math.inf), indices, self._source.parallel)
+        return np.concatenate(list(parts))
+
     def _find(self, indices: Ints) -> Hashes:
+        self._states[indices] = self._states_now(indices)
         signatures = np.concatenate(list(_in_threads(self._signatures, indices, self._source.parallel)))
         kept_signatures, kept = load(self._source.place)
         values, unread = _look_up(signatures, kept_signatures, kept)

@@ -62,6 +62,10 @@ class Images(Protocol):
         """Whether they are at hand, so that no file need be read for them."""
         ...
 
+    def changed(self, indices: Ints) -> int | None:
+        """The first of these whose file has changed since its digest was taken; None where none has."""
+        ...
+
     def remarks(self, name: str, native: bool) -> list[str]:
         """Lines on how unusual images of the split ``name`` are read, given whether the set stays native."""
         ...
@@ -96,6 +100,9 @@ class ArrayImages:
 
     def digests_known(self, indices: Ints) -> bool:
         return True
+
+    def changed(self, indices: Ints) -> int | None:
+        return None
 
     def remarks(self, name: str, native: bool) -> list[str]:
         return []
@@ -133,6 +140,9 @@ class EncodedImages:
 
     def digests_known(self, indices: Ints) -> bool:
         return self._digests.known(indices)
+
+    def changed(self, indices: Ints) -> int | None:
+        return self._digests.changed(indices)
 
     def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
         size, share = _most_common(self.headers())

@@ -139,8 +139,8 @@ def class_order(names: Iterable[str]) -> list[str]:
 
 
 def is_hidden(folder: str) -> bool:
-    """Whether a folder of that name is none of the dataset's: .thumbnails, __MACOSX, .ipynb_checkpoints."""
-    return folder.startswith((".", "__"))
+    """Whether a folder of that name is none of the dataset's: .thumbnails, __MACOSX, a storage server's @eaDir."""
+    return folder.startswith((".", "__")) or folder in ("@eaDir", "$RECYCLE.BIN", "lost+found")
 
 
 def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[str]:

@@ -149,6 +149,12 @@ class Split:
         } | ({"exif": True} if self.images.exif else {})
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
+    def refuse_changed(self) -> None:
+        """UsageError where an image's file has changed since it was read: the fingerprint is that of the former one."""
+        if (index := self.images.changed(self.indices)) is not None:
+            key = self.images.keys[index].as_py()
+            raise UsageError(f"{key} has changed on disk since the dataset was opened; open it again (load_dataset)")
+
     @property
     def known_fingerprint(self) -> str | None:
         """The fingerprint where something has asked for it already: reading a large training split takes a while."""

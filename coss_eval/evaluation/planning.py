@@ -124,6 +124,7 @@ def plan(
     if not given:
         raise UsageError("no model to evaluate: give at least one checkpoint")
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
+    dataset.refuse_changed()
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
     chosen = [entry(task).make() if isinstance(task, str) else task for task in tasks or entries()]

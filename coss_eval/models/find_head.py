@@ -14,25 +14,36 @@ from coss_eval.models.trial import run
 
 @dataclass(frozen=True)
 class FoundHead:
-    """``modules``: what is to be taken out of the network; ``head``: the linear map they are, None for several."""
+    """``modules``: what is to be taken out of the network; ``head``: the linear map they are, None for several.
+
+    ``end``: the name of the head where the network goes on after it, and is to be cut there.
+    """
 
     modules: tuple[nn.Module, ...] = ()
     head: nn.Linear | None = None
     note: str = ""
+    end: str | None = None
 
 
 def find_head(network: nn.Module, example: Tensor) -> FoundHead:
     """The classifier at a network's end, whatever its name: its last Linear or 1x1 convolution in a forward pass.
 
     It must give the network's output from what the network returns without it (so a convolution before the pooling is
-    found as well). Where the output is the sum or mean of the last two (the heads of a distilled network), both are
-    taken out and none is used as the head.
+    found as well), or what goes through a softmax or its logarithm to become it. Where the output is the sum or mean of
+    the last two (the heads of a distilled network), both are taken out and none is used as the head. Where none is
+    found, the output is taken for the representation, and the note says so.
     """
     output = run(network, example)
     calls = _linear_calls(network, example) if output.ndim == 2 else []
     if calls:
-        name, module, _ = calls[-1]
+        name, module, last = calls[-1]
         head = as_linear(module)
+        softmax = {"softmax": last.flatten(1).softmax(1), "log_softmax": last.flatten(1).log_softmax(1)}
+        for word, ending in softmax.items() if last.ndim == 2 and not last.is_meta else ():
+            if _close(ending, output):
+                size = f"{module.in_features} to {module.out_features}"
+                note = f"head: {name} ({size}), its {word} left out; representation: what goes into it"
+                return FoundHead((module,), head, note, name)
         features = _without(network, (module,), example)
         if head is not None and features is not None and features.shape[1] == head.in_features:
             with torch.no_grad():
@@ -49,7 +60,10 @@ def find_head(network: nn.Module, example: Tensor) -> FoundHead:
                 f"two heads, {first} and {second}: left out; representation: their inputs' mean or sum as its code has"
             )
             return FoundHead((one, other), None, note)
-    return FoundHead()
+    if output.ndim != 2:
+        return FoundHead()
+    note = f"no linear head found: its output ({output.shape[1]} wide) is taken for the representation"
+    return FoundHead(note=f"{note}; if it holds logits, name the module before its head with --global")
 
 
 def _linear_calls(network: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tensor]]:

@@ -59,18 +59,18 @@ def _own(model: Model, classes: tuple[str, ...]) -> HeadDecision:
         raise UsageError(
             f"the head of {model.name} has {size} outputs, the dataset {len(classes)} classes; use --head auto or probe"
         )
-    places = _integers(classes)
-    if model.classes is None or places:
+    places, known = _integers(classes), model.classes
+    if known is None or (places and _integers(known) is None):
         order = places or tuple(range(size))
         first, last = classes[order.index(0)], classes[order.index(size - 1)]
         why = f"own head, order ASSUMED (--head own): output 0 is taken for class {first!r}, {size - 1} for {last!r}"
         return HeadDecision(True, None if order == tuple(range(size)) else order, why)
-    if model.classes != classes and set(model.classes) == set(classes):
+    if known != classes and set(known) == set(classes):
         raise UsageError(f"the head of {model.name} has the dataset's classes in another order; --head auto maps them")
-    if model.classes != classes:
-        at = next(i for i in range(size) if model.classes[i] != classes[i])
+    if known != classes:
+        at = next(i for i in range(size) if known[i] != classes[i])
         raise UsageError(
-            f"the head of {model.name} has other classes than the dataset (output {at} is {model.classes[at]!r}, "
+            f"the head of {model.name} has other classes than the dataset (output {at} is {known[at]!r}, "
             f"the dataset's class {at} {classes[at]!r}); use --head auto or probe, or rename the class folders"
         )
     return HeadDecision(True, None, "own head: its classes are the dataset's")

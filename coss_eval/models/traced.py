@@ -38,7 +38,7 @@ class SplitBackbone(Backbone):
 
 def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | None:
     """The network cut at its last global pooling, or None where there is none or torch.fx cannot trace the network."""
-    graph = _traced(network, example)
+    graph = traced(network, example)
     if graph is None:
         return None
     for node in reversed(graph.nodes):
@@ -56,7 +56,7 @@ def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | Non
     return None
 
 
-def _traced(network: nn.Module, example: Tensor, leaves: frozenset[str] = frozenset()) -> fx.Graph | None:
+def traced(network: nn.Module, example: Tensor, leaves: frozenset[str] = frozenset()) -> fx.Graph | None:
     """The network's graph with the shapes of the example; ``leaves`` are not entered. None where fx cannot trace it."""
     with evaluating(network):
         try:
@@ -151,14 +151,14 @@ def _pruned(part: fx.GraphModule) -> fx.GraphModule:
 
 def up_to(network: nn.Module, example: Tensor, end: str) -> fx.GraphModule | None:
     """The network up to the output of one of its modules; None where it cannot be traced."""
-    graph = _traced(network, example, frozenset({end}))
+    graph = traced(network, example, frozenset({end}))
     node = None if graph is None else _node_of(graph, end)
     return None if graph is None or node is None else _body(network, graph, node)
 
 
 def cut_at(network: nn.Module, example: Tensor, local: str, end: str | None) -> SplitBackbone:
     """The network cut at the output of ``local``, as far as the output of ``end`` (None: its own)."""
-    graph = _traced(network, example, frozenset({local, *([] if end is None else [end])}))
+    graph = traced(network, example, frozenset({local, *([] if end is None else [end])}))
     cut = None if graph is None else _node_of(graph, local)
     if graph is None or cut is None or len(_shape(cut)) not in (3, 4):
         raise UsageError(f"torch.fx cannot cut {type(network).__name__} at a map or sequence of {local}; name another")

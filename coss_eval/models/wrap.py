@@ -75,7 +75,10 @@ def _take_apart(network: Any, img_size: int | None, pooling: Pooling, cut: Cut) 
     found = find_head(network, example)
     for module in found.modules:
         detach(network, module)
-    backbone, whole = generic_backbone(network, example, cut)
+    end = found.end if cut.global_ is None else None  # what comes after the head is left out, too
+    backbone, whole = generic_backbone(network, example, cut if end is None else Cut(cut.local, end))
+    if end is not None:
+        whole, backbone.note = True, backbone.note.removeprefix(f"global representation: {end}, as asked; ")
     backbone.note = "; ".join(note for note in (found.note if whole else "", backbone.note) if note)
     backbone.img_size, backbone.memory_format = side, memory_format
     return backbone, found.head if whole else None
@@ -112,7 +115,7 @@ def safe_format(network: nn.Module, example: Tensor) -> torch.memory_format:
         return torch.contiguous_format
     if expected.is_meta:  # a network without weights as yet: shapes are all there is
         return torch.channels_last
-    same = torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    same = torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().nan_to_num(0, 0, 0).max()))
     return torch.channels_last if same or not _repeats(network, example, expected) else torch.contiguous_format
 
 

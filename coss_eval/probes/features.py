@@ -59,6 +59,7 @@ def extract(
     features of the same weights, code, images, geometry and sites are read from the user's cache directory or kept
     there. UsageError where an image's features depend on its batch, CossError where one is not finite.
     """
+    split.refuse_changed()
     return extract_known(
         model.identified(), split, sites=sites, batch_size=batch_size, device=device, cache=cache, check_batches=True
     )

@@ -46,6 +46,7 @@ def fit_classifier(
     was. The probe's strength is chosen on a tenth of the training images; the test split is never read.
     """
     known = model.identified()
+    data.refuse_changed()
     return known_classifier(
         known, data, head=head, device=device, batch_size=batch_size, cache=cache, check_batches=True
     )

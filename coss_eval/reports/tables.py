@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -68,15 +69,19 @@ def model_order(runs: Iterable[Record]) -> list[str]:
 
 
 def apart_from_untrained(frame: pd.DataFrame) -> pd.DataFrame:
-    """The tidy frame with the untrained networks that tasks measured beside a model under a name of their own.
+    """The tidy frame with every network under a name of its own.
 
-    Else whoever groups by the model's name averages the two.
+    That is the checkpoint's where a model's name stands for several (other weights, another limit), and one of their
+    own for the untrained networks that tasks measured beside a model. Else whoever groups by name averages them.
     """
+    named = frame.copy()
+    several = frame.groupby(["model", "task"])["checkpoint"].transform("nunique") > 1
+    named.loc[several, "model"] = frame.loc[several, "checkpoint"]
     if "weights" not in frame:
-        return frame
-    named, untrained = frame.copy(), frame["weights"] == "untrained"
+        return named
+    untrained = frame["weights"] == "untrained"
     for column in ("checkpoint", "model"):
-        named.loc[untrained, column] = frame.loc[untrained, column] + ", untrained"
+        named.loc[untrained, column] = named.loc[untrained, column] + ", untrained"
     return named
 
 
@@ -161,12 +166,17 @@ def _facts(record: Record) -> dict[str, str]:
     facts: dict[str, Any] = dict(record["params"])
     facts |= {"algorithm_version": record.get("algorithm_version", 1), "geometry": protocol.get("geometry")}
     facts |= {name: data.get(name) for name in ("split", "limit", "fingerprint")} | {"data": data.get("name")}
-    facts |= {"head": (protocol.get("head") or {}).get("head"), "preprocessing": model.get("preprocessing")}
+    facts |= {"head": (protocol.get("head") or {}).get("head")}
+    facts |= {**model, **(model.get("preprocessing") or {}), "preprocessing": None}  # mean, std ...: each by itself
     facts |= {"sha256": str(model.get("sha256", ""))[:8]}
-    facts |= {name: model[name] for name in ("code", "batch_size") if name in model}
     facts |= {"task_code": protocol["code"]} if "code" in protocol else {}
     texts = {name: value if isinstance(value, str) else canonical_json(value) for name, value in facts.items()}
-    return {name: text if len(text) <= 32 else f"{text[:31]}…" for name, text in texts.items()}
+    return {name: text if len(text) <= 32 else f"{text[:22]}… {_digest(text)}" for name, text in texts.items()}
+
+
+def _digest(text: str) -> str:
+    """Texts that begin alike are told apart by it."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _varies(facts: Iterable[dict[str, str]], name: str) -> bool:

@@ -105,6 +105,9 @@ class MappedImages:
     def digests_known(self, indices: Ints) -> bool:
         return True
 
+    def changed(self, indices: Ints) -> int | None:
+        return None
+
     def remarks(self, name: str, native: bool) -> list[str]:
         return []
 

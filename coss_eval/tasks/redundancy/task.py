@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from coss_eval.errors import CossError
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import to_float
+from coss_eval.probes.behaviour import fixed_images
+from coss_eval.probes.forward import ready
 from coss_eval.receptive_field.theoretical import LocationFields, location_fields
 from coss_eval.redundancy import measure
 from coss_eval.store import Cell, Measurement
@@ -37,6 +40,22 @@ class Redundancy(RedundancyOptions, Task):
         if subject.model.architecture is None:  # raw pixels have no weights; how a network was made may not be known
             return [trained]
         return [trained, Cell(self.name, {"site": self.site, "weights": "untrained", "seed": seed}, VERSION)]
+
+    def impossible(self, subject: Subject) -> str | None:
+        if self.site != "prepool":
+            return None
+        size, device = subject.image_size, subject.settings.device
+        network = subject.model.encoder()
+        try:
+            with ready(network, device), torch.inference_mode():
+                local = network.represent(fixed_images(size)[:1].to(device)).local
+        except Exception:  # noqa: BLE001 - a network's own code may fail in any way; its cells will say how
+            return None
+        return (
+            None
+            if local.shape[1] > 1
+            else f"it compares locations, and the network has one at {size[0]} x {size[1]} px"
+        )
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
         return 2.0 * len(subject.data.test)
