@@ -34,6 +34,8 @@ IDX_FILES = {  # MNIST's
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
+MOST_CONFIGURATIONS = 20  # folders that are looked into for parquet files of a configuration
+
 EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet and val.parquet (or test.parquet)"
 
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
@@ -83,6 +85,7 @@ def split_folders(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def split_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of ``split_folders``; None where there is none."""
     return next(iter(split_folders(folder, names)), None)
 
 
@@ -176,7 +179,10 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
     for place in (folder, folder / "data"):
         if found := _shards(place) or _converted(place):
             return found
-    inside = {entry: found for entry in class_folders(folder) if (found := _shards(entry) or _converted(entry))}
+    folders = class_folders(folder)
+    if len(folders) > MOST_CONFIGURATIONS:  # classes: listing all their images would take minutes
+        return {}
+    inside = {entry: found for entry in folders if (found := _shards(entry) or _converted(entry))}
     if len(inside) > 1:
         names = ", ".join(entry.name for entry in inside)
         raise CossError(f"{folder} holds several configurations ({names}): give the folder of one of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def _of_tables(folder: Path, tables: Mapping[str, _Table], reading: Reading) -> 
     return assemble(folder.name, classes, parts[0] if train else None, parts[-1], class_titles(folder))
 
 
-class _Table:
+class _Table(ABC):
     """The labels, paths and class names of one split's files; how they are read is the subclasses'."""
 
     source: type[ParquetRows]
@@ -76,11 +77,13 @@ class _Table:
         _check_types(schema, self.image, self.label, files[0])
         self.classes = tuple(self._features(schema).get(self.label, {}).get("names") or ())
 
+    @abstractmethod
     def _schema(self) -> Any:
-        raise NotImplementedError
+        """The columns with their types and metadata, of the first file."""
 
+    @abstractmethod
     def _read(self, columns: list[str]) -> pa.Table:
-        raise NotImplementedError
+        """These columns of all files."""
 
     def _features(self, schema: Any) -> dict[str, Any]:
         """Hugging Face's own description of the columns."""
