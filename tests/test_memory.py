@@ -14,7 +14,8 @@ import resource, torch
 from coss_eval.training.distributed import process_group
 from coss_eval.runtime.memory import keep_freed_memory
 with process_group("cpu"):
-    torch.ones(2**24)
+    for _ in range(8):  # the first ones find their place among what imports have left
+        torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
     torch.ones(2**24)  # 64 MiB, 16,384 pages
@@ -36,7 +37,7 @@ def kept_and_faults(**environment: str) -> tuple[bool, int]:
 def test_blocks_of_any_size_are_used_again() -> None:
     kept, faults = kept_and_faults()
     assert kept
-    assert faults < 3 * 2**14  # 8 * 2**14 where each is faulted in anew
+    assert faults < 2**14  # none at all as measured; 8 * 2**14 where each is faulted in anew
 
 
 def test_who_has_set_the_allocator_up_is_left_alone() -> None:
