@@ -21,8 +21,10 @@ from coss_eval.runtime.background import in_background
 from coss_eval.training.gather import rank, world_size
 from coss_eval.views.augmentation import Views
 from coss_eval.views.crop_files import crop_batches
+from coss_eval.views.make import Parameters, draw_views
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory, for images that stay there
+DRAWN_AHEAD = 32  # steps whose views are drawn together, as a draw is some 200 small operations
 
 
 class Part(NamedTuple):
@@ -31,12 +33,20 @@ class Part(NamedTuple):
     pixels: list[Tensor]  # the images (B, 3, H, W), or their crop (B, 3, S, S) for every view where files are read
     labels: Tensor
     ids: Tensor
+    drawn: list[Parameters] | None = None  # of every view, on the device, where they were drawn ahead
 
     def chunks(self, number: int) -> list[Part]:
         """Micro-batches."""
         pixels = zip(*(tensor.chunk(number) for tensor in self.pixels), strict=True)
         rest = zip(self.labels.chunk(number), self.ids.chunk(number), strict=True)
         return [Part(list(crops), labels, ids) for crops, (labels, ids) in zip(pixels, rest, strict=True)]
+
+    def draws(self, views: Views, *, seed: int, epoch: int) -> list[Parameters]:
+        """What happens to each image in every view, where crops are not made already."""
+        if self.drawn is not None:
+            return self.drawn
+        sizes = None if len(self.pixels) > 1 else (self.pixels[0].shape[2], self.pixels[0].shape[3])
+        return draw_views(views, self.ids, sizes, seed=seed, epoch=epoch)
 
 
 class Feed:
@@ -81,7 +91,7 @@ class Feed:
         if self.from_files:
             yield from in_background(self._cropped(places, number))
         elif self._resident is not None:
-            yield from self._on_device(places, *self._resident)
+            yield from self._on_device(places, number, *self._resident)
         else:
             part = self.split.subset(places.ravel())
             for batch in ahead(part.batches(batch_size=self.share), self.device):
@@ -94,10 +104,15 @@ class Feed:
             pinned = [view.pin_memory() if self.device.type == "cuda" else view for view in crops.views]
             yield Part([view.to(self.device, non_blocking=True) for view in pinned], crops.labels, crops.ids)
 
-    def _on_device(self, places: Ints, images: Tensor, labels: Tensor, ids: Tensor) -> Iterator[Part]:
-        chosen = torch.from_numpy(places)
-        for here, there in zip(chosen, chosen.to(self.device), strict=True):
-            yield Part([images[there]], labels[here], ids[here])
+    def _on_device(self, places: Ints, epoch: int, images: Tensor, labels: Tensor, ids: Tensor) -> Iterator[Part]:
+        sizes = (images.shape[2], images.shape[3])
+        for block in torch.split(torch.from_numpy(places), DRAWN_AHEAD):
+            here = block.flatten()
+            drawn = draw_views(self.views, ids[here], sizes, seed=self.seed, epoch=epoch)
+            drawn = [each.on(self.device) for each in drawn]
+            for step, (chosen, there) in enumerate(zip(block, block.to(self.device), strict=True)):
+                rows = slice(step * self.share, (step + 1) * self.share)
+                yield Part([images[there]], labels[chosen], ids[chosen], [each.rows(rows) for each in drawn])
 
     def _load(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """All images on the GPU, or None where they take too much of it."""

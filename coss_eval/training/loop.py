@@ -123,7 +123,7 @@ class Run:
         self.network = self._network()
         self.graphed: GraphedPasses | None = None
         if refusal(config, device) is None:
-            self.graphed = GraphedPasses(self._passes, self.objective, device, on_note)
+            self.graphed = GraphedPasses(self.objective, device, on_note)
         self.epoch = self.step = 0
         self.log: RunLog | None = None  # of the first process, while it runs
         self._recent: list[Tensor] = []
@@ -220,13 +220,24 @@ class Run:
             yield part, i < len(parts) - 1
 
     def _backward(self, batch: Part, *, wait: bool) -> Tensor:
-        views = self.task.views_of(batch, self.epoch)
         labels = batch.labels.to(self.device, non_blocking=True)
         if self.graphed is not None:
-            return self.graphed(views, labels)
-        network = self.network
+            return self._by_graph(self.graphed, batch, labels)
+        views, network = self.task.views_of(batch, self.epoch), self.network
         with network.no_sync() if wait and isinstance(network, DistributedDataParallel) else nullcontext():
             return self._passes(views, labels, batch.ids)
+
+    def _by_graph(self, graphed: GraphedPasses, batch: Part, labels: Tensor) -> Tensor:
+        """Views and passes of a flat list of tensors: the images, what was drawn for each view, the labels."""
+        drawn = batch.draws(self.task.views, seed=self.config.seed, epoch=self.epoch)
+        drawn = [each.on(self.device) for each in drawn]
+        count = len(batch.pixels)
+
+        def passes(inputs: Sequence[Tensor]) -> Tensor:
+            pixels, rest = inputs[:count], iter(inputs[count:])
+            return self._passes(self.task.make(pixels, [each.like(rest) for each in drawn]), next(rest))
+
+        return graphed(passes, [*batch.pixels, *(tensor for each in drawn for tensor in each.tensors()), labels])
 
     def _passes(self, views: Sequence[Tensor], labels: Tensor, ids: Tensor | None = None) -> Tensor:
         """Forward and backward: the losses (total, global, local), the gradients where the optimiser finds them.
