@@ -24,6 +24,7 @@ from coss_eval.views.crop_files import crop_batches
 from coss_eval.views.make import Parameters, draw_views
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory, for images that stay there
+STATIC_VALUES = 2**24  # of a batch's view: up to here a GPU's views are bound by launches (H200: 64 px yes, 224 no)
 DRAWN_AHEAD = 32  # steps whose views are drawn together, as a draw is some 200 small operations
 
 
@@ -33,7 +34,7 @@ class Part(NamedTuple):
     pixels: list[Tensor]  # the images (B, 3, H, W), or their crop (B, 3, S, S) for every view where files are read
     labels: Tensor
     ids: Tensor
-    drawn: list[Parameters] | None = None  # of every view, on the device, where they were drawn ahead
+    drawn: list[Parameters] | None = None  # of every view, where they were drawn ahead
 
     def chunks(self, number: int) -> list[Part]:
         """Micro-batches."""
@@ -55,7 +56,8 @@ class Feed:
     Images of one small size lie in the GPU's memory where they fit, else in the machine's; files of other sizes are
     decoded and cropped by worker processes (``from_files``). ``batch_size`` is that of all ranks together; the rest of
     an epoch that fills no batch is left out, another one in each epoch. Where bad images are skipped, others of the
-    batch stand in for them, so that every part has its size.
+    batch stand in for them, so that every part has its size. ``static`` says that views are to be made by the same
+    work for every draw.
     """
 
     def __init__(self, split: Split, batch_size: int, device: torch.device, *, seed: int, views: Views) -> None:
@@ -69,6 +71,8 @@ class Feed:
         self.split, self.batch_size, self.device, self.seed, self.views = split, batch_size, device, seed, views
         self.share = batch_size // ranks
         self.from_files = split.native_size is None
+        largest = max(view.size for view in views)
+        self.static = device.type == "cuda" and self.share * 3 * largest**2 <= STATIC_VALUES
         self._resident = self._load() if device.type == "cuda" and not self.from_files else None
 
     @property
@@ -109,7 +113,7 @@ class Feed:
         for block in torch.split(torch.from_numpy(places), DRAWN_AHEAD):
             here = block.flatten()
             drawn = draw_views(self.views, ids[here], sizes, seed=self.seed, epoch=epoch)
-            drawn = [each.on(self.device) for each in drawn]
+            drawn = [each.on(self.device) for each in drawn] if self.static else drawn
             for step, (chosen, there) in enumerate(zip(block, block.to(self.device), strict=True)):
                 rows = slice(step * self.share, (step + 1) * self.share)
                 yield Part([images[there]], labels[chosen], ids[chosen], [each.rows(rows) for each in drawn])

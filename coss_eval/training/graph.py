@@ -1,4 +1,4 @@
-"""The views, forward and backward passes of a step as a CUDA graph: captured once, replayed with other images.
+"""The passes of a step, small images' views included, as a CUDA graph: captured once, replayed with other images.
 
 A step of a small network is some 2,500 launches, and a CPU takes longer over them than the GPU over their work; a
 replay is one. What is captured is frozen: shapes, control flow, and every number that Python held. So schedules, the

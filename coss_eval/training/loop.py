@@ -228,7 +228,10 @@ class Run:
             return self._passes(views, labels, batch.ids)
 
     def _by_graph(self, graphed: GraphedPasses, batch: Part, labels: Tensor) -> Tensor:
-        """Views and passes of a flat list of tensors: the images, what was drawn for each view, the labels."""
+        """The passes of views and labels; of small images with the views, from images and what was drawn for each."""
+        if not self.task.feed.static:
+            views = self.task.views_of(batch, self.epoch)
+            return graphed(lambda inputs: self._passes(inputs[:-1], inputs[-1]), [*views, labels])
         drawn = batch.draws(self.task.views, seed=self.config.seed, epoch=self.epoch)
         drawn = [each.on(self.device) for each in drawn]
         count = len(batch.pixels)

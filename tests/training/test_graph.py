@@ -42,8 +42,9 @@ def test_a_network_by_a_librarys_name_is_captured(arch: str) -> None:
     assert refusal(resolve("byol", **TINY, arch=arch), CUDA) is None
 
 
+@pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("fields", [{}, {"small_views": 2, "small_size": 16}], ids=str)
-def test_a_step_of_tensors_alone_is_the_step(fields: dict[str, Any]) -> None:
+def test_a_step_of_tensors_alone_is_the_step(fields: dict[str, Any], static: bool) -> None:
     """What a graph would hold: images, draws made many steps ahead and labels as a flat list of tensors."""
 
     class Called:
@@ -57,6 +58,7 @@ def test_a_step_of_tensors_alone_is_the_step(fields: dict[str, Any]) -> None:
     split = flat.task.feed.split
     batch = next(split.batches(batch_size=len(split)))
     flat.task.feed._resident = (batch.images, batch.labels, batch.ids)
+    flat.task.feed.static = static
     flat.graphed = Called()  # type: ignore[assignment]
     for one, other in zip(plain.task.feed.epoch(1), flat.task.feed.epoch(1), strict=True):
         assert one.drawn is None

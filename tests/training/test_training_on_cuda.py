@@ -76,17 +76,18 @@ def state_of(run: Run) -> dict[str, Tensor]:
     return dict(chain(run.objective.named_parameters(), run.objective.named_buffers()))
 
 
-@pytest.mark.parametrize("fields", [{}, {"small_views": 2, "small_size": 16}, DROPPING], ids=str)
-@pytest.mark.parametrize("method", names())
+OTHER = [{"small_views": 2, "small_size": 16}, DROPPING, {"static": False}]
+
+
+@pytest.mark.parametrize(("method", "fields"), [*((m, {}) for m in names()), *(("co-dino", f) for f in OTHER)], ids=str)
 def test_a_captured_step_is_the_step(method: str, fields: dict[str, Any]) -> None:
-    """From the same state the same losses, gradients and buffers, dropout included."""
-    if fields and method != "co-dino":
-        pytest.skip("one method is enough for this")
+    """From the same state the same losses, gradients and buffers: with dropout, and views outside the graph, too."""
+    static, fields = fields.get("static", True), {k: v for k, v in fields.items() if k != "static"}
     base = method.removeprefix("co-")
     given = {**TINY, "options": {} if base == "supervised" else SMALL[base], **fields}
     run = Run(resolve(method, **given), digits(160), Path(), torch.device("cuda"))
     graphed = run.graphed or GraphedPasses(run.objective, run.device)
-    run.graphed = graphed
+    run.graphed, run.task.feed.static = graphed, static
     batches = list(run.task.feed.epoch(0))
     with exact_float32():
         for batch in batches:  # 5: the last two by the graph
