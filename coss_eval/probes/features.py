@@ -21,7 +21,7 @@ from coss_eval.probes import cache as disk
 from coss_eval.probes.behaviour import refuse_batch_dependent
 from coss_eval.probes.forward import outputs, ready, refuse_non_finite
 from coss_eval.runtime.code_identity import UNKNOWN
-from coss_eval.runtime.device import resolve_device
+from coss_eval.runtime.device import Compute, resolve_device
 
 VERSION = 1  # to be raised when the same protocol comes to mean other features
 
@@ -60,25 +60,22 @@ def extract(
     features of the same weights, code, images, geometry and sites are read from the user's cache directory or kept
     there. UsageError where an image's features depend on its batch, CossError where one is not finite.
     """
-    return extract_known(
-        model.identified(), split, sites=sites, batch_size=batch_size, device=device, cache=cache, check_batches=True
-    )
+    compute = Compute(resolve_device(device), batch_size, cache)
+    return extract_known(model.identified(), split, compute, sites=sites, check_batches=True)
 
 
 def extract_known(
     model: Model,
     split: Split,
+    compute: Compute,
     *,
     sites: Sequence[str] = ("global",),
-    batch_size: int = 256,
-    device: str | torch.device = "auto",
-    cache: bool = True,
     check_batches: bool = False,
 ) -> Features:
     """``extract`` of a model whose identity was taken just now, as within one evaluation: nothing is hashed again."""
     if model.batch_size is not None:
-        model = replace(model, batch_size=batch_size)
-    cache = cache and model.code != UNKNOWN  # what cannot be identified is not cached
+        model = replace(model, batch_size=compute.batch_size)
+    cache = compute.cache and model.code != UNKNOWN  # what cannot be identified is not cached
     if not sites:
         raise UsageError(f"no site to extract; this network has {', '.join(model.backbone.sites)}")
     places = [find_site(model.backbone, name) for name in sites]
@@ -89,10 +86,9 @@ def extract_known(
         kept = {site: arrays[_entry(site)] for site in sites}
         if all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
             return Features(arrays["ids"], arrays["labels"], kept, cached=True)
-    target = resolve_device(device)
     if check_batches:
-        refuse_batch_dependent(model, image_size(model, split), target)
-    features = _extract(model, split, places, batch_size, target)
+        refuse_batch_dependent(model, image_size(model, split), compute.device)
+    features = _extract(model, split, places, compute.batch_size, compute.device)
     if cache:
         values = {_entry(site): value.numpy() for site, value in features.values.items()}
         disk.save(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values})

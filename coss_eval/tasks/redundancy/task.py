@@ -44,8 +44,8 @@ class Redundancy(RedundancyOptions, Task):
     def measure(self, cell: Cell, subject: Subject) -> Result:
         params = cell.params
         model = subject.model if params["weights"] == "trained" else subject.model.untrained(params["seed"])
-        backbone = model.backbone.to(subject.settings.device)
-        normalise = Classifier(backbone, nn.Identity(), model.preprocessing).to(subject.settings.device).normalise
+        backbone = model.backbone.to(subject.compute.device)
+        normalise = Classifier(backbone, nn.Identity(), model.preprocessing).to(subject.compute.device).normalise
 
         def batches() -> Iterator[Tensor]:
             for batch in subject.batches():
