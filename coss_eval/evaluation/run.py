@@ -228,11 +228,11 @@ def _failure(job: Job, subject: Subject | None, error: Exception) -> str:
 
 def provenance(planned: Plan) -> dict[str, Any]:
     """What run.json keeps of a run: enough to repeat it."""
-    settings, data = planned.subjects[0].settings, planned.subjects[0].data
+    compute, data = planned.subjects[0].compute, planned.subjects[0].data
     return {
-        **made_with(settings.device),
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
+        **made_with(compute.device),
+        "seed": planned.seed,
+        "batch_size": compute.batch_size,
         "data": {
             "name": data.name,
             "classes": len(data.classes),

@@ -24,7 +24,7 @@ from coss_eval.models.model import Model
 from coss_eval.probes.features import extract_known
 from coss_eval.probes.fit import HELD_OUT
 from coss_eval.probes.forward import ahead, ready
-from coss_eval.runtime.device import exact_float32, resolve_device
+from coss_eval.runtime.device import Compute, exact_float32
 from coss_eval.views.crop_files import crop_batches
 from coss_eval.views.random_crop import RandomCrop, crop, draw_boxes, draw_flips
 
@@ -167,23 +167,20 @@ def sgd_probe(
     model: Model,
     train: Split,
     protocol: SgdProtocol,
+    compute: Compute,
     *,
     seed: int = 0,
-    device: str | torch.device = "auto",
-    batch_size: int = 256,
-    cache: bool = True,
 ) -> SgdProbe:
     """The probe on the global representation of ``train``'s images; the test split is never read.
 
-    The order belongs to (seed, epoch) and the views to (seed, epoch, sample id). ``batch_size`` is the images of a
-    forward pass and changes nothing beyond rounding; ``cache`` is for the features of the held-out images as they are.
+    The order belongs to (seed, epoch) and the views to (seed, epoch, sample id). The batch size is that of a forward
+    pass and changes nothing beyond rounding; the cache is for the features of the held-out images as they are.
     """
-    target = resolve_device(device)
     fit, select = train.holdout(protocol.held_out) if protocol.held_out else (train, None)
-    heads = train_heads(model, fit, protocol, seed=seed, device=target, batch_size=batch_size)
+    heads = train_heads(model, fit, protocol, seed=seed, device=compute.device, batch_size=compute.batch_size)
     path, held_out = dict[float, float](), 0
     if select is not None:
-        features = extract_known(model, select, batch_size=batch_size, device=target, cache=cache)
+        features = extract_known(model, select, compute)
         path = dict(zip(protocol.lrs, _accuracies(heads, features.values["global"], features.labels), strict=True))
         held_out = len(features)
     lr = max(path, key=path.__getitem__) if path else protocol.lrs[0]  # of equally accurate ones the smallest

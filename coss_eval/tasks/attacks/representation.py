@@ -14,7 +14,7 @@ from coss_eval import attacks
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import to_float
-from coss_eval.probes import extract_known, fitted_probe, knn
+from coss_eval.probes import fitted_probe, knn
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.attacks import AttacksOptions
@@ -116,9 +116,9 @@ def _attacked(
     params: dict[str, Any], subject: Subject, split: Split, readers: dict[str, Reader]
 ) -> Iterator[list[_Found]]:
     """What each batch shows without an attack and at each eps, the farthest pixels so far kept as eps rises."""
-    model, size = subject.model, subject.settings.batch_size
+    model, size = subject.model, subject.compute.batch_size
     with torch.inference_mode(False):
-        encoder = model.encoder().to(subject.settings.device).eval()
+        encoder = model.encoder().to(subject.compute.device).eval()
     options = {name: params[name] for name in ("norm", "steps", "step_size", "restarts", "seed")}
     for batch in subject.batches(split, batch_size=CHUNK):
         pixels = to_float(batch.images)
@@ -151,17 +151,16 @@ def _encode(encoder: nn.Module, pixels: Tensor, batch_size: int) -> Tensor:
 
 def _readers(subject: Subject) -> dict[str, Reader]:
     """What is read from a representation: a linear probe's class and kNN's; nothing without a training split."""
-    train, settings = subject.data.train, subject.settings
+    train, device = subject.data.train, subject.compute.device
     if train is None:
         return {}
-    options: dict[str, Any] = {"device": settings.device, "batch_size": settings.batch_size, "cache": settings.cache}
-    head = fitted_probe(subject.model, train, **options).module().to(settings.device)
-    bank = extract_known(subject.model, train, **options)
-    vectors = bank.values["global"].to(settings.device)  # once, for every eps
+    head = fitted_probe(subject.model, train, subject.compute).module().to(device)
+    bank = subject.features(train)
+    vectors = bank.values["global"].to(device)  # once, for every eps
     k, classes = min(NEIGHBOURS, len(bank)), len(subject.data.classes)
 
     def neighbours(moved: Tensor) -> Tensor:
-        votes = knn.predict(vectors, bank.labels, moved, num_classes=classes, k=k, device=settings.device)
+        votes = knn.predict(vectors, bank.labels, moved, num_classes=classes, k=k, device=device)
         return votes.argmax(1).to(moved.device)
 
     return {"probe": lambda moved: head(moved).argmax(1), "knn": neighbours}

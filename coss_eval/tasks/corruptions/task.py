@@ -57,7 +57,7 @@ class Corruptions(CorruptionsOptions, Task):
         """Corrupting, timed on a few images; it runs beside the forward passes, so this errs on the long side."""
         if cell.params["corruption"] == "clean" or isinstance(subject.data, Benchmark):
             return 0.0
-        split, device = subject.data.test, subject.settings.device
+        split, device = subject.data.test, subject.compute.device
         few = 2 if device.type == "cpu" else 64  # a GPU does 64 in the time of two
         batch = next(subject.batches(split.subset(range(min(few, len(split))))))
 

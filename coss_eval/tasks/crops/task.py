@@ -12,7 +12,6 @@ from torch import Tensor
 
 from coss_eval.data.batches import Batch
 from coss_eval.models.classifier import Classifier, to_float
-from coss_eval.probes import extract_known
 from coss_eval.randomness import uniform
 from coss_eval.runtime.background import in_background
 from coss_eval.statistics import spread
@@ -58,16 +57,15 @@ class Crops(CropsOptions, Task):
         return float(len(subject.data.test) * passes)
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
-        settings, classifier = subject.settings, subject.classifier
-        options: dict[str, Any] = {"device": settings.device, "cache": settings.cache}
-        full = extract_known(subject.model, subject.data.test, batch_size=settings.batch_size, **options)
+        device, classifier = subject.compute.device, subject.classifier
+        full = subject.features(subject.data.test)
         features = full.values["global"]  # (N, D')
-        mean = features.mean(0, dtype=torch.float64).to(settings.device, torch.float32)
+        mean = features.mean(0, dtype=torch.float64).to(device, torch.float32)
         cell, notes = _possible(cell, classifier, subject.image_size)
         found: list[list[_Found]] = []  # by batch and condition
         seen = 0
         for batch in in_background(subject.batches()):
-            of_images = features[seen : seen + len(batch.ids)].to(settings.device)
+            of_images = features[seen : seen + len(batch.ids)].to(device)
             found.append(_measured(cell, classifier, batch, of_images, mean))
             seen += len(batch.ids)
         whole = [_joined(parts) for parts in zip(*found, strict=True)]
