@@ -25,8 +25,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from coss_eval.errors import UsageError
 
-Array = NDArray[np.float64]
 T = TypeVar("T", bound=np.generic)
+
+
+class Jackknifed(NamedTuple):
+    """A number and its 95 % interval over images: leave-one-block-out jackknife, Student's t."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Difference(NamedTuple):
@@ -169,7 +176,7 @@ def median_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, floa
     return float(ordered[(n - 1) // 2]), float(ordered[low - 1]), float(ordered[high - 1])
 
 
-def holm(p_values: ArrayLike) -> Array:
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Holm's (1979) adjusted p-values: family-wise error over one table, without assuming independence. NaN stays."""
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full_like(p, math.nan)
@@ -214,11 +221,11 @@ def _z(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def _is_binary(values: Array) -> bool:
+def _is_binary(values: NDArray[np.float64]) -> bool:
     return bool(np.all((values == 0) | (values == 1)))
 
 
-def _two_dimensional(values: ArrayLike) -> Array:
+def _two_dimensional(values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or array.size == 0:

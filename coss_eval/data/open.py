@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from coss_eval.data.dataset import Dataset as Dataset
-from coss_eval.data.layouts import EXPECTED, Reading, class_folders, recognise
+from coss_eval.data.layouts import EXPECTED, ReadOptions, class_folders, recognise
 from coss_eval.errors import CossError, UsageError, unknown_name
 
 BUILT_IN = {
@@ -60,7 +60,7 @@ def load_dataset(
     how it is read is in ``notes``. A dataset is what lay there when it was opened: open it again after changing files.
     Raises UsageError for an unknown name or a missing folder, CossError for a dataset that cannot be used.
     """
-    data = _open(str(name_or_path), _root(root), Reading(exif, image_column, label_column, holdout))
+    data = _open(str(name_or_path), _root(root), ReadOptions(exif, image_column, label_column, holdout))
     if holdout is not None:
         data = _held_out(data, holdout)
     if skip_bad_images:
@@ -94,7 +94,7 @@ def read_classes(file: str | os.PathLike[str]) -> list[str]:
     return classes
 
 
-def _open(name: str, root: Path | None, reading: Reading) -> Dataset:
+def _open(name: str, root: Path | None, reading: ReadOptions) -> Dataset:
     if name == "digits":
         from coss_eval.data.formats.arrays import digits
 

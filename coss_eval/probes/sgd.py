@@ -133,7 +133,7 @@ class SgdProbe:
         return [how, *edge, f"{name}: held-out accuracy % by lr: {path}"]
 
 
-class Heads:
+class ProbeHeads:
     """One linear head a learning rate on the same features (B, D), each with its own momentum."""
 
     def __init__(self, dim: int, classes: int, protocol: SgdProtocol, device: torch.device, *, seed: int) -> None:
@@ -193,10 +193,10 @@ def sgd_probe(
 
 def train_heads(
     model: Model, split: Split, protocol: SgdProtocol, *, seed: int, device: torch.device, batch_size: int = 256
-) -> Heads:
+) -> ProbeHeads:
     """All heads after the last epoch on ``split``. The network is left as it was, but for its device."""
     network = model.encoder()
-    heads: Heads | None = None
+    heads: ProbeHeads | None = None
     view = protocol.crop(min(split.native_size or (model.preprocessing.geometry.size,)))
     per_step = min(protocol.batch_size, len(split))
 
@@ -212,7 +212,7 @@ def train_heads(
                 views = _views(batch, view, split.native_size is None, batch_size, seed, epoch)
                 features = torch.cat([represent(part) for part in views])  # (B, D)
                 if heads is None:  # only now is the features' width known
-                    heads = Heads(features.shape[1], len(split.classes), protocol, device, seed=seed)
+                    heads = ProbeHeads(features.shape[1], len(split.classes), protocol, device, seed=seed)
                 scale = per_step / 256 * 0.5 * (1 + math.cos(math.pi * step / steps))
                 heads.step(features, batch.labels.to(device, non_blocking=True), scale)
                 step += 1
@@ -248,7 +248,7 @@ def _views(batch: Batch, view: RandomCrop, done: bool, batch_size: int, seed: in
         yield pixels.contiguous(memory_format=torch.channels_last)
 
 
-def _accuracies(heads: Heads, features: Tensor, labels: Tensor) -> list[float]:
+def _accuracies(heads: ProbeHeads, features: Tensor, labels: Tensor) -> list[float]:
     """Of each head on features (N, D), a chunk at a time."""
     device = heads.weight.device
     hits = torch.zeros(len(heads.lrs), dtype=torch.int64, device=device)

@@ -16,6 +16,9 @@ class StoreWarning(UserWarning):
     """A file of the store that cannot be used as it is; says which and what happens instead."""
 
 
+Record = dict[str, Any]  # a cell or a run as it is stored
+
+
 class Condition(Mapping[str, Any]):
     """What a number was measured under, an immutable mapping: Condition(corruption="fog", severity=3).
 

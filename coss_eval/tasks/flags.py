@@ -46,6 +46,6 @@ Integers = Annotated[tuple[int, ...], _SEVERAL]
 Floats = Annotated[tuple[float, ...], _SEVERAL]
 Fractions = Annotated[tuple[float, ...] | None, Parameter(converter=_fractions, consume_multiple=1, n_tokens=-1)]
 Fraction = Annotated[float | None, Parameter(converter=_fraction)]
-Backend = Annotated[
+BackendFlag = Annotated[
     Literal["native", "reference"], Parameter(help="reference: imagecorruptions and foolbox do the work, not our code.")
 ]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from coss_eval.data.batches import Batch
+from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.open import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError
@@ -23,9 +23,6 @@ from coss_eval.probes.features import Features, image_size
 from coss_eval.runtime.device import Compute
 from coss_eval.statistics import wilson
 from coss_eval.store import Cell, Measurement, column_name
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass

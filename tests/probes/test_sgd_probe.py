@@ -23,7 +23,7 @@ from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.model import Model
 from coss_eval.probes import Compute, extract, fitted_probe, scores
-from coss_eval.probes.sgd import Heads, SgdProtocol, sgd_probe, train_heads
+from coss_eval.probes.sgd import ProbeHeads, SgdProtocol, sgd_probe, train_heads
 from coss_eval.reports import headline
 from coss_eval.reports.results import Results
 from coss_eval.store import Store
@@ -42,7 +42,7 @@ def images(digits: Dataset) -> Split:
     return digits.train.limited(200)
 
 
-def trained(model: Model, images: Split, protocol: SgdProtocol = SHORT, *, batch_size: int = 256) -> Heads:
+def trained(model: Model, images: Split, protocol: SgdProtocol = SHORT, *, batch_size: int = 256) -> ProbeHeads:
     return train_heads(model, images, protocol, seed=5, device=CPU, batch_size=batch_size)
 
 
@@ -189,9 +189,9 @@ def test_files_of_any_size_are_cropped_from_the_file(tmp_path: Path) -> None:
     torch.testing.assert_close(halved.weight, one.weight, rtol=0.2, atol=0.02)
 
 
-def from_files(model: Model, split: Split, protocol: SgdProtocol) -> Heads:
+def from_files(model: Model, split: Split, protocol: SgdProtocol) -> ProbeHeads:
     """The heads by a plain loop over crops that workers' code makes, new ones in every epoch."""
-    heads = Heads(16, 2, protocol, CPU, seed=5)
+    heads = ProbeHeads(16, 2, protocol, CPU, seed=5)
     network = Classifier(model.backbone, nn.Identity(), model.preprocessing).eval()
     steps = protocol.epochs * math.ceil(len(split) / protocol.batch_size)
     scales = iter(protocol.batch_size / 256 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps))
