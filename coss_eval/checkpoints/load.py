@@ -121,7 +121,7 @@ def make_model(
             module.eval().requires_grad_(False)
     known = preprocessing or Preprocessing()
     if architecture.own:
-        known = of_own_code(backbone, known, asked=preprocessing is not None and preprocessing.said_by == "flag")
+        known = of_own_code(backbone, known, asked=known.asked)
     return Model(
         name=name or f"untrained {arch} (seed {seed})",
         arch=arch,

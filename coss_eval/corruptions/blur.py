@@ -143,17 +143,6 @@ def scatter_map(displacement: Tensor, reach: int) -> Tensor:
     return pointer - count
 
 
-def glass_blur_loop(image: Tensor, displacement: Tensor, reach: int) -> Tensor:
-    """The published loop on (3, H, W), readable and slow: the reference that ``scatter_map`` is tested against."""
-    x = image.permute(1, 2, 0).clone()  # (H, W, 3)
-    height, width = x.shape[:2]
-    for row in range(height - reach, reach, -1):
-        for column in range(width - reach, reach, -1):
-            right, down = displacement[:, row, column].tolist()
-            x[row, column] = x[row + down, column + right]
-    return x.permute(2, 0, 1)
-
-
 @corruption(
     "motion_blur",
     category="blur",
