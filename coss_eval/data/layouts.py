@@ -56,9 +56,10 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class DataLayout:
-    """One way to lay out a data set: what tells it by names alone, and what reads it ("module:function")."""
+    """A way to lay data out: its line in lists, what tells it by names alone, and its reader "module:function"."""
 
     name: str
+    about: str
     found: Callable[[Path], object]
     reader: str
 
@@ -322,16 +323,58 @@ def flat_val_labels(folder: Path) -> Path | None:
     return None
 
 
-LISTED = DataLayout("listed", _listed, "listed:listed")
+LISTED = DataLayout(
+    "listed",
+    "a CSV, TSV or JSON-lines table of files and classes (as metadata.csv of Hugging Face datasets)",
+    _listed,
+    "listed:listed",
+)
 LAYOUTS = (  # the first that is found counts
-    DataLayout("parquet", parquet_files, "columns:parquet"),
-    DataLayout("saved-to-disk", arrow_files, "columns:saved_to_disk"),
-    DataLayout("idx", idx_folder, "arrays:idx"),
-    DataLayout("tiny-imagenet", _is_tiny_imagenet, "folders:tiny_imagenet"),
-    DataLayout("kaggle-imagenet", _is_kaggle_imagenet, "listed:kaggle_imagenet"),
-    DataLayout("flat-imagenet", flat_val_labels, "listed:flat_imagenet"),
-    DataLayout("corrupted-arrays", corrupted_arrays, "corrupted:corrupted_arrays"),
-    DataLayout("corrupted-folders", corrupted_folders, "corrupted:corrupted_folders"),
+    DataLayout(
+        "parquet",
+        "parquet files with an image column and labels (Hugging Face datasets)",
+        parquet_files,
+        "columns:parquet",
+    ),
+    DataLayout("saved-to-disk", "Arrow files that datasets.save_to_disk wrote", arrow_files, "columns:saved_to_disk"),
+    DataLayout(
+        "idx", "MNIST's own files, and those of sets made like it (LeCun et al. 1998)", idx_folder, "arrays:idx"
+    ),
+    DataLayout(
+        "tiny-imagenet",
+        "Tiny-ImageNet as it is distributed, with val/val_annotations.txt",
+        _is_tiny_imagenet,
+        "folders:tiny_imagenet",
+    ),
+    DataLayout(
+        "kaggle-imagenet",
+        "ImageNet as Kaggle's competition has it, beside LOC_val_solution.csv",
+        _is_kaggle_imagenet,
+        "listed:kaggle_imagenet",
+    ),
+    DataLayout(
+        "flat-imagenet",
+        "val/ of ImageNet without folders, beside a list of wnids",
+        flat_val_labels,
+        "listed:flat_imagenet",
+    ),
+    DataLayout(
+        "corrupted-arrays",
+        "CIFAR-10-C: NAME.npy beside labels.npy (Hendrycks & Dietterich 2019)",
+        corrupted_arrays,
+        "corrupted:corrupted_arrays",
+    ),
+    DataLayout(
+        "corrupted-folders",
+        "ImageNet-C and Tiny-ImageNet-C: NAME/SEVERITY/CLASS (Hendrycks & Dietterich 2019)",
+        corrupted_folders,
+        "corrupted:corrupted_folders",
+    ),
     LISTED,
-    DataLayout("class-folders", _has_class_folders, "folders:class_folders"),
+    DataLayout(
+        "class-folders",
+        "train/ and val/ (or test/) with a folder a class (torchvision's ImageFolder)",
+        _has_class_folders,
+        "folders:class_folders",
+    ),
 )
