@@ -60,6 +60,10 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     """Wilson's (1927) score interval of a proportion; (0, 1) where nothing was seen.
 
     Brown, Cai & DasGupta (2001) recommend it at any n. ``n`` may be fractional: an effective sample size.
+
+    >>> low, high = wilson(9, 10)
+    >>> f"{low:.3f} {high:.3f}"
+    '0.596 0.982'
     """
     if not 0 <= successes <= n:
         raise UsageError(f"wilson expects 0 <= successes <= n, got {successes} of {n}")
@@ -102,6 +106,9 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, *, method: Literal["mid-
     Exact: twice the binomial tail of the discordant pairs at 1/2, at most 1. Mid-p takes half of the observed
     outcome's probability off each tail; Fagerland, Lydersen & Laake (2013) show that it keeps the nominal level where
     the exact test is needlessly conservative.
+
+    >>> round(mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 1, 0]), 4)  # one is right alone four times, the other never
+    0.0625
     """
     from scipy.special import bdtr  # here: SciPy costs a tenth of a second at import
 

@@ -45,6 +45,11 @@ def corrupt(
             and the "imagenet" table only.
 
     Returns: uint8 (B, 3, H, W) on the same device. Raises UsageError for a call that does not fit the above.
+
+    >>> images, ids = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8), torch.tensor([7, 8])
+    >>> foggy = corrupt(images, "fog", 3, ids)
+    >>> torch.equal(foggy[1:], corrupt(images[1:], "fog", 3, ids[1:]))  # the same, whatever is in the batch
+    True
     """
     corruption = find(name)
     check_severity(severity)

@@ -111,7 +111,13 @@ def corruption(
 
 
 def register(name: str, function: Function, **declared: Any) -> Corruption:
-    """``corruption(name, **declared)`` for a function that exists already."""
+    """``corruption(name, **declared)`` for a function that exists already.
+
+    >>> def darker(images, setting, draws):
+    ...     return images * (1 - 0.1 * setting.severity)
+    >>> register("darker", darker).category
+    'other'
+    """
     corruption(name, **declared)(function)
     return CORRUPTIONS[name]
 

@@ -59,6 +59,13 @@ def load_dataset(
     Photographs are read as they are stored; ``exif`` turns them as their EXIF orientation says. What is unusual about
     how it is read is in ``notes``. A dataset is what lay there when it was opened: open it again after changing files.
     Raises UsageError for an unknown name or a missing folder, CossError for a dataset that cannot be used.
+
+    >>> import coss_eval as ce
+    >>> digits = ce.load_dataset("digits")
+    >>> len(digits.train), len(digits.test), digits.classes[:3]
+    (1346, 451, ('0', '1', '2'))
+    >>> next(digits.test.batches(batch_size=2)).images.shape
+    torch.Size([2, 3, 32, 32])
     """
     data = _open(str(name_or_path), _root(root), ReadOptions(exif, image_column, label_column, holdout))
     if holdout is not None:

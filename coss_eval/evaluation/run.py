@@ -94,6 +94,11 @@ def evaluate(
     the images do not allow are left out and named in ``Run.skipped``. Networks whose outputs for an image depend on its
     batch are refused; ``allow_batch_dependent`` measures them, with the batch size in their cells' keys.
     ``on_note`` gets each line that a person should know: an assumed normalisation, warnings, failures.
+
+    >>> import tempfile, coss_eval as ce
+    >>> run = ce.evaluate("pixels:8", "digits", ["crops"], out=tempfile.mkdtemp(), limit=20, cache=False)
+    >>> sorted(set(run.table()["metric"]))
+    ['accuracy', 'chance', 'stability']
     """
     planned = plan(
         models,

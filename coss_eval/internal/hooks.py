@@ -48,6 +48,14 @@ def corrupted(
         with corrupted(classifier, "stage2", "channel", 0.5, batch.ids, seed=0) as images:
             logits = classifier(pixels)
             images.ids = next_batch.ids
+
+    >>> from coss_eval.checkpoints.load import make_model
+    >>> classifier, pixels, ids = make_model("resnet18", width=8).encoder(), torch.rand(2, 3, 64, 64), torch.arange(2)
+    >>> clean = classifier(pixels)
+    >>> with corrupted(classifier, "stage2", "channel", 0.5, ids):
+    ...     damaged = classifier(pixels)
+    >>> torch.equal(damaged, clean), torch.equal(classifier(pixels), clean)
+    (False, True)
     """
     backbone = model if isinstance(model, Backbone) else model.backbone
     place = find_site(backbone, site)

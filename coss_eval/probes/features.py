@@ -58,6 +58,11 @@ def extract(
     ``model.backbone`` is moved to the device; its modes, gradients and hooks are left as they were. With ``cache``,
     features of the same weights, code, images, geometry and sites are read from the user's cache directory or kept
     there. UsageError where an image's features depend on its batch, CossError where one is not finite.
+
+    >>> import coss_eval as ce
+    >>> features = ce.extract(ce.load_model("pixels:8"), ce.load_dataset("digits").test, cache=False)
+    >>> features.values["global"].shape, len(features.ids)
+    (torch.Size([451, 192]), 451)
     """
     split.refuse_changed()
     compute = Compute(resolve_device(device), batch_size, cache)

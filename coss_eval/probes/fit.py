@@ -43,6 +43,14 @@ def fit_classifier(
     ``head``: "auto" takes the checkpoint's own head where its class names match, "own" insists on it, "probe" fits a
     linear probe on the training split; None is what the model was loaded with. ``origin`` of the result says which it
     was. The probe's strength is chosen on a tenth of the training images; the test split is never read.
+
+    >>> import coss_eval as ce
+    >>> digits = ce.load_dataset("digits")
+    >>> classifier = ce.fit_classifier(ce.load_model("pixels:8"), digits, cache=False, device="cpu")
+    >>> batch = next(digits.test.batches(batch_size=200))
+    >>> right = classifier(batch.images / 255).argmax(1) == batch.labels
+    >>> right.float().mean().item() > 0.9
+    True
     """
     data.refuse_changed()
     compute = Compute(resolve_device(device), batch_size, cache)

@@ -27,6 +27,10 @@ def cka(x: Array, y: Array, *, debiased: bool = True) -> float:
     N, D and D' are, and may lie slightly outside [0, 1]; plain (``debiased=False``) it is
     ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of the centred arrays. Raises UsageError for arrays that do not fit, and
     CossError for one that is the same for all images.
+
+    >>> x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    >>> round(cka(x, 3 * x.flip(1)), 6)
+    1.0
     """
     a, b = pair(x, y, FEWEST)
     measure = _hsic if debiased else _plain

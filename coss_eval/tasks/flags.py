@@ -15,7 +15,11 @@ from coss_eval.errors import UsageError
 
 
 def numbers(texts: Iterable[str]) -> tuple[float, ...]:
-    """Numbers as people write them: 8/255 or 0.031, separated by commas or blanks."""
+    """Numbers as people write them: 8/255 or 0.031, separated by commas or blanks.
+
+    >>> numbers(["1/255,2/255", "0.5"]) == (1 / 255, 2 / 255, 0.5)
+    True
+    """
     values = []
     for text in ",".join(texts).split(","):
         numerator, _, denominator = text.strip().partition("/")
