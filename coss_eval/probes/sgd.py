@@ -24,7 +24,7 @@ from coss_eval.models.model import Model
 from coss_eval.probes.features import extract_known
 from coss_eval.probes.fit import HELD_OUT
 from coss_eval.probes.forward import ahead, ready
-from coss_eval.runtime.device import exact_float32, resolve_device
+from coss_eval.runtime.device import Compute, exact_float32
 from coss_eval.views.crop_files import crop_batches
 from coss_eval.views.random_crop import RandomCrop, crop, draw_boxes, draw_flips
 
@@ -133,7 +133,7 @@ class SgdProbe:
         return [how, *edge, f"{name}: held-out accuracy % by lr: {path}"]
 
 
-class Heads:
+class ProbeHeads:
     """One linear head a learning rate on the same features (B, D), each with its own momentum."""
 
     def __init__(self, dim: int, classes: int, protocol: SgdProtocol, device: torch.device, *, seed: int) -> None:
@@ -167,23 +167,20 @@ def sgd_probe(
     model: Model,
     train: Split,
     protocol: SgdProtocol,
+    compute: Compute,
     *,
     seed: int = 0,
-    device: str | torch.device = "auto",
-    batch_size: int = 256,
-    cache: bool = True,
 ) -> SgdProbe:
     """The probe on the global representation of ``train``'s images; the test split is never read.
 
-    The order belongs to (seed, epoch) and the views to (seed, epoch, sample id). ``batch_size`` is the images of a
-    forward pass and changes nothing beyond rounding; ``cache`` is for the features of the held-out images as they are.
+    The order belongs to (seed, epoch) and the views to (seed, epoch, sample id). The batch size is that of a forward
+    pass and changes nothing beyond rounding; the cache is for the features of the held-out images as they are.
     """
-    target = resolve_device(device)
     fit, select = train.holdout(protocol.held_out) if protocol.held_out else (train, None)
-    heads = train_heads(model, fit, protocol, seed=seed, device=target, batch_size=batch_size)
+    heads = train_heads(model, fit, protocol, seed=seed, device=compute.device, batch_size=compute.batch_size)
     path, held_out = dict[float, float](), 0
     if select is not None:
-        features = extract_known(model, select, batch_size=batch_size, device=target, cache=cache)
+        features = extract_known(model, select, compute)
         path = dict(zip(protocol.lrs, _accuracies(heads, features.values["global"], features.labels), strict=True))
         held_out = len(features)
     lr = max(path, key=path.__getitem__) if path else protocol.lrs[0]  # of equally accurate ones the smallest
@@ -196,10 +193,10 @@ def sgd_probe(
 
 def train_heads(
     model: Model, split: Split, protocol: SgdProtocol, *, seed: int, device: torch.device, batch_size: int = 256
-) -> Heads:
+) -> ProbeHeads:
     """All heads after the last epoch on ``split``. The network is left as it was, but for its device."""
     network = model.encoder()
-    heads: Heads | None = None
+    heads: ProbeHeads | None = None
     view = protocol.crop(min(split.native_size or (model.preprocessing.geometry.size,)))
     per_step = min(protocol.batch_size, len(split))
 
@@ -215,7 +212,7 @@ def train_heads(
                 views = _views(batch, view, split.native_size is None, batch_size, seed, epoch)
                 features = torch.cat([represent(part) for part in views])  # (B, D)
                 if heads is None:  # only now is the features' width known
-                    heads = Heads(features.shape[1], len(split.classes), protocol, device, seed=seed)
+                    heads = ProbeHeads(features.shape[1], len(split.classes), protocol, device, seed=seed)
                 scale = per_step / 256 * 0.5 * (1 + math.cos(math.pi * step / steps))
                 heads.step(features, batch.labels.to(device, non_blocking=True), scale)
                 step += 1
@@ -251,7 +248,7 @@ def _views(batch: Batch, view: RandomCrop, done: bool, batch_size: int, seed: in
         yield pixels.contiguous(memory_format=torch.channels_last)
 
 
-def _accuracies(heads: Heads, features: Tensor, labels: Tensor) -> list[float]:
+def _accuracies(heads: ProbeHeads, features: Tensor, labels: Tensor) -> list[float]:
     """Of each head on features (N, D), a chunk at a time."""
     device = heads.weight.device
     hits = torch.zeros(len(heads.lrs), dtype=torch.int64, device=device)

@@ -277,9 +277,9 @@ class Store:
             lock.release()
         return False
 
-    def _whole_cells(self) -> dict[str, _pack.Entry]:
+    def _whole_cells(self) -> dict[str, _pack.PackedCell]:
         """The loose cells that a pack can hold as they are, with their samples; damaged ones are named and left out."""
-        found: dict[str, _pack.Entry] = {}
+        found: dict[str, _pack.PackedCell] = {}
         for path in sorted((self.path / "cells").glob("*.json")):
             record, table = self._load(path), self.samples(path.stem)
             if record is None or ("samples" in record) != (table is not None):
@@ -288,7 +288,7 @@ class Store:
                 found[path.stem] = (record, table)
         return found
 
-    def _packed_cells(self, *, without: Collection[str]) -> Iterator[_pack.Entry]:
+    def _packed_cells(self, *, without: Collection[str]) -> Iterator[_pack.PackedCell]:
         """The cells of the pack but those in ``without``. Raises Damaged where their samples cannot be had."""
         packed = self._packed()
         if packed is None:
