@@ -1081,8 +1081,26 @@ class Drops(Convolutional):
         return F.dropout(super().features(pixels), 0.5, training=True)
 
 
-@pytest.mark.parametrize("network", [BatchStatistics, Drops])
-def test_batch_dependent_networks_are_refused(network: type[nn.Module], digits: Dataset, tmp_path: Path) -> None:
+class Adapts(nn.Module):
+    """Test-time adaptation: torch.fx sees no step in a call of train(), and would leave another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.fc = nn.BatchNorm2d(3), nn.Conv2d(3, 16, 3, 2, 1), nn.Linear(16, 16)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.norm.train()
+        return self.fc(self.conv(self.norm(pixels)).relu().mean((2, 3)))
+
+
+def adapting() -> nn.Module:
+    return wrap(Adapts())[0]
+
+
+@pytest.mark.parametrize("network", [BatchStatistics, Drops, adapting])
+def test_batch_dependent_networks_are_refused(
+    network: Callable[[], nn.Module], digits: Dataset, tmp_path: Path
+) -> None:
     model = own_head(digits, network())
     for call in (
         lambda: ce.evaluate(model, digits, [CLEAN], out=tmp_path),

@@ -57,3 +57,10 @@ def run(network: nn.Module, pixels: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise UsageError(f"{type(network).__name__} must return one tensor in eval mode, not {type(output).__name__}")
     return output
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two passes gave the same but for rounding."""
+    if found.shape != expected.shape or found.is_meta:  # a network without weights as yet: shapes are all there is
+        return found.shape == expected.shape
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
