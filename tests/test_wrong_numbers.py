@@ -591,6 +591,14 @@ def test_logits_that_are_taken_for_the_representation_are_said_to_be() -> None:
     assert "--global" in backbone.note
 
 
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(dim=1)])
+def test_code_that_squeezes_a_single_image_is_told_what_it_does(end: nn.Module) -> None:
+    network = nn.Sequential(Ending(lambda y: y[..., None, None].squeeze()), end)
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    with pytest.raises(UsageError, match=r"one image.*\(2, 5\) of two: it works with batches.*\.flatten\(1\)"):
+        wrap(network)
+
+
 FIRST_STEPS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "constants": (lambda x: (x - 0.4) / 0.2, True),
     "tensors": (lambda x: (x - torch.full((3, 1, 1), 0.4)) / torch.full((3, 1, 1), 0.2), True),
