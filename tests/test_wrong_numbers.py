@@ -599,12 +599,37 @@ def test_code_that_squeezes_a_single_image_is_told_what_it_does(end: nn.Module) 
         wrap(network)
 
 
-FIRST_STEPS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
-    "constants": (lambda x: (x - 0.4) / 0.2, True),
-    "tensors": (lambda x: (x - torch.full((3, 1, 1), 0.4)) / torch.full((3, 1, 1), 0.2), True),
-    "to [-1, 1]": (lambda x: 2 * x - 1, True),
-    "nothing": (lambda x: x, False),
-    "of the image itself": (lambda x: x - x.mean((2, 3), keepdim=True), False),
+def by_channels(x: Tensor) -> Tensor:
+    """Each channel by itself, as in code from before broadcasting."""
+    return torch.stack([(x[:, channel] - 0.4) / 0.2 for channel in range(3)], 1)
+
+
+def caffe(x: Tensor) -> Tensor:
+    return x.flip(1) - torch.tensor([103.9, 116.8, 123.7])[:, None, None]
+
+
+UNTOUCHED, UNIT, DEEP = (
+    (Preprocessing().mean, Preprocessing().std),
+    ((0.0,) * 3, (1.0,) * 3),
+    ((0.0,) * 3, (1 / 255,) * 3),
+)
+FIRST_STEPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    "constants": (lambda x: (x - 0.4) / 0.2, UNIT),
+    "tensors": (lambda x: (x - torch.full((3, 1, 1), 0.4)) / torch.full((3, 1, 1), 0.2), UNIT),
+    "to [-1, 1]": (lambda x: 2 * x - 1, UNIT),
+    "to 0 to 255": (lambda x: 255 * x, UNIT),
+    "torchvision's": (lambda x: torchvision.transforms.functional.normalize(x, [0.4] * 3, [0.2] * 3), UNIT),
+    "torchvision's v2": (lambda x: torchvision.transforms.v2.functional.normalize(x, [0.4] * 3, [0.2] * 3), UNIT),
+    "by channels": (by_channels, UNIT),
+    "after a resize": (lambda x: (F.interpolate(x, 16) - 0.4) / 0.2, UNIT),
+    "of 0 to 255": (lambda x: x.float() / 255, DEEP),
+    "of 0 to 255, then more": (lambda x: ((x / 255) - 0.4) / 0.2, DEEP),
+    "of 0 to 255, to [-1, 1]": (lambda x: x / 127.5 - 1, DEEP),
+    "Caffe's": (caffe, DEEP),
+    "nothing": (lambda x: x, UNTOUCHED),
+    "a clone": (lambda x: x.clone().float().contiguous(), UNTOUCHED),
+    "of the image itself": (lambda x: x - x.mean((2, 3), keepdim=True), UNTOUCHED),
+    "by the image's own deviation": (lambda x: (x - x.mean()) / x.std(), UNTOUCHED),
 }
 
 
@@ -619,11 +644,56 @@ class FirstStep(nn.Module):
 
 @pytest.mark.parametrize("case", FIRST_STEPS)
 def test_pixels_that_the_code_normalises_are_not_normalised_before(case: str) -> None:
-    step, own = FIRST_STEPS[case]
+    step, expected = FIRST_STEPS[case]
     found = of_own_code(wrap(FirstStep(step).eval())[0], Preprocessing(), asked=False)
-    assert (found.mean, found.std) == (((0.0,) * 3, (1.0,) * 3) if own else (Preprocessing().mean, Preprocessing().std))
+    assert (found.mean, found.std) == expected
     asked = Preprocessing(mean=(0.1,) * 3)
     assert of_own_code(wrap(FirstStep(step).eval())[0], asked, asked=True) is asked
+
+
+class Named(nn.Module):
+    """A normalisation by constants of some names."""
+
+    def __init__(self, mean: str, std: str, value: float) -> None:
+        super().__init__()
+        self.small, self.names = Small(), (mean, std)
+        self.register_buffer(mean, torch.full((3, 1, 1), 0.3))
+        self.register_buffer(std, torch.full((3, 1, 1), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = (getattr(self, name) for name in self.names)
+        return self.small((x - mean) / (std.sqrt() if self.names[1].startswith("var") else std))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "value"), [("mean", "var", 0.04), ("means", "sds", 0.2), ("means", "stds", 0.2), ("m", "s", 0.2)]
+)
+def test_constants_of_other_names_are_found(mean: str, std: str, value: float, tmp_path: Path) -> None:
+    network = Named(mean, std, value).eval()
+    assert of_own_code(wrap(network)[0], Preprocessing(), asked=False).mean == (0,) * 3
+    state = torchvision.models.resnet18(num_classes=5).state_dict()
+    torch.save(state | dict(network.named_buffers()), tmp_path / "net.pth")
+    if mean == "m":  # nothing says what they are
+        report = load_model(tmp_path / "net.pth").report
+        assert report is not None
+        assert report.unexpected == ("m", "s")
+        return
+    found = load_model(tmp_path / "net.pth").preprocessing
+    assert (found.mean, found.std) == (pytest.approx((0.3,) * 3), pytest.approx((0.2,) * 3))
+
+
+def test_the_statistics_of_a_batch_norm_are_no_constants() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), Small()).eval()
+    assert of_own_code(wrap(network)[0], Preprocessing(), asked=False) == Preprocessing()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_says_nothing_of_its_normalisation() -> None:
+    network: nn.Module = torch.jit.trace(FirstStep(lambda x: (x - 0.4) / 0.2).eval(), torch.rand(1, 3, 32, 32))
+    backbone = wrap(network)[0]
+    with pytest.raises(UsageError, match="TorchScript does not show"):
+        of_own_code(backbone, Preprocessing(), asked=False)
+    assert of_own_code(backbone, Preprocessing(), asked=True) == Preprocessing()
 
 
 HUGGING_FACE: dict[str, dict[str, Any]] = {

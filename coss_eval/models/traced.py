@@ -90,7 +90,7 @@ def traced(network: nn.Module, example: Tensor, leaves: frozenset[str] = frozens
     with evaluating(network):
         try:
             graph = _Tracer(leaves).trace(network)
-        except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError):
+        except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, AssertionError):
             return None  # the network's own code needs real tensors; what else could be wrong shows in the run itself
         ShapeProp(fx.GraphModule(network, graph)).propagate(example)
     return graph
