@@ -30,7 +30,7 @@ import coss_eval as ce
 from coss_eval import attacks, evaluation
 from coss_eval.attacks import pgd
 from coss_eval.checkpoints.load import load_model, make_model, save_model
-from coss_eval.checkpoints.preprocessing import of_own_code
+from coss_eval.checkpoints.preprocessing import beside, of_own_code
 from coss_eval.data import digests
 from coss_eval.data.batches import Batch, Geometry
 from coss_eval.data.dataset import Dataset
@@ -716,6 +716,33 @@ def test_odd_configs_of_hugging_face_are_read_or_refused(case: str, tmp_path: Pa
     found = load_model(tmp_path / "net.pth").preprocessing
     assert found.mean == pytest.approx((0.4,) * 3)
     assert found.std == pytest.approx((0.2,) * 3)
+
+
+SIZES = {
+    "number": (224, 224),
+    "list": ([224, 224], 224),
+    "list of one": ([224], 224),
+    "shortest edge": ({"shortest_edge": 224}, 224),
+    "square": ({"height": 224, "width": 224}, 224),
+    "longest edge": ({"longest_edge": 224}, None),
+    "oblong list": ([224, 112], "square is expected"),
+    "oblong": ({"height": 224, "width": 112}, "square is expected"),
+    "words": ("224", "square is expected"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_every_way_to_write_a_size_for_hugging_face_is_read_or_refused(case: str, tmp_path: Path) -> None:
+    size, expected = SIZES[case]
+    config = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": size}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    if isinstance(expected, str):
+        with pytest.raises(CossError, match=expected):
+            beside(tmp_path / "net.pth")
+        return
+    found = beside(tmp_path / "net.pth")
+    assert found is not None
+    assert found.img_size == expected
 
 
 def test_integer_names_that_the_file_knows_are_not_numbered_anew() -> None:

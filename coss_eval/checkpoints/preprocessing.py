@@ -221,8 +221,8 @@ def _hugging_face(shown: Mapping[str, Any]) -> Preprocessing:
     scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-3) else scale  # what mean and std are for, in units of [0, 1]
     plain = shown.get("do_normalize") is False
     mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (_three(shown, "image_mean"), _three(shown, "image_std"))
-    resized = _side(shown.get("size")) if shown.get("do_resize", True) else None
-    cropped = _side(shown.get("crop_size")) if shown.get("do_center_crop", False) else None
+    resized = _side(shown, "size") if shown.get("do_resize", True) else None
+    cropped = _side(shown, "crop_size") if shown.get("do_center_crop", False) else None
     side, fraction = cropped or resized, shown.get("crop_pct")
     if fraction is None:
         fraction = cropped / resized if cropped and resized and cropped <= resized else 1.0
@@ -250,10 +250,20 @@ def _three(shown: Mapping[str, Any], entry: str) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _side(size: Any) -> int | None:
+def _side(shown: Mapping[str, Any], entry: str) -> int | None:
+    """The side of the square that ``entry`` names: 224, [224], [224, 224] or an object with a shortest edge or both."""
+    size = shown.get(entry)
     if isinstance(size, dict):
-        size = size.get("shortest_edge") or size.get("height")
-    return size if isinstance(size, int) else None
+        size = size.get("shortest_edge") or [size[side] for side in ("height", "width") if side in size]
+    sides: list[Any] = size if isinstance(size, list) else [size]
+    if len(sides) in (1, 2) and all(isinstance(side, int) and side > 0 for side in sides) and len(set(sides)) == 1:
+        return int(sides[0])
+    if sides in ([], [None]):
+        return None
+    raise CossError(
+        f"{entry} in preprocessor_config.json beside it is {shown[entry]!r}, where the side of a square is expected; "
+        "mend it or move it away"
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
