@@ -1202,7 +1202,14 @@ def adapting() -> nn.Module:
     return wrap(Adapts())[0]
 
 
-@pytest.mark.parametrize("network", [BatchStatistics, Drops, adapting])
+class Crowded(Convolutional):
+    """Large batches only are centred on their own mean."""
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return super().features(pixels if len(pixels) <= 16 else pixels - pixels.mean(0))
+
+
+@pytest.mark.parametrize("network", [BatchStatistics, Drops, adapting, Crowded])
 def test_batch_dependent_networks_are_refused(
     network: Callable[[], nn.Module], digits: Dataset, tmp_path: Path
 ) -> None:
@@ -1216,12 +1223,15 @@ def test_batch_dependent_networks_are_refused(
             call()
 
 
-def test_a_batch_dependent_number_is_kept_with_its_batch_size(digits: Dataset, tmp_path: Path) -> None:
-    model = own_head(digits, BatchStatistics())
-    for size in (8, 20):
+@pytest.mark.parametrize(("network", "sizes"), [(BatchStatistics, (8, 20)), (Crowded, (18, 20))])
+def test_a_batch_dependent_number_is_kept_with_its_batch_size(
+    network: type[nn.Module], sizes: tuple[int, int], digits: Dataset, tmp_path: Path
+) -> None:
+    model = own_head(digits, network())
+    for size in sizes:
         ce.evaluate(model, digits, [CLEAN], out=tmp_path, batch_size=size, allow_batch_dependent=True)
     found = {r["protocol"]["model"]["batch_size"]: r["measurements"][0]["value"] for r in Store(tmp_path).records()}
-    assert found == {size: right_accuracy(model, digits, size) for size in (8, 20)}
+    assert found == {size: right_accuracy(model, digits, size) for size in sizes}
     assert ce.Run(tmp_path).table()["checkpoint"].nunique() == 2
     plain = own_head(digits)
     planned = evaluation.plan(plain, digits, tasks=[CLEAN], out=tmp_path, allow_batch_dependent=True)
@@ -1235,6 +1245,18 @@ def test_rounding_is_no_batch_dependence(arch: str) -> None:
     assert batch_dependence(seen) is None
     assert apart(seen.outputs.float().double(), seen.outputs) == 0
     assert apart(seen.outputs.roll(1, 0), seen.outputs) > 0.5
+
+
+def test_batches_in_which_images_are_independent_are_no_reason_to_refuse(digits: Dataset, tmp_path: Path) -> None:
+    """Nor is a network asked again, in batches as large as the run's, where nothing is left to compute."""
+    model, sizes = own_head(digits, Crowded()), list[int]()
+    for _ in range(2):
+        assert ce.evaluate(model, digits, [CLEAN], out=tmp_path, batch_size=16).failures == ()
+    plain = own_head(digits)
+    ce.evaluate(plain, digits, [CLEAN], out=tmp_path)
+    plain.backbone.register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))
+    assert evaluation.plan(plain, digits, tasks=[CLEAN], out=tmp_path).missing == 0
+    assert max(sizes) == 8
 
 
 def test_a_pivot_does_not_average_trained_and_untrained(digits: Dataset, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def extract_known(
         if all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
             return Features(arrays["ids"], arrays["labels"], kept, cached=True)
     if check_batches:
-        refuse_batch_dependent(model, size, target)
+        refuse_batch_dependent(model, size, target, min(batch_size, len(split)))
     features = _extract(model, split, places, batch_size, target)
     if cache:
         values = {_entry(site): value.numpy() for site, value in features.values.items()}
