@@ -1018,6 +1018,27 @@ def test_edited_code_of_a_factory_is_another_model(
     assert "code" not in own_head(digits).identified().protocol()  # ordinary networks keep their keys
 
 
+@pytest.mark.parametrize("where", ["edited_here", "edited_there"])
+def test_code_that_was_edited_after_its_import_is_told_and_not_renamed(
+    where: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs is what was imported: a model keeps its identity, a second one of that name needs a reload."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("edited_here", "edited_there"):
+        sys.modules.pop(name, None)
+    texts = {"edited_here": NETWORK.format(act="{act}") + "import edited_there\n", "edited_there": "# {act}\n"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text.format(act="ReLU"))
+    importlib.invalidate_caches()
+    model = make_model("edited_here:factory").identified()
+    (tmp_path / f"{where}.py").write_text(texts[where].format(act="GELU"))
+    assert model.identified().protocol() == model.protocol()
+    with pytest.raises(UsageError, match=rf"{where} was edited since .*importlib.reload"):
+        make_model("edited_here:factory")
+    importlib.reload(sys.modules[where])
+    assert make_model("edited_here:factory").identified().protocol() != model.protocol()
+
+
 TASK = """
 from dataclasses import dataclass
 from coss_eval.store import Cell, Measurement
