@@ -1336,6 +1336,60 @@ def test_a_fixed_size_network_is_timed_as_it_is_used(side: int, digits: Dataset,
     assert set(sizes) == {side}
 
 
+def test_a_fixed_size_network_is_measured_on_smaller_images_by_every_task(digits: Dataset, tmp_path: Path) -> None:
+    """Digits have 32 px, the network takes 48 px alone: they are brought there, as by torch, and not cropped."""
+    model = make_model("vit_d64_l1_h2_p16", img_size=48, classes=digits.classes, name="vit")
+    with pytest.raises(AssertionError):
+        model.backbone(torch.zeros(1, 3, 32, 32))
+    run = ce.evaluate(model, digits, EVERY_TASK, out=tmp_path)
+    assert run.failures == ()
+    assert {record["task"] for record in Store(tmp_path).records()} == {task.name for task in EVERY_TASK}
+    resized = F.interpolate(_normalised(model, digits), size=(48, 48), mode="bilinear", antialias=True)
+    features = ce.extract(model, digits.test, device="cpu").values["global"]
+    torch.testing.assert_close(features, model.backbone(resized), rtol=1e-3, atol=1e-4)
+
+
+def test_the_report_says_what_a_number_at_one_eps_is(digits: Dataset, tmp_path: Path) -> None:
+    attacked = Attacks((("fgsm", "linf"), ("bim", "linf")), eps={"linf": (1 / 255, 8 / 255)}, checked_images=0)
+    run = ce.evaluate(own_head(digits), digits, [attacked], out=tmp_path)
+    run.report()
+    report = (run.path / "report.md").read_text()
+    assert "FGSM: one step, run at each eps alone" in report
+    assert "BIM: smallest over this list of eps: an image broken at a smaller eps counts as broken" in report
+
+
+@pytest.mark.parametrize(("arch", "local"), [("rf5_resnet18", True), ("resnet18", False)])
+def test_redundancy_says_what_its_locations_see(arch: str, local: bool, digits: Dataset, tmp_path: Path) -> None:
+    """Pairs whose fields overlap and pairs whose fields do not have rows of their own; the former headline stays."""
+    model = make_model(arch, stem="cifar", width=8)
+    ce.evaluate(model, digits, [Redundancy()], out=tmp_path)
+    record = next(r for r in Store(tmp_path).records() if r["params"]["weights"] == "trained")
+    found = {m["metric"]: m["value"] for m in record["measurements"]}
+    assert {"normalised", "normalised_per_position"} <= found.keys()
+    assert ("within_disjoint" in found) == local
+    notes = " ".join(record["notes"])
+    assert ("every location sees the whole image of 32 px" in notes) == (not local)
+    seen = theoretical(model.backbone, 32).set_index("site").loc["prepool"]
+    jump = int(seen["jump"])
+    expected = _share_of_pixels_that_locations_see(5, jump, 32) if local else 1.0
+    assert found["pixels_covered"] == pytest.approx(expected)
+    if local:
+        with torch.no_grad():
+            z = model.backbone.represent(_normalised(model, digits)).local.double()
+        side = math.isqrt(z.shape[1])
+        u = F.normalize(z - z.mean(0), dim=-1)
+        place = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        apart_by = (place[:, None] - place[None]).abs().amax(-1)  # in cells, on the grid
+        pairs = torch.einsum("nld,nkd->lk", u, u) / len(u)
+        disjoint = apart_by * jump >= 5
+        assert found["within_disjoint"] == pytest.approx(float(pairs[disjoint].mean()), abs=1e-4)
+
+
+def _normalised(model: Model, digits: Dataset) -> Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
+    return (images_and_labels(digits)[0] - mean) / std
+
+
 def test_pixels_take_no_cells_of_the_models_after_them(digits: Dataset, tmp_path: Path) -> None:
     pixels, after = ce.load_model("pixels:8"), make_model("resnet18", stem="cifar", width=8)
     run = ce.evaluate([pixels, after], digits, [Redundancy()], out=tmp_path)
