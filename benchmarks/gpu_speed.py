@@ -36,7 +36,7 @@ from coss_eval.models.classifier import training_format
 from coss_eval.runtime.device import exact_float32
 from coss_eval.training.config import resolve
 from coss_eval.training.graph import WARM_UP
-from coss_eval.training.loop import Run
+from coss_eval.training.loop import Trainer
 
 SMALL = {"width": 8, "size": 32, "batch_size": 8, "hidden": 32}
 TURNS = 8  # that a box is cut into for each contender
@@ -152,7 +152,7 @@ def shown(row: dict[str, Any]) -> str:
     return f"{line}; {row['precision']}, batch {row['batch']}, {row['peak_gib']} GiB, {row['turns']} turns"
 
 
-def trainer(bench: Bench, kind: Kind, method: str, **others: Any) -> Run:
+def trainer(bench: Bench, kind: Kind, method: str, **others: Any) -> Trainer:
     """A run of the preset on smooth noise; nothing is written."""
     side, images, fields = kind.side, kind.images, {"batch_size": kind.batch}
     if bench.small:
@@ -160,25 +160,25 @@ def trainer(bench: Bench, kind: Kind, method: str, **others: Any) -> Run:
     images = max(images, int(fields["batch_size"]))
     data = dataset(smooth_images(images, side).numpy())
     config = resolve(method, kind.preset, holdout=0.0, probe_every=0, epochs=1000, **fields, **others)
-    return Run(config, data, Path(), bench.device)
+    return Trainer(config, data, Path(), bench.device)
 
 
-def steps_of(run: Run) -> Callable[[], Tensor]:
+def steps_of(run: Trainer) -> Callable[[], Tensor]:
     """A call that takes the next step, epoch after epoch, as the loop does."""
 
     def batches() -> Iterator[Any]:
         while True:
-            yield from run.task.feed.epoch(run.epoch)
+            yield from run.setup.feed.epoch(run.epoch)
             run.epoch += 1
 
     upcoming = batches()
     return lambda: run.take_step(next(upcoming))
 
 
-def bare_step(run: Run) -> Callable[[], None]:
+def bare_step(run: Trainer) -> Callable[[], None]:
     """Forward and backward of two views and the target's forward passes: the same networks and nothing else."""
-    objective, batch = run.objective, next(iter(run.task.feed.epoch(0)))
-    views = run.task.views_of(batch, 0)
+    objective, batch = run.objective, next(iter(run.setup.feed.epoch(0)))
+    views = run.setup.views_of(batch, 0)
     assert objective.target is not None
     target = objective.target
 
@@ -197,13 +197,13 @@ def bare_step(run: Run) -> Callable[[], None]:
 def on_given_views(bench: Bench, kind: Kind, method: str) -> Callable[[], Tensor]:
     """A step whose views are there already: what a step is without them."""
     run = trainer(bench, kind, method)
-    batch = next(iter(run.task.feed.epoch(0)))
-    views = run.task.views_of(batch, 0)
-    run.task.make = lambda pixels, drawn: views  # type: ignore[method-assign]
+    batch = next(iter(run.setup.feed.epoch(0)))
+    views = run.setup.views_of(batch, 0)
+    run.setup.make = lambda pixels, drawn: views  # type: ignore[method-assign]
     return lambda: run.take_step(batch)
 
 
-def launched_one_by_one(run: Run, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def launched_one_by_one(run: Trainer, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """The step without the CUDA graph of its passes."""
 
     def eager() -> Tensor:
@@ -219,7 +219,7 @@ def launched_one_by_one(run: Run, step: Callable[[], Tensor]) -> Callable[[], Te
 def train_steps(bench: Bench, kind: Kind, method: str, share: float, goal: float | None = None) -> None:
     """Images a second of a step, and what the views add to its time (goal: at most a tenth of it)."""
     run, given = trainer(bench, kind, method), on_given_views(bench, kind, method)
-    first, batch, step = next(iter(run.task.feed.epoch(0))), run.config.batch_size, steps_of(run)
+    first, batch, step = next(iter(run.setup.feed.epoch(0))), run.config.batch_size, steps_of(run)
     for _ in range(1 if bench.small else WARM_UP + 1):  # the last ones are captured
         step(), given()
     works: Works = {
@@ -227,7 +227,7 @@ def train_steps(bench: Bench, kind: Kind, method: str, share: float, goal: float
         "given": given,
         "eager": launched_one_by_one(run, step),
         "bare": bare_step(run),
-        "views": lambda: run.task.views_of(first, 0),
+        "views": lambda: run.setup.views_of(first, 0),
     }
     times = bench.race(works, share)
     assert run.take_step(first).isfinite().all(), "the loss is no number"

@@ -100,10 +100,6 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         arrows = {name: targets for name, targets in arrows.items() if name not in ends}
 
 
-# names of training's or the views' that mean something else elsewhere: to be renamed, and taken off this list, there
-STILL_TWICE = {"Crops", "Images", "Layout", "Parameters", "Part", "Progress", "Run", "Targets", "Task"}
-
-
 def _types(module: ast.Module) -> list[str]:
     """The classes that a module defines, and the types that it gives a name; a leading underscore left out."""
     classes = [node.name for node in ast.walk(module) if isinstance(node, ast.ClassDef)]
@@ -116,7 +112,7 @@ def _types(module: ast.Module) -> list[str]:
 def test_each_type_has_a_name_of_its_own() -> None:
     """One word, one meaning: no class or named type of the package is called as another is, private or public."""
     counts = Counter(name for path in MODULES.values() for name in _types(ast.parse(path.read_text())))
-    assert {name for name, count in counts.items() if count > 1} == STILL_TWICE
+    assert {name for name, count in counts.items() if count > 1} == set()
 
 
 def test_types_of_one_name_are_seen() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from coss_eval import randomness
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.models.backbone import Layout, Site
+from coss_eval.models.backbone import MapLayout, Site
 
 KINDS: dict[str, str] = {
     "element": "single activations are zeroed, independently at every location",
@@ -31,7 +31,7 @@ DEFAULT_LEVELS: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("noise", "noise-shared"), (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "ablation": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
 }
-_CHANNEL_AXIS: dict[Layout, int] = {"nchw": 1, "nhwc": 3, "nlc": 2, "nc": 1}
+_CHANNEL_AXIS: dict[MapLayout, int] = {"nchw": 1, "nhwc": 3, "nlc": 2, "nc": 1}
 
 
 def kinds_at(site: Site) -> tuple[str, ...]:

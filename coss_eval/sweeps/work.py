@@ -43,11 +43,11 @@ from coss_eval.training.distributed import process_group
 from coss_eval.training.dry_run import dry_run
 from coss_eval.training.fields import build
 from coss_eval.training.gather import rank, world_size
-from coss_eval.training.loop import LAST, MODEL, Progress, train_config
+from coss_eval.training.loop import LAST, MODEL, TrainingProgress, train_config
 
 TIMED_STEPS = 50  # that fix the epochs of a sweep with run_minutes
 
-Watcher = AbstractContextManager[Callable[[Progress], None] | None]
+Watcher = AbstractContextManager[Callable[[TrainingProgress], None] | None]
 
 
 @dataclass

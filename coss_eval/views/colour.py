@@ -14,10 +14,10 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers of the
 _LUMA = (0.2989, 0.587, 0.114)
 
 
-Rows = Tensor | slice
+SomeRows = Tensor | slice
 
 
-def on_rows_(x: Tensor, chosen: Tensor, change_: Callable[[Tensor, Rows], object], *, static: bool = False) -> None:
+def on_rows_(x: Tensor, chosen: Tensor, change_: Callable[[Tensor, SomeRows], object], *, static: bool = False) -> None:
     """``change_(images, rows)`` in place on the images that ``chosen`` bool (B,) names.
 
     They alone are worked on, which needs ``chosen`` on the CPU. With ``static`` all are, and those not chosen put

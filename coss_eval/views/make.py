@@ -27,7 +27,7 @@ from coss_eval.views.random_crop import crop, draw_boxes, draw_flips
 
 __all__ = [
     "Augmentation",
-    "Parameters",
+    "ViewParameters",
     "Views",
     "apply",
     "byol_pair",
@@ -38,13 +38,13 @@ __all__ = [
     "multi_crop",
 ]
 
-Images = Tensor | Sequence[Tensor]
+BatchImages = Tensor | Sequence[Tensor]
 
 _CHUNK_VALUES = {"cpu": 2**20, "cuda": 2**26}  # of one pass: what stays in the caches, what stays small in memory
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ViewParameters:
     """What happens to each image of a batch; ``size`` and ``kernel`` (of the blur) are pixels.
 
     None stands for what happens to no image, whatever is drawn. ``static`` says that the work has the same shapes for
@@ -70,17 +70,17 @@ class Parameters:
         """All of them, for ``like``."""
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
-    def like(self, tensors: Iterable[Tensor]) -> Parameters:
+    def like(self, tensors: Iterable[Tensor]) -> ViewParameters:
         """The same with other tensors, taken in the order of ``tensors()``."""
         given = iter(tensors)
         others: Any = {name: next(given) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **others)
 
-    def rows(self, rows: slice) -> Parameters:
+    def rows(self, rows: slice) -> ViewParameters:
         """The parameters of some of the images."""
         return self.like(tensor[rows] for tensor in self.tensors())
 
-    def on(self, device: torch.device) -> Parameters:
+    def on(self, device: torch.device) -> ViewParameters:
         """The parameters on a GPU, where the work on images takes the same shapes for every draw."""
         if self.static:
             return self
@@ -95,7 +95,7 @@ def draw(
     seed: int,
     epoch: int,
     view: int,
-) -> Parameters:
+) -> ViewParameters:
     """The parameters of view number ``view`` of the samples ``ids``, int64 (B,) on the CPU.
 
     ``sizes`` is the images' (height, width), one or int64 (B, 2); None where crop and flip were done elsewhere.
@@ -109,7 +109,7 @@ def draw(
     low = (torch.tensor((1.0, 1.0, 1.0, 0.0)) - spread).clamp_(min=torch.tensor((0.0, 0.0, 0.0, -0.5)))
     high = torch.tensor((1.0, 1.0, 1.0, 0.0)) + spread
     sigma = amount[:, 8] * (a.blur_sigma[1] - a.blur_sigma[0]) + a.blur_sigma[0]
-    return Parameters(
+    return ViewParameters(
         size=a.size,
         kernel=a.kernel,
         boxes=None if sizes is None else draw_boxes(a, ids, sizes, seed=seed, epoch=epoch, view=view),
@@ -125,8 +125,8 @@ def draw(
 
 @torch.no_grad()
 def apply(
-    images: Images,
-    parameters: Parameters,
+    images: BatchImages,
+    parameters: ViewParameters,
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -151,7 +151,7 @@ def apply(
     return views
 
 
-def _unnormalised(images: Images, p: Parameters) -> Tensor:
+def _unnormalised(images: BatchImages, p: ViewParameters) -> Tensor:
     if p.boxes is not None:
         x = crop(images, p.boxes, p.flip, p.size)
     elif isinstance(images, Tensor) and images.shape[1:] == (3, p.size, p.size):
@@ -182,13 +182,13 @@ def _affine_of(
 
 def draw_views(
     views: Views, ids: Tensor, sizes: tuple[int, int] | Tensor | None, *, seed: int, epoch: int
-) -> list[Parameters]:
+) -> list[ViewParameters]:
     """``draw`` for each view of a batch, the full ones first."""
     return [draw(each, ids, sizes, seed=seed, epoch=epoch, view=number) for number, each in enumerate(views)]
 
 
 def make_views(
-    images: Images,
+    images: BatchImages,
     ids: Tensor,
     views: Views,
     *,

@@ -13,7 +13,7 @@ from coss_eval.errors import UsageError
 from coss_eval.models.architecture import Architecture, built_for_a_side, takes_stem
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.training.config import resolve
-from coss_eval.training.task import Task
+from coss_eval.training.setup import Setup
 
 NETWORKS = """
 from torch import nn
@@ -43,7 +43,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_network_is_trained_as_what_it_is(name: str) -> None:
     config = resolve("dino", "digits-tiny", arch=f"{name}:net", small_views=2)
     assert (config.stem, config.width) == ("imagenet", 64)  # not the preset's, which are a ResNet's
-    task = Task(config, ce.load_dataset("digits"), torch.device("cpu"))
+    task = Setup(config, ce.load_dataset("digits"), torch.device("cpu"))
     assert {view.size for view in task.views} == {16, 32}  # it takes any size
     assert task.model.architecture == Architecture(f"{name}:net")
     assert built_for_a_side(f"{name}:fixed", 32)

@@ -13,7 +13,7 @@ from training_parts import DROPPING, SMALL, TINY, digits
 
 from coss_eval.training.config import resolve
 from coss_eval.training.graph import Passes, refusal
-from coss_eval.training.loop import Run
+from coss_eval.training.loop import Trainer
 from coss_eval.training.methods import names
 
 CUDA = torch.device("cuda")
@@ -54,13 +54,13 @@ def test_a_step_of_tensors_alone_is_the_step(fields: dict[str, Any], static: boo
             return passes([tensor.clone() for tensor in inputs])
 
     given = {**TINY, "options": SMALL["dino"], **fields}
-    plain, flat = (Run(resolve("co-dino", **given), digits(96), Path(), torch.device("cpu")) for _ in range(2))
-    split = flat.task.feed.split
+    plain, flat = (Trainer(resolve("co-dino", **given), digits(96), Path(), torch.device("cpu")) for _ in range(2))
+    split = flat.setup.feed.split
     batch = next(split.batches(batch_size=len(split)))
-    flat.task.feed._resident = (batch.images, batch.labels, batch.ids)
-    flat.task.feed.static = static
+    flat.setup.feed._resident = (batch.images, batch.labels, batch.ids)
+    flat.setup.feed.static = static
     flat.graphed = Called()  # type: ignore[assignment]
-    for one, other in zip(plain.task.feed.epoch(1), flat.task.feed.epoch(1), strict=True):
+    for one, other in zip(plain.setup.feed.epoch(1), flat.setup.feed.epoch(1), strict=True):
         assert one.drawn is None
         assert other.drawn is not None
         assert torch.equal(one.ids, other.ids)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training_parts import SMALL, TINY, digits
 
 from coss_eval.training.config import resolve
-from coss_eval.training.loop import Run
+from coss_eval.training.loop import Trainer
 from coss_eval.training.method import mlp
 from coss_eval.training.methods import METHODS, method_class
 from coss_eval.training.optim import LARS, parameter_groups
@@ -111,24 +111,24 @@ def test_steps_are_those_written_out(tmp_path: Path) -> None:
         "warm_up_epochs": 0.5,
         "options": {**SMALL["dino"], "freeze_share": 0.4, "warm_up_share": 0.5},
     }
-    made, twin = (Run(resolve("co-dino", **fields), digits(), tmp_path, CPU) for _ in range(2))
-    views_of = twin.task.views_of
+    made, twin = (Trainer(resolve("co-dino", **fields), digits(), tmp_path, CPU) for _ in range(2))
+    views_of = twin.setup.views_of
     for each in (made, twin):  # in float64, as LARS's clipped rates make much of rounding
         each.objective.double()
-        each.task.views_of = lambda batch, epoch: [view.double() for view in views_of(batch, epoch)]
+        each.setup.views_of = lambda batch, epoch: [view.double() for view in views_of(batch, epoch)]
     model, term, steps = twin.objective, twin.objective.term, 6
     assert term is not None
     assert term.heads is not None
     assert model.target is not None
-    known = twin.task.model.preprocessing
+    known = twin.setup.model.preprocessing
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (known.mean, known.std))
     optimizer = LARS(parameter_groups(model, 0.1, vector_scale=0.5), lr=1.0, momentum=0.9, trust=0.02, clip=True)
     step = 0
     for epoch in range(2):
         made.epoch = epoch
-        for batch in made.task.feed.epoch(epoch):
+        for batch in made.setup.feed.epoch(epoch):
             made.take_step(batch)
-            views = twin.task.views_of(batch, epoch)
+            views = twin.setup.views_of(batch, epoch)
             for view, plain in zip(views, unnormalised(twin, batch, epoch), strict=True):
                 torch.testing.assert_close(view.float(), (plain - mean) / std)
             lr = 0.1 * 32 / 256 * ((step + 1) / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 4)))
@@ -154,19 +154,19 @@ def test_steps_are_those_written_out(tmp_path: Path) -> None:
         assert compare.centre.any()
 
 
-def unnormalised(run: Run, batch: Any, epoch: int) -> list[Tensor]:
+def unnormalised(run: Trainer, batch: Any, epoch: int) -> list[Tensor]:
     """The views of a batch in [0, 1]."""
-    return make_views(batch.pixels[0], batch.ids, run.task.views, seed=run.config.seed, epoch=epoch)
+    return make_views(batch.pixels[0], batch.ids, run.setup.views, seed=run.config.seed, epoch=epoch)
 
 
 def test_adam_and_sgd_take_the_schedule_and_the_decay() -> None:
     """One step of byol by torch's own optimisers at the rate of the schedule."""
     for optimizer, own in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
         config = resolve("byol", **{**TINY, "hidden": 32, "optimizer": optimizer, "weight_decay": 0.3, "epochs": 1})
-        made, twin = (Run(config, digits(), Path(), CPU) for _ in range(2))
-        batch = next(made.task.feed.epoch(0))
+        made, twin = (Trainer(config, digits(), Path(), CPU) for _ in range(2))
+        batch = next(made.setup.feed.epoch(0))
         made.take_step(batch)
-        twin.objective(twin.task.views_of(batch, 0), ids=batch.ids).total.backward()
+        twin.objective(twin.setup.views_of(batch, 0), ids=batch.ids).total.backward()
         trained = [p for p in twin.objective.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.3},

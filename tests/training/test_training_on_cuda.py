@@ -15,7 +15,7 @@ from training_parts import DROPPING, SMALL, TINY, digits
 from coss_eval.runtime.device import exact_float32
 from coss_eval.training.config import resolve
 from coss_eval.training.graph import WARM_UP, GraphedPasses
-from coss_eval.training.loop import Run, random_layers
+from coss_eval.training.loop import Trainer, random_layers
 from coss_eval.training.methods import method_class, names
 from coss_eval.views.make import byol_pair, make_views
 
@@ -59,8 +59,8 @@ def test_no_step_waits_for_the_device(method: str, optimizer: str) -> None:
     fields: dict[str, Any] = {"options": {} if base == "supervised" else SMALL[base], "optimizer": optimizer}
     if method.startswith("co-"):
         fields |= {"sampling": "subset", "local_grid": 2}
-    run = Run(resolve(method, **{**TINY, "precision": "bf16", **fields}), digits(), Path(), torch.device("cuda"))
-    batches = list(run.task.feed.epoch(0))
+    run = Trainer(resolve(method, **{**TINY, "precision": "bf16", **fields}), digits(), Path(), torch.device("cuda"))
+    batches = list(run.setup.feed.epoch(0))
     for _ in range(WARM_UP + 1):  # and the capture, where there is one
         run.take_step(batches[0])
     torch.cuda.set_sync_debug_mode("error")
@@ -71,7 +71,7 @@ def test_no_step_waits_for_the_device(method: str, optimizer: str) -> None:
     assert losses.isfinite().all()
 
 
-def state_of(run: Run) -> dict[str, Tensor]:
+def state_of(run: Trainer) -> dict[str, Tensor]:
     """Parameters and buffers, those that no checkpoint holds too."""
     return dict(chain(run.objective.named_parameters(), run.objective.named_buffers()))
 
@@ -85,10 +85,10 @@ def test_a_captured_step_is_the_step(method: str, fields: dict[str, Any]) -> Non
     static, fields = fields.get("static", True), {k: v for k, v in fields.items() if k != "static"}
     base = method.removeprefix("co-")
     given = {**TINY, "options": {} if base == "supervised" else SMALL[base], **fields}
-    run = Run(resolve(method, **given), digits(160), Path(), torch.device("cuda"))
+    run = Trainer(resolve(method, **given), digits(160), Path(), torch.device("cuda"))
     graphed = run.graphed or GraphedPasses(run.objective, run.device)
-    run.graphed, run.task.feed.static = graphed, static
-    batches = list(run.task.feed.epoch(0))
+    run.graphed, run.setup.feed.static = graphed, static
+    batches = list(run.setup.feed.epoch(0))
     with exact_float32():
         for batch in batches:  # 5: the last two by the graph
             run.take_step(batch)
@@ -129,8 +129,8 @@ def test_passes_that_cannot_be_captured_are_called() -> None:
 
 def test_the_feed_does_not_wait_between_steps() -> None:
     fields = {**TINY, "precision": "bf16", "options": SMALL["byol"], "sampling": "subset", "local_grid": 2}
-    run = Run(resolve("co-byol", **fields), digits(), Path(), torch.device("cuda"))
-    batches = run.task.feed.epoch(0)
+    run = Trainer(resolve("co-byol", **fields), digits(), Path(), torch.device("cuda"))
+    batches = run.setup.feed.epoch(0)
     run.take_step(next(batches))
     torch.cuda.set_sync_debug_mode("error")
     try:

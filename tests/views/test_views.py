@@ -21,7 +21,7 @@ from coss_eval.views.blur import blur_by_convolution, blur_by_shifts, gaussian_b
 from coss_eval.views.colour import greyscale_, jitter_, rotate_hue_, solarise_
 from coss_eval.views.make import (
     Augmentation,
-    Parameters,
+    ViewParameters,
     apply,
     byol_pair,
     draw,
@@ -49,7 +49,7 @@ def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 def drawn(
     augmentation: Augmentation, count: int, sizes: tuple[int, int] | Tensor = (40, 40), **place: int
-) -> Parameters:
+) -> ViewParameters:
     return draw(augmentation, torch.arange(count), sizes, **{"seed": 0, "epoch": 0, "view": 0} | place)
 
 
@@ -58,7 +58,7 @@ def at(values: Tensor | None, row: int) -> bool:
     return values is not None and bool(values[row])
 
 
-def by_torchvision(image: Tensor, p: Parameters, row: int) -> Tensor:
+def by_torchvision(image: Tensor, p: ViewParameters, row: int) -> Tensor:
     """One view (3, S, S) of one float image (3, H, W), with the parameters of ``row``."""
     assert p.boxes is not None
     x = F.resized_crop(image, *p.boxes[row].tolist(), size=[p.size, p.size], antialias=True)
@@ -74,7 +74,7 @@ def by_torchvision(image: Tensor, p: Parameters, row: int) -> Tensor:
     return F.solarize(x, 0.5 if x.is_floating_point() else 128) if at(p.solarise, row) else x
 
 
-def reference(images: Tensor, p: Parameters) -> Tensor:
+def reference(images: Tensor, p: ViewParameters) -> Tensor:
     return torch.stack([by_torchvision(image, p, row) for row, image in enumerate(images.float().div(255))])
 
 
