@@ -284,6 +284,10 @@ class Centred(Small):
     def forward(self, x):
         return super().forward(x - x.mean(0))
 
+class Drops(Small):
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, training=True))
+
 class Overflows(Small):
     def __init__(self):
         super().__init__()
@@ -334,6 +338,17 @@ def test_batch_dependent_networks_need_a_flag(run: Callable[..., Done], small: C
     allowed = run(*call, "--allow-batch-dependent")
     assert allowed.code == 0, allowed.err
     assert {protocol["model"]["batch_size"] for protocol in protocols()} == {4}
+
+
+@pytest.mark.parametrize("network", ["Centred", "Drops"])
+def test_check_says_once_why_no_run_would_begin(
+    network: str, run: Callable[..., Done], small: Callable[..., list[str]]
+) -> None:
+    flags = small(network)
+    checked = run("check", *flags[: flags.index("--out")])
+    assert checked.code == 1
+    assert checked.out.count("--allow-batch-dependent") == 1
+    assert checked.out.strip().endswith("NOT OK: see the lines above")
 
 
 def test_exif_is_in_the_protocol(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:

@@ -30,7 +30,7 @@ import coss_eval as ce
 from coss_eval import attacks, evaluation
 from coss_eval.attacks import pgd
 from coss_eval.checkpoints.load import load_model, make_model, save_model
-from coss_eval.checkpoints.preprocessing import of_own_code
+from coss_eval.checkpoints.preprocessing import beside, of_own_code
 from coss_eval.data import digests
 from coss_eval.data.batches import Batch, Geometry
 from coss_eval.data.dataset import Dataset
@@ -591,12 +591,45 @@ def test_logits_that_are_taken_for_the_representation_are_said_to_be() -> None:
     assert "--global" in backbone.note
 
 
-FIRST_STEPS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
-    "constants": (lambda x: (x - 0.4) / 0.2, True),
-    "tensors": (lambda x: (x - torch.full((3, 1, 1), 0.4)) / torch.full((3, 1, 1), 0.2), True),
-    "to [-1, 1]": (lambda x: 2 * x - 1, True),
-    "nothing": (lambda x: x, False),
-    "of the image itself": (lambda x: x - x.mean((2, 3), keepdim=True), False),
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(dim=1)])
+def test_code_that_squeezes_a_single_image_is_told_what_it_does(end: nn.Module) -> None:
+    network = nn.Sequential(Ending(lambda y: y[..., None, None].squeeze()), end)
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    with pytest.raises(UsageError, match=r"one image.*\(2, 5\) of two: it works with batches.*\.flatten\(1\)"):
+        wrap(network)
+
+
+def by_channels(x: Tensor) -> Tensor:
+    """Each channel by itself, as in code from before broadcasting."""
+    return torch.stack([(x[:, channel] - 0.4) / 0.2 for channel in range(3)], 1)
+
+
+def caffe(x: Tensor) -> Tensor:
+    return x.flip(1) - torch.tensor([103.9, 116.8, 123.7])[:, None, None]
+
+
+UNTOUCHED, UNIT, DEEP = (
+    (Preprocessing().mean, Preprocessing().std),
+    ((0.0,) * 3, (1.0,) * 3),
+    ((0.0,) * 3, (1 / 255,) * 3),
+)
+FIRST_STEPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    "constants": (lambda x: (x - 0.4) / 0.2, UNIT),
+    "tensors": (lambda x: (x - torch.full((3, 1, 1), 0.4)) / torch.full((3, 1, 1), 0.2), UNIT),
+    "to [-1, 1]": (lambda x: 2 * x - 1, UNIT),
+    "to 0 to 255": (lambda x: 255 * x, UNIT),
+    "torchvision's": (lambda x: torchvision.transforms.functional.normalize(x, [0.4] * 3, [0.2] * 3), UNIT),
+    "torchvision's v2": (lambda x: torchvision.transforms.v2.functional.normalize(x, [0.4] * 3, [0.2] * 3), UNIT),
+    "by channels": (by_channels, UNIT),
+    "after a resize": (lambda x: (F.interpolate(x, 16) - 0.4) / 0.2, UNIT),
+    "of 0 to 255": (lambda x: x.float() / 255, DEEP),
+    "of 0 to 255, then more": (lambda x: ((x / 255) - 0.4) / 0.2, DEEP),
+    "of 0 to 255, to [-1, 1]": (lambda x: x / 127.5 - 1, DEEP),
+    "Caffe's": (caffe, DEEP),
+    "nothing": (lambda x: x, UNTOUCHED),
+    "a clone": (lambda x: x.clone().float().contiguous(), UNTOUCHED),
+    "of the image itself": (lambda x: x - x.mean((2, 3), keepdim=True), UNTOUCHED),
+    "by the image's own deviation": (lambda x: (x - x.mean()) / x.std(), UNTOUCHED),
 }
 
 
@@ -611,11 +644,56 @@ class FirstStep(nn.Module):
 
 @pytest.mark.parametrize("case", FIRST_STEPS)
 def test_pixels_that_the_code_normalises_are_not_normalised_before(case: str) -> None:
-    step, own = FIRST_STEPS[case]
+    step, expected = FIRST_STEPS[case]
     found = of_own_code(wrap(FirstStep(step).eval())[0], Preprocessing(), asked=False)
-    assert (found.mean, found.std) == (((0.0,) * 3, (1.0,) * 3) if own else (Preprocessing().mean, Preprocessing().std))
+    assert (found.mean, found.std) == expected
     asked = Preprocessing(mean=(0.1,) * 3)
     assert of_own_code(wrap(FirstStep(step).eval())[0], asked, asked=True) is asked
+
+
+class Named(nn.Module):
+    """A normalisation by constants of some names."""
+
+    def __init__(self, mean: str, std: str, value: float) -> None:
+        super().__init__()
+        self.small, self.names = Small(), (mean, std)
+        self.register_buffer(mean, torch.full((3, 1, 1), 0.3))
+        self.register_buffer(std, torch.full((3, 1, 1), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = (getattr(self, name) for name in self.names)
+        return self.small((x - mean) / (std.sqrt() if self.names[1].startswith("var") else std))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "value"), [("mean", "var", 0.04), ("means", "sds", 0.2), ("means", "stds", 0.2), ("m", "s", 0.2)]
+)
+def test_constants_of_other_names_are_found(mean: str, std: str, value: float, tmp_path: Path) -> None:
+    network = Named(mean, std, value).eval()
+    assert of_own_code(wrap(network)[0], Preprocessing(), asked=False).mean == (0,) * 3
+    state = torchvision.models.resnet18(num_classes=5).state_dict()
+    torch.save(state | dict(network.named_buffers()), tmp_path / "net.pth")
+    if mean == "m":  # nothing says what they are
+        report = load_model(tmp_path / "net.pth").report
+        assert report is not None
+        assert report.unexpected == ("m", "s")
+        return
+    found = load_model(tmp_path / "net.pth").preprocessing
+    assert (found.mean, found.std) == (pytest.approx((0.3,) * 3), pytest.approx((0.2,) * 3))
+
+
+def test_the_statistics_of_a_batch_norm_are_no_constants() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), Small()).eval()
+    assert of_own_code(wrap(network)[0], Preprocessing(), asked=False) == Preprocessing()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_says_nothing_of_its_normalisation() -> None:
+    network: nn.Module = torch.jit.trace(FirstStep(lambda x: (x - 0.4) / 0.2).eval(), torch.rand(1, 3, 32, 32))
+    backbone = wrap(network)[0]
+    with pytest.raises(UsageError, match="TorchScript does not show"):
+        of_own_code(backbone, Preprocessing(), asked=False)
+    assert of_own_code(backbone, Preprocessing(), asked=True) == Preprocessing()
 
 
 HUGGING_FACE: dict[str, dict[str, Any]] = {
@@ -638,6 +716,33 @@ def test_odd_configs_of_hugging_face_are_read_or_refused(case: str, tmp_path: Pa
     found = load_model(tmp_path / "net.pth").preprocessing
     assert found.mean == pytest.approx((0.4,) * 3)
     assert found.std == pytest.approx((0.2,) * 3)
+
+
+SIZES = {
+    "number": (224, 224),
+    "list": ([224, 224], 224),
+    "list of one": ([224], 224),
+    "shortest edge": ({"shortest_edge": 224}, 224),
+    "square": ({"height": 224, "width": 224}, 224),
+    "longest edge": ({"longest_edge": 224}, None),
+    "oblong list": ([224, 112], "square is expected"),
+    "oblong": ({"height": 224, "width": 112}, "square is expected"),
+    "words": ("224", "square is expected"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_every_way_to_write_a_size_for_hugging_face_is_read_or_refused(case: str, tmp_path: Path) -> None:
+    size, expected = SIZES[case]
+    config = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": size}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    if isinstance(expected, str):
+        with pytest.raises(CossError, match=expected):
+            beside(tmp_path / "net.pth")
+        return
+    found = beside(tmp_path / "net.pth")
+    assert found is not None
+    assert found.img_size == expected
 
 
 def test_integer_names_that_the_file_knows_are_not_numbered_anew() -> None:
@@ -913,6 +1018,27 @@ def test_edited_code_of_a_factory_is_another_model(
     assert "code" not in own_head(digits).identified().protocol()  # ordinary networks keep their keys
 
 
+@pytest.mark.parametrize("where", ["edited_here", "edited_there"])
+def test_code_that_was_edited_after_its_import_is_told_and_not_renamed(
+    where: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs is what was imported: a model keeps its identity, a second one of that name needs a reload."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("edited_here", "edited_there"):
+        sys.modules.pop(name, None)
+    texts = {"edited_here": NETWORK.format(act="{act}") + "import edited_there\n", "edited_there": "# {act}\n"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text.format(act="ReLU"))
+    importlib.invalidate_caches()
+    model = make_model("edited_here:factory").identified()
+    (tmp_path / f"{where}.py").write_text(texts[where].format(act="GELU"))
+    assert model.identified().protocol() == model.protocol()
+    with pytest.raises(UsageError, match=rf"{where} was edited since .*importlib.reload"):
+        make_model("edited_here:factory")
+    importlib.reload(sys.modules[where])
+    assert make_model("edited_here:factory").identified().protocol() != model.protocol()
+
+
 TASK = """
 from dataclasses import dataclass
 from coss_eval.store import Cell, Measurement
@@ -1081,8 +1207,33 @@ class Drops(Convolutional):
         return F.dropout(super().features(pixels), 0.5, training=True)
 
 
-@pytest.mark.parametrize("network", [BatchStatistics, Drops])
-def test_batch_dependent_networks_are_refused(network: type[nn.Module], digits: Dataset, tmp_path: Path) -> None:
+class Adapts(nn.Module):
+    """Test-time adaptation: torch.fx sees no step in a call of train(), and would leave another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.fc = nn.BatchNorm2d(3), nn.Conv2d(3, 16, 3, 2, 1), nn.Linear(16, 16)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.norm.train()
+        return self.fc(self.conv(self.norm(pixels)).relu().mean((2, 3)))
+
+
+def adapting() -> nn.Module:
+    return wrap(Adapts())[0]
+
+
+class Crowded(Convolutional):
+    """Large batches only are centred on their own mean."""
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return super().features(pixels if len(pixels) <= 16 else pixels - pixels.mean(0))
+
+
+@pytest.mark.parametrize("network", [BatchStatistics, Drops, adapting, Crowded])
+def test_batch_dependent_networks_are_refused(
+    network: Callable[[], nn.Module], digits: Dataset, tmp_path: Path
+) -> None:
     model = own_head(digits, network())
     for call in (
         lambda: ce.evaluate(model, digits, [CLEAN], out=tmp_path),
@@ -1093,12 +1244,15 @@ def test_batch_dependent_networks_are_refused(network: type[nn.Module], digits: 
             call()
 
 
-def test_a_batch_dependent_number_is_kept_with_its_batch_size(digits: Dataset, tmp_path: Path) -> None:
-    model = own_head(digits, BatchStatistics())
-    for size in (8, 20):
+@pytest.mark.parametrize(("network", "sizes"), [(BatchStatistics, (8, 20)), (Crowded, (18, 20))])
+def test_a_batch_dependent_number_is_kept_with_its_batch_size(
+    network: type[nn.Module], sizes: tuple[int, int], digits: Dataset, tmp_path: Path
+) -> None:
+    model = own_head(digits, network())
+    for size in sizes:
         ce.evaluate(model, digits, [CLEAN], out=tmp_path, batch_size=size, allow_batch_dependent=True)
     found = {r["protocol"]["model"]["batch_size"]: r["measurements"][0]["value"] for r in Store(tmp_path).records()}
-    assert found == {size: right_accuracy(model, digits, size) for size in (8, 20)}
+    assert found == {size: right_accuracy(model, digits, size) for size in sizes}
     assert ce.Run(tmp_path).table()["checkpoint"].nunique() == 2
     plain = own_head(digits)
     planned = evaluation.plan(plain, digits, tasks=[CLEAN], out=tmp_path, allow_batch_dependent=True)
@@ -1112,6 +1266,18 @@ def test_rounding_is_no_batch_dependence(arch: str) -> None:
     assert batch_dependence(seen) is None
     assert apart(seen.outputs.float().double(), seen.outputs) == 0
     assert apart(seen.outputs.roll(1, 0), seen.outputs) > 0.5
+
+
+def test_batches_in_which_images_are_independent_are_no_reason_to_refuse(digits: Dataset, tmp_path: Path) -> None:
+    """Nor is a network asked again, in batches as large as the run's, where nothing is left to compute."""
+    model, sizes = own_head(digits, Crowded()), list[int]()
+    for _ in range(2):
+        assert ce.evaluate(model, digits, [CLEAN], out=tmp_path, batch_size=16).failures == ()
+    plain = own_head(digits)
+    ce.evaluate(plain, digits, [CLEAN], out=tmp_path)
+    plain.backbone.register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))
+    assert evaluation.plan(plain, digits, tasks=[CLEAN], out=tmp_path).missing == 0
+    assert max(sizes) == 8
 
 
 def test_a_pivot_does_not_average_trained_and_untrained(digits: Dataset, tmp_path: Path) -> None:
@@ -1168,6 +1334,60 @@ def test_a_fixed_size_network_is_timed_as_it_is_used(side: int, digits: Dataset,
     assert seconds is not None
     assert seconds > 0
     assert set(sizes) == {side}
+
+
+def test_a_fixed_size_network_is_measured_on_smaller_images_by_every_task(digits: Dataset, tmp_path: Path) -> None:
+    """Digits have 32 px, the network takes 48 px alone: they are brought there, as by torch, and not cropped."""
+    model = make_model("vit_d64_l1_h2_p16", img_size=48, classes=digits.classes, name="vit")
+    with pytest.raises(AssertionError):
+        model.backbone(torch.zeros(1, 3, 32, 32))
+    run = ce.evaluate(model, digits, EVERY_TASK, out=tmp_path)
+    assert run.failures == ()
+    assert {record["task"] for record in Store(tmp_path).records()} == {task.name for task in EVERY_TASK}
+    resized = F.interpolate(_normalised(model, digits), size=(48, 48), mode="bilinear", antialias=True)
+    features = ce.extract(model, digits.test, device="cpu").values["global"]
+    torch.testing.assert_close(features, model.backbone(resized), rtol=1e-3, atol=1e-4)
+
+
+def test_the_report_says_what_a_number_at_one_eps_is(digits: Dataset, tmp_path: Path) -> None:
+    attacked = Attacks((("fgsm", "linf"), ("bim", "linf")), eps={"linf": (1 / 255, 8 / 255)}, checked_images=0)
+    run = ce.evaluate(own_head(digits), digits, [attacked], out=tmp_path)
+    run.report()
+    report = (run.path / "report.md").read_text()
+    assert "FGSM: one step, run at each eps alone" in report
+    assert "BIM: smallest over this list of eps: an image broken at a smaller eps counts as broken" in report
+
+
+@pytest.mark.parametrize(("arch", "local"), [("rf5_resnet18", True), ("resnet18", False)])
+def test_redundancy_says_what_its_locations_see(arch: str, local: bool, digits: Dataset, tmp_path: Path) -> None:
+    """Pairs whose fields overlap and pairs whose fields do not have rows of their own; the former headline stays."""
+    model = make_model(arch, stem="cifar", width=8)
+    ce.evaluate(model, digits, [Redundancy()], out=tmp_path)
+    record = next(r for r in Store(tmp_path).records() if r["params"]["weights"] == "trained")
+    found = {m["metric"]: m["value"] for m in record["measurements"]}
+    assert {"normalised", "normalised_per_position"} <= found.keys()
+    assert ("within_disjoint" in found) == local
+    notes = " ".join(record["notes"])
+    assert ("every location sees the whole image of 32 px" in notes) == (not local)
+    seen = theoretical(model.backbone, 32).set_index("site").loc["prepool"]
+    jump = int(seen["jump"])
+    expected = _share_of_pixels_that_locations_see(5, jump, 32) if local else 1.0
+    assert found["pixels_covered"] == pytest.approx(expected)
+    if local:
+        with torch.no_grad():
+            z = model.backbone.represent(_normalised(model, digits)).local.double()
+        side = math.isqrt(z.shape[1])
+        u = F.normalize(z - z.mean(0), dim=-1)
+        place = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        apart_by = (place[:, None] - place[None]).abs().amax(-1)  # in cells, on the grid
+        pairs = torch.einsum("nld,nkd->lk", u, u) / len(u)
+        disjoint = apart_by * jump >= 5
+        assert found["within_disjoint"] == pytest.approx(float(pairs[disjoint].mean()), abs=1e-4)
+
+
+def _normalised(model: Model, digits: Dataset) -> Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
+    return (images_and_labels(digits)[0] - mean) / std
 
 
 def test_pixels_take_no_cells_of_the_models_after_them(digits: Dataset, tmp_path: Path) -> None:

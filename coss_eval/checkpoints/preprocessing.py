@@ -7,12 +7,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import Normalize, v2
 
 from coss_eval.errors import CossError, UsageError
@@ -20,12 +20,14 @@ from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.hooks import hooked
-from coss_eval.models.traced import SplitBackbone, traced
 from coss_eval.models.trial import evaluating
 
-_MEAN = re.compile(r"^(?P<place>(?:.*\.)?_?(?:[^\W_]+_)?)(?P<word>mean|mu)(?P<end>_?)$", re.IGNORECASE)
-_PARTNERS = {"mean": ("std", "sigma"), "mu": ("sigma", "std"), "MEAN": ("STD", "SIGMA"), "MU": ("SIGMA", "STD")}
-_ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "truediv", "float", "clone", "contiguous"}
+_MEAN = re.compile(r"^(?P<place>(?:.*\.)?_?(?:[^\W_]+_)?)(?P<word>means?|mu)(?P<end>_?)$", re.IGNORECASE)
+_DEVIATIONS = ("std", "sigma", "stds", "sd", "sds", "stdev", "var", "vars", "variance")
+_RUNNING = ("running_", "moving_")  # statistics of a BatchNorm, which are no constants of the pixels
+_LAYERS = {"conv1d", "conv2d", "conv3d", "linear", "matmul", "addmm", "bmm", "einsum", "batch_norm", "layer_norm"}
+_LAYERS |= {"group_norm", "instance_norm"}
+_DEEP = 20.0  # no mean or deviation of pixels in [0, 1] lies above it, and none of those in 0 to 255 below
 _PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
@@ -49,12 +51,13 @@ def constants_in(tensors: Mapping[str, Tensor]) -> list[Constants]:
     found = []
     for key, mean in tensors.items():
         match = _MEAN.fullmatch(key)
-        if match is None or mean.numel() != 3 or not mean.is_floating_point():
+        if match is None or match["place"].endswith(_RUNNING) or mean.numel() != 3 or not mean.is_floating_point():
             continue
-        names = (f"{match['place']}{partner}{match['end']}" for partner in _PARTNERS.get(match["word"], ()))
-        for name in names:
-            std = tensors.get(name)
-            if std is not None and std.numel() == 3 and bool((std > 0).all()):
+        for word in _DEVIATIONS:
+            name = f"{match['place']}{word.upper() if match['word'].isupper() else word}{match['end']}"
+            spread = tensors.get(name)
+            if spread is not None and spread.numel() == 3 and bool((spread > 0).all()):
+                std = spread.sqrt() if word.startswith("var") else spread
                 scale = 255.0 if float(mean.max()) > 2 else 1.0
                 values = (tuple(round(float(v) / scale, 7) for v in t.flatten()) for t in (mean, std))
                 found.append(Constants(next(values), next(values), (key, name)))
@@ -97,37 +100,81 @@ def of_own_code(backbone: Backbone, known: Preprocessing, *, asked: bool) -> Pre
     Raises UsageError where both would.
     """
     example = torch.rand(1, 3, *(2 * [backbone.img_size or 64]), generator=torch.Generator().manual_seed(0))
-    words = inside(backbone, example)
-    if words is None and not asked:  # a flag knows better what such steps are for
-        words = _first_steps(backbone, example)
-    if words is None:
+    words, steps = inside(backbone, example), _first_steps(backbone, example)
+    if words is None and (asked or steps is None):  # a flag knows better what steps without a name are for
+        _refuse_script(backbone, asked=asked)
         return known
     if asked:
         raise UsageError(f"the network normalises its input by itself ({words}); leave --mean and --std out")
-    return replace(known, mean=(0.0,) * 3, std=(1.0,) * 3, said_by=f"the network's own code: {words}")
+    deep = steps is not None and steps.deep
+    said = f"the network's own code: {words or steps}{', of pixels in 0 to 255' if deep else ''}"
+    return replace(known, mean=(0.0,) * 3, std=(1 / 255 if deep else 1.0,) * 3, said_by=said)
 
 
-def _first_steps(backbone: Backbone, example: Tensor) -> str | None:
-    """What the code does to its pixels first, where it subtracts or adds constants: "sub, truediv"; else None.
+class _FirstSteps(NamedTuple):
+    """What a network makes of its pixels before its first layer: of black ones and of white ones."""
 
-    Constants in code have no names to be found by. Learned parameters are none.
+    layer: str
+    black: float
+    white: float
+
+    def __str__(self) -> str:
+        return f"{self.layer}, its first layer, is given {self.black:.3g} for black and {self.white:.3g} for white"
+
+    @property
+    def normalise(self) -> bool:
+        """Whether they shift the pixels, or bring them to 0 to 255 or from there; what takes its constants from the
+        image itself shows no difference between black and white.
+        """
+        scale = abs(self.white - self.black)
+        return math.isfinite(scale) and scale > 1e-6 and (abs(self.black) > 1e-3 or self.deep or scale > _DEEP)
+
+    @property
+    def deep(self) -> bool:
+        """Whether they are made for pixels in 0 to 255: by their mean or deviation."""
+        scale = abs(self.white - self.black)
+        return scale * _DEEP < 1 or abs(self.black) > _DEEP * scale
+
+
+class _FirstLayer(TorchFunctionMode):
+    """Keeps what the first layer is given, whatever code calls it: a module, a function, torch.fx."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+        self.given: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.given is None and args and getattr(func, "__name__", "") in _LAYERS:
+            first = args[1] if isinstance(args[0], str) else args[0]  # einsum's equation comes first
+            self.name, self.given = func.__name__, first.detach().double().clone()
+        return func(*args, **(kwargs or {}))
+
+
+def _first_steps(network: nn.Module, example: Tensor) -> _FirstSteps | None:
+    """What the code does to its pixels first, where that is a normalisation, by whatever means; else None.
+
+    The median over the values, so that padding and channels of coordinates beside the pixels do not count.
     """
-    root = backbone.body if isinstance(backbone, SplitBackbone) else backbone
-    graph = root.graph if isinstance(root, fx.GraphModule) else traced(root, example)
-    node = None if graph is None else next(iter(graph.nodes))
-    words: list[str] = []
-    while node is not None:
-        if len(node.users) != 1:
-            break
-        (step,) = node.users
-        word = str(getattr(step.target, "__name__", step.target)).strip("_")
-        constants = [used for used in step.all_input_nodes if used is not node]
-        named = [attrgetter(str(used.target))(root) for used in constants if used.op == "get_attr"]
-        if word not in _ARITHMETIC or len(named) < len(constants) or any(isinstance(v, nn.Parameter) for v in named):
-            break
-        words.append(word)
-        node = step
-    return f"{', '.join(words)} with constants first" if {"sub", "rsub", "add"} & set(words) else None
+    seen = []
+    for pixels in (torch.zeros_like(example), torch.ones_like(example)):
+        with evaluating(network), _FirstLayer() as first:
+            network(pixels)
+        if first.given is None:
+            return None
+        seen.append(first.given.median().item())
+    steps = _FirstSteps(first.name, *seen)
+    return steps if steps.normalise else None
+
+
+def _refuse_script(network: nn.Module, *, asked: bool) -> None:
+    if not asked and any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise UsageError(
+            "TorchScript does not show whether the network normalises its input by itself: give --mean and --std "
+            "(0 0 0 and 1 1 1 where it does)"
+        )
 
 
 def _matters(network: nn.Module, mean: Tensor, example: Tensor) -> bool:
@@ -174,8 +221,8 @@ def _hugging_face(shown: Mapping[str, Any]) -> Preprocessing:
     scale = 1.0 if math.isclose(scale, 1, rel_tol=1e-3) else scale  # what mean and std are for, in units of [0, 1]
     plain = shown.get("do_normalize") is False
     mean, std = ((0.0,) * 3, (1.0,) * 3) if plain else (_three(shown, "image_mean"), _three(shown, "image_std"))
-    resized = _side(shown.get("size")) if shown.get("do_resize", True) else None
-    cropped = _side(shown.get("crop_size")) if shown.get("do_center_crop", False) else None
+    resized = _side(shown, "size") if shown.get("do_resize", True) else None
+    cropped = _side(shown, "crop_size") if shown.get("do_center_crop", False) else None
     side, fraction = cropped or resized, shown.get("crop_pct")
     if fraction is None:
         fraction = cropped / resized if cropped and resized and cropped <= resized else 1.0
@@ -203,10 +250,20 @@ def _three(shown: Mapping[str, Any], entry: str) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _side(size: Any) -> int | None:
+def _side(shown: Mapping[str, Any], entry: str) -> int | None:
+    """The side of the square that ``entry`` names: 224, [224], [224, 224] or an object with a shortest edge or both."""
+    size = shown.get(entry)
     if isinstance(size, dict):
-        size = size.get("shortest_edge") or size.get("height")
-    return size if isinstance(size, int) else None
+        size = size.get("shortest_edge") or [size[side] for side in ("height", "width") if side in size]
+    sides: list[Any] = size if isinstance(size, list) else [size]
+    if len(sides) in (1, 2) and all(isinstance(side, int) and side > 0 for side in sides) and len(set(sides)) == 1:
+        return int(sides[0])
+    if sides in ([], [None]):
+        return None
+    raise CossError(
+        f"{entry} in preprocessor_config.json beside it is {shown[entry]!r}, where the side of a square is expected; "
+        "mend it or move it away"
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

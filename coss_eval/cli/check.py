@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from coss_eval.data.open import Dataset
 from coss_eval.errors import CossError
 from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
+from coss_eval.tasks.task import Task
 
 IMAGES = 32  # of the test split; the training split gives ten times as many to the probes
 
@@ -30,20 +32,37 @@ def check(models: list[Model], data: Dataset, *, names: Sequence[str] = (), devi
         test=data.test.limited(IMAGES, 0),
         train=None if data.train is None else data.train.limited(max(10 * IMAGES, 2 * len(data.classes)), 0),
     )
-    failed = False
     for model in models:
         say(f"model       {model.name}")
         say("\n".join(model.report.lines() if model.report else [f"arch        {model.arch}"]))
         say("\n".join(_shapes(model, small)))
+    entries = [tasks.entry(name) for name in names or tasks.entries()]
+    chosen = [entry.make(**entry.small) for entry in entries]
+    if isinstance(data, Benchmark):
+        chosen = [task for task in chosen if task.reads_benchmarks]
+    failed = _run(models, small, chosen, device)
+    say(
+        "NOT OK: see the lines above"
+        if failed
+        else f"ok: the same call with robustness measures all {len(data.test)} test images"
+    )
+    return 1 if failed else 0
+
+
+def _run(models: list[Model], small: Dataset, chosen: Sequence[Task], device: str) -> bool:
+    """Run each task and say how it went; whether one failed. What no run would begin with is said once, not by task."""
+    failed = False
     with tempfile.TemporaryDirectory() as scratch:
-        for entry in [tasks.entry(name) for name in names or tasks.entries()]:
-            task = entry.make(**entry.small)
-            if isinstance(data, Benchmark) and not task.reads_benchmarks:
-                continue
+        plan = partial(evaluation.plan, models, small, out=scratch, device=device, cache=False, skip_impossible=True)
+        try:
+            plan(tasks=chosen)
+        except CossError as error:
+            say(str(error))
+            return True
+        for task in chosen:
             started = time.perf_counter()
             try:
-                options = {"tasks": [task], "device": device, "cache": False, "skip_impossible": True}
-                planned = evaluation.plan(models, small, out=scratch, **options)  # type: ignore[arg-type]
+                planned = plan(tasks=[task])
                 failures = evaluation.execute(planned).failures if planned.cells else ()
             except CossError as error:
                 failures = (str(error),)
@@ -53,12 +72,7 @@ def check(models: list[Model], data: Dataset, *, names: Sequence[str] = (), devi
                 verdict = f"{verdict if planned.cells else 'skipped'}; {planned.skipped[0]}"
             say(f"{task.name:<12}{verdict} ({seconds:.1f} s)")
             failed |= bool(failures)
-    say(
-        "NOT OK: see the lines above"
-        if failed
-        else f"ok: the same call with robustness measures all {len(data.test)} test images"
-    )
-    return 1 if failed else 0
+    return failed
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from coss_eval.evaluation.reuse import Known, known
 from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
 from coss_eval.probes import resolve_device
-from coss_eval.probes.behaviour import Behaviour, batch_dependence, observe, refusal
+from coss_eval.probes.behaviour import IMAGES, Behaviour, batch_dependence, observe, refusal
 from coss_eval.probes.forward import ready
 from coss_eval.runtime.code_identity import UNKNOWN, code_identity
 from coss_eval.runtime.device import Compute, seconds_of
@@ -145,6 +145,7 @@ def plan(
     if overwrite:
         planned.warnings += [line for one in planned.known.values() if (line := _left_over(one, store)) is not None]
     if planned.jobs:
+        _refuse_crowds(planned.jobs)
         planned.warnings += [*dataset.warnings(), *_warnings(planned.subjects)]
     return planned
 
@@ -182,8 +183,9 @@ def _seen(subject: Subject, allow_batch_dependent: bool) -> tuple[Subject, Behav
     """The subject, its batch size a part of its identity where it has to be, and what its network does; None where it
     takes no images.
     """
+    crowd = _crowd(subject) if allow_batch_dependent else 0  # else only where there is something to compute
     try:
-        found = observe(subject.model, subject.image_size, subject.compute.device)
+        found = observe(subject.model, subject.image_size, subject.compute.device, crowd)
     except Exception:  # noqa: BLE001 - a network's own code may fail in any way; its cells fail in the same and say how
         return subject, None
     what = batch_dependence(found)
@@ -193,6 +195,25 @@ def _seen(subject: Subject, allow_batch_dependent: bool) -> tuple[Subject, Behav
         raise UsageError(refusal(subject.model, what))
     model = replace(subject.model, batch_size=subject.compute.batch_size)
     return replace(subject, model=model), None  # its outputs are no sign of who it is
+
+
+def _crowd(subject: Subject) -> int:
+    """How many images the largest batch of a run has."""
+    splits = [split for split in (subject.data.test, subject.data.train) if split is not None]
+    return min(subject.compute.batch_size, max(map(len, splits)))
+
+
+def _refuse_crowds(jobs: Sequence[Job]) -> None:
+    """UsageError where an image's outputs depend on its batch from some size on that the run's own batches have."""
+    for subject in {subject.model.name: subject for job in jobs for subject in job.subjects}.values():
+        if subject.model.batch_size is not None or _crowd(subject) <= IMAGES:
+            continue
+        try:
+            found = observe(subject.model, subject.image_size, subject.compute.device, _crowd(subject))
+        except Exception:  # noqa: BLE001 - as above: its cells fail in the same way
+            continue
+        if (what := batch_dependence(found)) is not None:
+            raise UsageError(refusal(subject.model, what))
 
 
 def _left_over(one: Known, store: Store) -> str | None:

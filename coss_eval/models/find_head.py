@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
 from coss_eval.models.hooks import hooked
-from coss_eval.models.trial import run
+from coss_eval.models.trial import close, run
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ def find_head(network: nn.Module, example: Tensor) -> FoundHead:
         head = as_linear(module)
         softmax = {"softmax": last.flatten(1).softmax(1), "log_softmax": last.flatten(1).log_softmax(1)}
         for word, ending in softmax.items() if last.ndim == 2 and not last.is_meta else ():
-            if _close(ending, output):
+            if close(ending, output):
                 size = f"{module.in_features} to {module.out_features}"
                 note = f"head: {name} ({size}), its {word} left out; representation: what goes into it"
                 return FoundHead((module,), head, note, name)
         features = _without(network, (module,), example)
         if head is not None and features is not None and features.shape[1] == head.in_features:
             with torch.no_grad():
-                if _close(head(features), output):
+                if close(head(features), output):
                     size = f"{head.in_features} to {head.out_features}"
                     return FoundHead(
                         (module,), head, f"head: {name} ({size}), found last; representation: what goes into it"
@@ -55,7 +55,7 @@ def find_head(network: nn.Module, example: Tensor) -> FoundHead:
     if len(calls) > 1:
         (first, one, x), (second, other, y) = calls[-2:]
         both = x.flatten(1) + y.flatten(1) if x.numel() == y.numel() == output.numel() else None
-        if both is not None and one is not other and (_close(both, output) or _close(both / 2, output)):
+        if both is not None and one is not other and (close(both, output) or close(both / 2, output)):
             note = (
                 f"two heads, {first} and {second}: left out; representation: their inputs' mean or sum as its code has"
             )
@@ -83,12 +83,6 @@ def _without(network: nn.Module, modules: tuple[nn.Module, ...], example: Tensor
     except (RuntimeError, UsageError, ValueError, AssertionError):
         return None
     return output if output.ndim == 2 else None
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    if found.shape != expected.shape or found.is_meta:  # a network without weights as yet: shapes are all there is
-        return found.shape == expected.shape
-    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def as_linear(classifier: nn.Module) -> nn.Linear | None:

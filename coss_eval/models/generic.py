@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.backbone import Backbone, Layout, as_locations
 from coss_eval.models.hooks import outputs_of
-from coss_eval.models.traced import cut_at, split_at_pooling, up_to
+from coss_eval.models.traced import Truncated, cut_at, split_at_pooling, up_to
 from coss_eval.models.trial import evaluating, run
 
 
@@ -40,20 +40,6 @@ class Cut:
         return self.local is not None or self.global_ is not None
 
 
-class Truncated(nn.Module):
-    """A network whose output is that of one of its modules; for code that cannot be traced."""
-
-    def __init__(self, network: nn.Module, end: str) -> None:
-        super().__init__()
-        self.network, self.end = network, end
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        with outputs_of(self.network, {self.end}) as outputs:
-            self.network(pixels)
-        output: Tensor = outputs[self.end]
-        return output
-
-
 def generic_backbone(network: nn.Module, example: Tensor, cut: Cut = Cut()) -> tuple[Backbone, bool]:
     """A Backbone around any network that maps pixels to a vector, a map (B, D, H, W) or a sequence (B, L, D).
 
@@ -78,7 +64,7 @@ def _cut_by_itself(network: nn.Module, example: Tensor) -> Backbone:
     if backbone is None:
         backbone = WholeBackbone(network, layouts[output.ndim])
         backbone.note = (
-            "no global pooling was found: the global representation is its own only local one (L = 1)"
+            "found no global pooling to cut it at: the global representation is its own only local one (L = 1)"
             if output.ndim == 2
             else "the output is taken for the map before pooling; its mean is the global representation"
         )

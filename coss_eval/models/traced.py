@@ -11,7 +11,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Layout
-from coss_eval.models.trial import evaluating
+from coss_eval.models.hooks import outputs_of
+from coss_eval.models.trial import close, evaluating, run
 
 _POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 
@@ -36,8 +37,22 @@ class SplitBackbone(Backbone):
         return pooled.flatten(1)
 
 
+class Truncated(nn.Module):
+    """A network whose output is that of one of its modules."""
+
+    def __init__(self, network: nn.Module, end: str) -> None:
+        super().__init__()
+        self.network, self.end = network, end
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        with outputs_of(self.network, {self.end}) as outputs:
+            self.network(pixels)
+        output: Tensor = outputs[self.end]
+        return output
+
+
 def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | None:
-    """The network cut at its last global pooling, or None where there is none or torch.fx cannot trace the network."""
+    """The network cut at its last global pooling; None where there is none or torch.fx cannot follow the network."""
     graph = traced(network, example)
     if graph is None:
         return None
@@ -52,8 +67,22 @@ def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | Non
         picks_token = layout == "nlc" and node.target is operator.getitem
         backbone = SplitBackbone(_body(network, graph, cut), tail, layout, 1 if picks_token else 0)
         backbone.note = f"taken apart at {node.name}: its input is the map before pooling"
-        return backbone
+        return backbone if same_as(network, backbone, example) else None
     return None
+
+
+def same_as(network: nn.Module, part: nn.Module, example: Tensor) -> bool:
+    """Whether traced code gives what the network does of several images: what its code does besides (a call of
+    ``train()``, a branch by the size of the batch) leaves no step in the trace.
+    """
+    images = torch.cat([example, example.flip(-1), example / 2])
+    try:
+        expected, found = run(network, images), run(part, images)
+    except (RuntimeError, ValueError, AssertionError):
+        return False
+    if not found.is_meta:  # where both are NaN they are alike: the cells will say what is wrong
+        found, expected = found.nan_to_num(), expected.nan_to_num()
+    return close(found.flatten(1), expected.flatten(1))
 
 
 def traced(network: nn.Module, example: Tensor, leaves: frozenset[str] = frozenset()) -> fx.Graph | None:
@@ -61,7 +90,7 @@ def traced(network: nn.Module, example: Tensor, leaves: frozenset[str] = frozens
     with evaluating(network):
         try:
             graph = _Tracer(leaves).trace(network)
-        except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError):
+        except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, AssertionError):
             return None  # the network's own code needs real tensors; what else could be wrong shows in the run itself
         ShapeProp(fx.GraphModule(network, graph)).propagate(example)
     return graph
@@ -150,10 +179,11 @@ def _pruned(part: fx.GraphModule) -> fx.GraphModule:
 
 
 def up_to(network: nn.Module, example: Tensor, end: str) -> fx.GraphModule | None:
-    """The network up to the output of one of its modules; None where it cannot be traced."""
+    """The network up to the output of one of its modules; None where torch.fx cannot follow it."""
     graph = traced(network, example, frozenset({end}))
     node = None if graph is None else _node_of(graph, end)
-    return None if graph is None or node is None else _body(network, graph, node)
+    body = None if graph is None or node is None else _body(network, graph, node)
+    return body if body is not None and same_as(Truncated(network, end), body, example) else None
 
 
 def cut_at(network: nn.Module, example: Tensor, local: str, end: str | None) -> SplitBackbone:
@@ -173,6 +203,10 @@ def cut_at(network: nn.Module, example: Tensor, local: str, end: str | None) -> 
         raise UsageError(f"what follows needs more than the output of {local}; name a module further on")
     layout: Layout = "nchw" if len(_shape(cut)) == 4 else "nlc"
     backbone = SplitBackbone(_body(network, graph, cut), tail, layout, 0)
+    if not same_as(network if end is None else Truncated(network, end), backbone, example):
+        raise UsageError(
+            f"{type(network).__name__} gives other outputs where torch.fx cuts it at {local}; leave it out"
+        )
     backbone.note = f"local representations: {local}" + (f", global: {end}" if end else "") + ", as asked"
     return backbone
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
 
+_FAILURES = (RuntimeError, AssertionError, ValueError, IndexError)  # of a network's own code on a size it cannot take
+
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
@@ -27,25 +29,46 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def try_sizes(network: nn.Module, sides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """One random image (1, 3, S, S) of the first side that the network takes, and what the network makes of it."""
+    """One random image (1, 3, S, S) of the first side that the network takes, and what the network makes of it.
+
+    Raises UsageError where it takes none, and where it takes several images but loses the batch of one.
+    """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     failures = []
     for side in sides:
         example = torch.randn(1, 3, side, side, generator=generator).to(device)
         try:
-            return example, run(network, example)
-        except (RuntimeError, AssertionError, ValueError) as error:
+            output = run(network, example)
+        except _FAILURES as error:
             failures.append(str(error).partition("\n")[0])
+            _refuse_lost_batch(network, example, f"does not take one image ({failures[-1]})")
+            continue
+        if output.shape[:1] != (1,):
+            _refuse_lost_batch(network, example, f"gives {tuple(output.shape)} of one image")
+        return example, output
     tried = ", ".join(map(str, sides))
     raise UsageError(f"{type(network).__name__} takes no image of side {tried} ({failures[0]}); give --img-size")
+
+
+def _refuse_lost_batch(network: nn.Module, example: Tensor, seen: str) -> None:
+    """UsageError, which begins with ``seen``, where two images go through as they should."""
+    try:
+        two = run(network, torch.cat([example, example]))
+    except _FAILURES:
+        return
+    if two.ndim > 1 and len(two) == 2:
+        raise UsageError(
+            f"{type(network).__name__} {seen}, but {tuple(two.shape)} of two: it works with batches, of which the last "
+            "may hold one image; has its code .squeeze() or a fixed batch size? Write .flatten(1) there"
+        )
 
 
 def takes_any_size(network: nn.Module, example: Tensor) -> bool:
     """Whether an image 32 px larger than the example goes through as well."""
     try:
         run(network, F.pad(example, (0, 32, 0, 32)))
-    except (RuntimeError, AssertionError, ValueError):
+    except _FAILURES:
         return False
     return True
 
@@ -57,3 +80,10 @@ def run(network: nn.Module, pixels: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise UsageError(f"{type(network).__name__} must return one tensor in eval mode, not {type(output).__name__}")
     return output
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two passes gave the same but for rounding."""
+    if found.shape != expected.shape or found.is_meta:  # a network without weights as yet: shapes are all there is
+        return found.shape == expected.shape
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4)

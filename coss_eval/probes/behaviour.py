@@ -39,6 +39,8 @@ class Behaviour:
     outputs: Tensor  # (8, K), all in one batch
     again: Tensor  # (8, K), the same batch once more
     alone: Tensor | None  # (2, K), the first ones by themselves; None where the network refuses single images
+    crowded: Tensor | None = None  # (8, K), among as many as a run has in a batch; None where that was not asked for
+    crowd: int = 0  # how many those are
 
     @property
     def finite(self) -> bool:
@@ -65,8 +67,11 @@ def keep(
     disk.save(name, {**arrays, "outputs": np.asarray(observe(model, size, device).outputs)})
 
 
-def observe(model: Model, size: Sequence[int], device: torch.device) -> Behaviour:
-    """Pass the images, (height, width) ``size``, through the network as every measurement does, in eval mode."""
+def observe(model: Model, size: Sequence[int], device: torch.device, batch: int = 0) -> Behaviour:
+    """Pass the images, (height, width) ``size``, through the network as every measurement does, in eval mode.
+
+    ``batch``: how many images a run has in a batch; where that is more than eight, they are passed among so many, too.
+    """
     network = model.encoder()
     pixels = fixed_images(size).to(device, memory_format=torch.channels_last)
     parts = [part for part in (network, model.head) if part is not None]
@@ -84,12 +89,15 @@ def observe(model: Model, size: Sequence[int], device: torch.device) -> Behaviou
             if "more than 1 value per channel" not in str(error):  # as BatchNorm in train mode says
                 raise
             alone = None
-    return Behaviour(outputs, again, alone)
+        if batch <= IMAGES:
+            return Behaviour(outputs, again, alone)
+        many = fixed_images(size, batch).to(device, memory_format=torch.channels_last)
+        return Behaviour(outputs, again, alone, numbers(many)[:IMAGES], batch)
 
 
-def fixed_images(size: Sequence[int]) -> Tensor:
-    """float32 (8, 3, height, width) in [0, 1]: coarse random colours made smooth, the same everywhere."""
-    coarse = uniform(torch.arange(IMAGES), 0, "fixed images", shape=(3, 8, 8))
+def fixed_images(size: Sequence[int], count: int = IMAGES) -> Tensor:
+    """float32 (count, 3, height, width) in [0, 1]: coarse random colours made smooth, the same everywhere."""
+    coarse = uniform(torch.arange(count), 0, "fixed images", shape=(3, 8, 8))
     return F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -115,15 +123,20 @@ def batch_dependence(found: Behaviour) -> str | None:
         return "it takes no image alone"
     seen = {
         "the same batch passed twice differs by": apart(found.again, found.outputs),
-        "images alone and among 8 differ by": apart(found.alone, found.outputs),
+        f"images alone and among {IMAGES} differ by": apart(found.alone, found.outputs),
     }
+    if found.crowded is not None:
+        seen[f"images among {found.crowd} and among {IMAGES} differ by"] = apart(found.crowded, found.outputs)
     said = [f"{what} {100 * share:.2g} % of the spread between images" for what, share in seen.items() if share]
     return "; ".join(said) or None
 
 
-def refuse_batch_dependent(model: Model, size: Sequence[int], device: torch.device) -> None:
-    """UsageError where the outputs depend on the batch, unless the model says that they may (``batch_size``)."""
-    seen = batch_dependence(observe(model, size, device)) if model.batch_size is None else None
+def refuse_batch_dependent(model: Model, size: Sequence[int], device: torch.device, batch: int) -> None:
+    """UsageError where the outputs depend on the batch, unless the model says that they may (``batch_size``).
+
+    ``batch``: how many images the run has in one.
+    """
+    seen = batch_dependence(observe(model, size, device, batch)) if model.batch_size is None else None
     if seen is not None:
         raise UsageError(refusal(model, seen))
 

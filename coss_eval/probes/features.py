@@ -93,7 +93,7 @@ def extract_known(
         if all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
             return Features(arrays["ids"], arrays["labels"], kept, cached=True)
     if check_batches:
-        refuse_batch_dependent(*network)
+        refuse_batch_dependent(*network, min(compute.batch_size, len(split)))
     features = _extract(model, split, places, compute.batch_size, compute.device)
     if cache:
         values = {_entry(site): value.numpy() for site, value in features.values.items()}

@@ -8,8 +8,9 @@ nothing is cached, and no more than one batch of them is in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,10 @@ from coss_eval.views.random_crop import RandomCrop, crop, draw_boxes, draw_flips
 LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """From DINO's linear evaluation (0.001) to MoCo v1's (30), two a decade, for a batch of 256."""
 
+WIDENED = 4
+"""By how many learning rates, at the ratio of its last two, a grid whose best one lies at its end is widened, once:
+the heads of more of them cost little, another training as much as the first."""
+
 _PURPOSE = "probe views"  # of the draws, else the head would learn from the very crops of pretraining
 _SCORED = 1024  # images at a time: G x K logits each
 INITIAL_STD = 0.01  # of the heads' weights, as in MoCo v3's and DINOv2's code; biases start at zero
@@ -40,9 +45,10 @@ INITIAL_STD = 0.01  # of the heads' weights, as in MoCo v3's and DINOv2's code; 
 class SgdProtocol:
     """What the number depends on beside model, images and seed; ``lrs`` are for a batch of 256, scaled linearly.
 
-    Of several learning rates the best is chosen on a tenth of the training images, held out. One alone is trained on
-    all of them: SgdProtocol(lrs=(0.1,)) is MoCo v3's protocol. There is no weight decay; the last batch of an epoch
-    may be smaller; each learning rate follows a cosine to zero, step by step.
+    Of several learning rates the best is chosen on a tenth of the training images, held out; where it lies at an end
+    of them, WIDENED more are trained beyond it, and a more accurate one is taken. One alone is trained on all images:
+    SgdProtocol(lrs=(0.1,)) is MoCo v3's protocol. There is no weight decay; the last batch of an epoch may be smaller;
+    each learning rate follows a cosine to zero, step by step.
     """
 
     epochs: int = 90
@@ -97,7 +103,8 @@ class SgdProtocol:
 class SgdProbe:
     """The head of the chosen learning rate after the last epoch: logits = features @ weight.T + bias.
 
-    ``path`` has the accuracy on the held-out images at each learning rate, rising; it is empty where there was one.
+    ``path`` has the accuracy on the held-out images at each learning rate, rising, those beyond the protocol's
+    included; it is empty where there was one.
     """
 
     weight: Tensor  # float32 (K, D)
@@ -127,6 +134,8 @@ class SgdProbe:
         if not self.path:
             return [f"{how}, fixed"]
         how += f", the best of {len(self.path)} on {self.held_out:,} held-out training images"
+        if len(self.path) > len(p.lrs):
+            how += f", the grid of {len(p.lrs)} widened to {min(self.path):g} ... {max(self.path):g}"
         end = {min(self.path): "smallest", max(self.path): "largest"}.get(self.lr)
         edge = [f"{name}: lr {self.lr:g} is the {end} of the grid; one beyond it may do better"] if end else []
         path = ", ".join(f"{lr:g}: {100 * accuracy:.1f}" for lr, accuracy in self.path.items())
@@ -143,6 +152,10 @@ class ProbeHeads:
         self.bias = torch.zeros(groups, classes, device=device)  # (G, K)
         self.velocities = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
         self.lrs, self.momentum = torch.tensor(protocol.lrs, device=device), protocol.momentum
+
+    def head(self, place: int) -> tuple[Tensor, Tensor]:
+        """Weight (K, D) and bias (K,) of one learning rate, on the CPU."""
+        return self.weight[place].cpu(), self.bias[place].cpu()
 
     def logits(self, features: Tensor) -> Tensor:
         """(B, D) to (B, G, K)."""
@@ -177,18 +190,42 @@ def sgd_probe(
     pass and changes nothing beyond rounding; the cache is for the features of the held-out images as they are.
     """
     fit, select = train.holdout(protocol.held_out) if protocol.held_out else (train, None)
-    heads = train_heads(model, fit, protocol, seed=seed, device=compute.device, batch_size=compute.batch_size)
+    train_these = partial(train_heads, model, fit, seed=seed, device=compute.device, batch_size=compute.batch_size)
+    heads = train_these(protocol)
+    lr, head = protocol.lrs[0], heads.head(0)
     path, held_out = dict[float, float](), 0
     if select is not None:
         features = extract_known(model, select, compute)
-        path = dict(zip(protocol.lrs, _accuracies(heads, features.values["global"], features.labels), strict=True))
-        held_out = len(features)
-    lr = max(path, key=path.__getitem__) if path else protocol.lrs[0]  # of equally accurate ones the smallest
-    place = protocol.lrs.index(lr)
-    weight, bias = heads.weight[place].cpu(), heads.bias[place].cpu()
+        truth, held_out = (features.values["global"], features.labels), len(features)
+        path = dict(zip(protocol.lrs, _accuracies(heads, *truth), strict=True))
+        lr = max(path, key=path.__getitem__)  # of equally accurate ones the smallest
+        head = heads.head(protocol.lrs.index(lr))
+        if more := _beyond(path, lr):
+            heads = train_these(replace(protocol, lrs=more))
+            found = dict(zip(more, _accuracies(heads, *truth), strict=True))
+            best = max(found, key=found.__getitem__)
+            if found[best] > path[lr]:
+                lr, head = best, heads.head(more.index(best))
+            path = dict(sorted((path | found).items()))
+    weight, bias = head
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise CossError(f"the SGD linear probe diverged at lr {lr:g}; try smaller ones, or precision float32")
     return SgdProbe(weight, bias, lr, path, protocol, len(fit) - len(fit.bad_images), held_out)
+
+
+def _beyond(path: Mapping[float, float], best: float) -> tuple[float, ...]:
+    """The learning rates, rising, to try beyond the end of ``path`` (accuracy by rate, rising) where the best one lies.
+
+    At the small end only if the next one is worse: where they are alike, smaller ones hardly differ, either.
+    """
+    lrs = list(path)
+    if best == lrs[-1]:
+        ratio = lrs[-1] / lrs[-2]
+    elif best == lrs[0] and path[lrs[0]] > path[lrs[1]]:
+        ratio = lrs[0] / lrs[1]
+    else:
+        return ()
+    return tuple(sorted(best * ratio**step for step in range(1, WIDENED + 1)))
 
 
 def train_heads(

@@ -41,6 +41,34 @@ def code_identity(things: Iterable[Any]) -> str | None:
     return UNKNOWN if UNKNOWN in found else hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:16]
 
 
+def edited(name: str) -> list[str]:
+    """The modules, ``name`` and what it imports from outside site-packages, whose files have changed since they were
+    first asked for here: what runs is what they were.
+    """
+    own = {name} if is_foreign(name) and _is_loose(name) else set()
+    found = []
+    for module in sorted(own | _imported(own)):
+        with suppress(OSError, TypeError):
+            if _read(sys.modules.get(module)) != inspect.getsource(sys.modules[module]):
+                found.append(module)
+    return found
+
+
+def _read(source: Any) -> str:
+    """The text of a class, a function or a module. Raises OSError and TypeError where there is none.
+
+    A module's is that of the first call, kept with its spec, which a reload replaces: a file that is edited afterwards
+    does not change the code that was imported. (What Python read before the first call, nothing tells.)
+    """
+    spec = getattr(source, "__spec__", None)
+    if spec is None:
+        return inspect.getsource(source)
+    if not hasattr(spec, "source_text"):
+        spec.source_text = inspect.getsource(source)
+    text: str = spec.source_text
+    return text
+
+
 def _of(thing: Any) -> str:
     if (version := _version(thing)) is not None:
         return f"{_name(thing)} version {version}"
@@ -49,7 +77,7 @@ def _of(thing: Any) -> str:
     sources = [thing] if not isinstance(thing, str) and _module_of(thing) == "__main__" else [module, thing]
     for source in sources:
         try:
-            return f"{_name(thing)} {hashlib.sha256(inspect.getsource(source).encode()).hexdigest()}"  # type: ignore[arg-type]
+            return f"{_name(thing)} {hashlib.sha256(_read(source).encode()).hexdigest()}"
         except (OSError, TypeError):  # no file, as in `python -c`, or nothing that has one
             continue
     return UNKNOWN
@@ -75,7 +103,7 @@ def _imports(name: str) -> set[str]:
     """What a module's import statements name: modules, and names in them that may be modules."""
     module, found = sys.modules.get(name), set[str]()
     try:
-        tree = ast.parse(inspect.getsource(module))  # type: ignore[arg-type]
+        tree = ast.parse(_read(module))
     except (OSError, TypeError, SyntaxError):
         return found
     for node in ast.walk(tree):

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from coss_eval.errors import UsageError, unknown_name
+from coss_eval.runtime.code_identity import edited
 
 
 def imported(spec: str, kind: str, attribute_kind: str = "name") -> Any:
     """What "package.module:name" names, looked for in the current directory first.
 
-    ``kind`` ("task") and ``attribute_kind`` ("class") are for errors. Raises UsageError where there is none.
+    ``kind`` ("task") and ``attribute_kind`` ("class") are for errors. Raises UsageError where there is none,
+    and where its code was edited after it had been imported.
     """
     module_name, _, attribute = spec.partition(":")
     with current_directory_first():
@@ -23,6 +25,11 @@ def imported(spec: str, kind: str, attribute_kind: str = "name") -> Any:
             module = importlib.import_module(module_name)
         except ImportError as error:
             raise UsageError(f"{kind} {spec!r}: cannot import {module_name} ({error})") from error
+    if changed := edited(module_name):
+        raise UsageError(
+            f"{kind} {spec!r}: the file of {changed[0]} was edited since this process imported it, and does not "
+            f"run yet; start Python anew, or importlib.reload(sys.modules[{changed[0]!r}]) and what imports it"
+        )
     if not hasattr(module, attribute):
         known = [name for name in vars(module) if not name.startswith("_")]
         raise unknown_name(f"{attribute_kind} in {module_name}", attribute, known)

@@ -18,6 +18,7 @@ from coss_eval.statistics import median_interval
 from coss_eval.training.config import Config
 from coss_eval.training.distributed import process_group
 from coss_eval.training.feed import Part
+from coss_eval.training.graph import WARM_UP
 from coss_eval.training.loop import Run, random_layers
 from coss_eval.training.pretraining import Pretraining
 
@@ -62,7 +63,7 @@ def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto
         forward, backward, target = _flops(run, first)
         if own.type == "cuda":
             torch.cuda.reset_peak_memory_stats(own)
-        run.take_step(first)  # the first one warms up
+        _warm_up(run, first)
         _wait(own)
         started = time.perf_counter()
         for _ in range(steps):
@@ -112,12 +113,20 @@ def relative_cost(
         batches = [run.task.feed.epoch(0) for run in runs]
         firsts = [next(each) for each in batches]
         flops = [sum(_flops(run, first)) for run, first in zip(runs, firsts, strict=True)]
+        for run, first in zip(runs, firsts, strict=True):
+            _warm_up(run, first)
         ratios = []
-        for _ in range(pairs + 1):
+        for _ in range(pairs):
             taken = [_seconds_an_image(*each, own) for each in zip(runs, batches, firsts, strict=True)]
             ratios.append(taken[0] / taken[1])
-    seconds, low, high = median_interval(ratios[1:])  # the first pair warms up
+    seconds, low, high = median_interval(ratios)
     return Relative(seconds, low, high, flops[0] / flops[1])
+
+
+def _warm_up(run: Run, first: Part) -> None:
+    """The steps that are not like those after them: the first one, and all up to a capture."""
+    for _ in range(1 if run.graphed is None else WARM_UP + 1):
+        run.take_step(first)
 
 
 def _seconds_an_image(run: Run, batches: Iterator[Part], first: Part, device: torch.device) -> float:

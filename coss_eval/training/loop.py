@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from inspect import signature
@@ -28,6 +28,7 @@ from coss_eval.training.config import Config, resolve
 from coss_eval.training.distributed import process_group
 from coss_eval.training.feed import Part
 from coss_eval.training.gather import mean_over_ranks, rank, world_size
+from coss_eval.training.graph import GraphedPasses, refusal
 from coss_eval.training.log import RunLog
 from coss_eval.training.monitor import Monitor
 from coss_eval.training.optim import cosine, set_lr, warm_up_cosine
@@ -120,6 +121,9 @@ class Run:
         self.objective = self.task.objective
         self.optimizer = self.task.optimizer()
         self.network = self._network()
+        self.graphed: GraphedPasses | None = None
+        if refusal(config, device) is None:
+            self.graphed = GraphedPasses(self.objective, device, on_note)
         self.epoch = self.step = 0
         self.log: RunLog | None = None  # of the first process, while it runs
         self._recent: list[Tensor] = []
@@ -216,12 +220,35 @@ class Run:
             yield part, i < len(parts) - 1
 
     def _backward(self, batch: Part, *, wait: bool) -> Tensor:
-        views = self.task.views_of(batch, self.epoch)
         labels = batch.labels.to(self.device, non_blocking=True)
-        network = self.network
+        if self.graphed is not None:
+            return self._by_graph(self.graphed, batch, labels)
+        views, network = self.task.views_of(batch, self.epoch), self.network
         with network.no_sync() if wait and isinstance(network, DistributedDataParallel) else nullcontext():
-            losses: Losses = network(views, labels, full=len(self.task.views.full), ids=batch.ids, epoch=self.epoch)
-            (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+            return self._passes(views, labels, batch.ids)
+
+    def _by_graph(self, graphed: GraphedPasses, batch: Part, labels: Tensor) -> Tensor:
+        """The passes of views and labels; of small images with the views, from images and what was drawn for each."""
+        if not self.task.feed.static:
+            views = self.task.views_of(batch, self.epoch)
+            return graphed(lambda inputs: self._passes(inputs[:-1], inputs[-1]), [*views, labels])
+        drawn = batch.draws(self.task.views, seed=self.config.seed, epoch=self.epoch)
+        drawn = [each.on(self.device) for each in drawn]
+        count = len(batch.pixels)
+
+        def passes(inputs: Sequence[Tensor]) -> Tensor:
+            pixels, rest = inputs[:count], iter(inputs[count:])
+            return self._passes(self.task.make(pixels, [each.like(rest) for each in drawn]), next(rest))
+
+        return graphed(passes, [*batch.pixels, *(tensor for each in drawn for tensor in each.tensors()), labels])
+
+    def _passes(self, views: Sequence[Tensor], labels: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Forward and backward: the losses (total, global, local), the gradients where the optimiser finds them.
+
+        ``ids`` are for locals that are drawn.
+        """
+        losses: Losses = self.network(views, labels, full=len(self.task.views.full), ids=ids, epoch=self.epoch)
+        (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
         local = losses.global_.new_zeros(()) if losses.local is None else losses.local
         return torch.stack([losses.total.detach(), losses.global_, local])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from coss_eval.training.feed import Feed, Part, statistics
 from coss_eval.training.optim import make_optimizer, parameter_groups
 from coss_eval.training.pretraining import Pretraining
 from coss_eval.training.sync_norm import synchronised
-from coss_eval.views.make import Views, finish_views, make_views
+from coss_eval.views.make import Parameters, Views, apply
 
 
 class Task:
@@ -99,12 +100,16 @@ class Task:
 
     def views_of(self, part: Part, epoch: int) -> list[Tensor]:
         """All views of a batch, normalised, on the device."""
-        p, seed = self.model.preprocessing, self.config.seed
-        if self.feed.from_files:
-            views = finish_views(part.pixels, part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
-        else:
-            views = make_views(part.pixels[0], part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
-        return [view.contiguous(memory_format=self.format) for view in views]
+        return self.make(part.pixels, part.draws(self.views, seed=self.config.seed, epoch=epoch))
+
+    def make(self, pixels: Sequence[Tensor], drawn: Sequence[Parameters]) -> list[Tensor]:
+        """The views by what was drawn for each, of the images or of a crop for every view."""
+        p = self.model.preprocessing
+        images = pixels if len(pixels) > 1 else [pixels[0]] * len(drawn)
+        return [
+            apply(each, draw, mean=p.mean, std=p.std).contiguous(memory_format=self.format)
+            for each, draw in zip(images, drawn, strict=True)
+        ]
 
     def optimizer(self) -> torch.optim.Optimizer:
         config, objective = self.config, self.objective

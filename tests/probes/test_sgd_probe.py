@@ -117,21 +117,25 @@ def test_a_repeated_run_is_equal_and_another_seed_is_not(model: Model, images: S
     assert not torch.equal(one.weight, other.weight)
 
 
+INSIDE = replace(SHORT, lrs=(0.1, 1.0, 3.0, 1000.0))  # the best of them is no end
+
+
 def test_the_last_head_of_the_lr_that_is_best_on_held_out_training_images(model: Model, images: Split) -> None:
-    probe = sgd_probe(model, images, SHORT, Compute(CPU, cache=False), seed=5)
+    probe = sgd_probe(model, images, INSIDE, Compute(CPU, cache=False), seed=5)
     fit, select = images.holdout(0.1)
-    heads = trained(model, fit)  # all epochs, none looked at before the last
+    heads = trained(model, fit, INSIDE)  # all epochs, none looked at before the last
     held_out = extract(model, select, device="cpu", cache=False)
     hits = heads.logits(held_out.values["global"]).argmax(2) == held_out.labels[:, None]
     accuracy = hits.double().mean(0).tolist()
-    assert probe.path == pytest.approx(dict(zip(SHORT.lrs, accuracy, strict=True)))
-    place = SHORT.lrs.index(probe.lr)
+    assert probe.path == pytest.approx(dict(zip(INSIDE.lrs, accuracy, strict=True)))
+    place = INSIDE.lrs.index(probe.lr)
+    assert 0 < place < 3
     assert accuracy[place] == max(accuracy)
     assert torch.equal(probe.weight, heads.weight[place])
     assert (probe.images, probe.held_out) == (len(fit), len(select))
     notes = " ".join(probe.notes())
-    assert f"lr {probe.lr:g} for a batch of 256, the best of 3 on {len(select)} held-out" in notes
-    assert ("of the grid" in notes) == (place != 1)
+    assert f"lr {probe.lr:g} for a batch of 256, the best of 4 on {len(select)} held-out" in notes
+    assert "of the grid" not in notes
     assert all(f"{lr:g}: {100 * a:.1f}" in notes for lr, a in probe.path.items())
 
 
@@ -152,6 +156,30 @@ class Thumbnail(Backbone):
 
     def pool(self, features: Tensor) -> Tensor:
         return features.flatten(1)
+
+
+@pytest.mark.parametrize(("lrs", "end"), [((0.1, 0.316), "largest"), ((1.0, 3.0), "smallest"), ((0.01, 0.03), None)])
+def test_a_grid_whose_best_lr_lies_at_its_end_is_widened_there(
+    lrs: tuple[float, float], end: str | None, model: Model, images: Split
+) -> None:
+    """Heads are independent, so that all of the wider grid trained together have the same accuracies."""
+    model, protocol = replace(model, backbone=Thumbnail()).identified(), replace(SHORT, lrs=lrs)
+    probe = sgd_probe(model, images, protocol, seed=5, device="cpu", cache=False)
+    if end is None:  # the two are alike
+        assert tuple(probe.path) == lrs
+        return
+    ratio = lrs[1] / lrs[0]
+    beyond = [lrs[1] * ratio**i for i in range(1, 5)] if end == "largest" else [lrs[0] / ratio**i for i in range(1, 5)]
+    assert list(probe.path) == pytest.approx(sorted([*lrs, *beyond]))
+    assert probe.path[probe.lr] == max(probe.path.values())
+    together = sgd_probe(model, images, replace(SHORT, lrs=tuple(probe.path)), seed=5, device="cpu", cache=False)
+    assert {lr: together.path[lr] for lr in probe.path} == pytest.approx(probe.path)
+    torch.testing.assert_close(trained_at(probe.lr, model, images), probe.weight, rtol=1e-4, atol=1e-5)
+    assert "the grid of 2 widened to" in " ".join(probe.notes())
+
+
+def trained_at(lr: float, model: Model, images: Split) -> Tensor:
+    return trained(model, images.holdout(0.1)[0], replace(SHORT, lrs=(lr,))).weight[0]
 
 
 def test_on_whole_images_it_comes_close_to_the_optimum(digits: Dataset, model: Model) -> None:

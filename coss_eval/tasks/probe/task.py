@@ -44,7 +44,8 @@ class Probe(ProbeOptions, Task):
         train = {"train": _training_split(subject).fingerprint}
         if self.protocol == "sgd":
             params = {"method": "sgd", **self.sgd.params(), "seed": seed, **train}
-            return [Cell(self.name, params, algorithm_version=2)]  # 1 drew the crops of pretraining
+            # 1 drew the crops of pretraining; 2 did not widen a grid of learning rates
+            return [Cell(self.name, params, algorithm_version=3 if len(self.sgd.lrs) > 1 else 2)]
         return [
             Cell(self.name, {"method": "linear", **train}),
             *(
