@@ -37,7 +37,7 @@ def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) ->
     heads, compare, compare_local = term.heads or model.heads, *(model.method.comparison() for _ in range(2))
     if model.method.name == "simclr":
         compare_local = model.method.local_comparison()
-    losses, local_losses = [], []
+    losses, weights, local_losses = [], [], []
     for s, t in [(s, t) for s in range(len(views)) for t in (0, 1) if s != t]:
         target = branch.projector(branch.backbone(views[t]))
         planes = branch.backbone.features(views[t] if view == "other" else views[s])  # (B, D, H, W)
@@ -53,10 +53,14 @@ def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) ->
         image = torch.arange(len(planes)).repeat_interleave(seen.local.shape[1])
         predict = model.heads.predictor if s < 2 or model.small_predictor is None else model.small_predictor
         predicted = predict(model.heads.projector(seen.global_))
-        losses.append(compare(predicted, target, torch.arange(len(planes))))
+        loss = compare(predicted, target, torch.arange(len(planes)))
+        half = model.small_predictor is not None and len(views) > 2  # each kind of view, of 2 and of 2 k directions
+        weights.append(0.5 / (2 if s < 2 else 2 * (len(views) - 2)) if half else 1 / (2 * (len(views) - 1)))
+        losses.append(loss)
         local_losses.append(torch.stack([compare_local(online, each, image) for each in local_targets]).mean())
     factor = 2 if model.method.name in SUMMED else 1
-    return factor * torch.stack(losses).mean(), factor * torch.stack(local_losses).mean()
+    weighed = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+    return factor * weighed, factor * torch.stack(local_losses).mean()
 
 
 @pytest.mark.parametrize("fields", [{}, {"regions": 2}, {"heads": "shared"}, {"view": "same"}], ids=str)
@@ -70,7 +74,7 @@ MULTI_CROP = [(name, own, {}) for name in SELF_SUPERVISED for own in {False, met
 
 @pytest.mark.parametrize(("name", "own", "fields"), [*MULTI_CROP, ("byol", True, {"heads": "shared"})], ids=str)
 def test_multi_crop_is_that_written_out(name: str, own: bool, fields: dict[str, Any]) -> None:
-    """Small views through their own predictor, their locals through the heads of all locals; pairs of equal weight."""
+    """Small views through their own predictor, their locals through the heads of all locals; kinds of equal weight."""
     model = objective(name, "rf-resnet", local_weight=0.4, small_predictor=own, **fields)
     assert_written_out(model, multi_crop(), **fields)
 
