@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import MapLayout, Site, as_locations
 from coss_eval.randomness import uniform
-from coss_eval.training.method import Heads, Method
+from coss_eval.training.method import Heads, Method, precise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,9 @@ class LocalConfig:
     the global of the other view, or of the same (an ablation: it makes locals alike, too). ``site``: where they are
     taken, "prepool" or "stageK"; a linear adapter stands before the heads where the width differs from the global's.
     ``regions`` g: g x g regional globals as targets instead of one; every local meets every region.
+
+    ``term`` "similarity" is no CO term but its control: the locals of an image are drawn towards each other, without
+    heads or targets (``unlikeness``), so that they are as redundant as CO makes them and align with no global.
 
     A local is to its image's global what a small view is to a full one, so own ``heads`` may be to CO what a predictor
     of their own is to small views (Config's ``small_predictor``): whoever compares CO with multi-crop gives both. Small
@@ -44,6 +47,7 @@ class LocalConfig:
     view: Literal["other", "same"] = "other"
     site: str = "prepool"
     regions: int = 1
+    term: Literal["co", "similarity"] = "co"
 
     def __post_init__(self) -> None:
         if self.global_weight < 0 or self.local_weight < 0:
@@ -56,19 +60,23 @@ class LocalConfig:
             raise UsageError("sampling subset needs local_grid: how many locals, n x n, are drawn")
         if (self.local_grid is not None and self.local_grid < 1) or self.regions < 1:
             raise UsageError(f"local_grid and regions must be at least 1, got {self.local_grid} and {self.regions}")
+        if self.term == "similarity" and (self.heads, self.view, self.regions) != ("own", "other", 1):
+            raise UsageError("the term similarity has neither heads nor targets; leave heads, view and regions out")
 
 
 class LocalTerm(nn.Module):
     """Adapter, heads (the same MLP at every location) and comparison of the local term.
 
-    ``heads`` is None where the config shares the global term's; they are then given in each call.
+    ``heads`` is None where the config shares the global term's, which are then given in each call, and where it has
+    none.
     """
 
     def __init__(self, config: LocalConfig, method: Method, *, local_dim: int, dim: int) -> None:
         super().__init__()
         self.config = config
-        self.adapter = nn.Linear(local_dim, dim) if local_dim != dim else nn.Identity()
-        self.heads = method.heads(dim) if config.heads == "own" else None
+        own = config.term == "co"
+        self.adapter = nn.Linear(local_dim, dim) if own and local_dim != dim else nn.Identity()
+        self.heads = method.heads(dim) if own and config.heads == "own" else None
         self.compare = method.local_comparison()
 
     def online(self, locations: Tensor, heads: Heads) -> Tensor:
@@ -83,6 +91,18 @@ class LocalTerm(nn.Module):
         index = torch.arange(count, device=online.device).repeat_interleave(length)  # (B * L,)
         vectors = online.flatten(0, 1)
         return torch.stack([self.compare(vectors, region, index) for region in targets.unbind(1)]).mean()
+
+
+def unlikeness(locations: Tensor) -> Tensor:
+    """1 - the mean cosine between two locations of an image, averaged over the images of locations (B, L, D).
+
+    Raises UsageError where an image has one location alone.
+    """
+    count = locations.shape[1]
+    if count < 2:
+        raise UsageError("the term similarity needs two locations or more; take a larger image or local_grid")
+    total = F.normalize(precise(locations), dim=2).sum(1)  # its square holds each pair twice, each vector once
+    return 1 - (total.square().sum(1) - count).mean() / (count * (count - 1))
 
 
 class Draw(NamedTuple):

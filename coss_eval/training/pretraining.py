@@ -14,7 +14,7 @@ from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site, as_locations
 from coss_eval.models.hooks import captured, find_site
 from coss_eval.models.trial import evaluating
-from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, regional
+from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, regional, unlikeness
 from coss_eval.training.method import Method
 from coss_eval.training.optim import ema_update
 
@@ -207,7 +207,7 @@ class Pretraining(nn.Module):
         return features, seen[self.site.name]
 
     def _locals(self, encoded: Sequence[Encoded], ids: Tensor | None, epoch: int) -> list[Tensor]:
-        """Every view's locals through the local term's heads: (B, L, P) each, with L of its own.
+        """Every view's locals through the local term's heads, where it has any: (B, L, P) each, with L of its own.
 
         Those of small views go through the same heads as those of full views, and meet the full views' globals.
         """
@@ -219,7 +219,7 @@ class Pretraining(nn.Module):
         found = []
         for number, view in enumerate(encoded):
             chosen = choose(view.site, self.term.config, self.site, Draw(ids, self.seed, epoch, number))
-            found.append(self.term.online(chosen, heads))
+            found.append(chosen if self.term.config.term == "similarity" else self.term.online(chosen, heads))
         return found
 
     def _global_term(self, online: Sequence[Tensor], targets: Sequence[Targets], labels: Tensor | None) -> Tensor:
@@ -247,6 +247,8 @@ class Pretraining(nn.Module):
         return [torch.stack(kind).mean() for kind in kinds]
 
     def _local_term(self, term: LocalTerm, locals_: Sequence[Tensor], targets: Sequence[Targets]) -> Tensor:
+        if term.config.term == "similarity":
+            return torch.stack([unlikeness(each) for each in locals_]).mean()
         losses = []
         for s, t in _pairs(len(locals_), len(targets), term.config.view):
             local = targets[t].local

@@ -14,7 +14,7 @@ from coss_eval.models.architecture import Architecture
 from coss_eval.models.backbone import Backbone, as_locations
 from coss_eval.models.rf_resnet import RFResNet
 from coss_eval.models.zoo import wrap
-from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, regional
+from coss_eval.training.local import Draw, LocalConfig, LocalTerm, choose, regional, unlikeness
 from coss_eval.training.method import Comparison
 from coss_eval.training.methods import METHODS, make_method, method_class
 from coss_eval.training.optim import make_optimizer, parameter_groups
@@ -301,6 +301,42 @@ def multi_crop() -> list[Tensor]:
     """Two full views of 32 px and two small ones of 16."""
     views = two_views()
     return [*views, *(view[:, :, 8:24, 8:24] for view in views)]
+
+
+def test_the_similarity_term_is_the_mean_over_pairs_of_locations() -> None:
+    locations = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    pairs = [
+        1 - torch.cosine_similarity(image[i], image[j], dim=0)
+        for image in locations
+        for i in range(5)
+        for j in range(5)
+        if i != j
+    ]
+    torch.testing.assert_close(unlikeness(locations), torch.stack(pairs).mean())
+    assert float(unlikeness(locations[:, :1].expand(-1, 4, -1))) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UsageError, match="two locations or more"):
+        unlikeness(locations[:, :1])
+
+
+@pytest.mark.parametrize("name", ["byol", "dino", "vicreg"])
+def test_the_similarity_term_trains_the_backbone_alone_and_makes_locals_alike(name: str) -> None:
+    model = objective(name, "rf-resnet", term="similarity", global_weight=0.0, local_weight=1.0)
+    assert model.term is not None
+    assert model.term.heads is None
+    views = two_views()
+    losses = model(views)
+    by_view = [unlikeness(model.backbone.represent(view).local) for view in views]
+    torch.testing.assert_close(losses.local, torch.stack(by_view).mean())
+    losses.total.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.heads.parameters())
+    optimizer = make_optimizer("sgd", parameter_groups(model.backbone, 0.0), lr=0.5)
+    optimizer.step()
+    assert model(views).local < losses.local
+
+
+def test_the_similarity_term_has_no_targets() -> None:
+    with pytest.raises(UsageError, match="neither heads nor targets"):
+        LocalConfig(term="similarity", view="same")
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["plain", "co"])
