@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from coss_eval.corruptions.filters import smooth, take_rows, to_pixels
 from coss_eval.corruptions.registry import corruption
-from coss_eval.corruptions.severity import SEVERITIES, Parameters, Setting
+from coss_eval.corruptions.severity import SEVERITIES, Setting, SeverityParameters
 from coss_eval.runtime.lazy import lazy
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ else:
 _ELASTIC_ALPHA = (0.05, 0.065, 0.085, 0.1, 0.12)  # imagecorruptions' own
 
 
-def _in_sides(side: int, *rows: Parameters) -> tuple[Parameters, ...]:
+def _in_sides(side: int, *rows: SeverityParameters) -> tuple[SeverityParameters, ...]:
     """elastic_transform's parameters, published as multiples of the image's side."""
     return tuple(tuple(side * value for value in row) for row in rows)
 

@@ -22,8 +22,8 @@ from coss_eval.corruptions.severity import (
     SEVERITIES,
     TABLES,
     Flavour,
-    Parameters,
     Setting,
+    SeverityParameters,
     TableName,
     check_severity,
     check_table,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Category = Literal["noise", "blur", "weather", "digital", "other"]
 Set = Literal["benchmark", "validation", "extra"]
-Rows = Sequence[float | Parameters]
+SeverityRows = Sequence[float | SeverityParameters]
 """Five severities' parameters; a number alone is one parameter."""
 Function = Callable[["Tensor", Setting, "Draws"], "Tensor"]
 AnyFunction = TypeVar("AnyFunction", bound=Function)
@@ -59,12 +59,12 @@ class Corruption:
     function: Function
     category: Category
     set: Set
-    severities: Mapping[TableName, tuple[Parameters, ...]] = field(repr=False)
+    severities: Mapping[TableName, tuple[SeverityParameters, ...]] = field(repr=False)
     image_by_image: bool = False
     on_cpu: tuple[int, ...] = ()
     code: str | None = None
 
-    def parameters(self, severity: int, table: TableName) -> Parameters:
+    def parameters(self, severity: int, table: TableName) -> SeverityParameters:
         """Those at ``severity`` (1 to 5) in ``table``; none where none are declared."""
         rows = self.severities
         return rows[check_table(table)][check_severity(severity) - 1] if rows else ()
@@ -83,7 +83,7 @@ def corruption(
     *,
     category: Category = "other",
     set: Set = "extra",
-    severities: Mapping[TableName, Rows] | Rows | None = None,
+    severities: Mapping[TableName, SeverityRows] | SeverityRows | None = None,
     image_by_image: bool = False,
     on_cpu: tuple[int, ...] = (),
 ) -> Callable[[AnyFunction], AnyFunction]:
@@ -171,7 +171,9 @@ def _set_of(function: Function, set: Set) -> Set:
     return set
 
 
-def _by_table(name: str, severities: Mapping[TableName, Rows] | Rows | None) -> dict[TableName, tuple[Parameters, ...]]:
+def _by_table(
+    name: str, severities: Mapping[TableName, SeverityRows] | SeverityRows | None
+) -> dict[TableName, tuple[SeverityParameters, ...]]:
     if severities is None:
         return {}
     given = severities if isinstance(severities, Mapping) else dict.fromkeys(TABLES, severities)

@@ -13,7 +13,7 @@ from coss_eval.errors import UsageError, unknown_name
 
 TableName = Literal["imagenet", "tiny-imagenet", "cifar"]
 Flavour = Literal["imagecorruptions", "imagenet-c"]
-Parameters = tuple[float, ...]
+SeverityParameters = tuple[float, ...]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 TABLES: tuple[TableName, ...] = get_args(TableName)
@@ -28,7 +28,7 @@ class Setting:
     """
 
     severity: int
-    parameters: Parameters
+    parameters: SeverityParameters
     table: TableName = "imagenet"
     flavour: Flavour = "imagecorruptions"
 
