@@ -1425,4 +1425,15 @@ def test_python_is_told_what_the_command_line_prints(digits: Dataset, tmp_path: 
         run.table()
 
 
+def test_training_in_python_tells_what_it_left_out(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", {"a": 12, "b": 12})
+    (folder / "train/a/003.png").write_bytes(b"torn")
+    data = ce.load_dataset(folder, skip_bad_images=True)
+    fields: dict[str, Any] = {"width": 8, "epochs": 1, "warm_up_epochs": 1.0, "batch_size": 8, "lr": 0.1}
+    fields |= {"holdout": 0.0, "probe_every": 0, "precision": "fp32", "hidden": 16}
+    with pytest.warns(CossWarning, match=r"1 of 24 images cannot be read and are left out: train/a/003.png") as caught:
+        ce.train("simclr", data, out=tmp_path / "run", device="cpu", **fields)
+    assert {Path(warning.filename) for warning in caught if warning.category is CossWarning} == {Path(__file__)}
+
+
 # --- end of evaluation ------------------------------------------------------------------------------------------------
