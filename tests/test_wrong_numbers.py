@@ -604,6 +604,12 @@ def by_channels(x: Tensor) -> Tensor:
     return torch.stack([(x[:, channel] - 0.4) / 0.2 for channel in range(3)], 1)
 
 
+def weights_read_first(x: Tensor) -> Tensor:
+    """As layers do that standardise their weights by a function for features."""
+    F.batch_norm(torch.arange(12.0).view(1, 3, 4), None, None, training=True)
+    return x
+
+
 def caffe(x: Tensor) -> Tensor:
     return x.flip(1) - torch.tensor([103.9, 116.8, 123.7])[:, None, None]
 
@@ -626,6 +632,10 @@ FIRST_STEPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[tuple[float, ...]
     "of 0 to 255, then more": (lambda x: ((x / 255) - 0.4) / 0.2, DEEP),
     "of 0 to 255, to [-1, 1]": (lambda x: x / 127.5 - 1, DEEP),
     "Caffe's": (caffe, DEEP),
+    "by their range": (lambda x: x / 255 if x.max() > 1 else x, UNIT),
+    "clamped": (lambda x: x.clamp(0, 1), UNIT),
+    "after standardised weights": (lambda x: (weights_read_first(x) - 0.4) / 0.2, UNIT),
+    "none but those": (lambda x: weights_read_first(x), UNTOUCHED),
     "nothing": (lambda x: x, UNTOUCHED),
     "a clone": (lambda x: x.clone().float().contiguous(), UNTOUCHED),
     "of the image itself": (lambda x: x - x.mean((2, 3), keepdim=True), UNTOUCHED),
