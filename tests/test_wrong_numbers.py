@@ -30,6 +30,7 @@ import coss_eval as ce
 from coss_eval import attacks, evaluation
 from coss_eval.attacks import pgd
 from coss_eval.checkpoints.load import load_model, make_model, save_model
+from coss_eval.checkpoints.normalisation import READINGS, normalisation_check
 from coss_eval.checkpoints.preprocessing import beside, of_own_code
 from coss_eval.data import digests
 from coss_eval.data.batches import Batch, Geometry
@@ -659,6 +660,27 @@ def test_pixels_that_the_code_normalises_are_not_normalised_before(case: str) ->
     assert (found.mean, found.std) == expected
     asked = Preprocessing(mean=(0.1,) * 3)
     assert of_own_code(wrap(FirstStep(step).eval())[0], asked, asked=True) is asked
+
+
+@pytest.mark.parametrize("trained", READINGS)
+def test_the_hint_of_a_mismatch_names_what_the_network_was_trained_with(trained: str) -> None:
+    """And nothing that it was not: ImageNet's and CIFAR's constants alone cannot be told apart."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 32, 32), generator=draw, dtype=torch.uint8)
+    declared = Preprocessing(mean=(0.1,) * 3, std=(0.02,) * 3)  # nobody's
+    model = replace(make_model("resnet18", stem="cifar", width=8), preprocessing=declared)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in READINGS[trained])
+    network: Any = model.backbone.network
+    with torch.no_grad():
+        seen = network.conv1((images[::2] / 255 - mean) / std)
+        network.bn1.running_mean.copy_(seen.mean((0, 2, 3)))
+        network.bn1.running_var.copy_(seen.var((0, 2, 3)))
+    hint = normalisation_check(model, images[1::2])
+    assert hint is not None
+    alike = {name for name in READINGS if "constants" in name} if "constants" in trained else {trained}
+    named = {name for name in READINGS if name in hint}
+    assert trained in named
+    assert named <= alike
 
 
 class Named(nn.Module):
