@@ -662,6 +662,13 @@ def test_pixels_that_the_code_normalises_are_not_normalised_before(case: str) ->
     assert of_own_code(wrap(FirstStep(step).eval())[0], asked, asked=True) is asked
 
 
+def test_a_network_that_holds_constants_for_0_to_255_is_given_such_pixels() -> None:
+    network = nn.Sequential(Normalising(123.7, 58.4), Small()).eval()
+    found = of_own_code(wrap(network)[0], Preprocessing(), asked=False)
+    assert (found.mean, found.std) == DEEP
+    assert "0.mean" in found.source
+
+
 @pytest.mark.parametrize("trained", READINGS)
 def test_the_hint_of_a_mismatch_names_what_the_network_was_trained_with(trained: str) -> None:
     """And nothing that it was not: ImageNet's and CIFAR's constants alone cannot be told apart."""
@@ -1237,6 +1244,28 @@ class BatchStatistics(Convolutional):
 class Drops(Convolutional):
     def features(self, pixels: Tensor) -> Tensor:
         return F.dropout(super().features(pixels), 0.5, training=True)
+
+
+class Squeezes(Convolutional):
+    """A batch of one is none."""
+
+    def pool(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3)).squeeze()
+
+
+class NormalisesTheBatch(Convolutional):
+    """As a BatchNorm does that is left in train mode: one value a channel has no deviation."""
+
+    def pool(self, features: Tensor) -> Tensor:
+        return F.batch_norm(features.mean((2, 3)), None, None, training=True)
+
+
+@pytest.mark.parametrize("network", [Squeezes, NormalisesTheBatch])
+def test_networks_that_take_no_image_alone_are_refused(
+    network: type[nn.Module], digits: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"it takes no image alone.*--allow-batch-dependent"):
+        ce.evaluate(own_head(digits, network()), digits, [CLEAN], out=tmp_path)
 
 
 class Adapts(nn.Module):
