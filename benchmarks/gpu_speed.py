@@ -35,7 +35,8 @@ from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import training_format
 from coss_eval.runtime.device import exact_float32
 from coss_eval.training.config import resolve
-from coss_eval.training.loop import Run
+from coss_eval.training.graph import WARM_UP
+from coss_eval.training.loop import Trainer
 
 SMALL = {"width": 8, "size": 32, "batch_size": 8, "hidden": 32}
 TURNS = 8  # that a box is cut into for each contender
@@ -151,33 +152,33 @@ def shown(row: dict[str, Any]) -> str:
     return f"{line}; {row['precision']}, batch {row['batch']}, {row['peak_gib']} GiB, {row['turns']} turns"
 
 
-def trainer(bench: Bench, kind: Kind, method: str) -> Run:
+def trainer(bench: Bench, kind: Kind, method: str, **others: Any) -> Trainer:
     """A run of the preset on smooth noise; nothing is written."""
     side, images, fields = kind.side, kind.images, {"batch_size": kind.batch}
     if bench.small:
         side, images, fields = 32, 64, dict(SMALL)
     images = max(images, int(fields["batch_size"]))
     data = dataset(smooth_images(images, side).numpy())
-    config = resolve(method, kind.preset, holdout=0.0, probe_every=0, epochs=1000, **fields)
-    return Run(config, data, Path(), bench.device)
+    config = resolve(method, kind.preset, holdout=0.0, probe_every=0, epochs=1000, **fields, **others)
+    return Trainer(config, data, Path(), bench.device)
 
 
-def steps_of(run: Run) -> Callable[[], Tensor]:
+def steps_of(run: Trainer) -> Callable[[], Tensor]:
     """A call that takes the next step, epoch after epoch, as the loop does."""
 
     def batches() -> Iterator[Any]:
         while True:
-            yield from run.task.feed.epoch(run.epoch)
+            yield from run.setup.feed.epoch(run.epoch)
             run.epoch += 1
 
     upcoming = batches()
     return lambda: run.take_step(next(upcoming))
 
 
-def bare_step(run: Run) -> Callable[[], None]:
+def bare_step(run: Trainer) -> Callable[[], None]:
     """Forward and backward of two views and the target's forward passes: the same networks and nothing else."""
-    objective, batch = run.objective, next(iter(run.task.feed.epoch(0)))
-    views = run.task.views_of(batch, 0)
+    objective, batch = run.objective, next(iter(run.setup.feed.epoch(0)))
+    views = run.setup.views_of(batch, 0)
     assert objective.target is not None
     target = objective.target
 
@@ -193,51 +194,116 @@ def bare_step(run: Run) -> Callable[[], None]:
     return passes
 
 
-def train_steps(bench: Bench, kind: Kind, method: str, share: float, goal: float | None = None) -> None:
-    """Images a second of a step, and the views' share of its time (goal: at most a tenth)."""
+def on_given_views(bench: Bench, kind: Kind, method: str) -> Callable[[], Tensor]:
+    """A step whose views are there already: what a step is without them."""
     run = trainer(bench, kind, method)
-    first, batch = next(iter(run.task.feed.epoch(0))), run.config.batch_size
+    batch = next(iter(run.setup.feed.epoch(0)))
+    views = run.setup.views_of(batch, 0)
+    run.setup.make = lambda pixels, drawn: views  # type: ignore[method-assign]
+    return lambda: run.take_step(batch)
+
+
+def launched_one_by_one(run: Trainer, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The step without the CUDA graph of its passes."""
+
+    def eager() -> Tensor:
+        graphed, run.graphed = run.graphed, None
+        try:
+            return step()
+        finally:
+            run.graphed = graphed
+
+    return eager
+
+
+def train_steps(bench: Bench, kind: Kind, method: str, share: float, goal: float | None = None) -> None:
+    """Images a second of a step, and what the views add to its time (goal: at most a tenth of it)."""
+    run, given = trainer(bench, kind, method), on_given_views(bench, kind, method)
+    first, batch, step = next(iter(run.setup.feed.epoch(0))), run.config.batch_size, steps_of(run)
+    for _ in range(1 if bench.small else WARM_UP + 1):  # the last ones are captured
+        step(), given()
     works: Works = {
-        "step": steps_of(run),
+        "step": step,
+        "given": given,
+        "eager": launched_one_by_one(run, step),
         "bare": bare_step(run),
-        "views": lambda: run.task.views_of(first, 0),
+        "views": lambda: run.setup.views_of(first, 0),
     }
     times = bench.race(works, share)
     assert run.take_step(first).isfinite().all(), "the loss is no number"
-    step, bare, views = (times[name] for name in works)
-    common = {"precision": run.config.precision, "batch": batch, "turns": step.turns}
+    took, without, eager, bare, views = (times[name] for name in works)
+    common = {"precision": run.config.precision, "batch": batch, "turns": took.turns}
     name = bench.title(method, kind)
     bench.row(
         f"{name}: training step",
-        value=batch / step.median,
-        low=batch / step.high,
-        high=batch / step.low,
+        value=batch / took.median,
+        low=batch / took.high,
+        high=batch / took.low,
         unit="images/s",
-        against="bare forward and backward passes (share of their speed)",
-        ratio=bare.median / step.median,
+        against="bare forward and backward passes, launched one by one (share of their speed)",
+        ratio=bare.median / took.median,
+        graph=run.graphed is not None and not run.graphed.failed,
         goal=None if goal is None else f"at least {goal:,.0f} images/s",
-        met=None if goal is None else batch / step.median >= goal,
+        met=None if goal is None else batch / took.median >= goal,
         **common,
     )
+    bench.row(
+        f"{name}: the step without a CUDA graph",
+        value=batch / eager.median,
+        low=batch / eager.high,
+        high=batch / eager.low,
+        unit="images/s",
+        against="the step (share of its speed)",
+        ratio=took.median / eager.median,
+        **common,
+    )
+    added = took.median - without.median
     bench.row(
         f"{name}: views",
         value=1000 * views.median,
         low=1000 * views.low,
         high=1000 * views.high,
-        unit="ms a batch",
-        against="a training step (share of its time)",
-        ratio=views.median / step.median,
+        unit="ms a batch, made alone",
+        against="a training step (what they add to one, as a share of its time)",
+        ratio=added / took.median,
         goal="at most 0.1 of a step",
-        met=views.median <= 0.1 * step.median,
+        met=added <= 0.1 * took.median,
         **common,
+    )
+
+
+def compiled_steps(bench: Bench, kind: Kind, method: str, share: float) -> None:
+    """A step with --compile against one without, and how long it waits for the compiler."""
+    started = time.perf_counter()
+    plain, fast = trainer(bench, kind, method), trainer(bench, kind, method, compile=not bench.small)
+    steps = {"plain": steps_of(plain), "compiled": steps_of(fast)}
+    bench.turn(steps["compiled"], 1)
+    waited = time.perf_counter() - started
+    for step in steps.values():
+        bench.turn(step, 1 if bench.small else WARM_UP + 1)
+    own, without = (bench.race(steps, share)[name] for name in ("compiled", "plain"))
+    batch = fast.config.batch_size
+    bench.row(
+        f"{bench.title(method, kind)}: training step, compiled",
+        value=batch / own.median,
+        low=batch / own.high,
+        high=batch / own.low,
+        unit="images/s",
+        against=f"the step (times as fast); the first step took {waited:.0f} s",
+        ratio=without.median / own.median,
+        precision=fast.config.precision,
+        batch=batch,
+        turns=own.turns,
     )
 
 
 def cifar_epoch(bench: Bench, share: float) -> None:
     """Seconds for 50,000 images of CIFAR-10's size by BYOL."""
     run = trainer(bench, CIFAR, "byol")
-    batch = run.config.batch_size
-    took = bench.race({"step": steps_of(run)}, share)["step"]
+    batch, step = run.config.batch_size, steps_of(run)
+    for _ in range(1 if bench.small else WARM_UP + 1):
+        step()
+    took = bench.race({"step": step}, share)["step"]
     epoch = [50_000 / batch * seconds for seconds in took[:3]]
     bench.row(
         f"{bench.title('byol', CIFAR)}: 50,000 images",
@@ -409,16 +475,18 @@ def redundancy_measure(bench: Bench, share: float) -> None:
 
 
 JOBS: dict[str, tuple[float, Callable[[Bench, float], None]]] = {  # share of the seconds that its box takes
-    "BYOL, ResNet-50": (0.09, lambda bench, share: train_steps(bench, LARGE, "byol", share, goal=2000)),
-    "BYOL, the study's network": (0.07, lambda bench, share: train_steps(bench, STUDY, "byol", share)),
-    "CO-BYOL, the study's network": (0.07, lambda bench, share: train_steps(bench, STUDY, "co-byol", share)),
-    "kernels, the study's network": (0.03, lambda bench, _: kernels(bench, STUDY, "co-byol")),
+    "BYOL, ResNet-50": (0.1, lambda bench, share: train_steps(bench, LARGE, "byol", share, goal=2000)),
+    "BYOL, the study's network": (0.06, lambda bench, share: train_steps(bench, STUDY, "byol", share)),
+    "CO-BYOL, the study's network": (0.06, lambda bench, share: train_steps(bench, STUDY, "co-byol", share)),
     "BYOL, CIFAR": (0.04, cifar_epoch),
-    "corruptions": (0.12, corruptions),
-    "CO-BYOL, ResNet-50": (0.09, lambda bench, share: train_steps(bench, LARGE, "co-byol", share)),
-    "PGD": (0.08, adversaries),
-    "redundancy": (0.04, redundancy_measure),
+    "kernels, the study's network": (0.03, lambda bench, _: kernels(bench, STUDY, "co-byol")),
+    "compiled, the study's network": (0.04, lambda bench, share: compiled_steps(bench, STUDY, "co-byol", share)),
+    "compiled, ResNet-50": (0.05, lambda bench, share: compiled_steps(bench, LARGE, "byol", share)),
+    "CO-BYOL, ResNet-50": (0.07, lambda bench, share: train_steps(bench, LARGE, "co-byol", share)),
     "kernels, ResNet-50": (0.03, lambda bench, _: kernels(bench, LARGE, "byol")),
+    "corruptions": (0.1, corruptions),
+    "PGD": (0.06, adversaries),
+    "redundancy": (0.03, redundancy_measure),
 }
 
 

@@ -65,10 +65,9 @@ def markdown(rows: Sequence[Row]) -> str:
     parts = [HEADER]
     for device in dict.fromkeys(row["device"] for row in rows):
         mine = [row for row in rows if row["device"] == device]
-        made = sorted({f"torch {row['torch']}, commit {(row['commit'] or 'unknown')[:12]}" for row in mine})
-        parts += [f"## {device}\n", f"{'; '.join(made)}\n"]
-        parts.append("| what | value | against | ratio | goal | precision, batch | GPU memory at its peak |")
-        parts.append("|:--|--:|:--|--:|:--|:--|--:|")
+        parts += [f"## {device}\n", f"torch {', '.join(sorted({row['torch'] for row in mine}))}\n"]
+        parts.append("| what | value | against | ratio | goal | precision, batch | GPU memory at its peak | commit |")
+        parts.append("|:--|--:|:--|--:|:--|:--|--:|:--|")
         parts += [table_line(row) for row in mine]
         parts.append("")
     return "\n".join(parts)
@@ -76,13 +75,17 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def table_line(row: Row) -> str:
     if "error" in row:
-        return f"| {row['what']} | - | {row['error'].replace('|', '/')} | | | | |"
+        return f"| {row['what']} | - | {row['error'].replace('|', '/')} | | | | | {_commit(row)} |"
     spread = f" [{row['low']:,.4g}, {row['high']:,.4g}]" if "low" in row else ""
     ratio = "" if row.get("ratio") is None else f"{row['ratio']:.3g}"
     goal = "" if row.get("goal") is None else f"{row['goal']} {'✓' if row['met'] else '✗ missed'}"
     value = f"{row['value']:,.4g} {row['unit']}{spread}"
     cells = (row["what"], value, row.get("against", ""), ratio, goal, f"{row['precision']}, {row['batch']}")
-    return f"| {' | '.join(cells)} | {row['peak_gib']} GiB |"
+    return f"| {' | '.join(cells)} | {row['peak_gib']} GiB | {_commit(row)} |"
+
+
+def _commit(row: Row) -> str:
+    return (row["commit"] or "unknown")[:7]
 
 
 def merge_tables(came: Path, target: Path) -> list[str]:

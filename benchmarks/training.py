@@ -37,7 +37,7 @@ from coss_eval.data.open import load_dataset
 from coss_eval.statistics import median_interval
 from coss_eval.training.config import resolve
 from coss_eval.training.dry_run import dry_run, relative_cost
-from coss_eval.training.loop import Run
+from coss_eval.training.loop import Trainer
 
 SIZE = 64
 HEADS = {"hidden": 1024, "out": 256}
@@ -60,11 +60,11 @@ class Ours:
 
     def __init__(self, method: str, data: Dataset, device: torch.device, **fields: object) -> None:
         config = resolve(method, None, holdout=0.0, probe_every=0, epochs=1000, **HEADS, **fields)
-        self.run = Run(config, data, Path(), device)  # nothing is written
-        self.batches = chain.from_iterable(map(self.run.task.feed.epoch, count()))
+        self.run = Trainer(config, data, Path(), device)  # nothing is written
+        self.batches = chain.from_iterable(map(self.run.setup.feed.epoch, count()))
 
     def pass_over(self) -> int:
-        return self.take(self.run.task.feed.steps)
+        return self.take(self.run.setup.feed.steps)
 
     def step(self) -> int:
         return self.take(1)
@@ -76,8 +76,8 @@ class Ours:
 
     def views(self) -> int:
         images = 0
-        for batch in self.run.task.feed.epoch(0):
-            views = self.run.task.views_of(batch, 0)
+        for batch in self.run.setup.feed.epoch(0):
+            views = self.run.setup.views_of(batch, 0)
             images += len(views[0])
         float(views[0].sum())
         return images

@@ -150,16 +150,6 @@ def test_list_flags_take_several_values_and_may_be_repeated(line: str, name: str
     assert found == expected
 
 
-def test_the_list_names_every_method_with_its_source(run: Callable[..., Done]) -> None:
-    from coss_eval.training.methods import METHODS, method_class
-
-    listed = run("list", "methods").out
-    for name, about in METHODS.items():
-        assert method_class(name).name == name
-        assert f"{name:<30}{about}" in listed
-        assert "arXiv" in about
-
-
 def test_config_file_gives_values_and_flags_win(run: Callable[..., Done], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("data: nonsense\nckpt: [missing.pth]\n")

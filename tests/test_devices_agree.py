@@ -27,7 +27,7 @@ from coss_eval.receptive_field.effective import effective
 from coss_eval.receptive_field.theoretical import by_site, fields
 from coss_eval.redundancy import measure
 from coss_eval.training.config import resolve
-from coss_eval.training.loop import Progress, Run, train
+from coss_eval.training.loop import Trainer, TrainingProgress, train
 from coss_eval.training.methods import names
 
 CPU = torch.device("cpu")
@@ -119,9 +119,9 @@ def test_two_steps_of_training(method: str, either_device: torch.device) -> None
     options = small.get(method, {"hidden": 32, "out": 20})
     losses = []
     for device in (CPU, either_device):
-        run = Run(resolve(method, **{**RUN, "options": options}), few_digits(), Path(), device)
+        run = Trainer(resolve(method, **{**RUN, "options": options}), few_digits(), Path(), device)
         with forward.exact_float32():
-            losses.append(torch.stack([run.take_step(part) for part in list(run.task.feed.epoch(0))[:2]]).cpu())
+            losses.append(torch.stack([run.take_step(part) for part in list(run.setup.feed.epoch(0))[:2]]).cpu())
     assert torch.allclose(*losses, rtol=2e-3, atol=2e-3)
 
 
@@ -130,7 +130,7 @@ class Stop(Exception):
 
 
 def test_an_interrupted_run_goes_on(either_device: torch.device, tmp_path: Path) -> None:
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingProgress) -> None:
         if progress.epoch == 2:
             raise Stop
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,25 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         ends = {name for name, targets in arrows.items() if not targets & set(arrows)}
         assert ends, f"a circle among {sorted(arrows)}"
         arrows = {name: targets for name, targets in arrows.items() if name not in ends}
+
+
+def _types(module: ast.Module) -> list[str]:
+    """The classes that a module defines, and the types that it gives a name; a leading underscore left out."""
+    classes = [node.name for node in ast.walk(module) if isinstance(node, ast.ClassDef)]
+    targets = (target for node in ast.walk(module) if isinstance(node, ast.Assign) for target in node.targets)
+    # a type is written in capital and small letters; once a module, as where type checkers are told another
+    aliases = {node.id for node in targets if isinstance(node, ast.Name) and re.match(r"_*[A-Z]+[a-z]", node.id)}
+    return [name.lstrip("_") for name in [*classes, *aliases]]
+
+
+def test_each_type_has_a_name_of_its_own() -> None:
+    """One word, one meaning: no class or named type of the package is called as another is, private or public."""
+    counts = Counter(name for path in MODULES.values() for name in _types(ast.parse(path.read_text())))
+    assert {name for name, count in counts.items() if count > 1} == set()
+
+
+def test_types_of_one_name_are_seen() -> None:
+    source = (
+        "class Plan: ...\nif TYPE_CHECKING:\n  _Row = int\nelse:\n  _Row = str\nLIMIT = 3\ndef f():\n  class _Plan: ..."
+    )
+    assert sorted(_types(ast.parse(source))) == ["Plan", "Plan", "Row"]

@@ -23,7 +23,16 @@ def fgsm(
     batch_size: int = 256,
     backend: str = "native",
 ) -> AttackResult:
-    """``FGSM(norm=norm, loss=loss)`` on these images: see FGSM, and Attack for the arguments."""
+    """``FGSM(norm=norm, loss=loss)`` on these images: see FGSM, and Attack for the arguments.
+
+    >>> import torch
+    >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+    >>> _ = classifier[1].weight.data.copy_(torch.tensor([[1.0], [-1.0]]))  # bright or dark?
+    >>> _ = classifier[1].bias.data.copy_(torch.tensor([-6.0, 6.0]))
+    >>> images, labels = torch.full((1, 3, 2, 2), 0.6), torch.tensor([0])
+    >>> fgsm(classifier, images, labels, [0.05, 0.2]).robust.tolist()
+    [[True], [False]]
+    """
     attack = FGSM(norm=norm, loss=loss)
     return attack(classifier, images, labels, eps, targeted=targeted, batch_size=batch_size, backend=backend)
 
@@ -51,6 +60,17 @@ def pgd(
 
     classifier: pixels in [0, 1] to logits (B, K). images float32 (B, 3, H, W) in [0, 1]; labels, ids int64 (B,). eps,
     step_size: in pixels of [0, 1]; step_size None is rel_step * eps, by default 2.5 eps / steps.
+
+    >>> import torch
+    >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+    >>> _ = classifier[1].weight.data.copy_(torch.tensor([[1.0], [-1.0]]))  # bright or dark?
+    >>> _ = classifier[1].bias.data.copy_(torch.tensor([-6.0, 6.0]))
+    >>> images, labels = torch.full((2, 3, 2, 2), 0.6), torch.tensor([0, 0])
+    >>> result = pgd(classifier, images, labels, [0.05, 0.2], ids=torch.tensor([7, 8]), steps=5)
+    >>> result.robust.tolist()
+    [[True, True], [False, False]]
+    >>> float((result.adversarial(1) - images).abs().max()) <= 0.2 + 1e-6
+    True
     """
     attack = PGD(
         norm=norm,

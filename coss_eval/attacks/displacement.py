@@ -18,7 +18,7 @@ from coss_eval.attacks.inputs import (
     held_still,
 )
 from coss_eval.attacks.losses import Reading
-from coss_eval.attacks.sweep import Findings, Schedule, Sweep
+from coss_eval.attacks.sweep import Findings, RisingEps, Schedule
 from coss_eval.errors import unknown_name
 
 
@@ -96,7 +96,7 @@ def representation(
 
     def sweep(goal: _Displacement, eps: tuple[float, ...]) -> Findings:
         schedule = Schedule(eps, restarts, 1, seed, norm, batch_size)
-        return Sweep(encoder, images, ids, goal, attack, schedule).run(rows, images.new_zeros(len(images)))
+        return RisingEps(encoder, images, ids, goal, attack, schedule).run(rows, images.new_zeros(len(images)))
 
     with held_still(encoder):
         goal = _Displacement(encoder, _represent(encoder, images, batch_size), DISTANCES[distance])

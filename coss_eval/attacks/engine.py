@@ -11,7 +11,7 @@ from coss_eval.attacks.attack import Stepwise
 from coss_eval.attacks.inputs import Problem, check_eps, held_still
 from coss_eval.attacks.losses import Misclassification, parse_losses, verdict
 from coss_eval.attacks.result import AttackResult
-from coss_eval.attacks.sweep import Findings, Schedule, Sweep
+from coss_eval.attacks.sweep import Findings, RisingEps, Schedule
 from coss_eval.errors import UsageError, unknown_name
 
 
@@ -39,7 +39,7 @@ def _swept(attack: Stepwise, problem: Problem, eps: float | Sequence[float], see
         def sweep(rows: Tensor, eps: tuple[float, ...]) -> Findings:
             goal = Misclassification(problem.classifier, labels, targets, losses)
             schedule = Schedule(eps, attack.restarts, len(losses), seed, attack.norm, problem.batch_size)
-            return Sweep(problem.classifier, problem.images, problem.ids, goal, attack, schedule).run(rows, margin)
+            return RisingEps(problem.classifier, problem.images, problem.ids, goal, attack, schedule).run(rows, margin)
 
         rows = (~broken).nonzero().flatten()
         if attack.single_step:

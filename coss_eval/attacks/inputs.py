@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from coss_eval.attacks.norms import NORMS, Norm
-from coss_eval.errors import UsageError, unknown_name
+from coss_eval.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,6 @@ class Problem:
             if values is not None:
                 check_classes(name, values, logits.shape[1])
         return logits
-
-
-def check_norm(norm: str) -> Norm:
-    if norm not in NORMS:
-        raise unknown_name("norm", norm, NORMS)
-    return NORMS[norm]
 
 
 def check_eps(eps: float | Sequence[float], norm: str) -> tuple[float, ...]:

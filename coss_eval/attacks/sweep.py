@@ -90,7 +90,7 @@ class _Flight:
             value[at] = part.memory[name]
 
 
-class Sweep:
+class RisingEps:
     """An attack on images float32 (N, 3, H, W) with ids int64 (N,), which may lie on another device than the network.
 
     The network must be in evaluation mode with gradients enabled (inputs.held_still).

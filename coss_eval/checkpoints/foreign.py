@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from coss_eval.checkpoints.flat_keys import flatten
-from coss_eval.checkpoints.key_names import Dialect, State, find_roots
+from coss_eval.checkpoints.key_names import Dialect, StateDict, find_roots
 from coss_eval.checkpoints.layouts import IMAGENET, Layout, Recognised, layout_named, recognise
 from coss_eval.checkpoints.matching import (
     Fit,
@@ -46,7 +46,7 @@ STEM_NOTES = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class Blueprint:
     """The architecture to build, what the shapes say, and what of it was not given by the caller."""
 
     architecture: Architecture
@@ -74,9 +74,9 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
     state = dialect.to_torchvision(stored) if dialect else stored
 
-    plan = _plan(state, dialect, found.layout, options)
-    architecture = plan.architecture
-    state, notes = _at_size(state, plan)
+    blueprint = _blueprint(state, dialect, found.layout, options)
+    architecture = blueprint.architecture
+    state, notes = _at_size(state, blueprint)
     network = architecture.network()
     slots = slots_of(network)
     backbone, own_head = architecture.wrap(network)
@@ -85,7 +85,7 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     fit = copy_into(slots, backbone, state)
     plain = options.arch is None and (found.layout.alone or not found.layout.branches)  # no framework says what it is
     others = _said_to_be(content, path) if plain else []
-    hints = _hints(plan, fit, others, [other for other in found.roots if other != branch])
+    hints = _hints(blueprint, fit, others, [other for other in found.roots if other != branch])
     refuse_unless_complete(fit, architecture.arch, hints, allow_partial=options.allow_partial)
     _refuse_lookalike(architecture, backbone, stored, others)
 
@@ -98,13 +98,13 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
         branch=branch,
         branches=tuple(found.roots),
         arch=architecture.arch,
-        inferred=plan.inferred,
+        inferred=blueprint.inferred,
         matched=len(fit.matched),
         missing=fit.missing + fit.misshapen,
         unexpected=tuple(k for k in fit.misplaced + fit.unexpected if head is None or not k.startswith(place)),
         head=head_line(place.rstrip("."), head),
         notes=(
-            *plan.notes,
+            *blueprint.notes,
             *notes,
             *([] if fit.complete else [_partial(fit)]),
             *([f"{elsewhere} tensors elsewhere in the file were not read"] if elsewhere else []),
@@ -140,7 +140,7 @@ def _said_to_be(content: dict[str, Any], path: Path) -> list[str]:
     return [word for word in dict.fromkeys(said) if word in known or BLURRED.fullmatch(word)]
 
 
-def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: State, others: list[str]) -> None:
+def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: StateDict, others: list[str]) -> None:
     """CossError where the file is said to be a network with the same tensors that computes something else."""
     for name in others:
         if name == architecture.arch:
@@ -180,7 +180,7 @@ def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dia
     return dict.fromkeys(roots)
 
 
-def _plan(state: State, dialect: Dialect | None, layout: Layout, options: LoadOptions) -> Plan:
+def _blueprint(state: StateDict, dialect: Dialect | None, layout: Layout, options: LoadOptions) -> Blueprint:
     shapes, reason = None, "its network is of no known kind"
     if dialect is not None:
         try:
@@ -209,7 +209,7 @@ def _plan(state: State, dialect: Dialect | None, layout: Layout, options: LoadOp
     )
     fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
     inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)
-    return Plan(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
+    return Blueprint(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
 
 
 def _related(arch: str, other: str) -> bool:
@@ -239,9 +239,9 @@ def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str
     return notes
 
 
-def _at_size(state: State, plan: Plan) -> tuple[State, tuple[str, ...]]:
+def _at_size(state: StateDict, blueprint: Blueprint) -> tuple[StateDict, tuple[str, ...]]:
     """A ViT's position embedding resized to the side asked for, where that is not the one it was trained at."""
-    trained, side = plan.shapes.img_size if plan.shapes else None, plan.architecture.img_size
+    trained, side = blueprint.shapes.img_size if blueprint.shapes else None, blueprint.architecture.img_size
     if trained is None or side in (None, trained):
         return state, ()
     patch = state["conv_proj.weight"].shape[-1]
@@ -251,9 +251,9 @@ def _at_size(state: State, plan: Plan) -> tuple[State, tuple[str, ...]]:
     return dict(interpolate_embeddings(side, patch, state)), (note,)  # type: ignore[arg-type]
 
 
-def _hints(plan: Plan, fit: Fit, others: list[str], other_branches: list[str]) -> list[str]:
+def _hints(blueprint: Blueprint, fit: Fit, others: list[str], other_branches: list[str]) -> list[str]:
     """The flags that would mend a network that the file does not fill."""
-    hints, shapes, built = [], plan.shapes, plan.architecture
+    hints, shapes, built = [], blueprint.shapes, blueprint.architecture
     if shapes is not None and _related(shapes.arch, built.arch):
         differing = [name for name in ("stem", "width") if getattr(shapes, name) != getattr(built, name)]
         hints = [f"--{name} {getattr(shapes, name)}" for name in differing]
@@ -272,7 +272,7 @@ def _partial(fit: Fit) -> str:
 
 def _head(
     tensors: Mapping[str, Tensor],
-    state: State,
+    state: StateDict,
     slots: Mapping[str, Tensor],
     backbone: Backbone,
     own_head: nn.Module | None,

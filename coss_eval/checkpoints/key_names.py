@@ -14,14 +14,14 @@ from torch import Tensor
 
 from coss_eval.models.choices import Stem
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Dialect:
     name: str
     mark: str  # a pattern of the end of one key
-    to_torchvision: Callable[[State], State]
+    to_torchvision: Callable[[StateDict], StateDict]
     stem: Stem | None = None  # a ResNet's, where the numbering tells it
     needs: str = ""  # another key that must stand beside the mark
 
@@ -32,11 +32,11 @@ class Dialect:
         return [m["root"] for m in matches if m and (not self.needs or m["root"] + self.needs in keys)]
 
 
-def renamed(*rules: tuple[str, str]) -> Callable[[State], State]:
+def renamed(*rules: tuple[str, str]) -> Callable[[StateDict], StateDict]:
     """A dialect's renaming: rules of a pattern in a key and what stands in its place, applied in this order."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
-    def rename(state: State) -> State:
+    def rename(state: StateDict) -> StateDict:
         result = {}
         for key, value in state.items():
             for pattern, replacement in compiled:
@@ -47,7 +47,7 @@ def renamed(*rules: tuple[str, str]) -> Callable[[State], State]:
     return rename
 
 
-def _from_sequential(state: State) -> State:
+def _from_sequential(state: StateDict) -> StateDict:
     """nn.Sequential(*resnet.children()): the numbers in rising order are conv1, bn1, layer1, ..., and perhaps fc."""
     numbers = sorted({int(key.partition(".")[0]) for key in state if key.partition(".")[0].isdigit()})
     names, stages = {}, 0
@@ -65,11 +65,11 @@ def _from_sequential(state: State) -> State:
     return _shortcuts(renamed(*rules)(state))
 
 
-def _from_timm_convnext(state: State) -> State:
+def _from_timm_convnext(state: StateDict) -> StateDict:
     return _from_facebook_convnext(_timm_to_facebook(state))
 
 
-def _from_facebook_convnext(state: State) -> State:
+def _from_facebook_convnext(state: StateDict) -> StateDict:
     """github.com/facebookresearch/ConvNeXt: four downsample_layers beside four stages; torchvision alternates them."""
 
     def alternate(match: re.Match[str]) -> str:

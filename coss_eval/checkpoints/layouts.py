@@ -15,10 +15,10 @@ from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.choices import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Stem
 from coss_eval.runtime.imports import imported
 
-Moments = tuple[tuple[float, ...], tuple[float, ...]]
-IMAGENET: Moments = (IMAGENET_MEAN, IMAGENET_STD)
-CIFAR: Moments = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-UNNORMALISED: Moments = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: MeanStd = (IMAGENET_MEAN, IMAGENET_STD)
+CIFAR: MeanStd = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+UNNORMALISED: MeanStd = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 SAME_ROLE = {"student": "online", "online": "student", "teacher": "target", "target": "teacher"}
 
@@ -40,7 +40,7 @@ class Layout:
     marks: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     own_fc: bool = True
-    moments: Moments | None = None
+    moments: MeanStd | None = None
     interpolation: Interpolation | None = None
     vit_heads: Mapping[int, int] = field(default_factory=dict)
     cifar_stem: Stem = "cifar"  # what a 3x3 stem is in this framework

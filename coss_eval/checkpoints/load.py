@@ -61,6 +61,13 @@ def load_model(
     "package.module:LAYOUT". ``allow_partial`` accepts a file that leaves parts of the backbone at random (drawn from
     seed 0). The model comes in eval mode, without gradients for its parameters; nothing in the file is run, and torch's
     generator is left as it was. Raises UsageError and CossError with one line that names the flag that would help.
+
+    >>> import tempfile, coss_eval as ce
+    >>> path = Path(tempfile.mkdtemp()) / "mine.safetensors"
+    >>> save_model(make_model("resnet18", stem="cifar", width=8), path)
+    >>> model = ce.load_model(path, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    >>> model.arch, model.backbone.dim, model.preprocessing.std
+    ('resnet18', 64, (0.25, 0.25, 0.25))
     """
     options = LoadOptions(
         arch=arch,
@@ -121,7 +128,7 @@ def make_model(
             module.eval().requires_grad_(False)
     known = preprocessing or Preprocessing()
     if architecture.own:
-        known = of_own_code(backbone, known, asked=preprocessing is not None and preprocessing.said_by == "flag")
+        known = of_own_code(backbone, known, asked=known.asked)
     return Model(
         name=name or f"untrained {arch} (seed {seed})",
         arch=arch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from coss_eval.checkpoints.layouts import CIFAR, IMAGENET, UNNORMALISED, Moments
+from coss_eval.checkpoints.layouts import CIFAR, IMAGENET, UNNORMALISED, MeanStd
 from coss_eval.models.classifier import to_float
 from coss_eval.models.hooks import hooked
 from coss_eval.models.model import Model
@@ -13,7 +13,7 @@ from coss_eval.models.model import Model
 # Divergence in nats a channel. With the right normalisation, Tiny-ImageNet and CIFAR-10 are 0.1 apart at most; a range
 # of [-1, 1] for [0, 1] with ImageNet's constants makes 0.8 to 2.5, any other range more than 5.
 SUSPICIOUS, GROSS = 0.5, 2.0
-READINGS: dict[str, Moments] = {
+READINGS: dict[str, MeanStd] = {
     "pixels in 0 to 255 (mean 0, std 1/255)": ((0.0,) * 3, (1 / 255,) * 3),
     "unnormalised pixels in [0, 1] (mean 0, std 1)": UNNORMALISED,
     "pixels in [-1, 1] (mean .5, std .5)": ((0.5,) * 3, (0.5,) * 3),
@@ -56,7 +56,7 @@ def normalisation_check(model: Model, images: Tensor) -> str | None:
     )
 
 
-def _standardised(pixels: Tensor, moments: Moments) -> Tensor:
+def _standardised(pixels: Tensor, moments: MeanStd) -> Tensor:
     mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in moments)
     return (pixels - mean) / std
 

@@ -70,5 +70,5 @@ class LoadOptions:
         """``known`` with what is given here in place of its fields."""
         given: dict[str, Any] = {"img_size": self.img_size, "crop_pct": self.crop_pct}
         given |= {"interpolation": self.interpolation, "mean": self.mean, "std": self.std}
-        given |= {"said_by": None if self.mean is None else "flag"}
+        given |= {} if self.mean is None else {"said_by": "flag", "asked": True}
         return replace(known, **{name: value for name, value in given.items() if value is not None})

@@ -37,11 +37,10 @@ def save_model(model: Model, path: str | Path, *, dtype: torch.dtype | None = No
     tensors = {f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}
     if model.head is not None:
         tensors |= {f"head.{key}": value for key, value in model.head.state_dict().items()}
-    preprocessing = {k: v for k, v in asdict(model.preprocessing).items() if k != "said_by"}
     config = {
         "architecture": asdict(model.architecture),
         "classes": model.classes,
-        "preprocessing": preprocessing,
+        "preprocessing": model.preprocessing.protocol(),
         "name": model.name,
     }
     content = safetensors.torch.save(

@@ -32,6 +32,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     from coss_eval.checkpoints.layouts import LAYOUTS
     from coss_eval.corruptions.names import NAMES
     from coss_eval.corruptions.registry import CORRUPTIONS
+    from coss_eval.data import layouts as data_layouts
     from coss_eval.data.open import names
     from coss_eval.sweeps import shipped
     from coss_eval.training import presets
@@ -46,6 +47,7 @@ def list_lines(kind: str | None = None) -> list[str]:
         "architectures": ARCHITECTURES,
         "methods": METHODS | OTHER_METHODS,
         "layouts": {layout.name: layout.source for layout in LAYOUTS},
+        "data-layouts": {layout.name: layout.about for layout in data_layouts.LAYOUTS},
         "presets": presets(),
         "sweeps": shipped(),
     }

@@ -12,7 +12,7 @@ from coss_eval import tasks as registry
 from coss_eval.cli.app import EVALUATE, TASK, app
 from coss_eval.cli.flags import Chosen, CopyFlags, CorruptionDataFlags, DataFlags, ModelFlags, OfTask, RunFlags
 from coss_eval.tasks.entry import TaskEntry
-from coss_eval.tasks.flags import Backend
+from coss_eval.tasks.flags import BackendFlag
 
 if TYPE_CHECKING:
     from coss_eval.evaluation import Plan, Run
@@ -108,7 +108,7 @@ def robustness(
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
     run: RunFlags | None = None,
-    backend: OfTask[Backend] = "native",
+    backend: OfTask[BackendFlag] = "native",
 ) -> int:
     """Evaluate checkpoints with every task that the images allow, and write the report.
 
@@ -130,7 +130,7 @@ def evaluate(
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
     run: RunFlags | None = None,
-    backend: OfTask[Backend] = "native",
+    backend: OfTask[BackendFlag] = "native",
 ) -> int:
     """Evaluate checkpoints with the tasks named by --tasks (all by default).
 
@@ -142,7 +142,7 @@ def evaluate(
     return _evaluate(models, data, run, _made(tasks, backend))
 
 
-def _made(names: Sequence[str], backend: Backend) -> list[Task]:
+def _made(names: Sequence[str], backend: BackendFlag) -> list[Task]:
     """The tasks of these names, all where there are none."""
     chosen = [registry.entry(name) for name in names or registry.entries()]
     return [entry.make(**({"backend": backend} if "backend" in entry.option_names else {})) for entry in chosen]

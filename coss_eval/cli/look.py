@@ -149,12 +149,13 @@ def pack(*folders: Path) -> int:
 
 @app.command(name="list", group=LOOK)
 def list_(kind: str | None = None) -> int:
-    """What there is: tasks, datasets, corruptions, attacks, architectures, methods, presets, sweeps.
+    """What there is: of all kinds, or of one.
 
     Parameters
     ----------
     kind
-        One of these words [default: all].
+        tasks, datasets, corruptions, attacks, architectures, methods, layouts, data-layouts, presets or sweeps
+        [default: all].
     """
     from coss_eval.cli.describe import list_lines
     from coss_eval.cli.terminal import say

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from coss_eval.evaluation import Progress
-    from coss_eval.training.loop import Progress as TrainingProgress
+    from coss_eval.training.loop import TrainingProgress
 
 
 def say(text: str) -> None:

@@ -30,7 +30,7 @@ from coss_eval.store import Cell, Measurement, Store
 
 
 @dataclass(frozen=True)
-class Finding:
+class Checked:
     """One check: what was expected, what came, and whether they agree (None: not run)."""
 
     name: str
@@ -54,12 +54,12 @@ def verify(
     return 0 if all(finding.ok is not False for finding in findings) else 1
 
 
-def _guarded(name: str, run: Callable[[], tuple[bool, str]]) -> Finding:
+def _guarded(name: str, run: Callable[[], tuple[bool, str]]) -> Checked:
     try:
         ok, detail = run()
     except (CossError, RuntimeError) as error:
         ok, detail = False, str(error).splitlines()[0]
-    return Finding(name, ok, detail)
+    return Checked(name, ok, detail)
 
 
 def _images(count: int = 8, side: int = 32) -> tuple[Tensor, Tensor]:
@@ -153,13 +153,13 @@ SELF_CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
 }
 
 
-def _anchors(imagenet: Path | None, imagenet_c: Path | None, resnet50: Path | None, device: str) -> Iterator[Finding]:
+def _anchors(imagenet: Path | None, imagenet_c: Path | None, resnet50: Path | None, device: str) -> Iterator[Checked]:
     """Published numbers of torchvision's ResNet-50 (V1 weights)."""
     top1, robust = "ResNet-50 V1, ImageNet: top-1 76.1 %", "ResNet-50 V1, ImageNet-C: mCE 76.7"
     if imagenet is None:
-        yield Finding(top1, None, "give --imagenet FOLDER (holding val/) to run it")
+        yield Checked(top1, None, "give --imagenet FOLDER (holding val/) to run it")
     if imagenet_c is None:
-        yield Finding(robust, None, "give --imagenet-c FOLDER to run it")
+        yield Checked(robust, None, "give --imagenet-c FOLDER to run it")
     if imagenet is None and imagenet_c is None:
         return
     model = load_model("torchvision:resnet50", weights=str(resnet50 or "IMAGENET1K_V1"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from coss_eval.corruptions.filters import pad, resample, shifted_sum, smooth, to_pixels
 from coss_eval.corruptions.registry import corruption
-from coss_eval.corruptions.severity import Condition
+from coss_eval.corruptions.severity import Setting
 from coss_eval.runtime.lazy import lazy
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ _MOST_TAPS = 49
     },
     image_by_image=True,
 )
-def defocus_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def defocus_blur(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Filtered with a disk whose rim is smoothed."""
-    kernel = disk(*condition.parameters)
+    kernel = disk(*setting.parameters)
     height, width = images.shape[-2:]
     reach = kernel.shape[0] // 2
     padded = pad(images.float(), reach, reach, "reflect101")
@@ -102,9 +102,9 @@ def _filtered(x: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
         "cifar": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
     },
 )
-def glass_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def glass_blur(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Blurred, each pixel replaced by one nearby, blurred again."""
-    sigma, reach, iterations = condition.parameters[0], int(condition.parameters[1]), int(condition.parameters[2])
+    sigma, reach, iterations = setting.parameters[0], int(setting.parameters[1]), int(setting.parameters[2])
     height, width = images.shape[-2:]
     pixels = to_pixels(smooth(images.float(), sigma))
     source: Tensor | None = None
@@ -143,17 +143,6 @@ def scatter_map(displacement: Tensor, reach: int) -> Tensor:
     return pointer - count
 
 
-def glass_blur_loop(image: Tensor, displacement: Tensor, reach: int) -> Tensor:
-    """The published loop on (3, H, W), readable and slow: the reference that ``scatter_map`` is tested against."""
-    x = image.permute(1, 2, 0).clone()  # (H, W, 3)
-    height, width = x.shape[:2]
-    for row in range(height - reach, reach, -1):
-        for column in range(width - reach, reach, -1):
-            right, down = displacement[:, row, column].tolist()
-            x[row, column] = x[row + down, column + right]
-    return x.permute(2, 0, 1)
-
-
 @corruption(
     "motion_blur",
     category="blur",
@@ -164,11 +153,11 @@ def glass_blur_loop(image: Tensor, displacement: Tensor, reach: int) -> Tensor:
         "cifar": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
     },
 )
-def motion_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def motion_blur(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Smeared one-sidedly along an angle from -45 to 45 degrees of the horizontal."""
-    radius, sigma = condition.parameters
+    radius, sigma = setting.parameters
     angle = draws.uniform(1)[:, 0].double() * 90 - 45
-    return to_pixels(smeared(images.float(), angle, int(radius), sigma, cut=condition.flavour == "imagecorruptions"))
+    return to_pixels(smeared(images.float(), angle, int(radius), sigma, cut=setting.flavour == "imagecorruptions"))
 
 
 def smeared(x: Tensor, angle: Tensor, radius: int, sigma: float, cut: bool) -> Tensor:
@@ -212,11 +201,11 @@ def smeared(x: Tensor, angle: Tensor, radius: int, sigma: float, cut: bool) -> T
     },
     image_by_image=True,
 )
-def zoom_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def zoom_blur(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """The mean of the image and its zooms by 1, 1 + step, ... up to ``end``."""
-    end, step = condition.parameters
+    end, step = setting.parameters
     factors = np.arange(1, end, step).tolist()  # np.arange, for its number of terms in floating point
-    centred = condition.flavour == "imagenet-c"
+    centred = setting.flavour == "imagenet-c"
     x = images.float()
     total = x.clone()
     for factor in factors:
@@ -258,7 +247,7 @@ def _zoom_source(length: int, factor: float, kept: int | None, centred: bool) ->
     },
     image_by_image=True,
 )
-def gaussian_blur(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def gaussian_blur(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Averaged with its neighbours under a Gaussian of width sigma."""
-    (sigma,) = condition.parameters
+    (sigma,) = setting.parameters
     return to_pixels(smooth(images.float(), sigma))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from coss_eval.corruptions.filters import smooth, take_rows, to_pixels
 from coss_eval.corruptions.registry import corruption
-from coss_eval.corruptions.severity import SEVERITIES, Condition, Parameters
+from coss_eval.corruptions.severity import SEVERITIES, Parameters, Setting
 from coss_eval.runtime.lazy import lazy
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def _in_sides(side: int, *rows: Parameters) -> tuple[Parameters, ...]:
         "cifar": (0.75, 0.5, 0.4, 0.3, 0.15),
     },
 )
-def contrast(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def contrast(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """(x - mean) c + mean, with the mean of each channel."""
-    (factor,) = condition.parameters
+    (factor,) = setting.parameters
     pixels = images.shape[-2] * images.shape[-1]
     mean = images.sum(dim=(-2, -1), keepdim=True, dtype=torch.int64).double() / pixels  # integers: any order, one sum
     return to_pixels((images * factor).add_((mean * (1 - factor)).float()))
@@ -73,15 +73,15 @@ def contrast(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
         ),
     },
 )
-def elastic_transform(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def elastic_transform(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Displaced by a smoothed random field; the original jitters three points of the image first (an affine map)."""
     height, width = images.shape[-2:]
     x = images.float()
-    if condition.flavour == "imagecorruptions" and condition.table == "imagenet":
-        alpha, amplitude = 250 * _ELASTIC_ALPHA[condition.severity - 1], 0.005 * height
+    if setting.flavour == "imagecorruptions" and setting.table == "imagenet":
+        alpha, amplitude = 250 * _ELASTIC_ALPHA[setting.severity - 1], 0.005 * height
         sigma = (0.01 * height, 0.01 * width)
     else:
-        alpha, both, jitter = condition.parameters
+        alpha, both, jitter = setting.parameters
         amplitude, sigma = 1.0, (both, both)
         x = _affine(x, draws.signed(3, 2).mul_(jitter))
     field = draws.signed(2, height, width).mul_(amplitude)  # (B, 2, H, W): right, down
@@ -124,12 +124,12 @@ def _affine(x: Tensor, jitter: Tensor) -> Tensor:
         "cifar": (0.95, 0.9, 0.85, 0.75, 0.65),
     },
 )
-def pixelate(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def pixelate(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Reduced by Pillow's BOX filter to the scale c, and enlarged again to blocks."""
-    (scale,) = condition.parameters
+    (scale,) = setting.parameters
     height, width = images.shape[-2:]
     rows, columns = int(height * scale), int(width * scale)
-    nearest = condition.flavour == "imagecorruptions"
+    nearest = setting.flavour == "imagecorruptions"
     # Columns are handled as rows of the transposed image: whole rows are gathered far faster.
     small = _box_rows(_box_rows(images.mT.contiguous(), columns).mT.contiguous(), rows)
     wide = take_rows(small.mT.contiguous(), _blocks(width, columns, nearest).to(images.device))
@@ -185,12 +185,12 @@ def _blocks(length: int, reduced: int, nearest: bool) -> Tensor:
     image_by_image=True,
     on_cpu=SEVERITIES,
 )
-def jpeg_compression(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def jpeg_compression(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Encoded as JPEG with 4:2:0 chroma, as Pillow does, and decoded; on the CPU, whatever the device.
 
     By OpenCV: torchvision's codec is deprecated since 0.29, and Pillow's encoder holds Python's lock.
     """
-    quality = [cv2.IMWRITE_JPEG_QUALITY, int(condition.parameters[0])]
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(setting.parameters[0])]
     pixels = images.cpu().numpy()
     decoded = np.empty(pixels.shape, np.uint8)
     for (red, green, blue), into in zip(pixels, decoded, strict=True):
@@ -209,9 +209,9 @@ def jpeg_compression(images: Tensor, condition: Condition, draws: Draws) -> Tens
         "cifar": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
     },
 )
-def saturate(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def saturate(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """a S + b in HSV. Grey has hue 0, so that with b > 0 it turns red, as in the published code."""
-    factor, summand = condition.parameters
+    factor, summand = setting.parameters
     value = images.amax(dim=1, keepdim=True).float()  # (B, 1, H, W), V
     chroma = value - images.amin(dim=1, keepdim=True)  # V S
     wanted = (factor * chroma + summand * value).minimum(value)  # V S'

@@ -13,7 +13,7 @@ from coss_eval.corruptions.names import NAMES, find
 from coss_eval.corruptions.parallel import map_chunks
 from coss_eval.corruptions.registry import Corruption, Function
 from coss_eval.corruptions.seeds import condition_key
-from coss_eval.corruptions.severity import Condition, Flavour, Table, check_severity, check_table, table_for
+from coss_eval.corruptions.severity import Flavour, Setting, TableName, check_severity, check_table, table_for
 from coss_eval.errors import UsageError, unknown_name
 
 Backend = Literal["native", "reference"]
@@ -45,6 +45,11 @@ def corrupt(
             and the "imagenet" table only.
 
     Returns: uint8 (B, 3, H, W) on the same device. Raises UsageError for a call that does not fit the above.
+
+    >>> images, ids = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8), torch.tensor([7, 8])
+    >>> foggy = corrupt(images, "fog", 3, ids)
+    >>> torch.equal(foggy[1:], corrupt(images[1:], "fog", 3, ids[1:]))  # the same, whatever is in the batch
+    True
     """
     corruption = find(name)
     check_severity(severity)
@@ -61,19 +66,19 @@ def corrupt(
     if images.is_cuda and severity in corruption.on_cpu:
         # libjpeg's and OpenCV's work, wherever the pixels are: there the CPU's threads share it
         return corrupt(images.cpu(), corruption, severity, ids.cpu(), seed, table, flavour).to(images.device)
-    condition = corruption.at(severity, resolved, flavour)
+    setting = corruption.at(severity, resolved, flavour)
     keys = sample_keys(ids, condition_key(seed, corruption.name, severity))
     return map_chunks(
-        lambda part, keys: _corrupted(part, corruption, condition, Draws(keys)),
+        lambda part, keys: _corrupted(part, corruption, setting, Draws(keys)),
         images,
         keys,
         image_by_image=corruption.image_by_image,
     )
 
 
-def _corrupted(images: Tensor, corruption: Corruption, condition: Condition, draws: Draws) -> Tensor:
+def _corrupted(images: Tensor, corruption: Corruption, setting: Setting, draws: Draws) -> Tensor:
     """What the function makes of a chunk, as uint8; a person's own is given a copy, which it may write into."""
-    made = corruption.function(images if corruption.code is None else images.clone(), condition, draws)
+    made = corruption.function(images if corruption.code is None else images.clone(), setting, draws)
     if made.shape != images.shape:
         raise UsageError(
             f"the corruption {corruption.name} made {tuple(made.shape)} of images {tuple(images.shape)}; keep the shape"
@@ -81,7 +86,7 @@ def _corrupted(images: Tensor, corruption: Corruption, condition: Condition, dra
     return made if made.dtype == torch.uint8 else to_pixels(made.float())
 
 
-def resolve_table(table: str | None, size: tuple[int, int], backend: Backend) -> Table:
+def resolve_table(table: str | None, size: tuple[int, int], backend: Backend) -> TableName:
     """The severity table that ``corrupt`` will use for images of ``size`` (height, width).
 
     Given, it is checked. Not given, the native backend goes by the size, and the reference has "imagenet" only.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from coss_eval.corruptions.filters import to_pixels
 from coss_eval.corruptions.registry import corruption
-from coss_eval.corruptions.severity import Condition
+from coss_eval.corruptions.severity import Setting
 from coss_eval.runtime.lazy import lazy
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ else:
         "cifar": (0.04, 0.06, 0.08, 0.09, 0.10),
     },
 )
-def gaussian_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def gaussian_noise(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """x + N(0, sigma)."""
-    (sigma,) = condition.parameters
+    (sigma,) = setting.parameters
     return to_pixels(draws.normal(*images.shape[1:]).mul_(255 * sigma).add_(images))
 
 
@@ -52,9 +52,9 @@ def gaussian_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor
         "cifar": (500, 250, 100, 75, 50),
     },
 )
-def shot_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def shot_noise(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Poisson(x c) / c, sampled from alias tables: pixels are uint8, so there are 256 distributions only."""
-    (photons,) = condition.parameters
+    (photons,) = setting.parameters
     threshold, detour, value = (table.to(images.device) for table in shot_tables(int(photons)))
     cells = threshold.shape[1]
     bits = draws.bits(*images.shape[1:])
@@ -121,9 +121,9 @@ def _alias_tables(mass: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
         "cifar": (0.01, 0.02, 0.03, 0.05, 0.07),
     },
 )
-def impulse_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def impulse_noise(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Salt or pepper, equally likely, in a share of the elements."""
-    (amount,) = condition.parameters
+    (amount,) = setting.parameters
     field = draws.uniform(*images.shape[1:])
     kept, salt = (field >= amount).view(torch.uint8), (field < amount / 2).view(torch.uint8)
     return images.mul(kept).bitwise_or_(salt.mul_(255))  # masks as factors: several times faster than masked_fill
@@ -139,7 +139,7 @@ def impulse_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
         "cifar": (0.06, 0.1, 0.12, 0.16, 0.2),
     },
 )
-def speckle_noise(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def speckle_noise(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """x + x N(0, sigma)."""
-    (sigma,) = condition.parameters
+    (sigma,) = setting.parameters
     return to_pixels(draws.normal(*images.shape[1:]).mul_(sigma).add_(1).mul_(images))

@@ -34,15 +34,15 @@ from PIL import Image
 from coss_eval.corruptions.package import package_folder
 from coss_eval.corruptions.seeds import sample_sequence
 
-Images = npt.NDArray[np.uint8]
+Uint8Array = npt.NDArray[np.uint8]
 
 # Below this many pixels (all images together) a batch is done before processes would have been handed their share.
 _SERIAL_PIXELS = 2**16
 
 
 def corrupt_batch(
-    images: Images, name: str, severity: int, ids: npt.NDArray[np.int64], seed: int = 0, workers: int | None = None
-) -> Images:
+    images: Uint8Array, name: str, severity: int, ids: npt.NDArray[np.int64], seed: int = 0, workers: int | None = None
+) -> Uint8Array:
     """imagecorruptions' ``name`` at ``severity`` on uint8 images (B, H, W, 3), in as many processes as there are cores.
 
     The outcome of an image depends on (seed, its id, name, severity) alone: not on ``workers`` nor on its neighbours.
@@ -60,13 +60,15 @@ def corrupt_batch(
     return np.stack(done) if done else images.copy()
 
 
-def corrupt_image(image: Images, name: str, severity: int, sample_id: int, seed: int = 0) -> Images:
+def corrupt_image(image: Uint8Array, name: str, severity: int, sample_id: int, seed: int = 0) -> Uint8Array:
     """One uint8 image (H, W, 3) corrupted, with the draws of its (seed, id, name, severity)."""
     bits = np.random.PCG64(sample_sequence(seed, sample_id, name, severity))
     return run_published(image, name, severity, np.random.RandomState(bits), np.random.Generator(bits))
 
 
-def run_published(image: Images, name: str, severity: int, random: Any, generator: np.random.Generator) -> Images:
+def run_published(
+    image: Uint8Array, name: str, severity: int, random: Any, generator: np.random.Generator
+) -> Uint8Array:
     """The published function on one image; ``random`` stands for np.random, ``generator`` for scikit-image's own.
 
     Where it yields NaN (spatter with not one drop of liquid divides by zero) the image's own pixels stay.
@@ -79,7 +81,7 @@ def run_published(image: Images, name: str, severity: int, random: Any, generato
     return result.astype(np.uint8)  # truncates, as the published code does
 
 
-def _corrupt_chunk(jobs: list[tuple[Images, int]], name: str, severity: int, seed: int) -> list[Images]:
+def _corrupt_chunk(jobs: list[tuple[Uint8Array, int]], name: str, severity: int, seed: int) -> list[Uint8Array]:
     cv2.setNumThreads(1)  # in a process of our own: the processes are the parallelism
     return [corrupt_image(image, name, severity, sample_id, seed) for image, sample_id in jobs]
 

@@ -1,12 +1,12 @@
 """What a corruption is: one function, and what is declared beside it; torch-free.
 
-A function takes images uint8 (B, 3, H, W), the Condition (severity, its parameters, table, flavour) and Draws, the
+A function takes images uint8 (B, 3, H, W), the Setting (severity, its parameters, table, flavour) and Draws, the
 images' own random numbers. It returns the corrupted images, as uint8 or as floats on the scale 0 to 255, which are
 clipped and truncated. It is handed any part of a batch: an image's pixels must depend on its own row and draws alone.
 
     @corruption("dim", severities=(0.9, 0.8, 0.7, 0.6, 0.5))
-    def dim(images, condition, draws):
-        (factor,) = condition.parameters
+    def dim(images, setting, draws):
+        (factor,) = setting.parameters
         return images * factor
 """
 
@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from coss_eval.corruptions.severity import (
     SEVERITIES,
     TABLES,
-    Condition,
     Flavour,
     Parameters,
-    Table,
+    Setting,
+    TableName,
     check_severity,
     check_table,
 )
@@ -40,7 +40,7 @@ Category = Literal["noise", "blur", "weather", "digital", "other"]
 Set = Literal["benchmark", "validation", "extra"]
 Rows = Sequence[float | Parameters]
 """Five severities' parameters; a number alone is one parameter."""
-Function = Callable[["Tensor", Condition, "Draws"], "Tensor"]
+Function = Callable[["Tensor", Setting, "Draws"], "Tensor"]
 AnyFunction = TypeVar("AnyFunction", bound=Function)
 
 _NAME = re.compile(r"\w[\w.-]*")  # it names files and columns
@@ -59,19 +59,19 @@ class Corruption:
     function: Function
     category: Category
     set: Set
-    severities: Mapping[Table, tuple[Parameters, ...]] = field(repr=False)
+    severities: Mapping[TableName, tuple[Parameters, ...]] = field(repr=False)
     image_by_image: bool = False
     on_cpu: tuple[int, ...] = ()
     code: str | None = None
 
-    def parameters(self, severity: int, table: Table) -> Parameters:
+    def parameters(self, severity: int, table: TableName) -> Parameters:
         """Those at ``severity`` (1 to 5) in ``table``; none where none are declared."""
         rows = self.severities
         return rows[check_table(table)][check_severity(severity) - 1] if rows else ()
 
-    def at(self, severity: int, table: Table = "imagenet", flavour: Flavour = "imagecorruptions") -> Condition:
-        """The condition that the function is called with."""
-        return Condition(check_severity(severity), self.parameters(severity, table), table, flavour)
+    def at(self, severity: int, table: TableName = "imagenet", flavour: Flavour = "imagecorruptions") -> Setting:
+        """The setting that the function is called with."""
+        return Setting(check_severity(severity), self.parameters(severity, table), table, flavour)
 
 
 CORRUPTIONS: dict[str, Corruption] = {}
@@ -83,14 +83,14 @@ def corruption(
     *,
     category: Category = "other",
     set: Set = "extra",
-    severities: Mapping[Table, Rows] | Rows | None = None,
+    severities: Mapping[TableName, Rows] | Rows | None = None,
     image_by_image: bool = False,
     on_cpu: tuple[int, ...] = (),
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Register a function under a name; see Corruption.
 
     ``severities`` are parameters for the five severities, by table or the same for all; None: the function goes by
-    ``condition.severity``. Raises UsageError for a name that the package has, and for what cannot be told from another
+    ``setting.severity``. Raises UsageError for a name that the package has, and for what cannot be told from another
     version of itself (see ``code_of``).
     """
 
@@ -111,7 +111,13 @@ def corruption(
 
 
 def register(name: str, function: Function, **declared: Any) -> Corruption:
-    """``corruption(name, **declared)`` for a function that exists already."""
+    """``corruption(name, **declared)`` for a function that exists already.
+
+    >>> def darker(images, setting, draws):
+    ...     return images * (1 - 0.1 * setting.severity)
+    >>> register("darker", darker).category
+    'other'
+    """
     corruption(name, **declared)(function)
     return CORRUPTIONS[name]
 
@@ -165,7 +171,7 @@ def _set_of(function: Function, set: Set) -> Set:
     return set
 
 
-def _by_table(name: str, severities: Mapping[Table, Rows] | Rows | None) -> dict[Table, tuple[Parameters, ...]]:
+def _by_table(name: str, severities: Mapping[TableName, Rows] | Rows | None) -> dict[TableName, tuple[Parameters, ...]]:
     if severities is None:
         return {}
     given = severities if isinstance(severities, Mapping) else dict.fromkeys(TABLES, severities)

@@ -11,16 +11,16 @@ from typing import Literal, get_args
 
 from coss_eval.errors import UsageError, unknown_name
 
-Table = Literal["imagenet", "tiny-imagenet", "cifar"]
+TableName = Literal["imagenet", "tiny-imagenet", "cifar"]
 Flavour = Literal["imagecorruptions", "imagenet-c"]
 Parameters = tuple[float, ...]
 
 SEVERITIES = (1, 2, 3, 4, 5)
-TABLES: tuple[Table, ...] = get_args(Table)
+TABLES: tuple[TableName, ...] = get_args(TableName)
 
 
 @dataclass(frozen=True)
-class Condition:
+class Setting:
     """One severity of a corruption, with all that its pixels depend on beside the image and its draws.
 
     ``parameters`` are those of the severity in ``table``. ``flavour`` "imagecorruptions" follows that package,
@@ -29,11 +29,11 @@ class Condition:
 
     severity: int
     parameters: Parameters
-    table: Table = "imagenet"
+    table: TableName = "imagenet"
     flavour: Flavour = "imagecorruptions"
 
 
-def table_for(size: tuple[int, int]) -> Table:
+def table_for(size: tuple[int, int]) -> TableName:
     """The table for images of ``size`` (height, width): the nearest of 32, 64 and 224 to the shorter side, in ratio."""
     side = min(size)
     if side <= 45:  # the geometric mean of 32 and 64
@@ -43,7 +43,7 @@ def table_for(size: tuple[int, int]) -> Table:
     return "imagenet"
 
 
-def check_table(table: str) -> Table:
+def check_table(table: str) -> TableName:
     """``table`` itself if it is one of TABLES; UsageError with the nearest names otherwise."""
     for known in TABLES:
         if table == known:

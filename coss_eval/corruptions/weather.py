@@ -21,7 +21,7 @@ from coss_eval.corruptions.blur import smeared, zoomed
 from coss_eval.corruptions.filters import smooth, to_pixels
 from coss_eval.corruptions.package import package_folder
 from coss_eval.corruptions.registry import corruption
-from coss_eval.corruptions.severity import Condition, Table
+from coss_eval.corruptions.severity import Setting, TableName
 from coss_eval.runtime.lazy import lazy
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ else:
 
 # frost6.jpg lies in the folder too, but the published code never draws it.
 _TEXTURES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
-_TEXTURE_SCALE: dict[Table, float] = {"imagenet": 1.0, "tiny-imagenet": 0.3, "cifar": 0.2}
+_TEXTURE_SCALE: dict[TableName, float] = {"imagenet": 1.0, "tiny-imagenet": 0.3, "cifar": 0.2}
 _WATER = (175.0, 238.0, 238.0)
 _MUD = (63.0, 42.0, 20.0)
 
@@ -70,11 +70,11 @@ _MUD = (63.0, 42.0, 20.0)
         ),
     },
 )
-def snow(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def snow(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """A whitened image under motion-blurred flakes, and the same flakes turned by 180 degrees."""
-    mean, deviation, zoom, threshold, radius, sigma, weight = condition.parameters
+    mean, deviation, zoom, threshold, radius, sigma, weight = setting.parameters
     height, width = images.shape[-2:]
-    original = condition.flavour == "imagenet-c"
+    original = setting.flavour == "imagenet-c"
     layer = draws.normal(1, height, width).mul_(deviation).add_(mean)  # (B, 1, H, W)
     layer = zoomed(layer, zoom, (height, width) if original else None, centred=original)
     layer = layer.masked_fill_(layer < threshold, 0).clamp_(0, 1).mul_(255)
@@ -97,12 +97,12 @@ def snow(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
         "cifar": ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
     },
 )
-def frost(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def frost(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """a x + b times a random crop of one of five photographs of frost."""
-    weight, texture_weight = condition.parameters
+    weight, texture_weight = setting.parameters
     height, width = images.shape[-2:]
-    scale = _TEXTURE_SCALE[condition.table]
-    textures = frost_textures(height, width, scale, condition.flavour == "imagecorruptions")
+    scale = _TEXTURE_SCALE[setting.table]
+    textures = frost_textures(height, width, scale, setting.flavour == "imagecorruptions")
     crops = []
     for which, down, right in draws.uniform(3).tolist():
         texture = textures[int(which * len(textures))]
@@ -137,9 +137,9 @@ def frost_textures(height: int, width: int, scale: float, enlarged: bool) -> tup
         "cifar": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
     },
 )
-def fog(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def fog(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """(x + c m) max / (max + c) with a plasma fractal m and the image's largest value max."""
-    amount, decay = condition.parameters
+    amount, decay = setting.parameters
     height, width = images.shape[-2:]
     haze = plasma(draws, 1 << (max(height, width) - 1).bit_length(), decay)[:, None, :height, :width]
     brightest = images.amax(dim=(1, 2, 3)).float().div_(255).view(-1, 1, 1, 1)
@@ -188,9 +188,9 @@ def _amplitudes(side: int, decay: float) -> Tensor:
         "cifar": (0.05, 0.1, 0.15, 0.2, 0.3),
     },
 )
-def brightness(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def brightness(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """V + c in HSV."""
-    (amount,) = condition.parameters
+    (amount,) = setting.parameters
     value = images.amax(dim=1, keepdim=True).float()  # (B, 1, H, W), V
     raised = (value + 255 * amount).clamp_(max=255)
     scaled = images * (raised / value.clamp(min=1))
@@ -227,9 +227,9 @@ def brightness(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
     image_by_image=True,
     on_cpu=(1, 2, 3),  # water
 )
-def spatter(images: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def spatter(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
     """Drops of water (severity 1 to 3) or splashes of mud (4, 5) on the lens."""
-    mean, deviation, sigma, threshold, strength, is_mud = condition.parameters
+    mean, deviation, sigma, threshold, strength, is_mud = setting.parameters
     height, width = images.shape[-2:]
     layer = smooth(draws.normal(height, width).mul_(deviation).add_(mean), sigma)  # (B, H, W)
     if is_mud:

@@ -123,7 +123,7 @@ class EncodedImages:
         self.bad: dict[int, str] = {}
         self.exif = exif
         self._source = source
-        self._memory: tuple[Target, _Memory] | None = None
+        self._memory: tuple[Target, _InMemory] | None = None
         self._digests = Digests(source)
         self._headers: dict[int, Header] | None = None
         self._odd = frozenset[int]()  # images of another size than the common one, to be resized
@@ -216,16 +216,16 @@ class EncodedImages:
                 memory.add(new, pixels)
             yield Piece(good, memory.merge(part[good], new, pixels))
 
-    def _memory_of(self, target: Target) -> _Memory:
+    def _memory_of(self, target: Target) -> _InMemory:
         if self._memory is None or self._memory[0] != target:
-            self._memory = (target, _Memory(len(self._source), output_size(target)))
+            self._memory = (target, _InMemory(len(self._source), output_size(target)))
         return self._memory[1]
 
     def _is_bad(self, indices: Ints) -> Bools:
         return np.isin(indices, list(self.bad)) if self.bad else np.zeros(len(indices), bool)
 
 
-class _Memory:
+class _InMemory:
     """Decoded images of one target, at most MEMORY_BYTES of them; the system gives the pages as they are filled."""
 
     def __init__(self, count: int, size: Size) -> None:

@@ -45,7 +45,7 @@ _WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How a person wants files to be read, where that is not the usual way."""
 
     exif: bool = False
@@ -55,15 +55,16 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One way to lay out a data set: what tells it by names alone, and what reads it ("module:function")."""
+class DataLayout:
+    """A way to lay data out: its line in lists, what tells it by names alone, and its reader "module:function"."""
 
     name: str
+    about: str
     found: Callable[[Path], object]
     reader: str
 
 
-def recognise(folder: Path, reading: Reading | None = None) -> Layout | None:
+def recognise(folder: Path, reading: ReadOptions | None = None) -> DataLayout | None:
     """The layout of a folder of images, None where it looks like none of them."""
     if reading is not None and reading.image_column and tables(folder, reading):
         return LISTED
@@ -257,9 +258,9 @@ class ImageTable(NamedTuple):
     label: str
 
 
-def tables(folder: Path, reading: Reading | None = None) -> list[ImageTable]:
+def tables(folder: Path, reading: ReadOptions | None = None) -> list[ImageTable]:
     """The tables (CSV, TSV, JSON lines) that name images and classes: of each split's folder, else of the folder."""
-    wanted = reading or Reading()
+    wanted = reading or ReadOptions()
     images = (wanted.image_column,) if wanted.image_column else FILE_COLUMNS
     labels = (wanted.label_column,) if wanted.label_column else LABEL_COLUMNS
     splits = split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))
@@ -322,16 +323,58 @@ def flat_val_labels(folder: Path) -> Path | None:
     return None
 
 
-LISTED = Layout("listed", _listed, "listed:listed")
+LISTED = DataLayout(
+    "listed",
+    "a CSV, TSV or JSON-lines table of files and classes (as metadata.csv of Hugging Face datasets)",
+    _listed,
+    "listed:listed",
+)
 LAYOUTS = (  # the first that is found counts
-    Layout("parquet", parquet_files, "columns:parquet"),
-    Layout("saved-to-disk", arrow_files, "columns:saved_to_disk"),
-    Layout("idx", idx_folder, "arrays:idx"),
-    Layout("tiny-imagenet", _is_tiny_imagenet, "folders:tiny_imagenet"),
-    Layout("kaggle-imagenet", _is_kaggle_imagenet, "listed:kaggle_imagenet"),
-    Layout("flat-imagenet", flat_val_labels, "listed:flat_imagenet"),
-    Layout("corrupted-arrays", corrupted_arrays, "corrupted:corrupted_arrays"),
-    Layout("corrupted-folders", corrupted_folders, "corrupted:corrupted_folders"),
+    DataLayout(
+        "parquet",
+        "parquet files with an image column and labels (Hugging Face datasets)",
+        parquet_files,
+        "columns:parquet",
+    ),
+    DataLayout("saved-to-disk", "Arrow files that datasets.save_to_disk wrote", arrow_files, "columns:saved_to_disk"),
+    DataLayout(
+        "idx", "MNIST's own files, and those of sets made like it (LeCun et al. 1998)", idx_folder, "arrays:idx"
+    ),
+    DataLayout(
+        "tiny-imagenet",
+        "Tiny-ImageNet as it is distributed, with val/val_annotations.txt",
+        _is_tiny_imagenet,
+        "folders:tiny_imagenet",
+    ),
+    DataLayout(
+        "kaggle-imagenet",
+        "ImageNet as Kaggle's competition has it, beside LOC_val_solution.csv",
+        _is_kaggle_imagenet,
+        "listed:kaggle_imagenet",
+    ),
+    DataLayout(
+        "flat-imagenet",
+        "val/ of ImageNet without folders, beside a list of wnids",
+        flat_val_labels,
+        "listed:flat_imagenet",
+    ),
+    DataLayout(
+        "corrupted-arrays",
+        "CIFAR-10-C: NAME.npy beside labels.npy (Hendrycks & Dietterich 2019)",
+        corrupted_arrays,
+        "corrupted:corrupted_arrays",
+    ),
+    DataLayout(
+        "corrupted-folders",
+        "ImageNet-C and Tiny-ImageNet-C: NAME/SEVERITY/CLASS (Hendrycks & Dietterich 2019)",
+        corrupted_folders,
+        "corrupted:corrupted_folders",
+    ),
     LISTED,
-    Layout("class-folders", _has_class_folders, "folders:class_folders"),
+    DataLayout(
+        "class-folders",
+        "train/ and val/ (or test/) with a folder a class (torchvision's ImageFolder)",
+        _has_class_folders,
+        "folders:class_folders",
+    ),
 )

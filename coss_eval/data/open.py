@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from coss_eval.data.dataset import Dataset as Dataset
-from coss_eval.data.layouts import EXPECTED, Reading, class_folders, recognise
+from coss_eval.data.layouts import EXPECTED, ReadOptions, class_folders, recognise
 from coss_eval.errors import CossError, UsageError, unknown_name
 
 BUILT_IN = {
@@ -59,8 +59,15 @@ def load_dataset(
     Photographs are read as they are stored; ``exif`` turns them as their EXIF orientation says. What is unusual about
     how it is read is in ``notes``. A dataset is what lay there when it was opened: open it again after changing files.
     Raises UsageError for an unknown name or a missing folder, CossError for a dataset that cannot be used.
+
+    >>> import coss_eval as ce
+    >>> digits = ce.load_dataset("digits")
+    >>> len(digits.train), len(digits.test), digits.classes[:3]
+    (1346, 451, ('0', '1', '2'))
+    >>> next(digits.test.batches(batch_size=2)).images.shape
+    torch.Size([2, 3, 32, 32])
     """
-    data = _open(str(name_or_path), _root(root), Reading(exif, image_column, label_column, holdout))
+    data = _open(str(name_or_path), _root(root), ReadOptions(exif, image_column, label_column, holdout))
     if holdout is not None:
         data = _held_out(data, holdout)
     if skip_bad_images:
@@ -94,7 +101,7 @@ def read_classes(file: str | os.PathLike[str]) -> list[str]:
     return classes
 
 
-def _open(name: str, root: Path | None, reading: Reading) -> Dataset:
+def _open(name: str, root: Path | None, reading: ReadOptions) -> Dataset:
     if name == "digits":
         from coss_eval.data.formats.arrays import digits
 

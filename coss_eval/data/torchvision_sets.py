@@ -19,7 +19,7 @@ from coss_eval.errors import CossError
 
 
 @dataclass(frozen=True)
-class _Set:
+class _TorchvisionSet:
     """A class of torchvision.datasets and the arguments of its training and test splits.
 
     Where a set has train, val and test, both of the first train: selection takes its own part of the training split.
@@ -31,15 +31,15 @@ class _Set:
 
 
 SETS = {
-    "cifar10": _Set("CIFAR10", ({"train": True},), {"train": False}),
-    "cifar100": _Set("CIFAR100", ({"train": True},), {"train": False}),
-    "stl10": _Set("STL10", ({"split": "train"},), {"split": "test"}),
-    "svhn": _Set("SVHN", ({"split": "train"},), {"split": "test"}),
-    "flowers102": _Set("Flowers102", ({"split": "train"}, {"split": "val"}), {"split": "test"}),
-    "oxfordiiitpet": _Set("OxfordIIITPet", ({"split": "trainval"},), {"split": "test"}),
-    "food101": _Set("Food101", ({"split": "train"},), {"split": "test"}),
-    "dtd": _Set("DTD", ({"split": "train"}, {"split": "val"}), {"split": "test"}),
-    "fgvcaircraft": _Set("FGVCAircraft", ({"split": "trainval"},), {"split": "test"}),
+    "cifar10": _TorchvisionSet("CIFAR10", ({"train": True},), {"train": False}),
+    "cifar100": _TorchvisionSet("CIFAR100", ({"train": True},), {"train": False}),
+    "stl10": _TorchvisionSet("STL10", ({"split": "train"},), {"split": "test"}),
+    "svhn": _TorchvisionSet("SVHN", ({"split": "train"},), {"split": "test"}),
+    "flowers102": _TorchvisionSet("Flowers102", ({"split": "train"}, {"split": "val"}), {"split": "test"}),
+    "oxfordiiitpet": _TorchvisionSet("OxfordIIITPet", ({"split": "trainval"},), {"split": "test"}),
+    "food101": _TorchvisionSet("Food101", ({"split": "train"},), {"split": "test"}),
+    "dtd": _TorchvisionSet("DTD", ({"split": "train"}, {"split": "val"}), {"split": "test"}),
+    "fgvcaircraft": _TorchvisionSet("FGVCAircraft", ({"split": "trainval"},), {"split": "test"}),
 }
 
 

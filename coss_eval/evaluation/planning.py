@@ -23,10 +23,10 @@ from coss_eval.probes import resolve_device
 from coss_eval.probes.behaviour import IMAGES, Behaviour, batch_dependence, observe, refusal
 from coss_eval.probes.forward import ready
 from coss_eval.runtime.code_identity import UNKNOWN, code_identity
-from coss_eval.runtime.device import seconds_of
+from coss_eval.runtime.device import Compute, seconds_of
 from coss_eval.store import Cell, Store
 from coss_eval.tasks import entries, entry
-from coss_eval.tasks.task import Settings, Subject, Task
+from coss_eval.tasks.task import Subject, Task
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Plan:
     store: Store
     subjects: list[Subject]
     jobs: list[Job]
+    seed: int
     cells: list[dict[str, str]]  # key, task and model of each, stored or not
     warnings: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # what cannot be measured on these images, and why
@@ -84,7 +85,7 @@ class Plan:
             *(line for subject in self.subjects for line in _model_lines(subject.model)),
             f"data        {data.name}: {len(data.test)} test images{limit}, {len(data.classes)} classes",
             f"geometry    {self.subjects[0].geometry}",
-            f"device      {self.subjects[0].settings.device}, seed {self.subjects[0].settings.seed}",
+            f"device      {self.subjects[0].compute.device}, seed {self.seed}",
             f"cells       {len(self.cells)}, of which {self.missing} to compute: {todo}",
             *(f"WARNING     {warning}" for warning in self.warnings),
             *(f"SKIPPED     {line}" for line in self.skipped),
@@ -131,13 +132,13 @@ def plan(
     _refuse_unknown_code(chosen)
     if isinstance(dataset, Benchmark) and (others := [task.name for task in chosen if not task.reads_benchmarks]):
         raise UsageError(f"{dataset.name} holds corrupted images: it is for the task corruptions, not {others[0]}")
-    settings = Settings(resolve_device(device), batch_size, seed, cache)
+    compute = Compute(resolve_device(device), batch_size, cache)
     # a model that was loaded earlier may have been changed in place since
     loaded = [model.identified() if isinstance(model, Model) else load_model(model) for model in given]
     store = Store(Path(out))
-    seen = [_seen(Subject(model, dataset, settings), allow_batch_dependent) for model in _distinct_names(loaded)]
+    seen = [_seen(Subject(model, dataset, compute), allow_batch_dependent) for model in _distinct_names(loaded)]
     runs = store.runs()
-    planned = Plan(store, [subject for subject, _ in seen], [], [])
+    planned = Plan(store, [subject for subject, _ in seen], [], seed, [])
     planned.known = {s.model.name: known(s.model, s.image_size, found, runs) for s, found in seen}
     for task in chosen:
         planned.jobs += _jobs(planned, task, seed, overwrite, not tasks if skip_impossible is None else skip_impossible)
@@ -184,7 +185,7 @@ def _seen(subject: Subject, allow_batch_dependent: bool) -> tuple[Subject, Behav
     """
     crowd = _crowd(subject) if allow_batch_dependent else 0  # else only where there is something to compute
     try:
-        found = observe(subject.model, subject.image_size, subject.settings.device, crowd)
+        found = observe(subject.model, subject.image_size, subject.compute.device, crowd)
     except Exception:  # noqa: BLE001 - a network's own code may fail in any way; its cells fail in the same and say how
         return subject, None
     what = batch_dependence(found)
@@ -192,14 +193,14 @@ def _seen(subject: Subject, allow_batch_dependent: bool) -> tuple[Subject, Behav
         return subject, found
     if not allow_batch_dependent:
         raise UsageError(refusal(subject.model, what))
-    model = replace(subject.model, batch_size=subject.settings.batch_size)
+    model = replace(subject.model, batch_size=subject.compute.batch_size)
     return replace(subject, model=model), None  # its outputs are no sign of who it is
 
 
 def _crowd(subject: Subject) -> int:
     """How many images the largest batch of a run has."""
     splits = [split for split in (subject.data.test, subject.data.train) if split is not None]
-    return min(subject.settings.batch_size, max(map(len, splits)))
+    return min(subject.compute.batch_size, max(map(len, splits)))
 
 
 def _refuse_crowds(jobs: Sequence[Job]) -> None:
@@ -208,7 +209,7 @@ def _refuse_crowds(jobs: Sequence[Job]) -> None:
         if subject.model.batch_size is not None or _crowd(subject) <= IMAGES:
             continue
         try:
-            found = observe(subject.model, subject.image_size, subject.settings.device, _crowd(subject))
+            found = observe(subject.model, subject.image_size, subject.compute.device, _crowd(subject))
         except Exception:  # noqa: BLE001 - as above: its cells fail in the same way
             continue
         if (what := batch_dependence(found)) is not None:
@@ -274,7 +275,7 @@ def _warnings(subjects: list[Subject]) -> list[str]:
 
 def _forward_seconds(subject: Subject) -> float:
     """Seconds a forward pass takes for one image, up-sampling included, timed on one small batch."""
-    split, device, model = subject.data.test, subject.settings.device, subject.model
+    split, device, model = subject.data.test, subject.compute.device, subject.model
     images = next(subject.batches(split.subset(range(min(32, len(split)))))).images
     network = model.encoder()
     with ready(network, device), torch.inference_mode():  # moved outside it: parameters moved inside get no gradients

@@ -94,6 +94,11 @@ def evaluate(
     the images do not allow are left out and named in ``Run.skipped``. Networks whose outputs for an image depend on its
     batch are refused; ``allow_batch_dependent`` measures them, with the batch size in their cells' keys.
     ``on_note`` gets each line that a person should know: an assumed normalisation, warnings, failures.
+
+    >>> import tempfile, coss_eval as ce
+    >>> run = ce.evaluate("pixels:8", "digits", ["crops"], out=tempfile.mkdtemp(), limit=20, cache=False)
+    >>> sorted(set(run.table()["metric"]))
+    ['accuracy', 'chance', 'stability']
     """
     planned = plan(
         models,
@@ -228,11 +233,11 @@ def _failure(job: Job, subject: Subject | None, error: Exception) -> str:
 
 def provenance(planned: Plan) -> dict[str, Any]:
     """What run.json keeps of a run: enough to repeat it."""
-    settings, data = planned.subjects[0].settings, planned.subjects[0].data
+    compute, data = planned.subjects[0].compute, planned.subjects[0].data
     return {
-        **made_with(settings.device),
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
+        **made_with(compute.device),
+        "seed": planned.seed,
+        "batch_size": compute.batch_size,
         "data": {
             "name": data.name,
             "classes": len(data.classes),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coss_eval.errors import UsageError
-from coss_eval.internal.corruption import Corruption, check_level
+from coss_eval.internal.damage import Damage, check_level
 from coss_eval.models.backbone import Backbone, as_locations
 from coss_eval.models.hooks import captured, device_of, find_site, replaced
 
@@ -20,7 +20,7 @@ class HasBackbone(Protocol):
     def backbone(self) -> Backbone: ...
 
 
-class Images:
+class CurrentImages:
     """Which images the next forward pass sees: set ``ids`` (B,) before each batch."""
 
     def __init__(self, ids: Tensor) -> None:
@@ -39,21 +39,29 @@ def corrupted(
     std: Tensor | None = None,
     rescale: bool = False,
     match_locations: int | None = None,
-) -> Iterator[Images]:
+) -> Iterator[CurrentImages]:
     """While open, every forward pass of the network is damaged at ``site``; the network itself is never changed.
 
     ``ids`` int64 (B,) names the images of the batch, and the damage to an image depends on (seed, id, site, kind)
-    alone; for further batches set ``.ids`` of what ``with`` yields. Kinds, levels and options: see ``Corruption``.
+    alone; for further batches set ``.ids`` of what ``with`` yields. Kinds, levels and options: see ``Damage``.
 
         with corrupted(classifier, "stage2", "channel", 0.5, batch.ids, seed=0) as images:
             logits = classifier(pixels)
             images.ids = next_batch.ids
+
+    >>> from coss_eval.checkpoints.load import make_model
+    >>> classifier, pixels, ids = make_model("resnet18", width=8).encoder(), torch.rand(2, 3, 64, 64), torch.arange(2)
+    >>> clean = classifier(pixels)
+    >>> with corrupted(classifier, "stage2", "channel", 0.5, ids):
+    ...     damaged = classifier(pixels)
+    >>> torch.equal(damaged, clean), torch.equal(classifier(pixels), clean)
+    (False, True)
     """
     backbone = model if isinstance(model, Backbone) else model.backbone
     place = find_site(backbone, site)
-    corruption = Corruption(place, kind, seed, std, rescale, match_locations)
+    corruption = Damage(place, kind, seed, std, rescale, match_locations)
     check_level(kind, level)
-    images = Images(ids)
+    images = CurrentImages(ids)
 
     def damage(output: Tensor) -> Tensor:
         return corruption.apply(output, corruption.draw(output, images.ids), level)

@@ -46,7 +46,7 @@ def resume_from(backbone: Backbone, site: Site, pixels: Tensor) -> Resume:
 
 def suffix(backbone: Backbone, site: Site) -> fx.GraphModule:
     """The network from the site's output on, as a module that shares its weights; ValueError where it cannot be cut."""
-    graph = _Tracer(site.module).trace(backbone)
+    graph = _TailTracer(site.module).trace(backbone)
     places = [node for node in graph.nodes if node.op == "call_module" and node.target == site.module]
     if len(places) != 1:
         raise ValueError(f"{site.module} runs {len(places)} times in a forward pass")
@@ -61,7 +61,7 @@ def suffix(backbone: Backbone, site: Site) -> fx.GraphModule:
     return fx.GraphModule(backbone, rest)
 
 
-class _Tracer(fx.Tracer):
+class _TailTracer(fx.Tracer):
     """Goes into the modules that contain the site, and leaves all others whole."""
 
     def __init__(self, site: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError
-from coss_eval.internal.corruption import DEFAULT_LEVELS, KINDS, Corruption, check_level, kinds_at
+from coss_eval.internal.damage import DEFAULT_LEVELS, KINDS, Damage, check_level, kinds_at
 from coss_eval.internal.resume import Resume, resume_from
 from coss_eval.internal.scores import SignalToNoise, relative_accuracy
 from coss_eval.models.classifier import Classifier, to_float
@@ -22,7 +22,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Sweep:
+class DamageCurve:
     """One kind of damage at one site. ``baseline`` is undamaged: the clean network, or one on matched locations."""
 
     site: str
@@ -65,11 +65,11 @@ def sweep(
     std: Mapping[str, Tensor] | None = None,
     rescale: bool = False,
     match_locations: int | None = None,
-) -> dict[tuple[str, str], Sweep]:
+) -> dict[tuple[str, str], DamageCurve]:
     """Damage at every site (all where None), of every kind, to every level, with every seed; by (site, kind).
 
     A pair that means nothing (location masking of a vector) is left out, unless both its halves are asked for by name.
-    ``levels`` is by kind; ``std`` by site, from ``calibrate``, is needed for noise. The rest: see ``Corruption``.
+    ``levels`` is by kind; ``std`` by site, from ``calibrate``, is needed for noise. The rest: see ``Damage``.
     Results equal those of ``corrupted`` around the whole network, but for float32 rounding, at a fraction of the cost.
     """
     if classifier.training:
@@ -82,7 +82,7 @@ def sweep(
         pairs = [(place, kind) for place, kind in pairs if kind in kinds_at(place) or kind not in KINDS]
     tallies = [
         _Tally(
-            [Corruption(place, kind, seed, (std or {}).get(place.name), rescale, match_locations) for seed in seeds],
+            [Damage(place, kind, seed, (std or {}).get(place.name), rescale, match_locations) for seed in seeds],
             tuple(levels.get(kind, ())),
         )
         for place, kind in pairs
@@ -114,7 +114,7 @@ class _Seen(NamedTuple):
 class _Tally:
     """What one site and kind have shown so far."""
 
-    corruptions: list[Corruption]  # one a seed
+    corruptions: list[Damage]  # one a seed
     levels: tuple[float, ...]
     ids: list[Tensor] = field(default_factory=list)
     baseline: list[Tensor] = field(default_factory=list)  # (S, B) each
@@ -157,14 +157,14 @@ class _Tally:
         self.baseline.append(torch.stack(baseline).cpu())
         self.correct.append(torch.stack(correct).cpu())
 
-    def result(self, resumes: Mapping[str, Resume]) -> Sweep:
+    def result(self, resumes: Mapping[str, Resume]) -> DamageCurve:
         if not self.ids:
             raise UsageError("internal corruption needs at least one batch of images, but got none")
         snr = torch.tensor([[ratio.decibel() for ratio in ratios] for ratios in self.snr], dtype=torch.float64)
         notes = [resumes[self.site].note] if resumes[self.site].note else []
         if max(self.levels) > 0 and bool(snr.isposinf().all()):
             notes.append(f"{self.kind} at {self.site} changes nothing: what it damages is not read (a class token is)")
-        return Sweep(
+        return DamageCurve(
             self.site,
             self.kind,
             self.levels,

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-Layout = Literal["nchw", "nhwc", "nlc", "nc"]
+MapLayout = Literal["nchw", "nhwc", "nlc", "nc"]
 
 
 class Representations(NamedTuple):
@@ -28,7 +28,7 @@ class Site:
 
     name: str
     module: str
-    layout: Layout
+    layout: MapLayout
     prefix_tokens: int = 0
 
 
@@ -44,7 +44,7 @@ class Backbone(nn.Module, ABC):
 
     dim: int  # D', of the global representation
     local_dim: int  # D, of a local representation
-    prepool_layout: Layout = "nchw"
+    prepool_layout: MapLayout = "nchw"
     prefix_tokens: int = 0
     img_size: int | None = None  # the only side the network takes; None where it takes any
     note: str = ""  # what a person should know of how the network was taken apart
@@ -101,7 +101,7 @@ class Backbone(nn.Module, ABC):
         return self
 
 
-def as_locations(features: Tensor, layout: Layout, prefix_tokens: int = 0) -> Tensor:
+def as_locations(features: Tensor, layout: MapLayout, prefix_tokens: int = 0) -> Tensor:
     """Any site's output as (B, L, D): one row a location, class and register tokens left out."""
     if layout == "nchw":
         return features.flatten(2).transpose(1, 2)  # (B, D, H, W) -> (B, L, D)

@@ -20,8 +20,9 @@ class Preprocessing:
     """What a network expects of its input, and where that knowledge comes from.
 
     ``img_size`` is the side the network needs: larger or smaller pixels are resized inside the Classifier; None
-    means that it takes any size. ``said_by``: who says mean and std ("flag", "checkpoint", "layout", ...); None where
-    nobody does, and ImageNet's are assumed.
+    means that it takes any size. ``said_by``: who says mean and std, in words ("flag", "checkpoint", "layout", ...);
+    None where nobody does, and ImageNet's are assumed. ``asked``: a person said them, so a network that normalises by
+    itself is refused.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -30,6 +31,7 @@ class Preprocessing:
     crop_pct: float = 0.875
     interpolation: Interpolation = "bilinear"
     said_by: str | None = None
+    asked: bool = False
 
     @property
     def source(self) -> str:
@@ -42,7 +44,9 @@ class Preprocessing:
         return Geometry(self.img_size or 224, self.crop_pct, self.interpolation)
 
     def protocol(self) -> dict[str, Any]:
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "said_by"}
+        """What numbers depend on, as JSON: the values, whoever says them."""
+        values = {key: v for key, v in asdict(self).items() if key not in ("said_by", "asked")}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 class Classifier(nn.Module):

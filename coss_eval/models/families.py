@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.models.backbone import Backbone, Layout, Site, as_locations
+from coss_eval.models.backbone import Backbone, MapLayout, Site, as_locations
 from coss_eval.models.choices import Pooling, Stem
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class SwinBackbone(Backbone):
 class ViTBackbone(Backbone):
     """torchvision's VisionTransformer: the class token, after the last layer norm, is the global representation."""
 
-    prepool_layout: Layout = "nlc"
+    prepool_layout: MapLayout = "nlc"
     prefix_tokens = 1
 
     def __init__(self, network: Any, pooling: Pooling = "own") -> None:
@@ -157,7 +157,7 @@ class TimmBackbone(Backbone):
         return self._sites
 
 
-def layout_of(output: Tensor, channels: int) -> Layout:
+def layout_of(output: Tensor, channels: int) -> MapLayout:
     """How a map or sequence of so many channels lies in memory order, told from its shape."""
     if output.ndim == 3:
         return "nlc"
@@ -170,12 +170,12 @@ def four_groups(blocks: Sequence[T]) -> list[T]:
     return [blocks[(i + 1) * len(blocks) // groups - 1] for i in range(groups)]
 
 
-def _every_other(container: str, length: int, layout: Layout) -> tuple[Site, ...]:
+def _every_other(container: str, length: int, layout: MapLayout) -> tuple[Site, ...]:
     """Stages of a Sequential that alternates stem or down-sampling with a stage, as ConvNeXt's and Swin's do."""
     return _stages([f"{container}.{i}" for i in range(1, length, 2)], layout)
 
 
-def _stages(modules: Sequence[str], layout: Layout, prefix_tokens: int = 0) -> tuple[Site, ...]:
+def _stages(modules: Sequence[str], layout: MapLayout, prefix_tokens: int = 0) -> tuple[Site, ...]:
     return tuple(Site(f"stage{i}", module, layout, prefix_tokens) for i, module in enumerate(modules, start=1))
 
 

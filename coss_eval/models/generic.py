@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.models.backbone import Backbone, Layout, as_locations
+from coss_eval.models.backbone import Backbone, MapLayout, as_locations
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.traced import Truncated, cut_at, split_at_pooling, up_to
 from coss_eval.models.trial import evaluating, run
@@ -17,7 +17,7 @@ from coss_eval.models.trial import evaluating, run
 class WholeBackbone(Backbone):
     """A network left as it is: its output is the map (mean-pooled here) or, where it is a vector, the global."""
 
-    def __init__(self, network: nn.Module, layout: Layout) -> None:
+    def __init__(self, network: nn.Module, layout: MapLayout) -> None:
         super().__init__()
         self.network, self.prepool_layout = network, layout
 
@@ -57,7 +57,7 @@ def generic_backbone(network: nn.Module, example: Tensor, cut: Cut = Cut()) -> t
 
 def _cut_by_itself(network: nn.Module, example: Tensor) -> Backbone:
     output = run(network, example)
-    layouts: dict[int, Layout] = {2: "nc", 3: "nlc", 4: "nchw"}
+    layouts: dict[int, MapLayout] = {2: "nc", 3: "nlc", 4: "nchw"}
     if output.ndim not in layouts:
         raise UsageError(f"the network must return (B, D), (B, L, D) or (B, D, H, W), not {tuple(output.shape)}")
     backbone: Backbone | None = split_at_pooling(network, example) if output.ndim == 2 else None

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from coss_eval.errors import UsageError
-from coss_eval.models.backbone import Backbone, Layout
+from coss_eval.models.backbone import Backbone, MapLayout
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.trial import close, evaluating, run
 
@@ -23,7 +23,7 @@ class SplitBackbone(Backbone):
     Both hold the network's own modules, and run its code as it was traced, in eval mode.
     """
 
-    def __init__(self, body: fx.GraphModule, tail: fx.GraphModule, layout: Layout, prefix_tokens: int) -> None:
+    def __init__(self, body: fx.GraphModule, tail: fx.GraphModule, layout: MapLayout, prefix_tokens: int) -> None:
         super().__init__()
         self.body, self.tail = body, tail
         self.prepool_layout, self.prefix_tokens = layout, prefix_tokens
@@ -63,7 +63,7 @@ def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | Non
         tail = _tail(network, graph, cut)
         if tail is None:
             continue  # squeeze-and-excite and the like: what follows needs more than this map
-        layout: Layout = "nchw" if len(_shape(cut)) == 4 else "nlc"
+        layout: MapLayout = "nchw" if len(_shape(cut)) == 4 else "nlc"
         picks_token = layout == "nlc" and node.target is operator.getitem
         backbone = SplitBackbone(_body(network, graph, cut), tail, layout, 1 if picks_token else 0)
         backbone.note = f"taken apart at {node.name}: its input is the map before pooling"
@@ -201,7 +201,7 @@ def cut_at(network: nn.Module, example: Tensor, local: str, end: str | None) -> 
     tail = _tail(network, graph, cut)
     if tail is None:
         raise UsageError(f"what follows needs more than the output of {local}; name a module further on")
-    layout: Layout = "nchw" if len(_shape(cut)) == 4 else "nlc"
+    layout: MapLayout = "nchw" if len(_shape(cut)) == 4 else "nlc"
     backbone = SplitBackbone(_body(network, graph, cut), tail, layout, 0)
     if not same_as(network if end is None else Truncated(network, end), backbone, example):
         raise UsageError(

@@ -231,8 +231,8 @@ def _timm_network(name: str, num_classes: int | None, img_size: int | None, *, p
     options = _given(num_classes=num_classes)
     try:
         made: nn.Module = timm.create_model(name, pretrained=pretrained, **options, **_given(img_size=img_size))
-    except TypeError as error:  # networks that take any size have no such argument
-        if "img_size" not in str(error):
+    except TypeError:  # networks that take any size have no such argument; any other cause shows again without it
+        if img_size is None:
             raise
         made = timm.create_model(name, pretrained=pretrained, **options)
     return made

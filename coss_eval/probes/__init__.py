@@ -13,4 +13,5 @@ from coss_eval.probes.forward import predict as predict
 from coss_eval.probes.forward import scores as scores
 from coss_eval.probes.linear import LinearProbe as LinearProbe
 from coss_eval.probes.linear import fit_probe as fit_probe
+from coss_eval.runtime.device import Compute as Compute
 from coss_eval.runtime.device import resolve_device as resolve_device

@@ -20,7 +20,7 @@ from coss_eval.probes import cache as disk
 from coss_eval.probes.behaviour import keep, recall, refuse_batch_dependent
 from coss_eval.probes.forward import outputs, ready, refuse_non_finite
 from coss_eval.runtime.code_identity import UNKNOWN
-from coss_eval.runtime.device import resolve_device
+from coss_eval.runtime.device import Compute, resolve_device
 
 VERSION = 1  # to be raised when the same protocol comes to mean other features
 
@@ -58,44 +58,46 @@ def extract(
     ``model.backbone`` is moved to the device; its modes, gradients and hooks are left as they were. With ``cache``,
     features of the same weights, code, images, geometry and sites are read from the user's cache directory or kept
     there. UsageError where an image's features depend on its batch, CossError where one is not finite.
+
+    >>> import coss_eval as ce
+    >>> features = ce.extract(ce.load_model("pixels:8"), ce.load_dataset("digits").test, cache=False)
+    >>> features.values["global"].shape, len(features.ids)
+    (torch.Size([451, 192]), 451)
     """
     split.refuse_changed()
-    return extract_known(
-        model.identified(), split, sites=sites, batch_size=batch_size, device=device, cache=cache, check_batches=True
-    )
+    compute = Compute(resolve_device(device), batch_size, cache)
+    return extract_known(model.identified(), split, compute, sites=sites, check_batches=True)
 
 
 def extract_known(
     model: Model,
     split: Split,
+    compute: Compute,
     *,
     sites: Sequence[str] = ("global",),
-    batch_size: int = 256,
-    device: str | torch.device = "auto",
-    cache: bool = True,
     check_batches: bool = False,
 ) -> Features:
     """``extract`` of a model whose identity was taken just now, as within one evaluation: nothing is hashed again."""
     if model.batch_size is not None:
-        model = replace(model, batch_size=batch_size)
-    cache = cache and model.code != UNKNOWN  # what cannot be identified is not cached
+        model = replace(model, batch_size=compute.batch_size)
+    cache = compute.cache and model.code != UNKNOWN  # what cannot be identified is not cached
     if not sites:
         raise UsageError(f"no site to extract; this network has {', '.join(model.backbone.sites)}")
     places = [find_site(model.backbone, name) for name in sites]
     name = disk.key("features", protocol(model, split, sites))
-    size, target = image_size(model, split), resolve_device(device)
-    if cache and (found := recall(name, ["ids", "labels", *map(_entry, sites)], model, size, target)) is not None:
+    network = model, image_size(model, split), compute.device
+    if cache and (found := recall(name, ["ids", "labels", *map(_entry, sites)], *network)) is not None:
         split.mark_left_out(found["ids"])
         arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
         kept = {site: arrays[_entry(site)] for site in sites}
         if all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
             return Features(arrays["ids"], arrays["labels"], kept, cached=True)
     if check_batches:
-        refuse_batch_dependent(model, size, target, min(batch_size, len(split)))
-    features = _extract(model, split, places, batch_size, target)
+        refuse_batch_dependent(*network, min(compute.batch_size, len(split)))
+    features = _extract(model, split, places, compute.batch_size, compute.device)
     if cache:
         values = {_entry(site): value.numpy() for site, value in features.values.items()}
-        keep(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}, model, size, target)
+        keep(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}, *network)
     return features
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from coss_eval.probes.behaviour import keep, recall
 from coss_eval.probes.features import Features, extract_known, image_size, protocol
 from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe
 from coss_eval.runtime.code_identity import UNKNOWN
-from coss_eval.runtime.device import resolve_device
+from coss_eval.runtime.device import Compute, resolve_device
 
 HELD_OUT = 0.1  # of the training images, to choose the strength on
 FIXED_STRENGTH = 1.0  # where labels are too few to hold any out; near the best for one or two labels a class
@@ -44,26 +43,29 @@ def fit_classifier(
     ``head``: "auto" takes the checkpoint's own head where its class names match, "own" insists on it, "probe" fits a
     linear probe on the training split; None is what the model was loaded with. ``origin`` of the result says which it
     was. The probe's strength is chosen on a tenth of the training images; the test split is never read.
+
+    >>> import coss_eval as ce
+    >>> digits = ce.load_dataset("digits")
+    >>> classifier = ce.fit_classifier(ce.load_model("pixels:8"), digits, cache=False, device="cpu")
+    >>> batch = next(digits.test.batches(batch_size=200))
+    >>> right = classifier(batch.images / 255).argmax(1) == batch.labels
+    >>> right.float().mean().item() > 0.9
+    True
     """
-    known = model.identified()
     data.refuse_changed()
-    return known_classifier(
-        known, data, head=head, device=device, batch_size=batch_size, cache=cache, check_batches=True
-    )
+    compute = Compute(resolve_device(device), batch_size, cache)
+    return known_classifier(model.identified(), data, compute, head=head, check_batches=True)
 
 
 def known_classifier(
     model: Model,
     data: Dataset,
+    compute: Compute,
     *,
     head: HeadChoice | None = None,
-    device: str | torch.device = "auto",
-    batch_size: int = 256,
-    cache: bool = True,
     check_batches: bool = False,
 ) -> Classifier:
     """``fit_classifier`` of a model whose identity was taken just now: nothing is hashed again."""
-    target = resolve_device(device)
     decision = resolve_head(model, data.classes, head)
     if decision.use_own and model.head is not None:
         class_map = None if decision.class_map is None else torch.tensor(decision.class_map)
@@ -76,36 +78,26 @@ def known_classifier(
             "give a dataset with train/ and test/ folders, or a checkpoint whose head has these classes"
         )
     else:
-        options = {"device": target, "batch_size": batch_size, "cache": cache, "check_batches": check_batches}
-        probe = fitted_probe(model, data.train, **options)  # type: ignore[arg-type]
+        probe = fitted_probe(model, data.train, compute, check_batches=check_batches)
         classifier = Classifier(
             model.backbone, probe.module(), model.preprocessing, origin=probe.describe(), fitted=True
         )
-    return classifier.to(target, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+    return classifier.to(compute.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
-def fitted_probe(
-    model: Model,
-    train: Split,
-    *,
-    device: str | torch.device = "auto",
-    batch_size: int = 256,
-    cache: bool = True,
-    check_batches: bool = False,
-) -> LinearProbe:
+def fitted_probe(model: Model, train: Split, compute: Compute, *, check_batches: bool = False) -> LinearProbe:
     """The linear probe on the global representation of ``train``; kept in the cache, as its features are.
 
     The model's identity is taken as it stands: after changing weights in place, give ``model.identified()``.
     """
-    cache = cache and model.code != UNKNOWN
-    model = model if model.batch_size is None else replace(model, batch_size=batch_size)
+    cache = compute.cache and model.code != UNKNOWN
+    model = model if model.batch_size is None else replace(model, batch_size=compute.batch_size)
     name = disk.key("probe", _probe_protocol(model, train))
-    network = model, image_size(model, train), resolve_device(device)
+    network = model, image_size(model, train), compute.device
     probe = _load(name, *network) if cache else None
     if probe is None or (probe.at_the_end and len(probe.path) == len(STRENGTHS)):  # stored before grids were widened
-        options: dict[str, Any] = {"device": device, "batch_size": batch_size, "cache": cache}
-        features = extract_known(model, train, check_batches=check_batches, **options)
-        probe = choose_probe(features, train, device=device)
+        features = extract_known(model, train, compute, check_batches=check_batches)
+        probe = choose_probe(features, train, device=compute.device)
         if cache:
             _save(name, probe, *network)
     return probe
@@ -114,24 +106,20 @@ def fitted_probe(
 def probe_beside(
     model: Model,
     train: Split,
+    compute: Compute,
     factor: float,
-    *,
-    device: str | torch.device = "auto",
-    batch_size: int = 256,
-    cache: bool = True,
 ) -> LinearProbe:
     """``fitted_probe`` at ``factor`` times its strength: how much of a result is the probe's and not the network's."""
-    cache = cache and model.code != UNKNOWN
-    model = model if model.batch_size is None else replace(model, batch_size=batch_size)
+    cache = compute.cache and model.code != UNKNOWN
+    model = model if model.batch_size is None else replace(model, batch_size=compute.batch_size)
     name = disk.key("probe", {**_probe_protocol(model, train), "factor": factor})
-    network = model, image_size(model, train), resolve_device(device)
+    network = model, image_size(model, train), compute.device
     probe = _load(name, *network) if cache else None
-    options: dict[str, Any] = {"device": device, "batch_size": batch_size, "cache": cache}
-    chosen = fitted_probe(model, train, **options)
+    chosen = fitted_probe(model, train, compute)
     strength = factor * chosen.strength
     if probe is None or not math.isclose(probe.strength, strength):
-        features = extract_known(model, train, **options)
-        probe = refit_probe(chosen, features.values["global"], features.labels, strength, device=network[-1])
+        features = extract_known(model, train, compute)
+        probe = refit_probe(chosen, features.values["global"], features.labels, strength, device=compute.device)
         if cache:
             _save(name, probe, *network)
     return probe

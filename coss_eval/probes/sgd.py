@@ -25,7 +25,7 @@ from coss_eval.models.model import Model
 from coss_eval.probes.features import extract_known
 from coss_eval.probes.fit import HELD_OUT
 from coss_eval.probes.forward import ahead, ready
-from coss_eval.runtime.device import exact_float32, resolve_device
+from coss_eval.runtime.device import Compute, exact_float32
 from coss_eval.views.crop_files import crop_batches
 from coss_eval.views.random_crop import RandomCrop, crop, draw_boxes, draw_flips
 
@@ -142,7 +142,7 @@ class SgdProbe:
         return [how, *edge, f"{name}: held-out accuracy % by lr: {path}"]
 
 
-class Heads:
+class ProbeHeads:
     """One linear head a learning rate on the same features (B, D), each with its own momentum."""
 
     def __init__(self, dim: int, classes: int, protocol: SgdProtocol, device: torch.device, *, seed: int) -> None:
@@ -180,25 +180,22 @@ def sgd_probe(
     model: Model,
     train: Split,
     protocol: SgdProtocol,
+    compute: Compute,
     *,
     seed: int = 0,
-    device: str | torch.device = "auto",
-    batch_size: int = 256,
-    cache: bool = True,
 ) -> SgdProbe:
     """The probe on the global representation of ``train``'s images; the test split is never read.
 
-    The order belongs to (seed, epoch) and the views to (seed, epoch, sample id). ``batch_size`` is the images of a
-    forward pass and changes nothing beyond rounding; ``cache`` is for the features of the held-out images as they are.
+    The order belongs to (seed, epoch) and the views to (seed, epoch, sample id). The batch size is that of a forward
+    pass and changes nothing beyond rounding; the cache is for the features of the held-out images as they are.
     """
-    target = resolve_device(device)
     fit, select = train.holdout(protocol.held_out) if protocol.held_out else (train, None)
-    train_these = partial(train_heads, model, fit, seed=seed, device=target, batch_size=batch_size)
+    train_these = partial(train_heads, model, fit, seed=seed, device=compute.device, batch_size=compute.batch_size)
     heads = train_these(protocol)
     lr, head = protocol.lrs[0], heads.head(0)
     path, held_out = dict[float, float](), 0
     if select is not None:
-        features = extract_known(model, select, batch_size=batch_size, device=target, cache=cache)
+        features = extract_known(model, select, compute)
         truth, held_out = (features.values["global"], features.labels), len(features)
         path = dict(zip(protocol.lrs, _accuracies(heads, *truth), strict=True))
         lr = max(path, key=path.__getitem__)  # of equally accurate ones the smallest
@@ -233,10 +230,10 @@ def _beyond(path: Mapping[float, float], best: float) -> tuple[float, ...]:
 
 def train_heads(
     model: Model, split: Split, protocol: SgdProtocol, *, seed: int, device: torch.device, batch_size: int = 256
-) -> Heads:
+) -> ProbeHeads:
     """All heads after the last epoch on ``split``. The network is left as it was, but for its device."""
     network = model.encoder()
-    heads: Heads | None = None
+    heads: ProbeHeads | None = None
     view = protocol.crop(min(split.native_size or (model.preprocessing.geometry.size,)))
     per_step = min(protocol.batch_size, len(split))
 
@@ -252,7 +249,7 @@ def train_heads(
                 views = _views(batch, view, split.native_size is None, batch_size, seed, epoch)
                 features = torch.cat([represent(part) for part in views])  # (B, D)
                 if heads is None:  # only now is the features' width known
-                    heads = Heads(features.shape[1], len(split.classes), protocol, device, seed=seed)
+                    heads = ProbeHeads(features.shape[1], len(split.classes), protocol, device, seed=seed)
                 scale = per_step / 256 * 0.5 * (1 + math.cos(math.pi * step / steps))
                 heads.step(features, batch.labels.to(device, non_blocking=True), scale)
                 step += 1
@@ -288,7 +285,7 @@ def _views(batch: Batch, view: RandomCrop, done: bool, batch_size: int, seed: in
         yield pixels.contiguous(memory_format=torch.channels_last)
 
 
-def _accuracies(heads: Heads, features: Tensor, labels: Tensor) -> list[float]:
+def _accuracies(heads: ProbeHeads, features: Tensor, labels: Tensor) -> list[float]:
     """Of each head on features (N, D), a chunk at a time."""
     device = heads.weight.device
     hits = torch.zeros(len(heads.lrs), dtype=torch.int64, device=device)

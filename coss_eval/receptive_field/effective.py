@@ -46,6 +46,12 @@ def effective(backbone: Backbone, batches: Iterable[Tensor], *, site: str = "pre
     of pixels where the gradient's absolute value, summed over colours, is above 4.55 % of its PEAK; the result is the
     median over images. Luo et al. take 4.55 % of the centre's value in the mean map: strided 1x1 convolutions may skip
     the very centre, and the union of many images' fields is larger than that of any.
+
+    >>> from coss_eval.checkpoints.load import make_model
+    >>> backbone = make_model("resnet18", stem="cifar", width=8).backbone
+    >>> field = effective(backbone, [torch.rand(2, 3, 32, 32)], site="stage1")
+    >>> field.map.shape, field.n, field.size < 32
+    (torch.Size([32, 32]), 2, True)
     """
     if site not in backbone.sites:
         raise unknown_name("site", site, backbone.sites)

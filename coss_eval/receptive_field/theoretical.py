@@ -29,6 +29,10 @@ def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
     edge). ``rf`` is infinite where a unit sees the whole image whatever its size: global pooling, squeeze-and-excite,
     attention. The network runs once, on an image of ``size`` pixels. Raises CossError for an operation whose effect is
     not known, circular padding among them, UsageError for a size that the network does not take.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2))
+    >>> theoretical(network, 32).set_index("module").loc["2", ["grid", "jump", "rf"]].tolist()
+    [14.0, 2.0, 5.0]
     """
     names = {site.module: site.name for site in module.sites.values()} if isinstance(module, Backbone) else {}
     rows = []

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from coss_eval.redundancy.moments import Sums, View
-from coss_eval.redundancy.similarity import Estimate, jackknife
+from coss_eval.redundancy.moments import CentredSums, Sums
+from coss_eval.redundancy.similarity import jackknife
+from coss_eval.statistics import Jackknifed
 
 
-def by_distance(moments: View) -> dict[int, Estimate]:
+def by_distance(moments: CentredSums) -> dict[int, Jackknifed]:
     """Mean cosine of two locations of one image at each Chebyshev distance on the grid, from 1."""
     if moments.grid is None:
         return {}
@@ -19,7 +20,7 @@ def by_distance(moments: View) -> dict[int, Estimate]:
     return {d: jackknife(_mean_cosine(moments.grid, d, d), moments) for d in range(1, far + 1)}
 
 
-def by_overlap(moments: View, field: tuple[int, int] | None) -> dict[str, Estimate]:
+def by_overlap(moments: CentredSums, field: tuple[int, int] | None) -> dict[str, Jackknifed]:
     """Mean cosine of pairs whose receptive fields overlap and of pairs whose fields are disjoint.
 
     ``field`` is the theoretical receptive field of a location and the distance between neighbours, (size, jump) in

@@ -41,6 +41,12 @@ def measure(
     jump in pixels) adds ``within_overlapping`` and ``within_disjoint``, centred per position.
 
     A number means little alone: ReLU and overlapping fields move it, so print an untrained network's row beside it.
+
+    >>> import torch
+    >>> from coss_eval.checkpoints.load import make_model
+    >>> table = measure(make_model("resnet18", stem="cifar", width=8).backbone, [torch.rand(8, 3, 32, 32)])
+    >>> table.columns.tolist(), table["metric"].tolist()[:3]
+    (['metric', 'value', 'n', 'low', 'high'], ['within', 'between', 'normalised'])
     """
     if backbone.training:
         raise UsageError("redundancy needs the backbone in eval mode, but it is in train mode; call backbone.eval()")

@@ -30,7 +30,7 @@ BLOCKS = 20
 _CHUNK = 1 << 22  # elements of a float64 working copy: 32 MB, whatever the batch size
 
 # yields (local, global): local (B, H, W, D) where locations lie on a grid, else (B, L, D); global (B, D')
-Source = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+NewPass = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class View:
+class CentredSums:
     """The sums over some of the locations under one centring."""
 
     images: int
@@ -71,14 +71,14 @@ class View:
 
 
 @dataclass(frozen=True)
-class Moments(View):
+class Moments(CentredSums):
     """The pass's result: the sums with one mean taken off, the other views, and covariances with that one mean.
 
     Covariances divide by N, so that S_T = S_B + S_W holds exactly.
     """
 
-    per_position: View
-    interior: View | None  # None: the grid has no two locations away from the border, or there is no grid
+    per_position: CentredSums
+    interior: CentredSums | None  # None: the grid has no two locations away from the border, or there is no grid
     position_share: float  # of the variance tr S_T, what the means of the positions make: tr Cov(mu_l) / tr S_T
     global_is_mean: bool  # the network's global representation is the plain mean of its locals
     between: Tensor  # (D, D): S_B = Cov(m_n)
@@ -93,7 +93,7 @@ class Moments(View):
         return self.total - self.between
 
 
-def collect(source: Source, border: int = 0) -> Moments:
+def collect(source: NewPass, border: int = 0) -> Moments:
     """The moments of what ``source`` yields; it is called twice, and must give the same images both times.
 
     ``border``: how many cells at each side of the grid the interior leaves out; 0 for no interior.
@@ -141,8 +141,8 @@ def collect(source: Source, border: int = 0) -> Moments:
         means.locations,
         means.grid,
         one_mean,
-        View(seen, means.locations, means.grid, per_position),
-        View(seen, len(inside), grids[2], interior) if len(inside) else None,
+        CentredSums(seen, means.locations, means.grid, per_position),
+        CentredSums(seen, len(inside), grids[2], interior) if len(inside) else None,
         of_positions / variance,
         means.global_is_mean,
         between / seen,

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from scipy import stats
 from torch import Tensor
 
-from coss_eval.redundancy.moments import Moments, Sums, View
+from coss_eval.redundancy.moments import CentredSums, Moments, Sums
+from coss_eval.statistics import Jackknifed
 
 Statistic = Callable[[Sums, int], Tensor]
-
-
-class Estimate(NamedTuple):
-    """A number and its 95 % interval over images (delete-one-block jackknife, Student's t)."""
-
-    value: float
-    low: float
-    high: float
 
 
 def within(sums: Sums, locations: int) -> Tensor:
@@ -79,7 +71,7 @@ SIMILARITIES: dict[str, Statistic] = {
 INTERIOR: dict[str, Statistic] = {"within": within, "between": between, "normalised": normalised}
 
 
-def estimates(moments: Moments) -> dict[str, Estimate]:
+def estimates(moments: Moments) -> dict[str, Jackknifed]:
     """Every similarity that is defined for these moments, by metric name; one mean is taken off all locations."""
     statistics = dict(SIMILARITIES)
     if moments.cross.shape[0] == moments.cross.shape[1] and not moments.global_is_mean:
@@ -87,7 +79,7 @@ def estimates(moments: Moments) -> dict[str, Estimate]:
     return {name: jackknife(statistic, moments) for name, statistic in statistics.items()}
 
 
-def estimates_per_position(moments: Moments) -> dict[str, Estimate]:
+def estimates_per_position(moments: Moments) -> dict[str, Jackknifed]:
     """The similarities with the mean of each grid position taken off, and of the interior alone, where there is one."""
     rows = {f"{name}_per_position": jackknife(s, moments.per_position) for name, s in SIMILARITIES.items()}
     if moments.interior is not None:
@@ -95,16 +87,16 @@ def estimates_per_position(moments: Moments) -> dict[str, Estimate]:
     return rows
 
 
-def jackknife(statistic: Statistic, moments: View) -> Estimate:
+def jackknife(statistic: Statistic, moments: CentredSums) -> Jackknifed:
     """The statistic of all images with its interval; the centring mean mu is held fixed when a block is left out.
 
     With fewer than three images no block can be left out of a comparison of images: the interval is NaN.
     """
     value = float(statistic(moments.sums.total(), moments.locations))
     if moments.images < 3:
-        return Estimate(value, float("nan"), float("nan"))
+        return Jackknifed(value, float("nan"), float("nan"))
     left_out = statistic(moments.sums.without_each(), moments.locations)  # (K,)
     blocks = len(left_out)
     variance = (blocks - 1) / blocks * float((left_out - left_out.mean()).square().sum())
     half_width = float(stats.t.ppf(0.975, blocks - 1)) * variance**0.5
-    return Estimate(value, value - half_width, value + half_width)
+    return Jackknifed(value, value - half_width, value + half_width)

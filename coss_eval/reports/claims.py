@@ -14,9 +14,7 @@ from typing import Any
 from coss_eval.errors import UsageError
 from coss_eval.reports.layout import Number, Row, Table, Unit
 from coss_eval.statistics import Difference, contrast, spread
-from coss_eval.store import Condition
-
-Record = Mapping[str, Any]
+from coss_eval.store import Condition, Record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from coss_eval.corruptions.names import CATEGORY, NAMES, SEVERITIES, VALIDATION
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coss_eval.corruptions.engine import Backend
+    from coss_eval.data.images import Pixels
 
 TITLES: dict[Backend, str] = {"native": "coss-eval", "reference": "imagecorruptions 1.1.2"}
 SIDE = 224  # px: what is corrupted, with ImageNet-C's table
@@ -31,8 +31,6 @@ BETWEEN = 18  # between backends
 HEAD, MARGIN = 44, 8
 LABELS = 128  # width of the names
 INK, FAINT = (34, 34, 34), (119, 119, 119)
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def gallery(

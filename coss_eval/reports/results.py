@@ -17,7 +17,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from coss_eval.reports.tables import (
-    Record,
     as_written_now,
     checkpoint_labels,
     model_order,
@@ -26,7 +25,7 @@ from coss_eval.reports.tables import (
     tidy_records,
 )
 from coss_eval.statistics import Difference, above_chance, clustered_wilson, paired_difference
-from coss_eval.store import Condition, Store, StoreWarning, column_name
+from coss_eval.store import Condition, Record, Store, StoreWarning, column_name
 
 Shares = pd.Series  # of floats, indexed by sample id
 

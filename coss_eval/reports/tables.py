@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from coss_eval.store import Condition, Store, canonical_json, column_name
+from coss_eval.store import Condition, Record, Store, canonical_json, column_name
 from coss_eval.tasks import entries
-
-Record = Mapping[str, Any]
 
 # what tells two sets of numbers of one checkpoint apart wherever the store holds more than one value of it
 ALWAYS_SHOWN = ("data", "split", "limit")

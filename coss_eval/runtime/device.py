@@ -6,11 +6,24 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from coss_eval.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where networks run, how many images at a time, and whether features and probes are kept in the user's cache.
+
+    No number depends on it beyond rounding.
+    """
+
+    device: torch.device
+    batch_size: int = 256
+    cache: bool = True
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

@@ -1,6 +1,5 @@
 """How alike two representations of the same images are: CKA, RSA and Procrustes, on arrays (N, D) and (N, D')."""
 
-from coss_eval.similarity.cka import Estimate as Estimate
 from coss_eval.similarity.cka import StreamedCKA as StreamedCKA
 from coss_eval.similarity.cka import cka as cka
 from coss_eval.similarity.geometry import dissimilarities as dissimilarities

@@ -8,7 +8,6 @@ N = 1,000 it is .67. HSIC_1 (Song et al. 2012, JMLR 13, equation 5) is unbiased,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from scipy import stats
@@ -16,16 +15,9 @@ from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.similarity.arrays import Array, pair
+from coss_eval.statistics import Jackknifed
 
 FEWEST = 4  # HSIC_1 divides by n - 3
-
-
-class Estimate(NamedTuple):
-    """A similarity and its 95 % interval over images (jackknife over minibatches, Student's t)."""
-
-    value: float
-    low: float
-    high: float
 
 
 def cka(x: Array, y: Array, *, debiased: bool = True) -> float:
@@ -35,6 +27,10 @@ def cka(x: Array, y: Array, *, debiased: bool = True) -> float:
     N, D and D' are, and may lie slightly outside [0, 1]; plain (``debiased=False``) it is
     ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) of the centred arrays. Raises UsageError for arrays that do not fit, and
     CossError for one that is the same for all images.
+
+    >>> x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    >>> round(cka(x, 3 * x.flip(1)), 6)
+    1.0
     """
     a, b = pair(x, y, FEWEST)
     measure = _hsic if debiased else _plain
@@ -80,7 +76,7 @@ class StreamedCKA:
         """CKA between all representations, float64 (R, R), 1 on its diagonal."""
         return _normalised(self._sum(), self.names)
 
-    def estimate(self, first: str, second: str) -> Estimate:
+    def estimate(self, first: str, second: str) -> Jackknifed:
         """CKA of two of them with its interval; NaN bounds where there is one minibatch.
 
         Minibatches share no image, so leaving out one after the other never pairs an image with itself.
@@ -89,7 +85,7 @@ class StreamedCKA:
         value = float(self.matrix()[pick[0], pick[1]])
         blocks = len(self._parts)
         if blocks < 2 or first == second:
-            return Estimate(value, *((value, value) if first == second else (float("nan"), float("nan"))))
+            return Jackknifed(value, *((value, value) if first == second else (float("nan"), float("nan"))))
         total = self._sum()
         left = torch.stack(
             [
@@ -99,7 +95,7 @@ class StreamedCKA:
         )
         error = float(((blocks - 1) / blocks * (left - left.mean()).square().sum()).sqrt())
         half_width = float(stats.t.ppf(0.975, blocks - 1)) * error
-        return Estimate(value, value - half_width, value + half_width)
+        return Jackknifed(value, value - half_width, value + half_width)
 
     def _sum(self) -> Tensor:
         if not self._parts:

@@ -21,6 +21,10 @@ def rsa(x: Array, y: Array, *, metric: Metric = "correlation") -> float:
     Spearman's correlation between the dissimilarities of all pairs of images under the one representation and under
     the other. Raises UsageError for arrays that do not fit or more than MOST images, CossError for one that is the same
     for all images.
+
+    >>> x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    >>> round(rsa(x, 3 * x.flip(1)), 6)
+    1.0
     """
     pair(x, y, 3)
     ranks = [stats.rankdata(condensed(dissimilarities(array, metric=metric))) for array in (x, y)]
@@ -66,6 +70,10 @@ def procrustes(x: Array, y: Array) -> float:
     1 where one representation is the other up to rotation, reflection and scale; the Procrustes distance of Ding,
     Denain and Steinhardt (2021) is 2 - 2 of it. It grows with the number of units relative to that of images. Raises
     UsageError for arrays that do not fit, CossError for one that is the same for all images.
+
+    >>> x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    >>> round(procrustes(x, 3 * x.flip(1)), 6)
+    1.0
     """
     a, b = pair(x, y, 2)
     # the singular values of b^T a from at most N x N: of the factors' triangles where there are more units than images

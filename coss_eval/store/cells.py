@@ -16,12 +16,18 @@ class StoreWarning(UserWarning):
     """A file of the store that cannot be used as it is; says which and what happens instead."""
 
 
+Record = dict[str, Any]  # a cell or a run as it is stored
+
+
 class Condition(Mapping[str, Any]):
     """What a number was measured under, an immutable mapping: Condition(corruption="fog", severity=3).
 
     Its text, which names the column of its samples, has the names in the order given and floats with six digits.
     Conditions are equal where names and values are, in any order; 1 is 1.0, and floats are equal where six digits are:
     columns could not tell others apart, and results of older versions were looked up by that text.
+
+    >>> str(Condition(corruption="fog", severity=3)), Condition(a=1, b=2) == Condition(b=2.0, a=1)
+    ('corruption=fog,severity=3', True)
     """
 
     __slots__ = ("_identity", "_values")

@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import CossError
+from coss_eval.store.cells import Record
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
-Record = dict[str, Any]
-Entry = tuple[Record, "pd.DataFrame | None"]  # a cell and its samples, indexed by id
+PackedCell = tuple[Record, "pd.DataFrame | None"]  # a cell and its samples, indexed by id
 
 FORMAT = 2  # of run.json, cells and packs alike; 1 had no packs
 CELLS, SAMPLES = "cells.jsonl.gz", "samples-" + "[0-9a-f]" * 16 + ".npz"  # the name, a pattern for the name
@@ -79,7 +79,7 @@ def can_hold(table: pd.DataFrame) -> bool:
     return table.index.dtype == "int64" and all(str(dtype) in DTYPES for dtype in table.dtypes)
 
 
-def encode(entries: Iterable[Entry]) -> tuple[bytes, bytes | None]:
+def encode(entries: Iterable[PackedCell]) -> tuple[bytes, bytes | None]:
     """The bytes of the two files for these cells; None for the second where no cell has samples.
 
     The same cells give the same bytes. Raises TooLarge.

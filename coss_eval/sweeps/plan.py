@@ -130,7 +130,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One run: its number from 1 and its configuration, of which pilots have yet to choose parts while it waits."""
 
     number: int
@@ -176,18 +176,18 @@ def read_sweep(what: str | Path, size: str | None = None) -> Sweep:
     return build(Sweep, values | own, "entry of the sweep")
 
 
-def runs(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[Run]:
+def runs(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[TrainingRun]:
     """All runs, numbered from 1 in the order in which they are to be done.
 
     A method's pilots stand before its first run. In a block it goes seed by seed, so that a first curve or pair is
     complete early. ``chosen``: what the pilots found, by method; runs for which it is missing wait.
     Raises UsageError for methods, fields and values that the training configuration does not take.
     """
-    found: list[Run] = []
+    found: list[TrainingRun] = []
     piloted: set[str] = set()
 
     def add(arm: str, data: str, config: Config, varied: dict[str, Any], *, pilot: bool, waits: bool = False) -> None:
-        found.append(Run(len(found) + 1, arm, data, config.seed, config, varied, pilot, waits))
+        found.append(TrainingRun(len(found) + 1, arm, data, config.seed, config, varied, pilot, waits))
 
     for block in sweep.all_blocks:
         for base in dict.fromkeys(split_name(method)[0] for method in block.methods):

@@ -8,7 +8,7 @@ from typing import Any
 from coss_eval.reports import sweeps
 from coss_eval.reports.results import Estimate
 from coss_eval.store import Store
-from coss_eval.sweeps.plan import Run, Sweep
+from coss_eval.sweeps.plan import Sweep, TrainingRun
 from coss_eval.sweeps.state import RESULTS, State, Step, choices, cost, in_order
 
 
@@ -89,7 +89,7 @@ def _trial(state: State, sweep: Sweep, out: Path) -> sweeps.Trial:
     return sweeps.Trial(run.number, run.name, arm, run.varied, run.seed, state.stage, scores, values)
 
 
-def _arm(run: Run) -> str:
+def _arm(run: TrainingRun) -> str:
     """What claims call it: "co-byol", "co-byol crop_min_scale 0.8"."""
     return " ".join([run.arm, *(f"{name} {value}" for name, value in run.varied.items())])
 

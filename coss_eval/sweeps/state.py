@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.disk import write_atomically
-from coss_eval.sweeps.plan import Run, Sweep, runs
+from coss_eval.sweeps.plan import Sweep, TrainingRun, runs
 from coss_eval.training.config import Config
 from coss_eval.training.log import read
 from coss_eval.training.loop import LAST, MODEL
@@ -30,7 +30,7 @@ class State:
     ``minutes`` are those that its steps took; ``epoch`` is the one that a begun run has reached.
     """
 
-    run: Run
+    run: TrainingRun
     stage: Stage
     record: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
@@ -119,7 +119,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         raise CossError(f"cannot write {path}: {error.strerror}; make room or give another --out") from error
 
 
-def _state(run: Run, sweep: Sweep, out: Path, work: Path) -> State:
+def _state(run: TrainingRun, sweep: Sweep, out: Path, work: Path) -> State:
     if run.waits:
         return State(run, "waits")
     record = _job(run, out)
@@ -138,7 +138,7 @@ def _epochs_done(folder: Path) -> int:
     return max([int(line["epoch"]) - 1 for line in lines if line["kind"] == "train"], default=0)
 
 
-def _job(run: Run, out: Path) -> dict[str, Any]:
+def _job(run: TrainingRun, out: Path) -> dict[str, Any]:
     """job.json; empty where there is none. Raises UsageError where it is another configuration's."""
     path = out / run.name / JOB
     if not path.exists():

@@ -21,7 +21,7 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.device import resolve_device
 from coss_eval.runtime.disk import Lock
 from coss_eval.runtime.provenance import made_with
-from coss_eval.sweeps.plan import Evaluation, Run, Sweep, runs
+from coss_eval.sweeps.plan import Evaluation, Sweep, TrainingRun, runs
 from coss_eval.sweeps.report import report
 from coss_eval.sweeps.state import (
     EPOCHS,
@@ -43,11 +43,11 @@ from coss_eval.training.distributed import process_group
 from coss_eval.training.dry_run import dry_run
 from coss_eval.training.fields import build
 from coss_eval.training.gather import rank, world_size
-from coss_eval.training.loop import LAST, MODEL, Progress, train_config
+from coss_eval.training.loop import LAST, MODEL, TrainingProgress, train_config
 
 TIMED_STEPS = 50  # that fix the epochs of a sweep with run_minutes
 
-Watcher = AbstractContextManager[Callable[[Progress], None] | None]
+Watcher = AbstractContextManager[Callable[[TrainingProgress], None] | None]
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Worker:
     data_root: Path | None = None
     device: str = "auto"
     minutes: float | None = None
-    on_run: Callable[[Run, str], None] = lambda run, what: None
+    on_run: Callable[[TrainingRun, str], None] = lambda run, what: None
     on_note: Callable[[str], None] | None = None
     watch: Callable[[str], Watcher] = lambda name: nullcontext()
     failures: list[str] = field(default_factory=list)
@@ -136,7 +136,7 @@ class Worker:
         left = (self._ends - time.monotonic()) / 60
         return left > 0 if minutes is None else minutes <= left
 
-    def _tell(self, run: Run, what: str) -> None:
+    def _tell(self, run: TrainingRun, what: str) -> None:
         if (run.number, what) not in self._told:
             self._told.add((run.number, what))
             self.on_run(run, what)

@@ -15,7 +15,11 @@ from coss_eval.errors import UsageError
 
 
 def numbers(texts: Iterable[str]) -> tuple[float, ...]:
-    """Numbers as people write them: 8/255 or 0.031, separated by commas or blanks."""
+    """Numbers as people write them: 8/255 or 0.031, separated by commas or blanks.
+
+    >>> numbers(["1/255,2/255", "0.5"]) == (1 / 255, 2 / 255, 0.5)
+    True
+    """
     values = []
     for text in ",".join(texts).split(","):
         numerator, _, denominator = text.strip().partition("/")
@@ -46,6 +50,6 @@ Integers = Annotated[tuple[int, ...], _SEVERAL]
 Floats = Annotated[tuple[float, ...], _SEVERAL]
 Fractions = Annotated[tuple[float, ...] | None, Parameter(converter=_fractions, consume_multiple=1, n_tokens=-1)]
 Fraction = Annotated[float | None, Parameter(converter=_fraction)]
-Backend = Annotated[
+BackendFlag = Annotated[
     Literal["native", "reference"], Parameter(help="reference: imagecorruptions and foolbox do the work, not our code.")
 ]

@@ -8,33 +8,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from coss_eval.data.batches import Batch
+from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.open import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.heads import resolve_head
 from coss_eval.models.model import Model
-from coss_eval.probes import known_classifier
-from coss_eval.probes.features import image_size
+from coss_eval.probes import extract_known, known_classifier
+from coss_eval.probes.features import Features, image_size
+from coss_eval.runtime.device import Compute
 from coss_eval.statistics import wilson
 from coss_eval.store import Cell, Measurement, column_name
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a measurement is made with but does not depend on (the seed apart, which cells carry themselves)."""
-
-    device: torch.device
-    batch_size: int = 256
-    seed: int = 0
-    cache: bool = True
 
 
 @dataclass
@@ -43,7 +31,7 @@ class Subject:
 
     model: Model
     data: Dataset
-    settings: Settings
+    compute: Compute
     refusal: CossError | None = field(default=None, repr=False)  # why there is no classifier, once that is known
 
     @cached_property
@@ -51,15 +39,17 @@ class Subject:
         """The model's own head where its class names match the dataset's, else a linear probe fitted on train."""
         if self.refusal is not None:  # it may have cost a pass over the training images to see
             raise self.refusal
-        settings = self.settings
-        options: dict[str, Any] = {"device": settings.device, "batch_size": settings.batch_size}
         # whoever asks first: weights made in inference mode could not be attacked later
         with torch.inference_mode(False):
             try:
-                return known_classifier(self.model, self.data, cache=settings.cache, **options)
+                return known_classifier(self.model, self.data, self.compute)
             except CossError as error:
                 self.refusal = error
                 raise
+
+    def features(self, split: Split) -> Features:
+        """The global representations of a split's images, cached."""
+        return extract_known(self.model, split, self.compute)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -80,9 +70,9 @@ class Subject:
     def batches(self, split: Split | None = None, *, batch_size: int | None = None) -> Iterator[Batch]:
         """Batches of the test split (or another) in this model's geometry, on the device."""
         split = self.data.test if split is None else split
-        batch_size = batch_size or self.settings.batch_size
+        batch_size = batch_size or self.compute.batch_size
         for batch in split.batches(self.model.preprocessing.geometry, batch_size=batch_size):
-            yield Batch(*(tensor.to(self.settings.device, non_blocking=True) for tensor in batch))
+            yield Batch(*(tensor.to(self.compute.device, non_blocking=True) for tensor in batch))
 
 
 @dataclass

@@ -17,8 +17,9 @@ from coss_eval.runtime.device import exact_float32
 from coss_eval.statistics import median_interval
 from coss_eval.training.config import Config
 from coss_eval.training.distributed import process_group
-from coss_eval.training.feed import Part
-from coss_eval.training.loop import Run, random_layers
+from coss_eval.training.feed import BatchPart
+from coss_eval.training.graph import WARM_UP
+from coss_eval.training.loop import Trainer, random_layers
 from coss_eval.training.pretraining import Pretraining
 
 
@@ -56,13 +57,13 @@ class Cost:
 def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto", steps: int = 1) -> Cost:
     """A first step and ``steps`` timed ones of the run that ``train_config`` would do; nothing is written."""
     with process_group(device) as own, exact_float32(), random_layers(config.seed, 0, own):
-        run = Run(config, data, Path(), own)
-        batches = run.task.feed.epoch(0)
+        run = Trainer(config, data, Path(), own)
+        batches = run.setup.feed.epoch(0)
         first = next(batches)
         forward, backward, target = _flops(run, first)
         if own.type == "cuda":
             torch.cuda.reset_peak_memory_stats(own)
-        run.take_step(first)  # the first one warms up
+        _warm_up(run, first)
         _wait(own)
         started = time.perf_counter()
         for _ in range(steps):
@@ -71,7 +72,7 @@ def dry_run(config: Config, data: Dataset, *, device: str | torch.device = "auto
         rate = steps * config.batch_size / (time.perf_counter() - started)
     trained = [p.numel() for p in run.objective.parameters() if p.requires_grad]
     kept = [p.numel() for p in run.objective.parameters() if not p.requires_grad]
-    total = run.task.total
+    total = run.setup.total
     return Cost(
         parameters=sum(trained),
         parameters_target=sum(kept),
@@ -108,19 +109,27 @@ def relative_cost(
     the process's own seconds. Both runs are in memory at once.
     """
     with process_group(device) as own, exact_float32(), random_layers(config.seed, 0, own):
-        runs = [Run(each, data, Path(), own) for each in (config, plain)]
-        batches = [run.task.feed.epoch(0) for run in runs]
+        runs = [Trainer(each, data, Path(), own) for each in (config, plain)]
+        batches = [run.setup.feed.epoch(0) for run in runs]
         firsts = [next(each) for each in batches]
         flops = [sum(_flops(run, first)) for run, first in zip(runs, firsts, strict=True)]
+        for run, first in zip(runs, firsts, strict=True):
+            _warm_up(run, first)
         ratios = []
-        for _ in range(pairs + 1):
+        for _ in range(pairs):
             taken = [_seconds_an_image(*each, own) for each in zip(runs, batches, firsts, strict=True)]
             ratios.append(taken[0] / taken[1])
-    seconds, low, high = median_interval(ratios[1:])  # the first pair warms up
+    seconds, low, high = median_interval(ratios)
     return Relative(seconds, low, high, flops[0] / flops[1])
 
 
-def _seconds_an_image(run: Run, batches: Iterator[Part], first: Part, device: torch.device) -> float:
+def _warm_up(run: Trainer, first: BatchPart) -> None:
+    """The steps that are not like those after them: the first one, and all up to a capture."""
+    for _ in range(1 if run.graphed is None else WARM_UP + 1):
+        run.take_step(first)
+
+
+def _seconds_an_image(run: Trainer, batches: Iterator[BatchPart], first: BatchPart, device: torch.device) -> float:
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     batch = next(batches, first)
     _wait(device)
@@ -130,13 +139,13 @@ def _seconds_an_image(run: Run, batches: Iterator[Part], first: Part, device: to
     return (clock() - started) / run.config.batch_size
 
 
-def _flops(run: Run, batch: Part) -> tuple[float, float, float]:
+def _flops(run: Trainer, batch: BatchPart) -> tuple[float, float, float]:
     """FLOPs an image of the online forward pass, the backward pass and the target network, from four images."""
-    few = Part([pixels[:4] for pixels in batch.pixels], batch.labels[:4], batch.ids[:4])
+    few = BatchPart([pixels[:4] for pixels in batch.pixels], batch.labels[:4], batch.ids[:4])
     objective: Pretraining = run.objective
     state = {key: value.clone() for key, value in objective.state_dict().items()}
-    views, labels = run.task.views_of(few, 0), few.labels.to(run.device)
-    full = len(run.task.views.full)
+    views, labels = run.setup.views_of(few, 0), few.labels.to(run.device)
+    full = len(run.setup.views.full)
     with FlopCounterMode(display=False) as target:
         if objective.target is not None:
             objective.targets(views[:full], [], [])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.models.backbone import Layout, Site, as_locations
+from coss_eval.models.backbone import MapLayout, Site, as_locations
 from coss_eval.randomness import uniform
 from coss_eval.training.method import Heads, Method
 
@@ -111,7 +111,7 @@ def choose(features: Tensor, config: LocalConfig, site: Site, draw: Draw) -> Ten
     return pooled(planes, grid).flatten(2).transpose(1, 2)
 
 
-def regional(features: Tensor, regions: int, layout: Layout, prefix_tokens: int) -> Tensor:
+def regional(features: Tensor, regions: int, layout: MapLayout, prefix_tokens: int) -> Tensor:
     """The map as if each region were an image, (B * R, ...) in the same layout, each of one location.
 
     A backbone's ``pool`` makes a regional global of each. Class tokens become the region's mean too, so that a
@@ -125,7 +125,7 @@ def regional(features: Tensor, regions: int, layout: Layout, prefix_tokens: int)
     return means[:, None, :].expand(-1, prefix_tokens + 1, -1)
 
 
-def as_map(features: Tensor, layout: Layout, prefix_tokens: int) -> Tensor:
+def as_map(features: Tensor, layout: MapLayout, prefix_tokens: int) -> Tensor:
     """(B, D, H, W) of any layout that has a square or known grid."""
     if layout == "nchw":
         return features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from inspect import signature
@@ -26,20 +26,21 @@ from coss_eval.runtime.provenance import git_commit, made_with
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
 from coss_eval.training.distributed import process_group
-from coss_eval.training.feed import Part
+from coss_eval.training.feed import BatchPart
 from coss_eval.training.gather import mean_over_ranks, rank, world_size
+from coss_eval.training.graph import GraphedPasses, refusal
 from coss_eval.training.log import RunLog
 from coss_eval.training.monitor import Monitor
 from coss_eval.training.optim import cosine, set_lr, warm_up_cosine
 from coss_eval.training.pretraining import Losses
-from coss_eval.training.task import Task
+from coss_eval.training.setup import Setup
 
 LAST = "last.pt"
 MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a run stands: for the progress line."""
 
     epoch: int  # the one in progress, from 1
@@ -60,7 +61,7 @@ def train(
     out: str | Path,
     resume: bool = False,
     device: str | torch.device = "auto",
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     **overrides: Any,
 ) -> Model:
@@ -81,13 +82,13 @@ def train_config(
     out: str | Path,
     resume: bool = False,
     device: str | torch.device = "auto",
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Model:
     """``train`` by a configuration that ``resolve`` made."""
     _refuse_another(Path(out), resume)
     with process_group(device) as own, exact_float32():
-        return Run(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
+        return Trainer(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
 
 
 def _refuse_another(out: Path, resume: bool) -> None:
@@ -99,7 +100,7 @@ def _refuse_another(out: Path, resume: bool) -> None:
         raise UsageError(f"{out} holds a finished run without its {LAST}: nothing to go on from; choose another folder")
 
 
-class Run:
+class Trainer:
     """One run in a folder: steps, log, alarms, checkpoints."""
 
     def __init__(
@@ -110,16 +111,19 @@ class Run:
         device: torch.device,
         *,
         resume: bool = False,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[TrainingProgress], None] | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
         self.config, self.out, self.device, self.resume = config, out, device, resume
         self.on_progress, self.on_note = on_progress, on_note
         self.first = rank() == 0
-        self.task = Task(config, data, device)
-        self.objective = self.task.objective
-        self.optimizer = self.task.optimizer()
+        self.setup = Setup(config, data, device)
+        self.objective = self.setup.objective
+        self.optimizer = self.setup.optimizer()
         self.network = self._network()
+        self.graphed: GraphedPasses | None = None
+        if refusal(config, device) is None:
+            self.graphed = GraphedPasses(self.objective, device, on_note)
         self.epoch = self.step = 0
         self.log: RunLog | None = None  # of the first process, while it runs
         self._recent: list[Tensor] = []
@@ -146,10 +150,10 @@ class Run:
                 self.log = RunLog(self.out, self.step)
                 if self.epoch < self.config.epochs:
                     self.log.write("start", self.step, **self._provenance())
-            self.monitor = Monitor(self.task.fit, self.task.select, self.device, min(self.task.feed.share, 256))
+            self.monitor = Monitor(self.setup.fit, self.setup.select, self.device, min(self.setup.feed.share, 256))
             while self.epoch < self.config.epochs:
                 self._run_epoch()
-            model = self.task.snapshot()
+            model = self.setup.snapshot()
             if self.first:
                 self._write_model(model, MODEL)
             return model
@@ -175,7 +179,7 @@ class Run:
     def _run_epoch(self) -> None:
         self._since = time.perf_counter(), self.step
         with random_layers(self.config.seed, self.epoch, self.device):
-            for batch in self.task.feed.epoch(self.epoch):
+            for batch in self.setup.feed.epoch(self.epoch):
                 self._recent.append(self.take_step(batch))
                 if len(self._recent) >= self.config.log_every:
                     self._note_losses()
@@ -188,15 +192,15 @@ class Run:
             self._look()
         # before the state that says that this epoch is done, else a kill between the two would lose it
         if self.first and self.config.keep_every and self.epoch % self.config.keep_every == 0:
-            self._write_model(self.task.snapshot(), f"epoch-{self.epoch:04d}.safetensors")
+            self._write_model(self.setup.snapshot(), f"epoch-{self.epoch:04d}.safetensors")
         if self.first and (last or self.epoch % self.config.checkpoint_every == 0):
             checkpoint.save(self.out / LAST, self._state())
 
-    def take_step(self, batch: Part) -> Tensor:
+    def take_step(self, batch: BatchPart) -> Tensor:
         """One optimiser step on this rank's part of a batch: its losses (total, global, local), still on the device."""
-        config, progress = self.config, self.step / self.task.total
-        warm_up = round(config.warm_up_epochs * self.task.feed.steps)
-        lr = warm_up_cosine(config.peak_lr, self.step, warm_up=warm_up, total=self.task.total)
+        config, progress = self.config, self.step / self.setup.total
+        warm_up = round(config.warm_up_epochs * self.setup.feed.steps)
+        lr = warm_up_cosine(config.peak_lr, self.step, warm_up=warm_up, total=self.setup.total)
         set_lr(self.optimizer, lr, config.peak_lr)
         losses = torch.stack([self._backward(part, wait=wait) for part, wait in self._parts(batch)]).mean(0)
         self.objective.before_step(progress)
@@ -206,22 +210,45 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.ema(cosine(config.ema, 1.0, progress))
         self.step += 1
-        self.objective.after_step(self.step / self.task.total)
+        self.objective.after_step(self.step / self.setup.total)
         return losses
 
-    def _parts(self, batch: Part) -> Iterator[tuple[Part, bool]]:
+    def _parts(self, batch: BatchPart) -> Iterator[tuple[BatchPart, bool]]:
         """The micro-batches of a step, and whether gradients wait for those that follow."""
         parts = batch.chunks(self.config.accumulate)
         for i, part in enumerate(parts):
             yield part, i < len(parts) - 1
 
-    def _backward(self, batch: Part, *, wait: bool) -> Tensor:
-        views = self.task.views_of(batch, self.epoch)
+    def _backward(self, batch: BatchPart, *, wait: bool) -> Tensor:
         labels = batch.labels.to(self.device, non_blocking=True)
-        network = self.network
+        if self.graphed is not None:
+            return self._by_graph(self.graphed, batch, labels)
+        views, network = self.setup.views_of(batch, self.epoch), self.network
         with network.no_sync() if wait and isinstance(network, DistributedDataParallel) else nullcontext():
-            losses: Losses = network(views, labels, full=len(self.task.views.full), ids=batch.ids, epoch=self.epoch)
-            (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+            return self._passes(views, labels, batch.ids)
+
+    def _by_graph(self, graphed: GraphedPasses, batch: BatchPart, labels: Tensor) -> Tensor:
+        """The passes of views and labels; of small images with the views, from images and what was drawn for each."""
+        if not self.setup.feed.static:
+            views = self.setup.views_of(batch, self.epoch)
+            return graphed(lambda inputs: self._passes(inputs[:-1], inputs[-1]), [*views, labels])
+        drawn = batch.draws(self.setup.views, seed=self.config.seed, epoch=self.epoch)
+        drawn = [each.on(self.device) for each in drawn]
+        count = len(batch.pixels)
+
+        def passes(inputs: Sequence[Tensor]) -> Tensor:
+            pixels, rest = inputs[:count], iter(inputs[count:])
+            return self._passes(self.setup.make(pixels, [each.like(rest) for each in drawn]), next(rest))
+
+        return graphed(passes, [*batch.pixels, *(tensor for each in drawn for tensor in each.tensors()), labels])
+
+    def _passes(self, views: Sequence[Tensor], labels: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Forward and backward: the losses (total, global, local), the gradients where the optimiser finds them.
+
+        ``ids`` are for locals that are drawn.
+        """
+        losses: Losses = self.network(views, labels, full=len(self.setup.views.full), ids=ids, epoch=self.epoch)
+        (losses.total / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
         local = losses.global_.new_zeros(()) if losses.local is None else losses.local
         return torch.stack([losses.total.detach(), losses.global_, local])
 
@@ -239,7 +266,7 @@ class Run:
         started, step = self._since
         seconds = time.perf_counter() - started
         rate = (self.step - step) * self.config.batch_size / seconds
-        left = (self.task.total - self.step) * self.config.batch_size / rate
+        left = (self.setup.total - self.step) * self.config.batch_size / rate
         if self.log is not None:
             lr = max(group["lr"] for group in self.optimizer.param_groups)
             own = {"local": local} if self.config.local is not None else {}
@@ -255,7 +282,9 @@ class Run:
             )
         if self.first and self.on_progress is not None:
             self.on_progress(
-                Progress(self.epoch + 1, self.config.epochs, self.step, self.task.total, total, rate, left, self._knn)
+                TrainingProgress(
+                    self.epoch + 1, self.config.epochs, self.step, self.setup.total, total, rate, left, self._knn
+                )
             )
 
     def _not_finite(self, what: str, step: int) -> CossError:
@@ -267,7 +296,7 @@ class Run:
 
     def _look(self) -> None:
         """Online probes and the signs of collapse."""
-        health = self.monitor.look(self.task.snapshot())
+        health = self.monitor.look(self.setup.snapshot())
         self._knn = health.knn
         assert self.log is not None
         self.log.write("probe", self.step, epoch=self.epoch, **asdict(health), alarm=health.alarm)
@@ -281,13 +310,13 @@ class Run:
 
     def _tell_bad_images(self) -> None:
         """Which images were left out by the person's wish, where there are more than before."""
-        bad = self.task.fit.bad_images
+        bad = self.setup.fit.bad_images
         if not self.first or len(bad) <= self._bad:
             return
         self._bad = len(bad)
         named = "; ".join(f"{key} ({why})" for key, why in list(bad.items())[:5])
         if self.on_note is not None:
-            self.on_note(f"{len(bad)} of {len(self.task.fit):,} images cannot be read and are left out: {named}")
+            self.on_note(f"{len(bad)} of {len(self.setup.fit):,} images cannot be read and are left out: {named}")
 
     def _write_model(self, model: Model, name: str) -> None:
         try:
@@ -315,7 +344,7 @@ class Run:
         return {"config": config, "data": self._data(), "git_commit": git_commit(), **made_with(self.device)}
 
     def _data(self) -> str:
-        return f"{self.task.fit.fingerprint} {self.task.fit.protocol(self.task.geometry)}"
+        return f"{self.setup.fit.fingerprint} {self.setup.fit.protocol(self.setup.geometry)}"
 
     def _load(self) -> None:
         path = self.out / LAST

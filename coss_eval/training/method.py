@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from coss_eval.errors import UsageError
 from coss_eval.views.augmentation import ASYMMETRIC, ViewRecipe
 
-Targets = Literal["momentum", "stop-gradient", "online", "labels"]
+TargetSource = Literal["momentum", "stop-gradient", "online", "labels"]
 
 
 class Comparison(nn.Module, ABC):
@@ -70,7 +70,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     views: ClassVar[ViewRecipe] = ViewRecipe(ASYMMETRIC)
-    targets: ClassVar[Targets] = "momentum"
+    targets: ClassVar[TargetSource] = "momentum"
     couples_samples: ClassVar[bool] = False
     directions: ClassVar[Literal["sum", "mean"]] = "sum"
     symmetric: ClassVar[bool] = False

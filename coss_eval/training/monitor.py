@@ -15,6 +15,7 @@ from coss_eval.probes.forward import scores
 from coss_eval.probes.knn import predict
 from coss_eval.probes.linear import fit_probe
 from coss_eval.redundancy.spectrum import effective_rank
+from coss_eval.runtime.device import Compute
 
 BANK, QUERIES = 5_000, 2_000  # images at most: a fraction of a second beside an epoch
 NEIGHBOURS = 20
@@ -50,16 +51,16 @@ class Monitor:
     def __init__(self, fit: Split, select: Split | None, device: torch.device, batch_size: int) -> None:
         self.bank = fit.limited(BANK)
         self.queries = None if select is None else select.limited(QUERIES)
-        self.device, self.batch_size = device, batch_size
+        self.device, self.compute = device, Compute(device, batch_size, cache=False)
 
     def look(self, model: Model) -> Health:
         """Features of the model as it stands; its mode and gradients are left as they were."""
-        bank = extract_known(model, self.bank, batch_size=self.batch_size, device=self.device, cache=False)
+        bank = extract_known(model, self.bank, self.compute)
         features = bank.values["global"]
         std, rank = spread(features)
         if self.queries is None:
             return Health(std, rank)
-        queries = extract_known(model, self.queries, batch_size=self.batch_size, device=self.device, cache=False)
+        queries = extract_known(model, self.queries, self.compute)
         found, truth, classes = queries.values["global"], queries.labels, len(self.bank.classes)
         k = min(NEIGHBOURS, len(features))
         votes = predict(features, bank.labels, found, num_classes=classes, k=k, device=self.device)

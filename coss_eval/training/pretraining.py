@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -231,7 +231,20 @@ class Pretraining(nn.Module):
         pairs = _pairs(len(online), len(targets), "other")
         if self.method.symmetric and len(online) == len(targets):
             pairs = [(s, t) for s, t in pairs if s < t]
-        return self._directions([self.compare(online[s], targets[t].global_, index) for s, t in pairs])
+        losses = {(s, t): self.compare(online[s], targets[t].global_, index) for s, t in pairs}
+        return self._directions(self._weighed(losses, len(targets)))
+
+    def _weighed(self, losses: Mapping[tuple[int, int], Tensor], full: int) -> list[Tensor]:
+        """The losses by (online view, target view) whose mean is the term: every direction's, or every kind of view's.
+
+        Every direction weighs the same, as in DINO: with 2 full and 4 small views 2 of 10 are between full ones. Where
+        small views have a predictor of their own, each kind of view weighs a half, as in MULAN: its published results
+        are of that, and the full views' predictor would have a fifth of the loss otherwise.
+        """
+        kinds = [[loss for (s, _), loss in losses.items() if (s < full) == whole] for whole in (True, False)]
+        if self.small_predictor is None or not all(kinds):
+            return list(losses.values())
+        return [torch.stack(kind).mean() for kind in kinds]
 
     def _local_term(self, term: LocalTerm, locals_: Sequence[Tensor], targets: Sequence[Targets]) -> Tensor:
         losses = []
@@ -242,12 +255,7 @@ class Pretraining(nn.Module):
         return self._directions(losses)
 
     def _directions(self, losses: list[Tensor]) -> Tensor:
-        """The mean over directions, twice that where a method sums its two; so more views do not weigh more.
-
-        Every direction weighs the same, as in DINO: with 2 full and 4 small views 2 of 10 are between full ones. MULAN
-        averages over the directions of each kind of view and adds the kinds up: half of the loss is of small views,
-        however many there are. The whole has the same weight there, that of BYOL's two directions.
-        """
+        """The mean over directions, twice that where a method sums its two; so more views do not weigh more."""
         return torch.stack(losses).mean() * (2 if self.method.directions == "sum" else 1)
 
     def _autocast(self, like: Tensor) -> torch.autocast:

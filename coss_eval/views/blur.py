@@ -10,12 +10,13 @@ _GROUP_VALUES = 2**18  # of the images that are blurred together on the CPU
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Blur of float images (B, 3, S, S), each by its ``sigma`` (B,) in pixels, on the CPU; the border is reflected.
+    """Blur of float images (B, 3, S, S), each by its ``sigma`` (B,) in pixels; the border is reflected.
 
-    The Gaussian is sampled at ``kernel`` pixels, an odd number, and sums to 1.
+    The Gaussian is sampled at ``kernel`` pixels, an odd number, and sums to 1. ``sigma`` lies on the CPU, or on the
+    images' GPU.
     """
-    offsets = torch.arange(kernel) - kernel // 2
-    taps = offsets.div(sigma[:, None]).square_().mul_(-0.5).softmax(1)  # (B, kernel)
+    offsets = torch.arange(kernel, device=sigma.device) - kernel // 2
+    taps = offsets.div(sigma[:, None].clamp_min(1e-3)).square_().mul_(-0.5).softmax(1)  # (B, kernel)
     if x.is_cuda:
         return blur_by_convolution(x, taps)
     blurred = torch.empty_like(x)

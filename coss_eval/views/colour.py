@@ -14,8 +14,21 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers of the
 _LUMA = (0.2989, 0.587, 0.114)
 
 
-def on_rows_(x: Tensor, rows: Tensor, change_: Callable[[Tensor, Tensor], object]) -> None:
-    """``change_(images, rows)`` in place on the images of ``rows`` int64 (n,), which lie on the CPU."""
+SomeRows = Tensor | slice
+
+
+def on_rows_(x: Tensor, chosen: Tensor, change_: Callable[[Tensor, SomeRows], object], *, static: bool = False) -> None:
+    """``change_(images, rows)`` in place on the images that ``chosen`` bool (B,) names.
+
+    They alone are worked on, which needs ``chosen`` on the CPU. With ``static`` all are, and those not chosen put
+    back: more work, of the same shapes for every draw, and ``chosen`` lies on the images' device.
+    """
+    if static:
+        changed = x.clone()
+        change_(changed, slice(None))
+        torch.where(chosen[:, None, None, None], changed, x, out=x)
+        return
+    rows = chosen.nonzero().flatten()
     if len(rows) == len(x):
         change_(x, rows)
     elif len(rows):
@@ -31,16 +44,18 @@ def grey(x: Tensor) -> Tensor:
     return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
-def jitter_(x: Tensor, order: Tensor, factors: Tensor, drawn: Tensor) -> None:
+def jitter_(x: Tensor, order: Tensor, factors: Tensor, drawn: Tensor, *, static: bool = False) -> None:
     """ColorJitter on the images ``drawn``: the four operations in each image's own order.
 
     ``order`` int64 (B, 4) lists the operations as they are applied, ``factors`` float32 (B, 4) holds the factors of
-    brightness, contrast, saturation and the hue's shift in turns, ``drawn`` bool (B,). All three are on the CPU, so
-    that no step waits for the device. Brightness, contrast and saturation are the same map, x to keep x +
-    to_grey grey(x) + to_mean mean(grey(x)), so three such steps, each with a clamp, do all orders at once; the hue
-    goes in between.
+    brightness, contrast, saturation and the hue's shift in turns, ``drawn`` bool (B,). All three are on the CPU, or
+    with ``static`` on the device (see ``on_rows_``), so that no step waits for it. Brightness, contrast and saturation
+    are the same map, x to keep x + to_grey grey(x) + to_mean mean(grey(x)), so three such steps, each with a clamp, do
+    all orders at once; the hue goes in between.
     """
-    affine = order[order != HUE].view(-1, 3)  # (B, 3): the other operations, in order
+    if not static and not drawn.any():
+        return
+    affine = order.gather(1, (order == HUE).byte().argsort(dim=1, stable=True)[:, :3])  # (B, 3): the others, in order
     factor = torch.where(drawn[:, None], factors.gather(1, affine), 1.0)
     to_grey = torch.where(affine == SATURATION, 1 - factor, 0.0)
     to_mean = torch.where(affine == CONTRAST, 1 - factor, 0.0)
@@ -49,8 +64,7 @@ def jitter_(x: Tensor, order: Tensor, factors: Tensor, drawn: Tensor) -> None:
     for place in range(4):
         if place:
             _blend_(x, *steps[:, :, place - 1, None, None, None])
-        turned = torch.nonzero(hue_place == place).flatten()
-        on_rows_(x, turned, lambda part, rows: rotate_hue_(part, factors[rows, HUE]))
+        on_rows_(x, hue_place == place, lambda part, rows: rotate_hue_(part, factors[rows, HUE]), static=static)
 
 
 def _blend_(x: Tensor, keep: Tensor, to_grey: Tensor, to_mean: Tensor) -> None:

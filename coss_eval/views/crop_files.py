@@ -28,7 +28,7 @@ from coss_eval.views.random_crop import RandomCrop, draw_boxes, draw_flips
 _KEEP = 2  # a JPEG may be decoded at a fraction of its size where every crop keeps this many pixels a pixel of its view
 
 
-class Crops(NamedTuple):
+class CroppedBatch(NamedTuple):
     """One batch: a tensor uint8 (B, 3, S, S) for each view, cropped and flipped, and which samples they are of."""
 
     views: list[Tensor]
@@ -45,7 +45,7 @@ def crop_batches(
     epoch: int,
     purpose: str = "views",
     workers: int | None = None,
-) -> Iterator[Crops]:
+) -> Iterator[CroppedBatch]:
     """The images at the places ``parts`` of ``split``, one batch a part, in that order.
 
     For encoded images; sets of one small size are in memory, to be cropped there (``random_crop``). Images that cannot
@@ -66,7 +66,7 @@ def crop_batches(
         seen += len(part)
         if failures and not split.skip_bad_images:
             raise split.bad_images_error(seen)
-        yield Crops(
+        yield CroppedBatch(
             [torch.from_numpy(view[good] if failures else view) for view in crops],
             torch.from_numpy(split.labels[part][good]),
             torch.from_numpy(split.ids[part][good]),

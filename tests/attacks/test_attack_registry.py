@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from attacked import Digits
 from torch import Tensor, nn
 
 from coss_eval import attacks
-from coss_eval.attacks.names import attack_named, list_lines, named_pair
-from coss_eval.cli.describe import list_lines as all_lines
+from coss_eval.attacks.names import attack_named, named_pair
 from coss_eval.errors import UsageError
 from coss_eval.tasks.attacks.task import Attacks
 
@@ -52,33 +51,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     attacks.ATTACKS.clear()
     attacks.ATTACKS.update(before)
     sys.modules.pop("own_attacks", None)
-
-
-@pytest.mark.parametrize("name", attacks.ATTACKS)
-def test_every_attack_declares_what_it_is(name: str, networks: dict[str, nn.Module], digits: Digits) -> None:
-    kind = attacks.ATTACKS[name]
-    assert kind.name == name
-    assert "et al." in (kind.__doc__ or "") or "Croce and Hein" in (kind.__doc__ or "")  # its source
-    assert list_lines()[f"{name}:{kind.norms[0]}"] == kind.about
-    assert any(name in line and kind.about in line for line in all_lines("attacks"))
-    assert set(kind.norms) <= {"linf", "l2"}
-    attack = attack_named(name)
-    assert (attack.code, attack.norm) == (None, kind.norms[0])
-    assert attack.forwards >= 3
-    assert not (attack.single_step and attack.iterated)
-    images, labels, ids = (part[:20] for part in digits)
-    for option, value in {"steps": 2, "restarts": 2, "step_size": 0.1, "loss": "ce+dlr"}.items():
-        assert (option in attack.options) == (option in kind.__dataclass_fields__)
-        attack = replace(attack, **{option: value}) if option in attack.options else attack
-    result = attack(networks["linear"], images, labels, EPS, ids=ids)
-    assert (result.attack, result.norm, result.swept) == (name, kind.norms[0], not attack.single_step)
-    assert result.robust.shape == (3, 20)
-    if kind.random:
-        with pytest.raises(UsageError, match="give their ids"):
-            attack(networks["linear"], images, labels, EPS)
-    if not kind.in_foolbox and "loss" not in attack.options:
-        with pytest.raises(UsageError, match=f"no {name}"):
-            attack(networks["linear"], images, labels, EPS, ids=ids, backend="reference")
 
 
 def test_an_attack_is_an_object_of_its_options() -> None:

@@ -135,7 +135,7 @@ def test_another_number_of_heads_or_another_side_for_a_vit(tmp_path: Path, pixel
 def test_flags_come_before_the_layout(moco: Path) -> None:
     assert load_model(moco).preprocessing == Preprocessing(said_by="layout")
     given = load_model(moco, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), img_size=96, crop_pct=1.0)
-    assert given.preprocessing == Preprocessing((0.5,) * 3, (0.2,) * 3, 96, 1.0, "bilinear", "flag")
+    assert given.preprocessing == Preprocessing((0.5,) * 3, (0.2,) * 3, 96, 1.0, "bilinear", "flag", asked=True)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import kstest, poisson
 from torch import Tensor
 
-from coss_eval.corruptions.blur import disk, glass_blur_loop, scatter_map, zoomed
+from coss_eval.corruptions.blur import disk, scatter_map, zoomed
 from coss_eval.corruptions.digital import _affine, _displace
 from coss_eval.corruptions.draws import Draws, sample_keys
 from coss_eval.corruptions.filters import Border, border_index, gaussian_taps, smooth, smooth_by_taps
@@ -94,6 +94,17 @@ def test_zoom_is_scipys(factor: float) -> None:
     down, right = (expected.shape[0] - 46) // 2, (expected.shape[1] - 61) // 2
     centred = zoomed(torch.from_numpy(x).float(), factor, (46, 61), centred=True).numpy()
     assert np.abs(centred - expected[down : down + 46, right : right + 61])[:-1, :-1].max() < 1e-5
+
+
+def glass_blur_loop(image: Tensor, displacement: Tensor, reach: int) -> Tensor:
+    """The published loop on (3, H, W), readable and slow."""
+    x = image.permute(1, 2, 0).clone()  # (H, W, 3)
+    height, width = x.shape[:2]
+    for row in range(height - reach, reach, -1):
+        for column in range(width - reach, reach, -1):
+            right, down = displacement[:, row, column].tolist()
+            x[row, column] = x[row + down, column + right]
+    return x.permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])

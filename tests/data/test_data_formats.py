@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
 import unicodedata
 from pathlib import Path
@@ -10,7 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from written_datasets import CLASSES, COUNTS, FORMATS, Written, image_of, png, put, write_class_folders, write_parquet
+from written_datasets import (
+    CLASSES,
+    COUNTS,
+    FORMATS,
+    Written,
+    image_of,
+    png,
+    put,
+    write_class_folders,
+    write_flat_imagenet,
+    write_idx,
+    write_parquet,
+)
 
 from coss_eval.data.open import load_dataset
 from coss_eval.data.split import Split
@@ -119,12 +130,7 @@ def test_a_fingerprint_follows_content_labels_and_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("named", [False, True], ids=["wnids alone", "names and wnids"])
 def test_a_flat_val_with_a_list_of_wnids(named: bool, tmp_path: Path) -> None:
     """ImageNet's validation images as they are distributed, without class folders, and without train/."""
-    wnids = ["n00000007", "n00000003", "n00000005"] * 3
-    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 10)]
-    for i, name in enumerate(names):
-        put(tmp_path / "val" / name, png(image_of("val", i % 3, i)))
-    pairs = zip(names, wnids, strict=True)
-    (tmp_path / "labels.txt").write_text("\n".join(f"{name} {wnid}" if named else wnid for name, wnid in pairs))
+    names = write_flat_imagenet(tmp_path, named=named)
     data = load_dataset(tmp_path)
     assert data.train is None
     assert data.classes == ("n00000003", "n00000005", "n00000007")
@@ -155,14 +161,7 @@ def test_arrays_in_npz(shape: tuple[int, ...], layout: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("place", [".", "raw", "MNIST/raw"])
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
 def test_mnists_own_files(packed: bool, place: str, tmp_path: Path) -> None:
-    rng, expected_images = np.random.default_rng(0), {}
-    for split, count in (("train", 8), ("t10k", 4)):
-        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 4
-        for name, magic, array in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
-            content = np.array([magic, *array.shape], ">u4").tobytes() + array.tobytes()
-            file = tmp_path / place / f"{split}-{name}-ubyte{'.gz' if packed else ''}"
-            put(file, gzip.compress(content) if packed else content)
-        expected_images[split] = images
+    expected_images = write_idx(tmp_path, place, packed=packed)
     data = load_dataset(tmp_path)
     assert data.train is not None
     assert (len(data.train), len(data.test), data.classes) == (8, 4, ("0", "1", "2", "3"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -224,6 +225,30 @@ def write_kaggle(folder: Path) -> Written:
     rows = [f"{Path(key).stem},{CLASSES[label]} 85 1 499 272 " for key, (label, _) in written.test.items()]
     (folder / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "\n".join(reversed(rows)))
     return Written(folder, written.train, {key: written.test[key] for key in reversed(written.test)})
+
+
+def write_idx(folder: Path, place: str = ".", *, packed: bool = False) -> dict[str, np.ndarray]:
+    """MNIST's own files: 8 training and 4 test images of 4 classes; the pixels by split."""
+    rng, pixels = np.random.default_rng(0), {}
+    for split, count in (("train", 8), ("t10k", 4)):
+        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 4
+        for name, magic, array in (("images-idx3", 2051, images), ("labels-idx1", 2049, labels)):
+            content = np.array([magic, *array.shape], ">u4").tobytes() + array.tobytes()
+            file = folder / place / f"{split}-{name}-ubyte{'.gz' if packed else ''}"
+            put(file, gzip.compress(content) if packed else content)
+        pixels[split] = images
+    return pixels
+
+
+def write_flat_imagenet(folder: Path, *, named: bool = False) -> list[str]:
+    """ImageNet's validation images as they are distributed, nine of three wnids, and a list of these; the names."""
+    wnids = ["n00000007", "n00000003", "n00000005"] * 3
+    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 10)]
+    for i, name in enumerate(names):
+        put(folder / "val" / name, png(image_of("val", i % 3, i)))
+    pairs = zip(names, wnids, strict=True)
+    (folder / "labels.txt").write_text("\n".join(f"{name} {wnid}" if named else wnid for name, wnid in pairs))
+    return names
 
 
 FORMATS: dict[str, Write] = {

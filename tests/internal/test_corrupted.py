@@ -11,7 +11,7 @@ from small_networks import FAMILIES, network, pixels
 from torch import Tensor
 
 from coss_eval.errors import UsageError
-from coss_eval.internal import DEFAULT_LEVELS, KINDS, Corruption, calibrate, check_level, corrupted
+from coss_eval.internal import DEFAULT_LEVELS, KINDS, Damage, calibrate, check_level, corrupted
 from coss_eval.models.backbone import Backbone, Site, as_locations
 
 IDS = torch.randint(-(2**62), 2**62, (64,), generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def run(
 def activations(kind: str, site: Site, level: float, shape: tuple[int, ...], **options: Any) -> tuple[Tensor, Tensor]:
     """Random positive activations and the same after damage."""
     clean = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.5
-    corruption = Corruption(site, kind, **options)
+    corruption = Damage(site, kind, **options)
     return clean, corruption.apply(clean, corruption.draw(clean, IDS[: len(clean)]), level)
 
 
@@ -73,7 +73,7 @@ def test_draws_belong_to_seed_image_site_and_kind(kind: str) -> None:
 
     def draw(name: str = "stage1", seed: int = 0, ids: Tensor = IDS) -> Tensor:
         site = Site(name, name, "nchw")
-        return Corruption(site, kind, seed, std).draw(torch.zeros(len(ids), *shape), ids).values
+        return Damage(site, kind, seed, std).draw(torch.zeros(len(ids), *shape), ids).values
 
     for size in (1, 7):
         assert all(
@@ -131,7 +131,7 @@ def test_location_masking_before_pooling_pools_over_the_kept(family: str, level:
     site = backbone.sites["prepool"]
     with torch.no_grad():
         features = backbone.features(IMAGES)
-    draw = Corruption(site, "location").draw(features, IDS)
+    draw = Damage(site, "location").draw(features, IDS)
     local = as_locations(features, site.layout, site.prefix_tokens)
     kept = draw.values >= level  # (B, L)
     mean = torch.stack([image[mask].mean(0) for image, mask in zip(local, kept, strict=True)])

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError
-from coss_eval.internal import KINDS, Corruption, calibrate, corrupted
+from coss_eval.internal import KINDS, Damage, calibrate, corrupted
 from coss_eval.internal.resume import resume_from, suffix
-from coss_eval.internal.sweep import Sweep, sweep
+from coss_eval.internal.sweep import DamageCurve, sweep
 from coss_eval.models.backbone import Backbone, Site
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.hooks import captured
@@ -109,7 +109,7 @@ def test_real_networks_go_on_from_every_site_as_the_whole_network_does(arch: str
 
 
 def damaged(site: Site, activations: Tensor) -> Tensor:
-    corruption = Corruption(site, "channel")
+    corruption = Damage(site, "channel")
     return corruption.apply(activations, corruption.draw(activations, IDS[: len(activations)]), 0.5)
 
 
@@ -187,7 +187,7 @@ def test_more_damage_means_more_noise_and_seeds_differ() -> None:
 
 def test_matched_locations_change_the_baseline() -> None:
     classifier = small("cnn")  # 64 locations before pooling
-    one: Callable[..., Sweep] = lambda **options: sweep(  # noqa: E731
+    one: Callable[..., DamageCurve] = lambda **options: sweep(  # noqa: E731
         classifier, batches(classifier), ["prepool"], ["noise"], std=deviations(classifier), **options
     )["prepool", "noise"]
     free, matched = one(), one(match_locations=4)

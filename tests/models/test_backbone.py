@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coss_eval.models.backbone import Backbone, Layout, as_locations
+from coss_eval.models.backbone import Backbone, MapLayout, as_locations
 
 
 class TwoStages(Backbone):
@@ -30,7 +30,7 @@ class TwoStages(Backbone):
     [("nchw", (2, 5, 3, 4), 0), ("nhwc", (2, 3, 4, 5), 0), ("nlc", (2, 12, 5), 0), ("nlc", (2, 14, 5), 2)],
 )
 def test_every_layout_becomes_the_same_locations_row_by_row(
-    layout: Layout, shape: tuple[int, ...], prefix: int
+    layout: MapLayout, shape: tuple[int, ...], prefix: int
 ) -> None:
     locations = torch.randn(2, 12, 5)  # (B, L, D)
     grid = locations.unflatten(1, (3, 4))

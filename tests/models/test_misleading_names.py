@@ -8,19 +8,25 @@ import pytest
 import torch
 
 import coss_eval as ce
+from coss_eval.checkpoints.load import make_model
+from coss_eval.errors import UsageError
 from coss_eval.models.architecture import Architecture, built_for_a_side, takes_stem
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.training.config import resolve
-from coss_eval.training.task import Task
+from coss_eval.training.setup import Setup
 
 NETWORKS = """
 from torch import nn
+from torchvision.transforms import Normalize
 
 def net():
     return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
 
 def fixed():
     return nn.Sequential(nn.Conv2d(3, 2, 32, 32), nn.Flatten(), nn.Linear(2, 4), nn.Linear(4, 4))
+
+def normalising():
+    return nn.Sequential(Normalize((0.5,) * 3, (0.2,) * 3), net())
 """
 NAMES = ("activity", "resnet_like", "rf29_resnet18_like", "vit_b_16_like", "untrained_nets")
 
@@ -37,7 +43,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_network_is_trained_as_what_it_is(name: str) -> None:
     config = resolve("dino", "digits-tiny", arch=f"{name}:net", small_views=2)
     assert (config.stem, config.width) == ("imagenet", 64)  # not the preset's, which are a ResNet's
-    task = Task(config, ce.load_dataset("digits"), torch.device("cpu"))
+    task = Setup(config, ce.load_dataset("digits"), torch.device("cpu"))
     assert {view.size for view in task.views} == {16, 32}  # it takes any size
     assert task.model.architecture == Architecture(f"{name}:net")
     assert built_for_a_side(f"{name}:fixed", 32)
@@ -76,3 +82,13 @@ def test_a_checkpoint_is_not_what_its_file_is_called(tmp_path: Path) -> None:
     assert loaded.preprocessing.said_by is not None
     assert loaded.untrained(0).layout == "untrained"
     assert Preprocessing(said_by="ASSUMED by a person").source == "ASSUMED by a person"
+
+
+@pytest.mark.usefixtures("own")
+def test_who_says_the_normalisation_is_no_matter_of_words() -> None:
+    """A network that normalises by itself refuses a person's mean and std, not a text that says "flag"."""
+    worded, asked = Preprocessing(said_by="flag"), Preprocessing(said_by="the paper", asked=True)
+    assert make_model("activity:normalising", preprocessing=worded).preprocessing.std == (1.0, 1.0, 1.0)
+    with pytest.raises(UsageError, match="normalises its input by itself"):
+        make_model("activity:normalising", preprocessing=asked)
+    assert worded.protocol() == asked.protocol()  # the same numbers, whoever says them

@@ -16,9 +16,10 @@ from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.models.model import Model
-from coss_eval.probes import extract, few_label_probe, fitted_probe, predict, scores
+from coss_eval.probes import Compute, extract, few_label_probe, fitted_probe, predict, scores
 from coss_eval.probes.fit import FIXED_STRENGTH, choose_probe
 
+ON_CPU = Compute(torch.device("cpu"))
 NAMES = tuple(str(i) for i in range(10))
 
 
@@ -45,7 +46,7 @@ def test_a_probe_classifies_as_its_features_say(model: Model, digits: Dataset) -
     classifier = fit_classifier(model, digits, device="cpu")
     assert not classifier.training
     assert classifier.origin.startswith("linear probe, strength ")
-    probe = fitted_probe(model, digits.train, device="cpu")
+    probe = fitted_probe(model, digits.train, ON_CPU)
     features = extract(model, digits.test, device="cpu").values["global"]
     expected = ((features - probe.mean) / probe.std) @ probe.weight.T + probe.bias
     found = predict(classifier, digits.test.batches(), "cpu").logits
@@ -54,16 +55,16 @@ def test_a_probe_classifies_as_its_features_say(model: Model, digits: Dataset) -
 
 def test_a_fitted_probe_is_cached(model: Model, digits: Dataset, cache_folder: Path) -> None:
     assert digits.train is not None
-    first = fitted_probe(model, digits.train, device="cpu")
+    first = fitted_probe(model, digits.train, ON_CPU)
     for file in cache_folder.glob("features-*"):
         file.unlink()
-    again = fitted_probe(model, digits.train, device="cpu")
+    again = fitted_probe(model, digits.train, ON_CPU)
     assert not list(cache_folder.glob("features-*")), "a cached probe needs no features"
     assert (again.strength, again.path) == (first.strength, first.path)
     assert all(torch.equal(getattr(again, n), getattr(first, n)) for n in ("weight", "bias", "mean", "std"))
     (file,) = cache_folder.glob("probe-*")
     file.write_bytes(file.read_bytes()[:-7])
-    assert torch.equal(fitted_probe(model, digits.train, device="cpu").weight, first.weight)
+    assert torch.equal(fitted_probe(model, digits.train, ON_CPU).weight, first.weight)
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from coss_eval.evaluation import evaluate
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.model import Model
-from coss_eval.probes import extract, fitted_probe, scores
-from coss_eval.probes.sgd import Heads, SgdProtocol, sgd_probe, train_heads
+from coss_eval.probes import Compute, extract, fitted_probe, scores
+from coss_eval.probes.sgd import ProbeHeads, SgdProtocol, sgd_probe, train_heads
 from coss_eval.reports import headline
 from coss_eval.reports.results import Results
 from coss_eval.store import Store
 from coss_eval.tasks.probe.task import Probe
-from coss_eval.tasks.task import Settings, Subject
+from coss_eval.tasks.task import Subject
 from coss_eval.views.crop_files import crop_batches
 from coss_eval.views.random_crop import crop, draw_boxes, draw_flips
 
@@ -42,7 +42,7 @@ def images(digits: Dataset) -> Split:
     return digits.train.limited(200)
 
 
-def trained(model: Model, images: Split, protocol: SgdProtocol = SHORT, *, batch_size: int = 256) -> Heads:
+def trained(model: Model, images: Split, protocol: SgdProtocol = SHORT, *, batch_size: int = 256) -> ProbeHeads:
     return train_heads(model, images, protocol, seed=5, device=CPU, batch_size=batch_size)
 
 
@@ -111,7 +111,7 @@ def test_images_stream_through_the_frozen_network(model: Model, images: Split) -
 
 
 def test_a_repeated_run_is_equal_and_another_seed_is_not(model: Model, images: Split) -> None:
-    one, two, other = (sgd_probe(model, images, SHORT, seed=seed, device="cpu") for seed in (3, 3, 4))
+    one, two, other = (sgd_probe(model, images, SHORT, Compute(CPU), seed=seed) for seed in (3, 3, 4))
     assert torch.equal(one.weight, two.weight)
     assert one.path == two.path
     assert not torch.equal(one.weight, other.weight)
@@ -121,7 +121,7 @@ INSIDE = replace(SHORT, lrs=(0.1, 1.0, 3.0, 1000.0))  # the best of them is no e
 
 
 def test_the_last_head_of_the_lr_that_is_best_on_held_out_training_images(model: Model, images: Split) -> None:
-    probe = sgd_probe(model, images, INSIDE, seed=5, device="cpu", cache=False)
+    probe = sgd_probe(model, images, INSIDE, Compute(CPU, cache=False), seed=5)
     fit, select = images.holdout(0.1)
     heads = trained(model, fit, INSIDE)  # all epochs, none looked at before the last
     held_out = extract(model, select, device="cpu", cache=False)
@@ -140,7 +140,7 @@ def test_the_last_head_of_the_lr_that_is_best_on_held_out_training_images(model:
 
 
 def test_one_lr_is_trained_on_all_training_images(model: Model, images: Split) -> None:
-    probe = sgd_probe(model, images, replace(SHORT, lrs=(0.1,)), seed=5, device="cpu")
+    probe = sgd_probe(model, images, replace(SHORT, lrs=(0.1,)), Compute(CPU), seed=5)
     assert (probe.images, probe.held_out, probe.path) == (len(images), 0, {})
     assert torch.equal(probe.weight, trained(model, images, replace(SHORT, lrs=(0.1,))).weight[0])
     assert probe.notes()[0].endswith("fixed")
@@ -187,8 +187,8 @@ def test_on_whole_images_it_comes_close_to_the_optimum(digits: Dataset, model: M
     pixels = replace(model, backbone=Thumbnail()).identified()
     whole = SgdProtocol(epochs=20, batch_size=128, crop_min_scale=1.0, flip=0.0)
     test = extract(pixels, digits.test, device="cpu", cache=False)
-    by_sgd = sgd_probe(pixels, digits.train, whole, device="cpu")
-    optimum = fitted_probe(pixels, digits.train, device="cpu")
+    by_sgd = sgd_probe(pixels, digits.train, whole, Compute(CPU))
+    optimum = fitted_probe(pixels, digits.train, Compute(CPU))
     found = [scores(p.module()(test.values["global"]), test.labels)["top1"] for p in (by_sgd, optimum)]
     assert found[0] == pytest.approx(found[1], abs=0.03)
     assert found[1] > 0.85
@@ -217,9 +217,9 @@ def test_files_of_any_size_are_cropped_from_the_file(tmp_path: Path) -> None:
     torch.testing.assert_close(halved.weight, one.weight, rtol=0.2, atol=0.02)
 
 
-def from_files(model: Model, split: Split, protocol: SgdProtocol) -> Heads:
+def from_files(model: Model, split: Split, protocol: SgdProtocol) -> ProbeHeads:
     """The heads by a plain loop over crops that workers' code makes, new ones in every epoch."""
-    heads = Heads(16, 2, protocol, CPU, seed=5)
+    heads = ProbeHeads(16, 2, protocol, CPU, seed=5)
     network = Classifier(model.backbone, nn.Identity(), model.preprocessing).eval()
     steps = protocol.epochs * math.ceil(len(split) / protocol.batch_size)
     scales = iter(protocol.batch_size / 256 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps))
@@ -236,12 +236,12 @@ def from_files(model: Model, split: Split, protocol: SgdProtocol) -> Heads:
 
 def test_of_equally_good_rates_the_smallest(model: Model, images: Split) -> None:
     slow = replace(SHORT, epochs=1, lrs=(1e-12, 2e-12, 3e-12))  # nothing is learnt: all have the accuracy of the start
-    assert sgd_probe(model, images, slow, device="cpu", cache=False).lr == 1e-12
+    assert sgd_probe(model, images, slow, Compute(CPU, cache=False)).lr == 1e-12
 
 
 def test_a_diverged_probe_is_told(model: Model, images: Split) -> None:
     with pytest.raises(CossError, match=r"diverged at lr 1e\+38; try smaller"):
-        sgd_probe(model, images, replace(SHORT, lrs=(1e38,)), device="cpu")
+        sgd_probe(model, images, replace(SHORT, lrs=(1e38,)), Compute(CPU))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_every_field_and_the_seed_are_in_the_key(digits: Dataset, model: Model) 
         {"flip": 0.0},
         {"bf16": True},
     ]
-    subject, store = Subject(model, digits, Settings(CPU)), Store("unused")
+    subject, store = Subject(model, digits, Compute(CPU)), Store("unused")
     tasks = [Probe(protocol="sgd", **change) for change in changes]  # type: ignore[arg-type]
     cells = [task.cells(subject, 0) for task in tasks] + [tasks[0].cells(subject, 1)]
     assert all(len(cell) == 1 for cell in cells)

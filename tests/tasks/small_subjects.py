@@ -15,8 +15,8 @@ from coss_eval.models.backbone import Backbone
 from coss_eval.models.choices import HeadChoice
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.model import Model, weights_sha256
-from coss_eval.probes import extract, fit_probe
-from coss_eval.tasks.task import Settings, Subject
+from coss_eval.probes import Compute, extract, fit_probe
+from coss_eval.tasks.task import Subject
 
 
 class Rounded(Convolutional):
@@ -53,13 +53,13 @@ def model(backbone: Backbone | None = None, head: nn.Module | None = None) -> Mo
 def subject(kind: str = "own") -> Subject:
     """ "own": its own head; "probe": a linear probe, cached where the test says; "rounded", "detached": hostile to
     gradients."""
-    settings = Settings(torch.device("cpu"), 64, 0, cache=False)
+    compute = Compute(torch.device("cpu"), 64, cache=False)
     if kind == "probe":
-        return Subject(model(), digits(), replace(settings, cache=True))
+        return Subject(model(), digits(), replace(compute, cache=True))
     backbone: Backbone | None = {"rounded": Rounded, "detached": Detached}.get(kind, Convolutional)()
     assert backbone is not None
     scramble(backbone, 0)
-    return Subject(model(backbone.eval(), _head()), digits(), settings)
+    return Subject(model(backbone.eval(), _head()), digits(), compute)
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from coss_eval.cli.app import app
 from coss_eval.cli.describe import list_lines
 from coss_eval.errors import UsageError
 from coss_eval.store import Store
-from coss_eval.tasks.entry import TaskEntry
-from coss_eval.tasks.task import Task
 
 ENTRIES = {entry.name: entry for entry in tasks.built_in()}
 README = Path(__file__).parents[2] / "README.md"
@@ -73,24 +70,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
     (tmp_path / "my_tasks.py").write_text(MINE)
     return tmp_path
-
-
-@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
-def test_each_entry_is_whole(entry: TaskEntry) -> None:
-    assert f"  {entry.name:<30}{entry.about}" in list_lines("tasks")
-    assert entry.options.__doc__
-    assert re.search(r"\d{4}", entry.source)
-    assert all(year in entry.options.__doc__ for year in re.findall(r"\d{4}", entry.source))
-    made = entry.make()
-    assert isinstance(made, Task)
-    assert isinstance(made, entry.options)
-    assert made.name == entry.name
-    assert type(made).__doc__
-    own = {field.name for field in fields(entry.options)}
-    assert {field.name for field in fields(made)} == own  # type: ignore[arg-type]
-    for form in (entry.quick, entry.small):
-        assert isinstance(entry.make(**form), Task)
-    assert tasks.task_class(entry.name) is type(made)
 
 
 def test_the_order_is_that_of_a_report() -> None:

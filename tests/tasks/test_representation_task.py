@@ -42,7 +42,7 @@ def test_it_moves_farther_with_eps_and_accuracy_falls(norm: str) -> None:
 def test_it_needs_neither_labels_nor_a_training_split() -> None:
     data = digits()
     unlabelled = replace(data, train=None, test=replace(data.test, labels=np.zeros_like(data.test.labels)))
-    alone = Subject(subject("probe").model, unlabelled, subject("probe").settings)
+    alone = Subject(subject("probe").model, unlabelled, subject("probe").compute)
     task = Attacks((("pgd", "linf"),), EPS, steps=3, images=None, target="representation")
     results = [task.measure(task.cells(on, 0)[0], on) for on in (alone, subject("probe"))]
     assert curve(results[0], "moved", "representation") == curve(results[1], "moved", "representation")

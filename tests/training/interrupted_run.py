@@ -6,7 +6,7 @@ import sys
 
 from training_parts import DROPPING, TINY, digits
 
-from coss_eval.training.loop import Progress, train
+from coss_eval.training.loop import TrainingProgress, train
 
 RUN = {
     **TINY,
@@ -21,7 +21,7 @@ RUN = {
 }
 
 
-def stop(progress: Progress) -> None:
+def stop(progress: TrainingProgress) -> None:
     if progress.step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 

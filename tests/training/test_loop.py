@@ -23,10 +23,10 @@ from coss_eval.training import checkpoint, config, log
 from coss_eval.training.config import Config, presets, resolve
 from coss_eval.training.dry_run import dry_run, relative_cost
 from coss_eval.training.feed import Feed, statistics
-from coss_eval.training.loop import Progress, Run, train
+from coss_eval.training.loop import Trainer, TrainingProgress, train
 from coss_eval.training.methods import method_class, names
 from coss_eval.training.monitor import Health, spread
-from coss_eval.training.task import Task
+from coss_eval.training.setup import Setup
 
 HEADS: dict[str, dict[str, int]] = {
     "byol": {"hidden": 32},
@@ -40,7 +40,7 @@ def run(method: str, out: Path, **overrides: Any) -> Any:
 
 
 def test_a_run_leaves_a_model_that_needs_no_flags_and_a_log(tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     model = run("co-byol", tmp_path, epochs=3, holdout=0.25, probe_every=1, on_progress=seen.append)
     loaded = load_model(tmp_path / "model.safetensors")
     assert loaded.sha256 == model.sha256
@@ -88,7 +88,7 @@ def test_an_alarm_reaches_the_person(tmp_path: Path) -> None:
 
 
 def test_the_target_draws_nothing() -> None:
-    task = Task(resolve("byol", **{**TINY, **DROPPING}, hidden=32), digits(), torch.device("cpu"))
+    task = Setup(resolve("byol", **{**TINY, **DROPPING}, hidden=32), digits(), torch.device("cpu"))
     assert task.objective.target is not None
     view = task.views_of(next(task.feed.epoch(0)), 0)[0]
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_views_of_another_size_than_the_images_are_what_the_model_asks_for(tmp_p
 
 def test_simsiams_predictors_keep_their_rate() -> None:
     fields = {"hidden": 32, "bottleneck": 8}
-    task = Task(resolve("co-simsiam", **TINY, **fields), digits(), torch.device("cpu"))
+    task = Setup(resolve("co-simsiam", **TINY, **fields), digits(), torch.device("cpu"))
     constant = {id(p) for group in task.optimizer().param_groups if group["constant"] for p in group["params"]}
     objective = task.objective
     assert objective.term is not None
@@ -119,7 +119,7 @@ def test_simsiams_predictors_keep_their_rate() -> None:
 
 
 def test_dino_hands_on_its_teacher() -> None:
-    task = Task(resolve("dino", **TINY, **HEADS["dino"]), digits(), torch.device("cpu"))
+    task = Setup(resolve("dino", **TINY, **HEADS["dino"]), digits(), torch.device("cpu"))
     assert task.objective.target is not None
     assert task.objective.kept is task.objective.target.backbone
 
@@ -150,9 +150,11 @@ def test_micro_batches_have_the_gradient_of_their_mean(tmp_path: Path) -> None:
     """With BatchNorm in eval mode, where images do not meet, four micro-batches are one batch."""
     weights = []
     for accumulate in (1, 4):
-        made = Run(resolve("byol", **TINY, hidden=32, accumulate=accumulate), digits(), tmp_path, torch.device("cpu"))
+        made = Trainer(
+            resolve("byol", **TINY, hidden=32, accumulate=accumulate), digits(), tmp_path, torch.device("cpu")
+        )
         made.objective.eval()
-        made.take_step(next(made.task.feed.epoch(0)))
+        made.take_step(next(made.setup.feed.epoch(0)))
         weights.append(torch.cat([p.detach().flatten() for p in made.objective.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
 
@@ -161,7 +163,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_the_last_checkpoint(tm
     with pytest.raises(CossError, match=r"nan at step \d+ .*no checkpoint yet.*smaller lr"):
         run("byol", tmp_path / "a", epochs=2, lr=1e30, warm_up_epochs=0.0)
     assert not (tmp_path / "a" / "model.safetensors").exists()
-    made = Run(resolve("byol", **TINY, hidden=32, epochs=2), digits(), tmp_path / "b", torch.device("cpu"))
+    made = Trainer(resolve("byol", **TINY, hidden=32, epochs=2), digits(), tmp_path / "b", torch.device("cpu"))
     made.out.mkdir()
     made._run_epoch()
     with torch.no_grad():

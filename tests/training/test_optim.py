@@ -14,7 +14,7 @@ from training_parts import SMALL, TINY, TWO_CONVOLUTIONS, digits
 from coss_eval.errors import UsageError
 from coss_eval.training.config import resolve
 from coss_eval.training.optim import LARS, cosine, ema_update, make_optimizer, parameter_groups, set_lr, warm_up_cosine
-from coss_eval.training.task import Task
+from coss_eval.training.setup import Setup
 
 
 def network() -> nn.Module:
@@ -122,7 +122,7 @@ def test_the_moving_average_is_in_place() -> None:
 def test_simsiams_predictors_all_keep_their_rate(method: str, small_views: int) -> None:
     options = SMALL[method.removeprefix("co-")]
     fields = {**TINY, **TWO_CONVOLUTIONS, "small_views": small_views, "small_size": 16, "options": options}
-    task = Task(resolve(method, **fields), digits(64), torch.device("cpu"))
+    task = Setup(resolve(method, **fields), digits(64), torch.device("cpu"))
     names = {id(p): name for name, p in task.objective.named_parameters()}
     constant = {names[id(p)] for g in task.optimizer().param_groups if g["constant"] for p in g["params"]}
     expected = {name for name in names.values() if "predictor." in name} if method == "co-simsiam" else set()

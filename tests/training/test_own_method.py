@@ -11,7 +11,7 @@ import coss_eval as ce
 from coss_eval.cli.app import app
 from coss_eval.errors import UsageError
 from coss_eval.training.config import Config, resolve
-from coss_eval.training.methods import METHODS, method_class
+from coss_eval.training.methods import method_class
 from coss_eval.views.augmentation import ViewRecipe, byol_pair
 
 OWN = '''
@@ -91,7 +91,3 @@ def test_what_is_no_method_is_refused(own: str, name: str, said: str) -> None:
     for prefix in ("", "co-"):
         with pytest.raises(UsageError, match=said):
             resolve(prefix + name)
-
-
-def test_every_file_of_the_folder_is_a_method_by_its_name() -> None:
-    assert {name: method_class(name).name for name in METHODS} == {name: name for name in METHODS}

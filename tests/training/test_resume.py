@@ -17,7 +17,7 @@ from coss_eval.checkpoints.load import load_model
 from coss_eval.errors import CossError, UsageError
 from coss_eval.training import checkpoint, log
 from coss_eval.training.config import Config
-from coss_eval.training.loop import LAST, MODEL, Progress, train
+from coss_eval.training.loop import LAST, MODEL, TrainingProgress, train
 
 
 @pytest.mark.parametrize("steps", [4, 8])  # 3 steps an epoch: in the middle of the second, and of the third
@@ -59,7 +59,7 @@ def test_a_multi_crop_run_goes_on_exactly(tmp_path: Path, method: str, predictor
     if predictor == "shared":
         fields["small_predictor"] = predictor
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingProgress) -> None:
         if progress.step == 4:
             raise Stopped
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training_parts import SMALL, TINY, digits
 
 from coss_eval.training.config import resolve
-from coss_eval.training.loop import Run
+from coss_eval.training.loop import Trainer
 from coss_eval.training.method import mlp
 from coss_eval.training.methods import METHODS, method_class
 from coss_eval.training.optim import LARS, parameter_groups
@@ -37,7 +37,7 @@ def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) ->
     heads, compare, compare_local = term.heads or model.heads, *(model.method.comparison() for _ in range(2))
     if model.method.name == "simclr":
         compare_local = model.method.local_comparison()
-    losses, local_losses = [], []
+    losses, weights, local_losses = [], [], []
     for s, t in [(s, t) for s in range(len(views)) for t in (0, 1) if s != t]:
         target = branch.projector(branch.backbone(views[t]))
         planes = branch.backbone.features(views[t] if view == "other" else views[s])  # (B, D, H, W)
@@ -53,10 +53,14 @@ def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) ->
         image = torch.arange(len(planes)).repeat_interleave(seen.local.shape[1])
         predict = model.heads.predictor if s < 2 or model.small_predictor is None else model.small_predictor
         predicted = predict(model.heads.projector(seen.global_))
-        losses.append(compare(predicted, target, torch.arange(len(planes))))
+        loss = compare(predicted, target, torch.arange(len(planes)))
+        half = model.small_predictor is not None and len(views) > 2  # each kind of view, of 2 and of 2 k directions
+        weights.append(0.5 / (2 if s < 2 else 2 * (len(views) - 2)) if half else 1 / (2 * (len(views) - 1)))
+        losses.append(loss)
         local_losses.append(torch.stack([compare_local(online, each, image) for each in local_targets]).mean())
     factor = 2 if model.method.name in SUMMED else 1
-    return factor * torch.stack(losses).mean(), factor * torch.stack(local_losses).mean()
+    weighed = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+    return factor * weighed, factor * torch.stack(local_losses).mean()
 
 
 @pytest.mark.parametrize("fields", [{}, {"regions": 2}, {"heads": "shared"}, {"view": "same"}], ids=str)
@@ -70,7 +74,7 @@ MULTI_CROP = [(name, own, {}) for name in SELF_SUPERVISED for own in {False, met
 
 @pytest.mark.parametrize(("name", "own", "fields"), [*MULTI_CROP, ("byol", True, {"heads": "shared"})], ids=str)
 def test_multi_crop_is_that_written_out(name: str, own: bool, fields: dict[str, Any]) -> None:
-    """Small views through their own predictor, their locals through the heads of all locals; pairs of equal weight."""
+    """Small views through their own predictor, their locals through the heads of all locals; kinds of equal weight."""
     model = objective(name, "rf-resnet", local_weight=0.4, small_predictor=own, **fields)
     assert_written_out(model, multi_crop(), **fields)
 
@@ -111,24 +115,24 @@ def test_steps_are_those_written_out(tmp_path: Path) -> None:
         "warm_up_epochs": 0.5,
         "options": {**SMALL["dino"], "freeze_share": 0.4, "warm_up_share": 0.5},
     }
-    made, twin = (Run(resolve("co-dino", **fields), digits(), tmp_path, CPU) for _ in range(2))
-    views_of = twin.task.views_of
+    made, twin = (Trainer(resolve("co-dino", **fields), digits(), tmp_path, CPU) for _ in range(2))
+    views_of = twin.setup.views_of
     for each in (made, twin):  # in float64, as LARS's clipped rates make much of rounding
         each.objective.double()
-        each.task.views_of = lambda batch, epoch: [view.double() for view in views_of(batch, epoch)]
+        each.setup.views_of = lambda batch, epoch: [view.double() for view in views_of(batch, epoch)]
     model, term, steps = twin.objective, twin.objective.term, 6
     assert term is not None
     assert term.heads is not None
     assert model.target is not None
-    known = twin.task.model.preprocessing
+    known = twin.setup.model.preprocessing
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (known.mean, known.std))
     optimizer = LARS(parameter_groups(model, 0.1, vector_scale=0.5), lr=1.0, momentum=0.9, trust=0.02, clip=True)
     step = 0
     for epoch in range(2):
         made.epoch = epoch
-        for batch in made.task.feed.epoch(epoch):
+        for batch in made.setup.feed.epoch(epoch):
             made.take_step(batch)
-            views = twin.task.views_of(batch, epoch)
+            views = twin.setup.views_of(batch, epoch)
             for view, plain in zip(views, unnormalised(twin, batch, epoch), strict=True):
                 torch.testing.assert_close(view.float(), (plain - mean) / std)
             lr = 0.1 * 32 / 256 * ((step + 1) / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 4)))
@@ -154,19 +158,19 @@ def test_steps_are_those_written_out(tmp_path: Path) -> None:
         assert compare.centre.any()
 
 
-def unnormalised(run: Run, batch: Any, epoch: int) -> list[Tensor]:
+def unnormalised(run: Trainer, batch: Any, epoch: int) -> list[Tensor]:
     """The views of a batch in [0, 1]."""
-    return make_views(batch.pixels[0], batch.ids, run.task.views, seed=run.config.seed, epoch=epoch)
+    return make_views(batch.pixels[0], batch.ids, run.setup.views, seed=run.config.seed, epoch=epoch)
 
 
 def test_adam_and_sgd_take_the_schedule_and_the_decay() -> None:
     """One step of byol by torch's own optimisers at the rate of the schedule."""
     for optimizer, own in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
         config = resolve("byol", **{**TINY, "hidden": 32, "optimizer": optimizer, "weight_decay": 0.3, "epochs": 1})
-        made, twin = (Run(config, digits(), Path(), CPU) for _ in range(2))
-        batch = next(made.task.feed.epoch(0))
+        made, twin = (Trainer(config, digits(), Path(), CPU) for _ in range(2))
+        batch = next(made.setup.feed.epoch(0))
         made.take_step(batch)
-        twin.objective(twin.task.views_of(batch, 0), ids=batch.ids).total.backward()
+        twin.objective(twin.setup.views_of(batch, 0), ids=batch.ids).total.backward()
         trained = [p for p in twin.objective.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.3},

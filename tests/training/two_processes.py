@@ -11,7 +11,7 @@ from training_parts import SMALL, TINY, digits
 from coss_eval.errors import UsageError
 from coss_eval.training.config import resolve
 from coss_eval.training.gather import mean_over_ranks, rank
-from coss_eval.training.loop import Run, train
+from coss_eval.training.loop import Trainer, train
 
 SMALL_VIEWS = {"small_views": 2, "small_size": 16}
 CASES: dict[str, dict[str, Any]] = {  # a method, and after a blank what else
@@ -26,12 +26,12 @@ def one_batch(case: str, dtype: torch.dtype) -> dict[str, Any]:
     """Losses (total, global, local) of the whole batch, gradients, and buffers (running statistics) after it."""
     method = case.partition(" ")[0]
     options = {} if method == "supervised" else SMALL[method.removeprefix("co-")]
-    run = Run(resolve(method, **TINY, **CASES[case], options=options), digits(64), Path(), torch.device("cpu"))
+    run = Trainer(resolve(method, **TINY, **CASES[case], options=options), digits(64), Path(), torch.device("cpu"))
     run.objective.to(dtype)
     run.network = run._network()
-    views = run.task.views_of
-    run.task.views_of = lambda batch, epoch: [view.to(dtype) for view in views(batch, epoch)]
-    losses = run._backward(next(run.task.feed.epoch(0)), wait=False)
+    views = run.setup.views_of
+    run.setup.views_of = lambda batch, epoch: [view.to(dtype) for view in views(batch, epoch)]
+    losses = run._backward(next(run.setup.feed.epoch(0)), wait=False)
     run.objective.after_step(0.5)
     gradients = {key: p.grad for key, p in run.objective.named_parameters() if p.grad is not None}
     return {
@@ -48,7 +48,7 @@ def short_run(out: Path) -> None:
 def refusal() -> str:
     """What a batch says that divides into micro-batches, but each process's part of it does not."""
     try:
-        Run(resolve("byol", **TINY, accumulate=16), digits(64), Path(), torch.device("cpu"))
+        Trainer(resolve("byol", **TINY, accumulate=16), digits(64), Path(), torch.device("cpu"))
     except UsageError as error:
         return str(error)
     return ""

@@ -21,7 +21,7 @@ from coss_eval.views.blur import blur_by_convolution, blur_by_shifts, gaussian_b
 from coss_eval.views.colour import greyscale_, jitter_, rotate_hue_, solarise_
 from coss_eval.views.make import (
     Augmentation,
-    Parameters,
+    ViewParameters,
     apply,
     byol_pair,
     draw,
@@ -49,27 +49,32 @@ def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 def drawn(
     augmentation: Augmentation, count: int, sizes: tuple[int, int] | Tensor = (40, 40), **place: int
-) -> Parameters:
+) -> ViewParameters:
     return draw(augmentation, torch.arange(count), sizes, **{"seed": 0, "epoch": 0, "view": 0} | place)
 
 
-def by_torchvision(image: Tensor, p: Parameters, row: int) -> Tensor:
+def at(values: Tensor | None, row: int) -> bool:
+    """Whether something happens to an image; None stands for never."""
+    return values is not None and bool(values[row])
+
+
+def by_torchvision(image: Tensor, p: ViewParameters, row: int) -> Tensor:
     """One view (3, S, S) of one float image (3, H, W), with the parameters of ``row``."""
     assert p.boxes is not None
     x = F.resized_crop(image, *p.boxes[row].tolist(), size=[p.size, p.size], antialias=True)
     if p.flip[row]:
         x = F.horizontal_flip(x)
-    if p.jitter[row]:
+    if at(p.jitter, row):
         for operation in p.order[row].tolist():
             x = JITTERS[operation](x, p.factors[row, operation].item())
-    if p.greyscale[row]:
+    if at(p.greyscale, row):
         x = F.rgb_to_grayscale(x, num_output_channels=3)
-    if p.sigma[row] > 0:
+    if at(p.sigma, row):
         x = F.gaussian_blur(x, [p.kernel, p.kernel], [p.sigma[row].item()])
-    return F.solarize(x, 0.5 if x.is_floating_point() else 128) if p.solarise[row] else x
+    return F.solarize(x, 0.5 if x.is_floating_point() else 128) if at(p.solarise, row) else x
 
 
-def reference(images: Tensor, p: Parameters) -> Tensor:
+def reference(images: Tensor, p: ViewParameters) -> Tensor:
     return torch.stack([by_torchvision(image, p, row) for row, image in enumerate(images.float().div(255))])
 
 
@@ -78,6 +83,19 @@ def test_the_whole_chain_equals_torchvision(height: int, width: int) -> None:
     images = pictures(60, height, width)
     p = drawn(EVERYTHING, 60, (height, width))
     assert torch.allclose(apply(images, p), reference(images, p), atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    "augmentation", [EVERYTHING, *byol_pair(24).full, Augmentation(size=24, jitter=0, greyscale=0)]
+)
+def test_work_of_one_shape_for_every_draw_makes_the_same_views(augmentation: Augmentation) -> None:
+    """As on a GPU: all images are worked on, and those that an operation does not concern are put back."""
+    images, p = pictures(40, 32, 32), drawn(augmentation, 40, (32, 32))
+    normal = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
+    static = p.on(torch.device("cpu"))
+    assert static.static
+    assert (static.sigma is None) == (augmentation.blur == 0)
+    torch.testing.assert_close(apply(images, static, **normal), apply(images, p, **normal), atol=CLOSE, rtol=0)
 
 
 def test_a_large_view_equals_torchvision() -> None:

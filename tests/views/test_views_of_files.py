@@ -15,7 +15,7 @@ from coss_eval.data.open import load_dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.views.augmentation import Augmentation, Views
-from coss_eval.views.crop_files import Crops, _cropped, _decoded, crop_batches
+from coss_eval.views.crop_files import CroppedBatch, _cropped, _decoded, crop_batches
 from coss_eval.views.make import apply, byol_pair, draw
 
 VIEWS = Views((Augmentation(size=40, jitter=0, greyscale=0),), (Augmentation(size=16, jitter=0, greyscale=0),))
@@ -48,7 +48,7 @@ def parts(split: Split, size: int) -> list[np.ndarray]:
     return [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]
 
 
-def joined(batches: list[Crops]) -> list[torch.Tensor]:
+def joined(batches: list[CroppedBatch]) -> list[torch.Tensor]:
     return [torch.cat([batch.views[view] for batch in batches]) for view in range(len(batches[0].views))]
 
 

@@ -16,7 +16,7 @@ from coss_eval.data.assemble import Part, assemble
 from coss_eval.data.choose import Ints, by_value, sample_ids, stratified
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.images import ArrayImages
-from coss_eval.data.layouts import IDX_FILES, Reading, idx_folder
+from coss_eval.data.layouts import IDX_FILES, ReadOptions, idx_folder
 from coss_eval.errors import CossError
 
 DIGITS_SIZE = 32
@@ -61,7 +61,7 @@ def npz(file: Path) -> Dataset:
     return _of_arrays(file.stem, {split: _checked(*found, file) for split, found in splits.items()}, notes)
 
 
-def idx(folder: Path, reading: Reading) -> Dataset:
+def idx(folder: Path, reading: ReadOptions) -> Dataset:
     """MNIST's own files and those of sets made like it (Fashion-MNIST, KMNIST): train-images-idx3-ubyte[.gz] ..."""
     place = idx_folder(folder)
     assert place is not None

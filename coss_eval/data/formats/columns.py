@@ -18,12 +18,12 @@ from coss_eval.data.assemble import Part, assemble
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.formats.folders import class_titles
 from coss_eval.data.images import EncodedImages
-from coss_eval.data.layouts import Reading
+from coss_eval.data.layouts import ReadOptions
 from coss_eval.data.sources import ArrowRows, Files, ParquetRows
 from coss_eval.errors import CossError, UsageError
 
 
-def parquet(folder: Path, reading: Reading) -> Dataset:
+def parquet(folder: Path, reading: ReadOptions) -> Dataset:
     """Hugging Face's layout: an image column {bytes, path} and labels, class names in the schema's metadata."""
     found = layouts.parquet_files(folder)
     return _of_tables(
@@ -31,13 +31,13 @@ def parquet(folder: Path, reading: Reading) -> Dataset:
     )
 
 
-def saved_to_disk(folder: Path, reading: Reading) -> Dataset:
+def saved_to_disk(folder: Path, reading: ReadOptions) -> Dataset:
     """What ``datasets.save_to_disk`` wrote: a folder of Arrow files, or one for each split."""
     found = layouts.arrow_files(folder)
     return _of_tables(folder, {split: _Arrow(split, files, folder, reading) for split, files in found.items()}, reading)
 
 
-def _of_tables(folder: Path, tables: Mapping[str, _Table], reading: Reading) -> Dataset:
+def _of_tables(folder: Path, tables: Mapping[str, _LabelTable], reading: ReadOptions) -> Dataset:
     train = next((tables[name] for name in layouts.TRAIN_NAMES if name in tables), None)
     test = next((tables[name] for name in layouts.TEST_NAMES if name in tables and tables[name].is_labelled), None)
     if test is None and train is not None and reading.holdout is not None:
@@ -55,12 +55,12 @@ def _of_tables(folder: Path, tables: Mapping[str, _Table], reading: Reading) -> 
     return assemble(folder.name, classes, parts[0] if train else None, parts[-1], class_titles(folder))
 
 
-class _Table(ABC):
+class _LabelTable(ABC):
     """The labels, paths and class names of one split's files; how they are read is the subclasses'."""
 
     source: type[ParquetRows]
 
-    def __init__(self, split: str, files: Sequence[Path], root: Path, reading: Reading) -> None:
+    def __init__(self, split: str, files: Sequence[Path], root: Path, reading: ReadOptions) -> None:
         self.split, self.file, self._files, self._root = split, files[0], files, root
         try:
             schema = self._schema()
@@ -153,7 +153,7 @@ class _Table(ABC):
         return [str(row) for row in range(len(self.table))]
 
 
-class _Parquet(_Table):
+class _Parquet(_LabelTable):
     source = ParquetRows
 
     def _schema(self) -> Any:
@@ -163,7 +163,7 @@ class _Parquet(_Table):
         return pa.concat_tables([pq.ParquetFile(file).read(columns=columns) for file in self._files])
 
 
-class _Arrow(_Table):
+class _Arrow(_LabelTable):
     source = ArrowRows
 
     def _schema(self) -> Any:

@@ -18,7 +18,7 @@ from coss_eval.data.decode import Size, Target
 from coss_eval.data.digests import Hashes, digest_rows
 from coss_eval.data.formats.folders import class_titles
 from coss_eval.data.images import NATIVE_LIMIT, EncodedImages, Images, Piece
-from coss_eval.data.layouts import Reading
+from coss_eval.data.layouts import ReadOptions
 from coss_eval.data.sources import Files
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError
@@ -30,7 +30,7 @@ KEYS = "keys.txt"  # a line for each row of the arrays: its key in the clean dat
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def corrupted_folders(folder: Path, reading: Reading) -> Benchmark:
+def corrupted_folders(folder: Path, reading: ReadOptions) -> Benchmark:
     """ImageNet-C and Tiny-ImageNet-C: NAME/SEVERITY/CLASS/file, NAME perhaps inside noise/, blur/, weather/ ...
 
     The files of the first condition say which photographs there are; the other conditions must have them all.
@@ -61,7 +61,7 @@ def corrupted_folders(folder: Path, reading: Reading) -> Benchmark:
     return _benchmark(folder, classes, labels, sample_ids(paths.to_pylist()), severities, open_)
 
 
-def corrupted_arrays(folder: Path, reading: Reading) -> Benchmark:
+def corrupted_arrays(folder: Path, reading: ReadOptions) -> Benchmark:
     """CIFAR-10-C: NAME.npy of uint8 (5 N, H, W, 3), the severities one after the other, and labels.npy; memory-mapped.
 
     Classes are those of classes.json, CIFAR-10's where the folder is called so, else numbers.

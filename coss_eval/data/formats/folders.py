@@ -11,12 +11,12 @@ from coss_eval.data import layouts
 from coss_eval.data.assemble import Part, assemble
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.images import EncodedImages
-from coss_eval.data.layouts import Reading
+from coss_eval.data.layouts import ReadOptions
 from coss_eval.data.sources import Files
 from coss_eval.errors import CossError
 
 
-def class_folders(folder: Path, reading: Reading) -> Dataset:
+def class_folders(folder: Path, reading: ReadOptions) -> Dataset:
     """train/ and val/ (or test/) with a folder a class, images at any depth; class folders alone are a test split.
 
     Classes are train's, where it is there. A class without test images stays, with n = 0, and is named in the notes.
@@ -36,7 +36,7 @@ def class_folders(folder: Path, reading: Reading) -> Dataset:
     return assemble(folder.name, names, train_part, test_part, class_titles(folder))
 
 
-def tiny_imagenet(folder: Path, reading: Reading) -> Dataset:
+def tiny_imagenet(folder: Path, reading: ReadOptions) -> Dataset:
     """Tiny-ImageNet as it is distributed: train/<wnid>/images/*.JPEG, val/images/ and val/val_annotations.txt."""
     train = folder / "train"
     if not train.is_dir():
@@ -65,7 +65,7 @@ def class_titles(folder: Path) -> dict[str, str]:
     return {}
 
 
-def folder_part(root: Path, folder: Path, classes: Sequence[str], reading: Reading) -> Part:
+def folder_part(root: Path, folder: Path, classes: Sequence[str], reading: ReadOptions) -> Part:
     """The images of a folder with a folder a class, with paths below ``root`` as keys; each class has some."""
     part, empty = _classes_in(root, folder, classes, reading)
     if empty:
@@ -73,7 +73,7 @@ def folder_part(root: Path, folder: Path, classes: Sequence[str], reading: Readi
     return part
 
 
-def _classes_in(root: Path, folder: Path, classes: Sequence[str], reading: Reading) -> tuple[Part, list[str]]:
+def _classes_in(root: Path, folder: Path, classes: Sequence[str], reading: ReadOptions) -> tuple[Part, list[str]]:
     """The images of these classes in a folder, and the classes that have none. CossError for folders of other ones."""
     spelled = {layouts.composed(entry.name): entry.name for entry in layouts.class_folders(folder)}
     other = sorted(set(spelled) - set(map(layouts.composed, classes)))

@@ -13,12 +13,12 @@ from coss_eval.data.assemble import Part, assemble
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.formats.folders import class_titles, folder_part
 from coss_eval.data.images import EncodedImages
-from coss_eval.data.layouts import Reading
+from coss_eval.data.layouts import ReadOptions
 from coss_eval.data.sources import Files
 from coss_eval.errors import CossError
 
 
-def listed(folder: Path, reading: Reading) -> Dataset:
+def listed(folder: Path, reading: ReadOptions) -> Dataset:
     """A table (CSV, TSV or JSON lines) in the folder, or one in each split's, with a file and a class on each row.
 
     A column split says which is which; without one, and without folders of splits, all rows are the test split.
@@ -36,7 +36,7 @@ def listed(folder: Path, reading: Reading) -> Dataset:
     return _of_rows(folder, rows["train"], rows["test"], reading)
 
 
-def kaggle_imagenet(folder: Path, reading: Reading) -> Dataset:
+def kaggle_imagenet(folder: Path, reading: ReadOptions) -> Dataset:
     """ILSVRC/Data/CLS-LOC/{train/WNID, val} beside LOC_val_solution.csv: "ImageId, wnid x y x y ...", a row a photo."""
     data = folder / layouts.KAGGLE_DATA
     solution = read_table(folder / layouts.KAGGLE_SOLUTION)
@@ -44,7 +44,7 @@ def kaggle_imagenet(folder: Path, reading: Reading) -> Dataset:
     return _flat(folder, data, rows, reading)
 
 
-def flat_imagenet(folder: Path, reading: Reading) -> Dataset:
+def flat_imagenet(folder: Path, reading: ReadOptions) -> Dataset:
     """val/ of ImageNet with no folders, beside a text file with a wnid for each photograph (or its name and wnid)."""
     listing = layouts.flat_val_labels(folder)
     assert listing is not None
@@ -75,7 +75,7 @@ def read_table(file: Path) -> Iterable[dict[str, Any]]:
     return found
 
 
-def _flat(folder: Path, data: Path, rows: list[tuple[str, str]], reading: Reading) -> Dataset:
+def _flat(folder: Path, data: Path, rows: list[tuple[str, str]], reading: ReadOptions) -> Dataset:
     """A flat val/ with a class for each file; train/ has class folders where it is there."""
     train = data / "train"
     if train.is_dir():
@@ -93,7 +93,7 @@ def _of_rows(
     root: Path,
     train: list[tuple[str, str]],
     test: list[tuple[str, str]],
-    reading: Reading,
+    reading: ReadOptions,
     *,
     name: str | None = None,
 ) -> Dataset:
@@ -107,7 +107,7 @@ def _of_rows(
     return assemble(name or root.name, classes, parts[0], parts[1], class_titles(root))
 
 
-def _part(root: Path, rows: Sequence[tuple[str, str]], classes: Sequence[str], reading: Reading) -> Part:
+def _part(root: Path, rows: Sequence[tuple[str, str]], classes: Sequence[str], reading: ReadOptions) -> Part:
     number = {label: place for place, label in enumerate(classes)}
     paths = [path for path, _ in rows]
     images = EncodedImages(Files(root, paths), paths, exif=reading.exif)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from coss_eval.attacks.names import named_pair
 from coss_eval.tasks.entry import TaskEntry
-from coss_eval.tasks.flags import Backend, Fraction, numbers
+from coss_eval.tasks.flags import BackendFlag, Fraction, numbers
 
 LINF_EPS = tuple(e / 255 for e in (0.25, 0.5, 1, 2, 4, 8))
 L2_EPS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -85,7 +85,7 @@ class AttacksOptions:
     "Of pgd and bim [default: 2.5 eps / steps]."
     images: int | None = 1000
     "Number of test images to attack (seeded, balanced over classes); it is stored and shown with the numbers."
-    backend: Backend = "native"
+    backend: BackendFlag = "native"
     restarts: int = 1
     "Of pgd, apgd and square; an image counts as right if it stands in all."
     loss: Literal["auto", "ce", "dlr", "ce+dlr"] = "auto"

@@ -24,7 +24,7 @@ STRENGTH_STEP = 10**0.5  # of the grid that a probe's strength is chosen from
 def masking_lines(params: dict[str, Any], subject: Subject, few: Split, ids: Tensor, verdicts: Verdicts) -> list[str]:
     """A line for each flag, or one that says that none was raised; ``few`` are some of the attacked images (ids)."""
     batch = _whole(subject, few)
-    pixels, size = to_float(batch.images), subject.settings.batch_size
+    pixels, size = to_float(batch.images), subject.compute.batch_size
     flags = usage_flags(subject.classifier, pixels, batch_size=size)
     checks = "the network's mode and outputs"
     if attack_of(params).iterated and params["norm"] in NORMS:
@@ -56,16 +56,14 @@ def strength_sensitivity(params: dict[str, Any], subject: Subject, few: Split) -
     few = few.limited(-(-len(few) // 2), params["seed"])
     train = subject.data.train
     assert train is not None  # the probe was fitted on it
-    settings = subject.settings
-    options: dict[str, Any] = {"device": settings.device, "batch_size": settings.batch_size, "cache": settings.cache}
     middle = params["eps"][(len(params["eps"]) - 1) // 2]
     found = []
     for name, factor in (("chosen / 3.2", 1 / STRENGTH_STEP), ("chosen", 1.0), ("chosen x 3.2", STRENGTH_STEP)):
         classifier = subject.classifier
         if factor != 1:
-            classifier = _with_head(subject, probe_beside(subject.model, train, factor, **options).module())
+            classifier = _with_head(subject, probe_beside(subject.model, train, subject.compute, factor).module())
         batches = subject.batches(few, batch_size=CHUNK)
-        _, verdicts = run(params | {"eps": [middle]}, classifier, batches, settings.batch_size)
+        _, verdicts = run(params | {"eps": [middle]}, classifier, batches, subject.compute.batch_size)
         condition = {"attack": params["attack"], "norm": params["norm"], "strength": name}
         for eps, stands in ((0.0, verdicts.clean), (middle, verdicts.robust[0])):
             metric = "robust_accuracy_by_strength"
@@ -76,7 +74,7 @@ def strength_sensitivity(params: dict[str, Any], subject: Subject, few: Split) -
 def _with_head(subject: Subject, head: torch.nn.Module) -> Classifier:
     model = subject.model
     with torch.inference_mode(False):
-        return Classifier(model.backbone, head, model.preprocessing).to(subject.settings.device).eval()
+        return Classifier(model.backbone, head, model.preprocessing).to(subject.compute.device).eval()
 
 
 def _whole(subject: Subject, split: Split) -> Batch:

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval import attacks
+from coss_eval.data.choose import Bools
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import to_float
-from coss_eval.probes import extract_known, fitted_probe, knn
+from coss_eval.probes import fitted_probe, knn
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.attacks import AttacksOptions
 from coss_eval.tasks.attacks.calls import CHUNK
 from coss_eval.tasks.attacks.images import attacked_split, bounded_note
-from coss_eval.tasks.task import Bools, Result, Subject
+from coss_eval.tasks.task import Result, Subject
 
 ATTACK = "representation"
 STEPS = 20
@@ -71,7 +72,7 @@ def measure(cell: Cell, subject: Subject) -> Result:
     there is a training split, the accuracy of a linear probe and of kNN on the attacked representation.
     """
     split, readers = attacked_split(subject, cell.params), _readers(subject)
-    found = [_Found.of(part) for part in zip(*_attacked(cell.params, subject, split, readers), strict=True)]
+    found = [_Displaced.of(part) for part in zip(*_attacked(cell.params, subject, split, readers), strict=True)]
     place = {"norm": cell.params["norm"]}
 
     def verdicts() -> Iterator[tuple[dict[str, Any], Bools]]:
@@ -97,7 +98,7 @@ def _norms(options: AttacksOptions) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Displaced:
     """What one eps did to N images, or to a batch of them."""
 
     eps: float
@@ -107,30 +108,30 @@ class _Found:
     right: Any  # bool (R, N), by reader
 
     @classmethod
-    def of(cls, batches: tuple[_Found, ...]) -> _Found:
+    def of(cls, batches: tuple[_Displaced, ...]) -> _Displaced:
         columns = ((getattr(b, name) for b in batches) for name in ("ids", "moved", "cosine", "right"))
         return cls(batches[0].eps, *(np.concatenate(list(column), axis=-1) for column in columns))
 
 
 def _attacked(
     params: dict[str, Any], subject: Subject, split: Split, readers: dict[str, Reader]
-) -> Iterator[list[_Found]]:
+) -> Iterator[list[_Displaced]]:
     """What each batch shows without an attack and at each eps, the farthest pixels so far kept as eps rises."""
-    model, size = subject.model, subject.settings.batch_size
+    model, size = subject.model, subject.compute.batch_size
     with torch.inference_mode(False):
-        encoder = model.encoder().to(subject.settings.device).eval()
+        encoder = model.encoder().to(subject.compute.device).eval()
     options = {name: params[name] for name in ("norm", "steps", "step_size", "restarts", "seed")}
     for batch in subject.batches(split, batch_size=CHUNK):
         pixels = to_float(batch.images)
         clean = _encode(encoder, pixels, size)
         farthest, distance = pixels, clean.new_zeros(len(clean))
 
-        def look(eps: float, moved: Tensor, batch: Any = batch, clean: Tensor = clean) -> _Found:
+        def look(eps: float, moved: Tensor, batch: Any = batch, clean: Tensor = clean) -> _Displaced:
             right = [(read(moved) == batch.labels).cpu().numpy() for read in readers.values()]
             length = torch.linalg.vector_norm(moved - clean, dim=1) / torch.linalg.vector_norm(clean, dim=1)
             cosine = torch.cosine_similarity(moved, clean)
             rows = np.array(right, dtype=bool).reshape(len(readers), len(clean))
-            return _Found(eps, batch.ids.cpu().numpy(), length.cpu().numpy(), cosine.cpu().numpy(), rows)
+            return _Displaced(eps, batch.ids.cpu().numpy(), length.cpu().numpy(), cosine.cpu().numpy(), rows)
 
         found = [look(0.0, clean)]
         for eps in params["eps"]:
@@ -151,17 +152,16 @@ def _encode(encoder: nn.Module, pixels: Tensor, batch_size: int) -> Tensor:
 
 def _readers(subject: Subject) -> dict[str, Reader]:
     """What is read from a representation: a linear probe's class and kNN's; nothing without a training split."""
-    train, settings = subject.data.train, subject.settings
+    train, device = subject.data.train, subject.compute.device
     if train is None:
         return {}
-    options: dict[str, Any] = {"device": settings.device, "batch_size": settings.batch_size, "cache": settings.cache}
-    head = fitted_probe(subject.model, train, **options).module().to(settings.device)
-    bank = extract_known(subject.model, train, **options)
-    vectors = bank.values["global"].to(settings.device)  # once, for every eps
+    head = fitted_probe(subject.model, train, subject.compute).module().to(device)
+    bank = subject.features(train)
+    vectors = bank.values["global"].to(device)  # once, for every eps
     k, classes = min(NEIGHBOURS, len(bank)), len(subject.data.classes)
 
     def neighbours(moved: Tensor) -> Tensor:
-        votes = knn.predict(vectors, bank.labels, moved, num_classes=classes, k=k, device=settings.device)
+        votes = knn.predict(vectors, bank.labels, moved, num_classes=classes, k=k, device=device)
         return votes.argmax(1).to(moved.device)
 
     return {"probe": lambda moved: head(moved).argmax(1), "knn": neighbours}

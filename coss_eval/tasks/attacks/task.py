@@ -119,7 +119,7 @@ class Attacks(AttacksOptions, Task):
         if self.target == "representation":
             return representation.measure(cell, subject)
         params, split = cell.params, attacked_split(subject, cell.params)
-        size = subject.settings.batch_size
+        size = subject.compute.batch_size
         ids, verdicts = run(params, subject.classifier, subject.batches(split, batch_size=CHUNK), size)
         condition = {"attack": params["attack"], "norm": params["norm"]}
         rows = np.vstack([verdicts.clean.cpu().numpy()[None], verdicts.robust.cpu().numpy()])  # (1 + E, N)

@@ -10,10 +10,10 @@ from cyclopts import Parameter
 
 from coss_eval.corruptions.names import NAMES, SEVERITIES, find
 from coss_eval.corruptions.registry import Corruption, Function
-from coss_eval.corruptions.severity import Flavour, Table
+from coss_eval.corruptions.severity import Flavour, TableName
 from coss_eval.errors import UsageError
 from coss_eval.tasks.entry import TaskEntry
-from coss_eval.tasks.flags import Backend, Integers, Words
+from coss_eval.tasks.flags import BackendFlag, Integers, Words
 
 if TYPE_CHECKING:
     Names = tuple[str | Function, ...]
@@ -34,10 +34,10 @@ class CorruptionsOptions:
     "Names from coss-eval list corruptions, or package.module:function for one of your own."
     severities: Integers = SEVERITIES
     "Of each corruption, 1 (mildest) to 5."
-    backend: Backend = "native"
+    backend: BackendFlag = "native"
     flavour: Flavour = "imagecorruptions"
     "Which to follow where the package imagecorruptions and ImageNet-C's original code differ."
-    table: Table | None = None
+    table: TableName | None = None
     "The images whose published severities are used [default: by the side of the images]."
 
     def __post_init__(self) -> None:

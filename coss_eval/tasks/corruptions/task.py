@@ -14,6 +14,7 @@ from torch import Tensor
 from coss_eval.corruptions import corrupt, resolve_table
 from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
+from coss_eval.data.choose import Bools, Ints
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import to_float
 from coss_eval.runtime.background import in_background
@@ -21,7 +22,7 @@ from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell
 from coss_eval.tasks.corruptions import CorruptionsOptions
 from coss_eval.tasks.corruptions.files import file_batches, file_cells
-from coss_eval.tasks.task import Bools, Ints, Result, Subject, Task, chance
+from coss_eval.tasks.task import Result, Subject, Task, chance
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Corruptions(CorruptionsOptions, Task):
         """Corrupting, timed on a few images; it runs beside the forward passes, so this errs on the long side."""
         if cell.params["corruption"] == "clean" or isinstance(subject.data, Benchmark):
             return 0.0
-        split, device = subject.data.test, subject.settings.device
+        split, device = subject.data.test, subject.compute.device
         few = 2 if device.type == "cpu" else 64  # a GPU does 64 in the time of two
         batch = next(subject.batches(split.subset(range(min(few, len(split))))))
 

@@ -21,7 +21,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -33,14 +32,14 @@ from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.decode import Size
 from coss_eval.data.formats.corrupted import KEYS, MANIFEST
+from coss_eval.data.images import Pixels
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.background import in_background
 from coss_eval.runtime.disk import Lock, remove_leftovers, replacing, write_atomically
 from coss_eval.tasks.corruptions.task import Corruptions
 
-Layout = Literal["npy", "folders"]
-Pixels = npt.NDArray[np.uint8]
+WrittenAs = Literal["npy", "folders"]
 OnProgress = Callable[[int, int, str], None]  # corruptions done, corruptions in all, the one at hand
 
 
@@ -51,7 +50,7 @@ class Copy:
     data: Dataset
     out: Path
     task: Corruptions
-    layout: Layout
+    layout: WrittenAs
     geometry: Geometry
     seed: int = 0
     device: str | torch.device = "cpu"

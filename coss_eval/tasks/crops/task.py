@@ -12,15 +12,12 @@ from torch import Tensor
 
 from coss_eval.data.batches import Batch
 from coss_eval.models.classifier import Classifier, to_float
-from coss_eval.probes import extract_known
 from coss_eval.randomness import uniform
 from coss_eval.runtime.background import in_background
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.crops import POSITIONS, CropsOptions
 from coss_eval.tasks.task import Result, Subject, Task, chance
-
-Condition = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Crops(CropsOptions, Task):
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         fixed = subject.model.backbone.img_size is not None
         scales = [scale for scale in self.scales if scale < 1 or not fixed]
-        families: list[tuple[Any, Condition]] = [
+        families: list[tuple[Any, dict[str, Any]]] = [
             (self.areas, {"family": "area", "areas": _rising((*self.areas, 1.0))}),
             (self.positions, {"family": "position", "positions": list(self.positions), "crop_area": self.area}),
             (scales, {"family": "resolution", "scales": _rising((*scales, 1.0))}),
@@ -58,16 +55,15 @@ class Crops(CropsOptions, Task):
         return float(len(subject.data.test) * passes)
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
-        settings, classifier = subject.settings, subject.classifier
-        options: dict[str, Any] = {"device": settings.device, "cache": settings.cache}
-        full = extract_known(subject.model, subject.data.test, batch_size=settings.batch_size, **options)
+        device, classifier = subject.compute.device, subject.classifier
+        full = subject.features(subject.data.test)
         features = full.values["global"]  # (N, D')
-        mean = features.mean(0, dtype=torch.float64).to(settings.device, torch.float32)
+        mean = features.mean(0, dtype=torch.float64).to(device, torch.float32)
         cell, notes = _possible(cell, classifier, subject.image_size)
-        found: list[list[_Found]] = []  # by batch and condition
+        found: list[list[_OfPart]] = []  # by batch and condition
         seen = 0
         for batch in in_background(subject.batches()):
-            of_images = features[seen : seen + len(batch.ids)].to(settings.device)
+            of_images = features[seen : seen + len(batch.ids)].to(device)
             found.append(_measured(cell, classifier, batch, of_images, mean))
             seen += len(batch.ids)
         whole = [_joined(parts) for parts in zip(*found, strict=True)]
@@ -78,23 +74,23 @@ class Crops(CropsOptions, Task):
         return result
 
 
-class _Found(NamedTuple):
+class _OfPart(NamedTuple):
     """What some images showed under one condition."""
 
-    condition: Condition
+    condition: dict[str, Any]
     correct: Tensor  # bool (B,)
     cosine: Tensor  # float32 (B,)
 
 
-def _joined(parts: Sequence[_Found]) -> _Found:
-    return _Found(parts[0].condition, torch.cat([p.correct for p in parts]), torch.cat([p.cosine for p in parts]))
+def _joined(parts: Sequence[_OfPart]) -> _OfPart:
+    return _OfPart(parts[0].condition, torch.cat([p.correct for p in parts]), torch.cat([p.cosine for p in parts]))
 
 
 @torch.inference_mode()
-def _measured(cell: Cell, classifier: Classifier, batch: Batch, of_images: Tensor, mean: Tensor) -> list[_Found]:
+def _measured(cell: Cell, classifier: Classifier, batch: Batch, of_images: Tensor, mean: Tensor) -> list[_OfPart]:
     """One batch under all conditions of the cell; ``of_images`` (B, D') is what the full images give."""
     return [
-        _Found(
+        _OfPart(
             condition,
             (classifier.logits(of_crops).argmax(1) == batch.labels).cpu(),
             F.cosine_similarity(of_crops - mean, of_images - mean).cpu(),
@@ -125,7 +121,7 @@ def crop(pixels: Tensor, area: float, down: Tensor | float, right: Tensor | floa
 
 def _representations(
     cell: Cell, classifier: Classifier, batch: Batch, of_images: Tensor
-) -> Iterator[tuple[Condition, Tensor]]:
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Each condition of the cell with the global representations (B, D') of the batch under it."""
     params, pixels = cell.params, to_float(batch.images)
     family = {"family": params["family"]}
@@ -201,7 +197,7 @@ def _possible(cell: Cell, classifier: Classifier, image_size: tuple[int, int]) -
     return replace(cell, params={**cell.params, "scales": scales}), notes
 
 
-def _stability(condition: Condition, cosine: Tensor) -> Measurement:
+def _stability(condition: dict[str, Any], cosine: Tensor) -> Measurement:
     """The mean over images with Student's interval."""
     found = spread(cosine.double().numpy())
     return Measurement("stability", found.mean, found.n, found.low, found.high, condition)

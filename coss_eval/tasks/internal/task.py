@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from coss_eval.data.choose import Bools
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.internal import DEFAULT_LEVELS, KINDS, calibrate, check_level, kinds_at
@@ -17,7 +18,7 @@ from coss_eval.models.classifier import to_float
 from coss_eval.models.hooks import find_site
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.internal import InternalOptions
-from coss_eval.tasks.task import Bools, Result, Subject, Task, chance
+from coss_eval.tasks.task import Result, Subject, Task, chance
 
 CALIBRATION_IMAGES = 1000
 

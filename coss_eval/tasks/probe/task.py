@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
-from coss_eval.probes import extract_known, few_label_probe, fitted_probe, knn, scores
+from coss_eval.probes import few_label_probe, fitted_probe, knn, scores
 from coss_eval.probes.features import Features
 from coss_eval.probes.sgd import SgdProtocol, sgd_probe
 from coss_eval.store import Cell, Measurement
@@ -67,25 +67,20 @@ class Probe(ProbeOptions, Task):
         return 2 * (train + test) / (2 + len(self.fractions))
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
-        params, train = cell.params, _training_split(subject)
-        options: dict[str, Any] = {
-            "batch_size": subject.settings.batch_size,
-            "device": subject.settings.device,
-            "cache": subject.settings.cache,
-        }
-        test = extract_known(subject.model, subject.data.test, **options)
+        params, train, device = cell.params, _training_split(subject), subject.compute.device
+        test = subject.features(subject.data.test)
         if params["method"] == "sgd":
-            head = sgd_probe(subject.model, train, self.sgd, seed=params["seed"], **options)
+            head = sgd_probe(subject.model, train, self.sgd, subject.compute, seed=params["seed"])
             return _scored(head.module()(test.values["global"]).detach(), test, cell, *head.notes())
         if params["method"] == "knn":
-            logits, how = self._votes(cell, subject, extract_known(subject.model, train, **options), test)
+            logits, how = self._votes(cell, subject, subject.features(train), test)
         elif "labels" in params:
-            features = extract_known(subject.model, train, **options)
-            probe = few_label_probe(features, train, params["labels"], seed=params["seed"], device=options["device"])
+            features = subject.features(train)
+            probe = few_label_probe(features, train, params["labels"], seed=params["seed"], device=device)
             logits = probe.module()(test.values["global"])
             how = f"{100 * params['labels']:g} % of the labels: {probe.describe()}"
         else:
-            probe = fitted_probe(subject.model, train, **options)
+            probe = fitted_probe(subject.model, train, subject.compute)
             logits, how = probe.module()(test.values["global"]), probe.describe()
         return _scored(logits.detach(), test, cell, how)
 
@@ -98,7 +93,7 @@ class Probe(ProbeOptions, Task):
             num_classes=len(subject.data.classes),
             k=k,
             temperature=cell.params["temperature"],
-            device=subject.settings.device,
+            device=subject.compute.device,
         )
         return votes, f"kNN, k={k}, temperature {cell.params['temperature']}"
 

@@ -44,7 +44,7 @@ class Redundancy(RedundancyOptions, Task):
     def impossible(self, subject: Subject) -> str | None:
         if self.site != "prepool":
             return None
-        size, device = subject.image_size, subject.settings.device
+        size, device = subject.image_size, subject.compute.device
         network = subject.model.encoder()
         try:
             with ready(network, device), torch.inference_mode():
@@ -63,8 +63,8 @@ class Redundancy(RedundancyOptions, Task):
     def measure(self, cell: Cell, subject: Subject) -> Result:
         params = cell.params
         model = subject.model if params["weights"] == "trained" else subject.model.untrained(params["seed"])
-        backbone = model.backbone.to(subject.settings.device)
-        normalise = model.encoder().to(subject.settings.device).normalise
+        backbone = model.backbone.to(subject.compute.device)
+        normalise = model.encoder().to(subject.compute.device).normalise
 
         def batches() -> Iterator[Tensor]:
             for batch in subject.batches():

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from coss_eval.training.gather import gather
-from coss_eval.training.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, TargetSource, mlp, precise
 from coss_eval.views.augmentation import ASYMMETRIC, ViewRecipe
 
 
@@ -42,7 +42,7 @@ class BarlowTwins(Method):
 
     name: ClassVar[str] = "barlow"
     views: ClassVar[ViewRecipe] = ViewRecipe(ASYMMETRIC)
-    targets: ClassVar[Targets] = "online"
+    targets: ClassVar[TargetSource] = "online"
     couples_samples: ClassVar[bool] = True
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     symmetric: ClassVar[bool] = True

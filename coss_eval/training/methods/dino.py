@@ -37,32 +37,38 @@ class CentredCrossEntropy(Comparison):
     """-sum softmax((t - centre) / T_t) log softmax(s / T_s), averaged over online vectors.
 
     The centre is a moving average of the target's outputs over all ranks; it moves after the step, from the outputs
-    that the step has seen.
+    that the step has seen. All state is in buffers, so that a CUDA graph of the step moves it too.
     """
 
     centre: Tensor
+    temperature: Tensor
+    seen: Tensor  # the sum of the means of the outputs that this step has seen, and of how many batches
+    batches: Tensor
 
     def __init__(self, config: DINO) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("centre", torch.zeros(1, config.prototypes))
-        self.temperature: Tensor
         self.register_buffer("temperature", torch.tensor(config.temperature_at(0.0)))
-        self._seen: list[Tensor] = []
+        self.register_buffer("seen", torch.zeros(1, config.prototypes), persistent=False)
+        self.register_buffer("batches", torch.zeros(()), persistent=False)
 
     def forward(self, online: Tensor, target: Tensor, index: Tensor) -> Tensor:
         target = precise(target)
         probabilities = F.softmax((target - self.centre) / self.temperature, dim=-1)
         log_student = F.log_softmax(precise(online) / self.config.student_temperature, dim=-1)
         if self.training:
-            self._seen.append(target.detach().mean(0, keepdim=True))
+            self.seen += target.detach().mean(0, keepdim=True)
+            self.batches += 1
         return -(probabilities[index] * log_student).sum(-1).mean()
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        if self._seen:
-            self.centre.lerp_(mean_over_ranks(torch.stack(self._seen).mean(0)), 1 - self.config.centre_momentum)
-            self._seen.clear()
+        mean = mean_over_ranks(self.seen / self.batches.clamp(min=1))
+        moved = self.centre.lerp(mean, 1 - self.config.centre_momentum)
+        self.centre.copy_(torch.where(self.batches > 0, moved, self.centre))
+        self.seen.zero_()
+        self.batches.zero_()
         self.temperature.fill_(self.config.temperature_at(progress))
 
 

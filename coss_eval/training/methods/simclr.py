@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.training.gather import gather, rank
-from coss_eval.training.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, TargetSource, mlp, precise
 from coss_eval.views.augmentation import ViewRecipe
 
 
@@ -46,7 +46,7 @@ class SimCLR(Method):
     views: ClassVar[ViewRecipe] = ViewRecipe(
         2 * ({"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "blur": 0.5},)
     )
-    targets: ClassVar[Targets] = "online"
+    targets: ClassVar[TargetSource] = "online"
     couples_samples: ClassVar[bool] = True
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     positive: ClassVar[frozenset[str]] = frozenset({"temperature"})

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coss_eval.training.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, TargetSource, mlp, precise
 from coss_eval.views.augmentation import ViewRecipe
 
 
@@ -26,7 +26,7 @@ class SimSiam(Method):
     name: ClassVar[str] = "simsiam"
     # MoCo v2's, as in the authors' code
     views: ClassVar[ViewRecipe] = ViewRecipe(2 * ({"saturation": 0.4, "crop_min_scale": 0.2, "blur": 0.5},))
-    targets: ClassVar[Targets] = "stop-gradient"
+    targets: ClassVar[TargetSource] = "stop-gradient"
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     has_predictor: ClassVar[bool] = True
     constant_predictor: ClassVar[bool] = True

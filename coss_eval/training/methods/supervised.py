@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coss_eval.training.method import Comparison, Heads, Method, Targets, precise
+from coss_eval.training.method import Comparison, Heads, Method, TargetSource, precise
 from coss_eval.views.augmentation import ViewRecipe
 
 
@@ -29,7 +29,7 @@ class Supervised(Method):
 
     name: ClassVar[str] = "supervised"
     views: ClassVar[ViewRecipe] = ViewRecipe(({"jitter": 0.0, "greyscale": 0.0},))
-    targets: ClassVar[Targets] = "labels"
+    targets: ClassVar[TargetSource] = "labels"
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     shares: ClassVar[frozenset[str]] = frozenset({"smoothing"})
 

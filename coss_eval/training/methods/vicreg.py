@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coss_eval.training.gather import gather
-from coss_eval.training.method import Comparison, Heads, Method, Targets, mlp, precise
+from coss_eval.training.method import Comparison, Heads, Method, TargetSource, mlp, precise
 from coss_eval.views.augmentation import ViewRecipe
 
 
@@ -47,7 +47,7 @@ class VICReg(Method):
 
     name: ClassVar[str] = "vicreg"
     views: ClassVar[ViewRecipe] = ViewRecipe(2 * ({"blur": 0.5, "solarise": 0.1},), cifar_min_scale=0.2)
-    targets: ClassVar[Targets] = "online"
+    targets: ClassVar[TargetSource] = "online"
     couples_samples: ClassVar[bool] = True
     directions: ClassVar[Literal["sum", "mean"]] = "mean"
     symmetric: ClassVar[bool] = True

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from coss_eval import randomness
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.models.backbone import Layout, Site
+from coss_eval.models.backbone import MapLayout, Site
 
 KINDS: dict[str, str] = {
     "element": "single activations are zeroed, independently at every location",
@@ -31,7 +31,7 @@ DEFAULT_LEVELS: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("noise", "noise-shared"), (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "ablation": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
 }
-_CHANNEL_AXIS: dict[Layout, int] = {"nchw": 1, "nhwc": 3, "nlc": 2, "nc": 1}
+_CHANNEL_AXIS: dict[MapLayout, int] = {"nchw": 1, "nhwc": 3, "nlc": 2, "nc": 1}
 
 
 def kinds_at(site: Site) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def check_level(kind: str, level: float) -> None:
         raise UsageError(f"{kind} takes a level in [0, {below:g}{bracket}, but got {level}")
 
 
-class Draw(NamedTuple):
+class DamageDraw(NamedTuple):
     """A batch's random numbers: they hold for every level."""
 
     values: Tensor  # (B, L) for location masking, else what broadcasts against the activations
@@ -56,7 +56,7 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Corruption:
+class Damage:
     """A kind of damage at a site, from a seed; the level and the images come with each call.
 
     Masking zeroes with probability ``level`` in [0, 1) and divides what is kept by 1 - level only with ``rescale``;
@@ -90,7 +90,7 @@ class Corruption:
     def _is_noise(self) -> bool:
         return self.kind.startswith("noise")
 
-    def draw(self, activations: Tensor, ids: Tensor) -> Draw:
+    def draw(self, activations: Tensor, ids: Tensor) -> DamageDraw:
         """The random numbers of a batch: activations in the site's layout, sample ids int64 (B,)."""
         if not isinstance(activations, Tensor):
             raise UsageError(f"site {self.site.name!r} gives a {type(activations).__name__}, but one tensor is needed")
@@ -101,13 +101,13 @@ class Corruption:
         ids = ids.to(activations.device)
         matched = self._matched(activations, ids)
         if self.kind != "location":
-            return Draw(self._numbers(activations, ids), matched)
+            return DamageDraw(self._numbers(activations, ids), matched)
         u = randomness.uniform(ids, *self._stream, shape=(self._locations(activations),))
         if matched is not None:
             u.masked_fill_(~matched, -1.0)  # below every level: always masked
-        return Draw(u.scatter_(1, u.argmax(1, keepdim=True), 1.0), None)  # above every level: one is always kept
+        return DamageDraw(u.scatter_(1, u.argmax(1, keepdim=True), 1.0), None)  # above every level: one is always kept
 
-    def apply(self, activations: Tensor, draw: Draw, level: float) -> Tensor:
+    def apply(self, activations: Tensor, draw: DamageDraw, level: float) -> Tensor:
         """The activations damaged to this level; exactly themselves at level 0 (but for matched locations)."""
         if self.kind == "location":
             return self._keep(activations, draw.values >= level, level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -19,14 +20,14 @@ from coss_eval.models.classifier import Preprocessing, training_format
 from coss_eval.models.model import Model
 from coss_eval.randomness import seeded_init
 from coss_eval.training.config import Config
-from coss_eval.training.feed import Feed, Part, statistics
+from coss_eval.training.feed import BatchPart, Feed, statistics
 from coss_eval.training.optim import make_optimizer, parameter_groups
 from coss_eval.training.pretraining import Pretraining
 from coss_eval.training.sync_norm import synchronised
-from coss_eval.views.make import Views, finish_views, make_views
+from coss_eval.views.make import ViewParameters, Views, apply
 
 
-class Task:
+class Setup:
     """The objective, its views and the feed of its images; ``classes`` are the data's names."""
 
     def __init__(self, config: Config, data: Dataset, device: torch.device) -> None:
@@ -97,14 +98,18 @@ class Task:
                 branch.backbone.to(memory_format=self.format)
         return made.train()
 
-    def views_of(self, part: Part, epoch: int) -> list[Tensor]:
+    def views_of(self, part: BatchPart, epoch: int) -> list[Tensor]:
         """All views of a batch, normalised, on the device."""
-        p, seed = self.model.preprocessing, self.config.seed
-        if self.feed.from_files:
-            views = finish_views(part.pixels, part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
-        else:
-            views = make_views(part.pixels[0], part.ids, self.views, seed=seed, epoch=epoch, mean=p.mean, std=p.std)
-        return [view.contiguous(memory_format=self.format) for view in views]
+        return self.make(part.pixels, part.draws(self.views, seed=self.config.seed, epoch=epoch))
+
+    def make(self, pixels: Sequence[Tensor], drawn: Sequence[ViewParameters]) -> list[Tensor]:
+        """The views by what was drawn for each, of the images or of a crop for every view."""
+        p = self.model.preprocessing
+        images = pixels if len(pixels) > 1 else [pixels[0]] * len(drawn)
+        return [
+            apply(each, draw, mean=p.mean, std=p.std).contiguous(memory_format=self.format)
+            for each, draw in zip(images, drawn, strict=True)
+        ]
 
     def optimizer(self) -> torch.optim.Optimizer:
         config, objective = self.config, self.objective

@@ -1,0 +1,121 @@
+"""The pack of a results folder, as it is on disk now: read when asked for, and put in another's place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coss_eval.store import pack as _pack
+from coss_eval.store.cells import Record
+from coss_eval.store.folder import ResultsFolder, keep_aside, warn
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class _OpenPack:
+    """A pack once read; ``stamp`` tells whether it still is the one on disk."""
+
+    stamp: tuple[int, int, int]
+    cells: _pack.Cells
+    _samples: _pack.Samples | _pack.Damaged | None = None
+
+    def samples(self, folder: Path) -> _pack.Samples:
+        """Its samples, read when they are first asked for. Raises Damaged where the file is not theirs."""
+        if self._samples is None:
+            try:
+                self._samples = _pack.Samples.of(folder, self.cells)
+            except _pack.Damaged as error:
+                self._samples = error
+        if isinstance(self._samples, _pack.Damaged):
+            raise self._samples
+        return self._samples
+
+
+class PackOfFolder:
+    """Packed cells and their samples, by key; other processes may pack anew at any time."""
+
+    def __init__(self, folder: ResultsFolder) -> None:
+        self._folder, self.path = folder, folder.path
+        self._opened: _OpenPack | None = None
+
+    def keys(self) -> Collection[str]:
+        """Those of the packed cells."""
+        packed = self._now()
+        return () if packed is None else packed.cells.records.keys()
+
+    def record(self, key: str) -> Record | None:
+        """A packed cell; None where it is not there."""
+        packed = self._now()
+        return None if packed is None else packed.cells.record(key)
+
+    def samples(self, key: str) -> pd.DataFrame | None:
+        """A packed cell's samples, by id; None where it has none or, with a StoreWarning, not its own."""
+        packed = self._now()
+        where = None if packed is None else packed.cells.records.get(key, {}).get("samples")
+        if packed is None or where is None:
+            return None
+        try:
+            return packed.samples(self.path).table(where)
+        except _pack.Damaged:
+            if self._now() is not packed:  # packed again while it was read
+                return self.samples(key)
+            path = self.path / _pack.samples_name(packed.cells.samples_sha256 or "")
+            warn(
+                f"{path} is not the file its cells were packed with; paired tests leave it out (--overwrite renews it)"
+            )
+            return None
+
+    def entries(self, *, without: Collection[str]) -> Iterator[_pack.PackedCell]:
+        """The cells of the pack but those in ``without``. Raises Damaged where their samples cannot be had."""
+        packed = self._now()
+        if packed is None:
+            return
+        for key in packed.cells.records.keys() - without:
+            record = packed.cells.record(key)
+            assert record is not None
+            yield record, packed.samples(self.path).table(record["samples"]) if "samples" in record else None
+
+    def replace(self, cells: bytes, samples: bytes | None) -> None:
+        """Write a pack: first its samples, under a name of their own, then the cells, which name them."""
+        path = self.path / _pack.CELLS
+        whole = not path.exists() or self._now() is not None
+        for other in self.path.glob(_pack.SAMPLES):
+            if not whole or not _pack.is_own_content(other):  # a damaged pack's samples may be all that is left of it
+                keep_aside(other)
+        if not whole:
+            keep_aside(path)
+        if samples is not None:
+            self._folder.write(self.path / _pack.samples_name(hashlib.sha256(samples).hexdigest()), samples)
+        self._folder.write(path, cells)
+
+    def remove_old_samples(self) -> None:
+        """The samples of packs that are no more."""
+        packed = self._now()
+        if packed is None:
+            return
+        used = packed.cells.samples_sha256
+        for path in self.path.glob(_pack.SAMPLES):
+            if (used is None or path.name != _pack.samples_name(used)) and _pack.is_own_content(path):
+                path.unlink()
+
+    def _now(self) -> _OpenPack | None:
+        """The pack as it is on disk now; None where there is none or, with a StoreWarning, it is damaged."""
+        path = self.path / _pack.CELLS
+        try:
+            with path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+                if self._opened is None or self._opened.stamp != stamp:
+                    self._opened = _OpenPack(stamp, _pack.Cells.decode(file.read(_pack.MOST_CELLS + 1), path))
+            return self._opened
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except _pack.Damaged:
+            warn(f"{path} is damaged and its cells count as missing; it is kept aside when the run is packed again")
+            return None
