@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -45,4 +46,8 @@ def _notes(result: Any) -> list[str]:
 
 
 def _warn_in_function(line: str) -> None:
-    warnings.warn(line, CossWarning, stacklevel=4)  # the line of the caller's code, past the function and its wrapper
+    """A warning at the line of the caller's code: that which called the wrapper, however deep below it the note is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals is not globals():
+        frame, level = frame.f_back, level + 1
+    warnings.warn(line, CossWarning, stacklevel=level + 1)

@@ -30,6 +30,7 @@ import coss_eval as ce
 from coss_eval import attacks, evaluation
 from coss_eval.attacks import pgd
 from coss_eval.checkpoints.load import load_model, make_model, save_model
+from coss_eval.checkpoints.normalisation import READINGS, normalisation_check
 from coss_eval.checkpoints.preprocessing import beside, of_own_code
 from coss_eval.data import digests
 from coss_eval.data.batches import Batch, Geometry
@@ -604,6 +605,12 @@ def by_channels(x: Tensor) -> Tensor:
     return torch.stack([(x[:, channel] - 0.4) / 0.2 for channel in range(3)], 1)
 
 
+def weights_read_first(x: Tensor) -> Tensor:
+    """As layers do that standardise their weights by a function for features."""
+    F.batch_norm(torch.arange(12.0).view(1, 3, 4), None, None, training=True)
+    return x
+
+
 def caffe(x: Tensor) -> Tensor:
     return x.flip(1) - torch.tensor([103.9, 116.8, 123.7])[:, None, None]
 
@@ -626,6 +633,10 @@ FIRST_STEPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[tuple[float, ...]
     "of 0 to 255, then more": (lambda x: ((x / 255) - 0.4) / 0.2, DEEP),
     "of 0 to 255, to [-1, 1]": (lambda x: x / 127.5 - 1, DEEP),
     "Caffe's": (caffe, DEEP),
+    "by their range": (lambda x: x / 255 if x.max() > 1 else x, UNIT),
+    "clamped": (lambda x: x.clamp(0, 1), UNIT),
+    "after standardised weights": (lambda x: (weights_read_first(x) - 0.4) / 0.2, UNIT),
+    "none but those": (lambda x: weights_read_first(x), UNTOUCHED),
     "nothing": (lambda x: x, UNTOUCHED),
     "a clone": (lambda x: x.clone().float().contiguous(), UNTOUCHED),
     "of the image itself": (lambda x: x - x.mean((2, 3), keepdim=True), UNTOUCHED),
@@ -649,6 +660,34 @@ def test_pixels_that_the_code_normalises_are_not_normalised_before(case: str) ->
     assert (found.mean, found.std) == expected
     asked = Preprocessing(mean=(0.1,) * 3)
     assert of_own_code(wrap(FirstStep(step).eval())[0], asked, asked=True) is asked
+
+
+def test_a_network_that_holds_constants_for_0_to_255_is_given_such_pixels() -> None:
+    network = nn.Sequential(Normalising(123.7, 58.4), Small()).eval()
+    found = of_own_code(wrap(network)[0], Preprocessing(), asked=False)
+    assert (found.mean, found.std) == DEEP
+    assert "0.mean" in found.source
+
+
+@pytest.mark.parametrize("trained", READINGS)
+def test_the_hint_of_a_mismatch_names_what_the_network_was_trained_with(trained: str) -> None:
+    """And nothing that it was not: ImageNet's and CIFAR's constants alone cannot be told apart."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 32, 32), generator=draw, dtype=torch.uint8)
+    declared = Preprocessing(mean=(0.1,) * 3, std=(0.02,) * 3)  # nobody's
+    model = replace(make_model("resnet18", stem="cifar", width=8), preprocessing=declared)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in READINGS[trained])
+    network: Any = model.backbone.network
+    with torch.no_grad():
+        seen = network.conv1((images[::2] / 255 - mean) / std)
+        network.bn1.running_mean.copy_(seen.mean((0, 2, 3)))
+        network.bn1.running_var.copy_(seen.var((0, 2, 3)))
+    hint = normalisation_check(model, images[1::2])
+    assert hint is not None
+    alike = {name for name in READINGS if "constants" in name} if "constants" in trained else {trained}
+    named = {name for name in READINGS if name in hint}
+    assert trained in named
+    assert named <= alike
 
 
 class Named(nn.Module):
@@ -1207,6 +1246,28 @@ class Drops(Convolutional):
         return F.dropout(super().features(pixels), 0.5, training=True)
 
 
+class Squeezes(Convolutional):
+    """A batch of one is none."""
+
+    def pool(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3)).squeeze()
+
+
+class NormalisesTheBatch(Convolutional):
+    """As a BatchNorm does that is left in train mode: one value a channel has no deviation."""
+
+    def pool(self, features: Tensor) -> Tensor:
+        return F.batch_norm(features.mean((2, 3)), None, None, training=True)
+
+
+@pytest.mark.parametrize("network", [Squeezes, NormalisesTheBatch])
+def test_networks_that_take_no_image_alone_are_refused(
+    network: type[nn.Module], digits: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"it takes no image alone.*--allow-batch-dependent"):
+        ce.evaluate(own_head(digits, network()), digits, [CLEAN], out=tmp_path)
+
+
 class Adapts(nn.Module):
     """Test-time adaptation: torch.fx sees no step in a call of train(), and would leave another network."""
 
@@ -1423,6 +1484,17 @@ def test_python_is_told_what_the_command_line_prints(digits: Dataset, tmp_path: 
     assert len(run.failures) == 1
     with pytest.raises(UsageError, match="no training split"):
         run.table()
+
+
+def test_training_in_python_tells_what_it_left_out(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", {"a": 12, "b": 12})
+    (folder / "train/a/003.png").write_bytes(b"torn")
+    data = ce.load_dataset(folder, skip_bad_images=True)
+    fields: dict[str, Any] = {"width": 8, "epochs": 1, "warm_up_epochs": 1.0, "batch_size": 8, "lr": 0.1}
+    fields |= {"holdout": 0.0, "probe_every": 0, "precision": "fp32", "hidden": 16}
+    with pytest.warns(CossWarning, match=r"1 of 24 images cannot be read and are left out: train/a/003.png") as caught:
+        ce.train("simclr", data, out=tmp_path / "run", device="cpu", **fields)
+    assert {Path(warning.filename) for warning in caught if warning.category is CossWarning} == {Path(__file__)}
 
 
 # --- end of evaluation ------------------------------------------------------------------------------------------------

@@ -25,8 +25,9 @@ from coss_eval.models.trial import evaluating
 _MEAN = re.compile(r"^(?P<place>(?:.*\.)?_?(?:[^\W_]+_)?)(?P<word>means?|mu)(?P<end>_?)$", re.IGNORECASE)
 _DEVIATIONS = ("std", "sigma", "stds", "sd", "sds", "stdev", "var", "vars", "variance")
 _RUNNING = ("running_", "moving_")  # statistics of a BatchNorm, which are no constants of the pixels
-_LAYERS = {"conv1d", "conv2d", "conv3d", "linear", "matmul", "addmm", "bmm", "einsum", "batch_norm", "layer_norm"}
-_LAYERS |= {"group_norm", "instance_norm"}
+_LAYERS = {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "mm", "bmm", "addmm", "einsum", "lstm"}
+_LAYERS |= {"gru", "batch_norm", "layer_norm", "group_norm", "instance_norm", "multi_head_attention_forward"}
+_LOOKED_AT = 8  # layers at most: some read weights, as where those are standardised, before one reads the pixels
 _DEEP = 20.0  # no mean or deviation of pixels in [0, 1] lies above it, and none of those in 0 to 255 below
 _PIL_RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
@@ -112,44 +113,52 @@ def of_own_code(backbone: Backbone, known: Preprocessing, *, asked: bool) -> Pre
 
 
 class _FirstSteps(NamedTuple):
-    """What a network makes of its pixels before its first layer: of black ones and of white ones."""
+    """What a network makes of its pixels before its first layer: of black (0) and white (1) ones, and of 2."""
 
     layer: str
     black: float
     white: float
+    beyond: float
 
     def __str__(self) -> str:
         return f"{self.layer}, its first layer, is given {self.black:.3g} for black and {self.white:.3g} for white"
 
     @property
+    def scale(self) -> float:
+        return self.white - self.black
+
+    @property
     def normalise(self) -> bool:
-        """Whether they shift the pixels, or bring them to 0 to 255 or from there; what takes its constants from the
-        image itself shows no difference between black and white.
+        """Whether they shift the pixels, bring them to 0 to 255 or from there, or treat them by their range.
+
+        What takes its constants from the image itself shows no difference between black and white.
         """
-        scale = abs(self.white - self.black)
-        return math.isfinite(scale) and scale > 1e-6 and (abs(self.black) > 1e-3 or self.deep or scale > _DEEP)
+        if not math.isfinite(self.scale) or abs(self.scale) < 1e-6:
+            return False
+        bent = abs(self.beyond - self.white - self.scale) > 1e-3 * abs(self.scale)  # clamped; divided by 255 above 1
+        return abs(self.black) > 1e-3 or self.deep or abs(self.scale) > _DEEP or bent
 
     @property
     def deep(self) -> bool:
         """Whether they are made for pixels in 0 to 255: by their mean or deviation."""
-        scale = abs(self.white - self.black)
-        return scale * _DEEP < 1 or abs(self.black) > _DEEP * scale
+        return abs(self.scale) * _DEEP < 1 or abs(self.black) > _DEEP * abs(self.scale)
 
 
-class _FirstLayer(TorchFunctionMode):
-    """Keeps what the first layer is given, whatever code calls it: a module, a function, torch.fx."""
+class _FirstLayers(TorchFunctionMode):
+    """Keeps the median and the sum of what the first layers are given, whatever calls them: a module or a function."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.name = ""
-        self.given: Tensor | None = None
+        self.given: list[tuple[str, float, float]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.given is None and args and getattr(func, "__name__", "") in _LAYERS:
-            first = args[1] if isinstance(args[0], str) else args[0]  # einsum's equation comes first
-            self.name, self.given = func.__name__, first.detach().double().clone()
+        name = getattr(func, "__name__", "").strip("_")
+        first = args[1] if name == "einsum" and len(args) > 1 else args[0] if args else None
+        if name in _LAYERS and isinstance(first, Tensor) and len(self.given) < _LOOKED_AT:
+            values = first.detach().double()
+            self.given.append((name, values.median().item(), values.sum().item()))
         return func(*args, **(kwargs or {}))
 
 
@@ -159,14 +168,18 @@ def _first_steps(network: nn.Module, example: Tensor) -> _FirstSteps | None:
     The median over the values, so that padding and channels of coordinates beside the pixels do not count.
     """
     seen = []
-    for pixels in (torch.zeros_like(example), torch.ones_like(example)):
-        with evaluating(network), _FirstLayer() as first:
-            network(pixels)
-        if first.given is None:
-            return None
-        seen.append(first.given.median().item())
-    steps = _FirstSteps(first.name, *seen)
-    return steps if steps.normalise else None
+    for value in (0.0, 1.0, 2.0):
+        with evaluating(network), _FirstLayers() as first:
+            try:
+                network(torch.full_like(example, value))
+            except (RuntimeError, ValueError, AssertionError):  # its code takes no plain images
+                return None
+        seen.append(first.given)
+    for (name, black, dark), (_, white, bright), (_, beyond, _) in zip(*seen, strict=False):
+        if dark != bright:  # the first that the pixels reach
+            steps = _FirstSteps(name, black, white, beyond)
+            return steps if steps.normalise else None
+    return None
 
 
 def _refuse_script(network: nn.Module, *, asked: bool) -> None:

@@ -85,9 +85,11 @@ def observe(model: Model, size: Sequence[int], device: torch.device, batch: int 
         outputs, again = numbers(pixels), numbers(pixels)
         try:
             alone = torch.cat([numbers(pixels[i : i + 1]) for i in range(ALONE)])
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):  # as BatchNorm in train mode says
-                raise
+        except (
+            ValueError,
+            RuntimeError,
+            IndexError,
+        ):  # BatchNorm in train mode, .squeeze(): eight went through
             alone = None
         if batch <= IMAGES:
             return Behaviour(outputs, again, alone)

@@ -35,8 +35,9 @@ class ProbeOptions:
     epochs: int | None = None
     "Of sgd [default: 90]."
     lr: Floats = ()
-    """Learning rates of sgd for a batch of 256, trained side by side, the best chosen on held-out training images; one
-    alone is trained on all training images (--lr 0.1 is MoCo v3's protocol) [default: ten from 0.001 to 30]."""
+    """Learning rates of sgd for a batch of 256, trained side by side, the best chosen on held-out training images;
+    where it is the smallest or largest, four beyond it are trained as well, at the cost of a second training. One alone
+    is trained on all training images (--lr 0.1 is MoCo v3's protocol) [default: ten from 0.001 to 30]."""
     bf16: bool = False
     "Run the network in bfloat16 on sgd's training views: faster on GPUs, and part of the protocol."
     sgd_batch: int | None = None
