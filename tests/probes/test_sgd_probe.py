@@ -164,7 +164,7 @@ def test_a_grid_whose_best_lr_lies_at_its_end_is_widened_there(
 ) -> None:
     """Heads are independent, so that all of the wider grid trained together have the same accuracies."""
     model, protocol = replace(model, backbone=Thumbnail()).identified(), replace(SHORT, lrs=lrs)
-    probe = sgd_probe(model, images, protocol, seed=5, device="cpu", cache=False)
+    probe = sgd_probe(model, images, protocol, Compute(CPU, cache=False), seed=5)
     if end is None:  # the two are alike
         assert tuple(probe.path) == lrs
         return
@@ -172,7 +172,7 @@ def test_a_grid_whose_best_lr_lies_at_its_end_is_widened_there(
     beyond = [lrs[1] * ratio**i for i in range(1, 5)] if end == "largest" else [lrs[0] / ratio**i for i in range(1, 5)]
     assert list(probe.path) == pytest.approx(sorted([*lrs, *beyond]))
     assert probe.path[probe.lr] == max(probe.path.values())
-    together = sgd_probe(model, images, replace(SHORT, lrs=tuple(probe.path)), seed=5, device="cpu", cache=False)
+    together = sgd_probe(model, images, replace(SHORT, lrs=tuple(probe.path)), Compute(CPU, cache=False), seed=5)
     assert {lr: together.path[lr] for lr in probe.path} == pytest.approx(probe.path)
     torch.testing.assert_close(trained_at(probe.lr, model, images), probe.weight, rtol=1e-4, atol=1e-5)
     assert "the grid of 2 widened to" in " ".join(probe.notes())
