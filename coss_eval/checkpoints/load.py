@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from coss_eval.checkpoints.files import METADATA, checkpoint_file, read_file
 from coss_eval.checkpoints.foreign import foreign_model
 from coss_eval.checkpoints.matching import head_line, refuse_non_finite
 from coss_eval.checkpoints.normalisation import normalisation_check as normalisation_check
@@ -16,7 +19,6 @@ from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.checkpoints.own_format import CONFIG, own_model
 from coss_eval.checkpoints.own_format import save_model as save_model
 from coss_eval.checkpoints.preprocessing import of_own_code
-from coss_eval.checkpoints.unpickle import METADATA, read_checkpoint
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import Architecture
@@ -84,6 +86,7 @@ def load_model(
 
 def load(source: str | Path, options: LoadOptions, device: torch.device | str = "cpu") -> Model:
     """``load_model`` with its options as one object."""
+    _refuse_remote(str(source))
     if str(source).startswith(("torchvision:", "timm:")):
         model = _published(str(source), options)
     elif str(source).startswith("pixels:"):
@@ -195,21 +198,37 @@ def _published(spec: str, options: LoadOptions) -> Model:
 
 
 def _from_file(path: Path, options: LoadOptions) -> Model:
-    stem = Path(path.name.removesuffix(".tar")).stem
     folder = path.absolute().parent.name
+    stem = Path(path.name.removesuffix(".index.json").removesuffix(".tar")).stem
     name = {"model": folder}.get(stem, f"{folder}/{stem}") if stem in GENERIC_NAMES else stem
-    content = read_checkpoint(path)
-    try:
-        config = content.get(METADATA, {}).get(CONFIG)
-        if config is not None:
-            return own_model(name, content, config, options)
-        if content.keys() >= TRAINER_STATE:  # its network would be found, but neither normalisation nor geometry
-            raise UsageError(
-                "this is the trainer's state: give the model.safetensors beside it "
-                "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
-            )
-        return foreign_model(name, content, options, path)
-    except RecursionError as error:
-        raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
-    except CossError as error:
-        raise type(error)(f"{path.name}: {error}") from error
+    with checkpoint_file(path) as file:
+        content = read_file(file)
+        try:
+            return _of_content(name if path.is_file() else path.absolute().name, content, file, options)
+        except RecursionError as error:
+            raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
+        except CossError as error:
+            raise type(error)(f"{path.name}: {error}") from error
+
+
+def _of_content(name: str, content: dict[str, Any], file: Path, options: LoadOptions) -> Model:
+    """The Model that a file's content is, by our own metadata or by its tensors."""
+    config = content.get(METADATA, {}).get(CONFIG)
+    if config is not None:
+        return own_model(name, content, config, options)
+    if content.keys() >= TRAINER_STATE:  # its network would be found, but neither normalisation nor geometry
+        raise UsageError(
+            "this is the trainer's state: give the model.safetensors beside it "
+            "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
+        )
+    return foreign_model(name, content, options, file)
+
+
+def _refuse_remote(source: str) -> None:
+    """UsageError for an address or a name on a hub: nothing but torchvision's and timm's weights is fetched."""
+    if re.match(r"(https?|s3|gs|ftp|file)://|https?:/[^/]|(timm:)?(hf-hub|hf_hub|hf|huggingface):", source):
+        hub = re.search(r"(?:hf[-_]hub|hf|huggingface):/*([^/]+/[^/@]+)|huggingface\.co/([^/]+/[^/?#]+)", source)
+        name = next((found for found in hub.groups() if found), "NAME") if hub else None
+        how = f"hf download {name} --local-dir FOLDER" if name else "curl -LO or a browser"
+        what = "the folder" if name else "the file"
+        raise UsageError(f"{source} is not fetched from here: download it ({how}) and give {what} that it is saved as")
