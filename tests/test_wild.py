@@ -13,6 +13,7 @@ import torch
 import wild_files
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
+from wild_networks import CifarNet, PreActNet, WideNet
 
 import coss_eval as ce
 from coss_eval.checkpoints.files import read_checkpoint
@@ -63,6 +64,7 @@ def test_another_format_is_told_as_what_it_is(kind: str, tmp_path: Path) -> None
     assert "damaged" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_an_archive_that_would_fill_the_disk_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "bomb.zip"
     with (
@@ -122,3 +124,37 @@ def test_a_long_list_of_names_is_cut() -> None:
     with pytest.raises(UsageError, match=r"and \d+ more") as raised:
         ce.load_model("torchvision:zzzzqqqq")
     assert len(str(raised.value)) < 600
+
+
+CIFAR_NETWORKS = {
+    "ResNet-20": (lambda: CifarNet(3), "cifar_resnet20", None),
+    "ResNet-32, padded at the end": (
+        lambda: CifarNet(5, at_end=True),
+        "cifar_resnet32_padend",
+        "cifar_resnet32_padend",
+    ),
+    "ResNet-44, fc": (lambda: CifarNet(7, head="fc"), "cifar_resnet44", None),
+    "ResNet-56, option B": (lambda: CifarNet(9, "downsample", "fc"), "cifar_resnet56_projection", None),
+    "ResNet-110": (lambda: CifarNet(18), "cifar_resnet110", None),
+    "ResNet-20, shortcut B": (lambda: CifarNet(3, "shortcut"), "cifar_resnet20_projection", None),
+    "PreResNet-20": (lambda: PreActNet(3), "cifar_preresnet20_rawconv", None),
+    "PreResNet-110": (lambda: PreActNet(18), "cifar_preresnet110_rawconv", None),
+    "PreActResNet-18": (lambda: PreActNet(2, raw=False, four=True), "cifar_preresnet18_s4_w64_conv_bare", None),
+    "WRN-16-2": (WideNet, "cifar_preresnet16_x2_conv", None),
+}
+
+
+@pytest.mark.parametrize("kind", CIFAR_NETWORKS)
+def test_cifar_resnets_are_recognised_with_their_locations(kind: str, tmp_path: Path) -> None:
+    make, name, flag = CIFAR_NETWORKS[kind]
+    network = wild_files.randomised(make())
+    torch.save({"state_dict": network.state_dict(), "epoch": 200}, tmp_path / "net.th")
+    model = ce.load_model(tmp_path / "net.th", arch=flag)
+    assert_same_logits(model, network, pixels())
+    assert model.arch == name
+    side = 4 if "s4" in name else 8
+    assert model.backbone.represent(pixels()).local.shape[1] == side**2
+    assert list(model.backbone.sites)[:3] == ["stage1", "stage2", "stage3"]
+    assert model.untrained().arch == name
+    if "pad" not in name and "conv" not in name and "projection" not in name:
+        assert any("shortcuts ASSUMED" in note for note in model.report.notes)

@@ -21,7 +21,7 @@ NOT_WEIGHTS = re.compile(
 )
 """Names of dictionaries inside a training file that hold tensors, but no network."""
 
-MOST_ENTRIES = 10_000_000  # a pickle of a few bytes can name the same dictionary twice at every depth
+MOST_ENTRIES = 1_000_000  # a pickle of a few bytes can name the same dictionary twice at every depth
 
 
 def flatten(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import VIT_SPEC, Architecture, infer, plain_resnet
 from coss_eval.models.backbone import Backbone
+from coss_eval.models.cifar_resnet import CifarSpec
+from coss_eval.models.cifar_resnet import from_name as cifar_from_name
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.model import KeyReport, Model, named
 from coss_eval.models.rf_resnet import SPEC
@@ -74,7 +76,7 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
     state = dialect.to_torchvision(stored) if dialect else stored
 
-    plan = _plan(state, dialect, found.layout, options)
+    plan = _plan(state, stored, dialect, found.layout, options)
     architecture = plan.architecture
     state, notes = _at_size(state, plan)
     network = architecture.network()
@@ -180,11 +182,12 @@ def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dia
     return dict.fromkeys(roots)
 
 
-def _plan(state: State, dialect: Dialect | None, layout: Layout, options: LoadOptions) -> Plan:
+def _plan(state: State, stored: State, dialect: Dialect | None, layout: Layout, options: LoadOptions) -> Plan:
     shapes, reason = None, "its network is of no known kind"
     if dialect is not None:
         try:
-            shapes = infer(state, vit_heads=layout.vit_heads)
+            raw = any(".downsample." in key for key in stored)  # those called "shortcut" take the activated input
+            shapes = infer(state, vit_heads=layout.vit_heads, raw_shortcuts=raw)
         except UsageError as error:
             reason = str(error)
     if shapes is not None and shapes.stem == "cifar":
@@ -208,6 +211,7 @@ def _plan(state: State, dialect: Dialect | None, layout: Layout, options: LoadOp
         global_=options.global_,
     )
     fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
+    fields = ["arch"] if cifar_from_name(architecture.arch) else fields
     inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)
     return Plan(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
 
@@ -232,11 +236,28 @@ def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str
         if spec["layers"]:
             plain = plain_resnet(architecture.arch)
             notes.append(f"mlp ASSUMED between pooling and classifier; if it is a projection head, give --arch {plain}")
+    if "arch" in inferred and (cifar := cifar_from_name(architecture.arch)):
+        notes += _of_shortcuts(cifar)
     blurrable = architecture.arch in BLURRED_TWINS and architecture.stem == "imagenet"
     if "arch" in inferred and blurrable and (layout.alone or not layout.branches):
         twin = BLURRED_TWINS[architecture.arch]
         notes.append(f"no anti-aliasing ASSUMED (it leaves no tensors); else give --arch timm:{twin}")
     return notes
+
+
+SHORTCUTS = {
+    "pad": ("zeros on both sides of the planes (no tensor tells)", "padend"),
+    "conv": ("convolutions of the activated input, as in files that call them 'shortcut'", "rawconv"),
+    "rawconv": ("convolutions of the raw input, as in files that call them 'downsample'", "conv"),
+}
+
+
+def _of_shortcuts(spec: CifarSpec) -> list[str]:
+    """What is assumed of a CIFAR ResNet's shortcuts."""
+    if spec.shortcut not in SHORTCUTS:
+        return []
+    words, other = SHORTCUTS[spec.shortcut]
+    return [f"shortcuts ASSUMED {words}; else give --arch {replace(spec, shortcut=other).name}"]  # type: ignore[arg-type]
 
 
 def _at_size(state: State, plan: Plan) -> tuple[State, tuple[str, ...]]:

@@ -65,6 +65,21 @@ def _from_sequential(state: State) -> State:
     return _shortcuts(renamed(*rules)(state))
 
 
+def _from_resnet(state: State) -> State:
+    """Shortcuts by any name; the norm that ends a pre-activation network is bn, whatever it is called."""
+    named = _shortcuts(state)
+    last = next((s for i in (4, 3) if (s := named.get(f"layer{i}.0.conv1.weight")) is not None), None)
+    first = named.get("layer2.0.bn1.weight")
+    expands = first is not None and named["layer2.0.conv1.weight"].shape[:2] == (2 * first.shape[0], first.shape[0])
+    if "bn1.weight" in named and last is not None and expands and named["bn1.weight"].shape[0] >= last.shape[0]:
+        return renamed((r"^bn1\.", "bn."))(named)
+    return named
+
+
+def _from_wide_resnet(state: State) -> State:
+    return _from_resnet(_wide_resnet(state))
+
+
 def _from_timm_convnext(state: State) -> State:
     return _from_facebook_convnext(_timm_to_facebook(state))
 
@@ -89,6 +104,22 @@ def _from_facebook_convnext(state: State) -> State:
 
 _EMPTY = Tensor()
 _shortcuts = renamed((r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."), (r"^linear\.", "fc."))
+_wide_resnet = renamed((r"^block(\d)\.layer\.", r"layer\1."), (r"^(layer\d+\.\d+)\.convShortcut\.", r"\1.shortcut.0."))
+_residual_functions = renamed(
+    (r"^conv1\.0\.", "conv1."),
+    (r"^conv1\.1\.", "bn1."),
+    (r"^conv2_x\.", "layer1."),
+    (r"^conv3_x\.", "layer2."),
+    (r"^conv4_x\.", "layer3."),
+    (r"^conv5_x\.", "layer4."),
+    (r"\.residual_function\.0\.", ".conv1."),
+    (r"\.residual_function\.1\.", ".bn1."),
+    (r"\.residual_function\.3\.", ".conv2."),
+    (r"\.residual_function\.4\.", ".bn2."),
+    (r"\.residual_function\.6\.", ".conv3."),
+    (r"\.residual_function\.7\.", ".bn3."),
+    (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."),
+)
 _timm_vit = renamed(
     (r"^cls_token$", "class_token"),
     (r"^pos_embed$", "encoder.pos_embedding"),
@@ -114,7 +145,9 @@ _timm_to_facebook = renamed(
 )
 
 DIALECTS = (
-    Dialect("ResNet", r"layer1\.0\.conv1\.weight", _shortcuts),
+    Dialect("ResNet", r"layer1\.0\.conv1\.weight", _from_resnet),
+    Dialect("Wide ResNet", r"block1\.layer\.0\.conv1\.weight", _from_wide_resnet),
+    Dialect("ResNet of residual functions", r"conv2_x\.0\.residual_function\.0\.weight", _residual_functions),
     # An nn.Sequential of torchvision's ResNet has its first stage at 4, or at 3 where the max-pool was dropped.
     # lightly's own CIFAR ResNet applies its first ReLU outside its modules: an nn.Sequential of them computes none,
     # and has its first stage at 2.

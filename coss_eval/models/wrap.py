@@ -12,7 +12,9 @@ from torchvision.models import ConvNeXt, ResNet, SwinTransformer, VisionTransfor
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site
 from coss_eval.models.choices import Pooling
+from coss_eval.models.cifar_resnet import CifarResNet
 from coss_eval.models.families import (
+    CifarResNetBackbone,
     ConvNeXtBackbone,
     ResNetBackbone,
     SwinBackbone,
@@ -88,6 +90,8 @@ def _family(network: Any, pooling: Pooling) -> tuple[Backbone, nn.Module] | None
     """torchvision's families and ours, with the head that is still inside; None for any other network."""
     if _is(network, ResNet) or _is(network, RFResNet):
         return ResNetBackbone(network), network.fc
+    if _is(network, CifarResNet):
+        return CifarResNetBackbone(network), network.fc
     if _is(network, ConvNeXt):
         return ConvNeXtBackbone(network), network.classifier[2]
     if _is(network, SwinTransformer):

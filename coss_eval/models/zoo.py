@@ -21,6 +21,8 @@ from torchvision.models import vision_transformer
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.choices import Pooling, Stem
+from coss_eval.models.cifar_resnet import CifarResNet
+from coss_eval.models.cifar_resnet import from_name as cifar_from_name
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.families import use_cifar_stem
 from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
@@ -50,7 +52,8 @@ def network(
 ) -> nn.Module:
     """A network with random weights and the key names of its origin, so that its state dicts load.
 
-    ``arch``: a torchvision classification architecture, "timm:NAME", an RF-ResNet (see ``rf_resnet.from_name``), or
+    ``arch``: a torchvision classification architecture, "timm:NAME", an RF-ResNet (see ``rf_resnet.from_name``), one
+    for 32 px (see ``cifar_resnet.from_name``), or
     "package.module:factory" (a class or function that takes no arguments; modules in the current directory are found).
     ``stem``: see ``use_cifar_stem``. ``width``: planes of a ResNet's first stage. ``num_classes`` None keeps the
     architecture's default, and a factory decides for itself. ``seed`` None draws from torch's CPU generator as it
@@ -61,6 +64,11 @@ def network(
         rf_resnet = from_name(arch, stem=stem, width=width, **_given(num_classes=num_classes))
         if rf_resnet is not None:
             return rf_resnet
+        cifar = cifar_from_name(arch)
+        if cifar is not None:
+            if width != 64 or stem != "imagenet":
+                raise UsageError(f"{arch}: its name says stem and width (cifar_resnet20_w32); leave the flags out")
+            return CifarResNet(cifar, **_given(num_classes=num_classes))
         if width != 64:
             return _scaled_network(arch, stem, width, num_classes)
         if arch.startswith("timm:"):
