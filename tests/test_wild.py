@@ -13,12 +13,15 @@ import torch
 import wild_files
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
-from wild_networks import CifarNet, PreActNet, WideNet
+from wild_networks import POOLINGS, CifarNet, ForOneSide, Pools, PreActNet, WideNet
 
 import coss_eval as ce
 from coss_eval.checkpoints.files import read_checkpoint
 from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.errors import CossError, UsageError
+from coss_eval.models.hooks import captured, hooked
+from coss_eval.models.wrap import wrap
+from coss_eval.models.zoo import network as make_network
 
 
 def pixels(side: int = 32, channels: int = 3, count: int = 2) -> Tensor:
@@ -31,7 +34,8 @@ def assert_same_logits(model: Any, network: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         expected = network(images)
         assert expected.std(0).max() > 1e-3
-        torch.testing.assert_close(model.head(model.backbone(images)), expected, rtol=1e-4, atol=1e-4)
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(model.head(model.backbone(images)), expected, rtol=0, atol=1e-4 * scale)
 
 
 @cache
@@ -158,3 +162,44 @@ def test_cifar_resnets_are_recognised_with_their_locations(kind: str, tmp_path: 
     assert model.untrained().arch == name
     if "pad" not in name and "conv" not in name and "projection" not in name:
         assert any("shortcuts ASSUMED" in note for note in model.report.notes)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_idiom_of_global_pooling_keeps_the_locations(pooling: str) -> None:
+    network = wild_files.randomised(Pools(pooling))
+    with torch.no_grad():
+        expected = network(pixels())
+        units = []
+        with hooked([(network.linear, lambda _module, args, _output: units.append(args[0]))]):
+            network(pixels())
+        backbone, head = wrap(network, img_size=32)
+        local, global_ = backbone.represent(pixels())
+    assert local.shape == (2, 64, 64)
+    torch.testing.assert_close(global_, units[0], rtol=1e-4, atol=1e-5)
+    assert head is not None
+    torch.testing.assert_close(head(global_), expected, rtol=1e-4, atol=1e-4)
+    assert list(backbone.sites) == ["stage1", "stage2", "prepool", "global"]
+    with captured(backbone, list(backbone.sites.values())) as seen, torch.no_grad():
+        backbone(pixels())
+    assert [seen[f"stage{i}"].shape[2:] for i in (1, 2)] == [(32, 32), (16, 16)]
+    if pooling in ("einops", "a branch on values", "an int of the shape"):
+        assert "forward hooks" in backbone.note
+
+
+def test_a_network_for_one_unusual_side_is_tried_at_it() -> None:
+    backbone, _ = wrap(ForOneSide().eval())
+    assert backbone.img_size == 256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "timm:res2net50_26w_4s", "timm:halonet26t"])
+def test_published_networks_inside_ones_own_are_taken_apart(name: str) -> None:
+    network = make_network(name).eval()
+    own = nn.Sequential(nn.Identity(), network).eval()
+    images = pixels({"timm:halonet26t": 256, "inception_v3": 299}.get(name, 224), count=1)
+    with torch.no_grad():
+        expected = network(images)
+        backbone, head = wrap(own)
+        assert head is not None
+        torch.testing.assert_close(head(backbone(images)), expected, rtol=1e-4, atol=1e-4)
+        assert backbone.represent(images).local.shape[1] > 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -137,4 +139,59 @@ class WideNet(nn.Module):
         for stage in stages:
             x = stage.layer(x)
         logits: Tensor = self.fc(F.avg_pool2d(F.relu(self.bn1(x)), 8).view(-1, self.width))
+        return logits
+
+
+def _reduce(x: Any) -> Tensor:
+    """As einops does: a table of tensor types, KeyError for a tracer's."""
+    kind = {Tensor: "torch"}[type(x)]
+    mean: Tensor = x.mean((2, 3)) if kind == "torch" else x
+    return mean
+
+
+POOLINGS: dict[str, Callable[[Any], Tensor]] = {
+    "a constant": lambda x: F.avg_pool2d(x, 8),
+    "x.size()[3]": lambda x: F.avg_pool2d(x, x.size()[3]),
+    "x.size()[2:]": lambda x: F.avg_pool2d(x, x.size()[2:]),
+    "x.shape[-1]": lambda x: F.avg_pool2d(x, x.shape[-1]),
+    "mean(3).mean(2)": lambda x: x.mean(3).mean(2),
+    "mean(-1).mean(-1)": lambda x: x.mean(-1).mean(-1),
+    "view and mean": lambda x: x.view(x.size(0), x.size(1), -1).mean(2),
+    "unpacked shape": lambda x: x.view(*x.shape[:2], -1).mean(2),
+    "flatten(2).mean(2)": lambda x: x.flatten(2).mean(2),
+    "mean of locations last": lambda x: x.permute(0, 2, 3, 1).reshape(x.size(0), -1, x.size(1)).mean(1),
+    "max of max": lambda x: x.max(3)[0].max(2)[0],
+    "GeM": lambda x: F.avg_pool2d(x.clamp(min=1e-6).pow(3), (x.size(-2), x.size(-1))).pow(1 / 3),
+    "GeM by mean": lambda x: torch.clamp(x, min=1e-6).pow(3).mean((2, 3)).pow(1 / 3),
+    "einops": _reduce,
+    "a branch on values": lambda x: x.mean((2, 3)) if bool(x.isfinite().all()) else x.amax((2, 3)),
+    "an int of the shape": lambda x: F.avg_pool2d(x, int(x.shape[2])),
+}
+
+
+class Pools(nn.Module):
+    """64 locations of 64 units before a pooling in code; a head called ``linear``."""
+
+    def __init__(self, pooling: str) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.conv2, self.conv3 = nn.Conv2d(16, 32, 3, 2, 1), nn.Conv2d(32, 64, 3, 2, 1)
+        self.linear, self.pooling = nn.Linear(64, 10), pooling
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv3(F.relu(self.conv2(F.relu(self.bn1(self.conv1(x)))))))
+        logits: Tensor = self.linear(POOLINGS[self.pooling](x).reshape(x.size(0), -1))
+        return logits
+
+
+class ForOneSide(nn.Module):
+    """Takes images of one unusual side alone, as networks with attention over blocks do."""
+
+    def __init__(self, side: int = 256) -> None:
+        super().__init__()
+        self.side, self.conv, self.head = side, nn.Conv2d(3, 8, 7, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] == self.side
+        logits: Tensor = self.head(F.relu(self.conv(x)).mean((2, 3)))
         return logits

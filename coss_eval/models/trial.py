@@ -36,7 +36,7 @@ def try_sizes(network: nn.Module, sides: Sequence[int]) -> tuple[Tensor, Tensor]
         try:
             return example, run(network, example)
         except (RuntimeError, AssertionError, ValueError) as error:
-            failures.append(str(error).partition("\n")[0])
+            failures.append(str(error).partition("\n")[0] or type(error).__name__)
     tried = ", ".join(map(str, sides))
     raise UsageError(f"{type(network).__name__} takes no image of side {tried} ({failures[0]}); give --img-size")
 

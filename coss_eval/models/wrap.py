@@ -131,7 +131,7 @@ def _repeats(network: nn.Module, example: Tensor, expected: Tensor) -> bool:
 def _sides(network: Any) -> tuple[int, ...]:
     """The sides of images to try: the one a timm network is made for, or common ones."""
     if not hasattr(network, "pretrained_cfg"):
-        return (224, 64, 32, 299)
+        return (224, 64, 32, 299, 256, 384)
     embedded = getattr(getattr(network, "patch_embed", None), "img_size", None)
     return ((embedded or network.pretrained_cfg["input_size"][1:])[0],)
 
