@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import wild_files
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
-from wild_networks import POOLINGS, CifarNet, ForOneSide, Pools, PreActNet, WideNet
+from wild_networks import (
+    POOLINGS,
+    CifarNet,
+    DINOv3,
+    ForOneSide,
+    HuggingFaceViT,
+    OpenAIResNet,
+    OpenAIViT,
+    Pools,
+    PreActNet,
+    WideNet,
+)
 
 import coss_eval as ce
 from coss_eval.checkpoints.files import read_checkpoint
@@ -203,3 +217,174 @@ def test_published_networks_inside_ones_own_are_taken_apart(name: str) -> None:
         assert head is not None
         torch.testing.assert_close(head(backbone(images)), expected, rtol=1e-4, atol=1e-4)
         assert backbone.represent(images).local.shape[1] > 1
+
+
+def hugging_face_folder(network: nn.Module, state: dict[str, Tensor], folder: Path, config: dict[str, Any]) -> Path:
+    safetensors.torch.save_file({key: value.contiguous() for key, value in state.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    mean = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(mean))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "dinov2 registers"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_transformers_of_hugging_face(kind: str, renamed: bool, tmp_path: Path) -> None:
+    network = HuggingFaceViT(kind)
+    network.load_state_dict(wild_files.randomised(network).state_dict())
+    state = {f"model.{key}" if renamed else key: value for key, value in network.state_dict().items()}
+    config = {"hidden_size": 24, "num_attention_heads": 3, "layer_norm_eps": network.eps, "image_size": 32}
+    model = ce.load_model(hugging_face_folder(network, state, tmp_path, config))
+    assert model.preprocessing.mean == (0.5, 0.4, 0.3)
+    if "dinov2" in kind:
+        with torch.no_grad():
+            torch.testing.assert_close(model.backbone(pixels()), network(pixels()), rtol=1e-4, atol=1e-4)
+    else:
+        assert_same_logits(model, network, pixels())
+    assert model.backbone.represent(pixels()).local.shape == (2, 16, 24)
+    assert model.untrained().arch == model.arch
+
+
+@pytest.mark.parametrize("hugging_face", [False, True])
+def test_clips_vit_gives_what_goes_into_its_projection(hugging_face: bool, tmp_path: Path) -> None:
+    network = wild_files.randomised(OpenAIViT(hugging_face=hugging_face))
+    state = network.state()
+    if not hugging_face:
+        torch.save(state, tmp_path / "ViT.pt")
+        with torch.no_grad():
+            for tensor in network.parameters():
+                tensor.copy_(tensor.half())
+    path = hugging_face_folder(network, state, tmp_path, {}) if hugging_face else tmp_path / "ViT.pt"
+    model = ce.load_model(path)
+    with torch.no_grad():
+        torch.testing.assert_close(model.backbone(pixels()), network(pixels()), rtol=1e-3, atol=1e-4)
+    assert model.head is None
+    assert any("quick GELU ASSUMED" in note for note in model.report.notes)
+
+
+def _hugging_face_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet's tensors under transformers' names."""
+    parts = {"conv": "convolution", "bn": "normalization"}
+    result = {}
+    for key, value in state.items():
+        name = re.sub(r"^(conv|bn)1\.", lambda m: f"embedder.embedder.{parts[m[1]]}.", key)
+        name = re.sub(
+            r"^layer(\d)\.(\d)\.(conv|bn)(\d)\.",
+            lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.layer.{int(m[4]) - 1}.{parts[m[3]]}.",
+            name,
+        )
+        name = re.sub(
+            r"^layer(\d)\.(\d)\.downsample\.(\d)\.",
+            lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.shortcut.{list(parts.values())[int(m[3])]}.",
+            name,
+        )
+        result[f"classifier.1.{name[3:]}" if name.startswith("fc.") else f"resnet.{name}"] = value
+    return result
+
+
+def test_resnet_of_hugging_face(tmp_path: Path) -> None:
+    network = narrow_resnet()
+    path = hugging_face_folder(network, _hugging_face_resnet(network.state_dict()), tmp_path, {"model_type": "resnet"})
+    model = ce.load_model(path)
+    assert_same_logits(model, network, pixels(64))
+    assert model.arch == "resnet18"
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_dinov3_of_hugging_face(biased: bool, tmp_path: Path) -> None:
+    network = wild_files.randomised(DINOv3(biased=biased))
+    if not biased:
+        network.clear_biases()
+    config = {"hidden_size": 32, "num_attention_heads": 2, "image_size": 32, "rope_theta": 100.0}
+    model = ce.load_model(hugging_face_folder(network, network.state_dict(), tmp_path, config))
+    with torch.no_grad():
+        torch.testing.assert_close(model.backbone(pixels()), network(pixels()), rtol=1e-3, atol=1e-4)
+    assert model.backbone.represent(pixels()).local.shape == (2, 16, 32)
+
+
+def _swin_under_hugging_faces_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's Swin: queries, keys and values apart, and the merging of patches one stage earlier."""
+    rules = (
+        (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+        (r"^patch_embed\.norm\.", "embeddings.norm."),
+        (r"^norm\.", "layernorm."),
+        (r"^layers\.", "encoder.layers."),
+        (r"\.attn\.proj\.", ".attention.output.dense."),
+        (r"\.attn\.", ".attention.self."),
+        (r"\.norm1\.", ".layernorm_before."),
+        (r"blocks\.(\d)\.norm2\.", r"blocks.\1.layernorm_after."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+    )
+    result = {}
+    for key, value in state.items():
+        name = re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key)
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        if match := re.fullmatch(r"(.*)\.qkv\.(weight|bias)", name):
+            parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
+            result |= {f"swin.{match[1]}.{part}.{match[2]}": tensor for part, tensor in parts}
+        else:
+            result[name.replace("head.fc.", "classifier.") if "head" in name else f"swin.{name}"] = value
+    return result
+
+
+def test_swin_of_hugging_face(tmp_path: Path) -> None:
+    options = {"embed_dim": 24, "depths": (1, 2), "num_heads": (2, 4), "window_size": 4, "img_size": 32}
+    timm = pytest.importorskip("timm")
+    network = wild_files.randomised(timm.create_model("swin_tiny_patch4_window7_224", num_classes=6, **options))
+    state = _swin_under_hugging_faces_names(network.state_dict())
+    model = ce.load_model(hugging_face_folder(network, state, tmp_path, {"image_size": 32}))
+    assert_same_logits(model, network, pixels())
+
+
+@pytest.mark.slow
+def test_convnext_of_hugging_face(tmp_path: Path) -> None:
+    network = wild_files.randomised(make_network("timm:convnext_tiny", num_classes=6))
+    rules = (
+        (r"^stem\.0\.", "embeddings.patch_embeddings."),
+        (r"^stem\.1\.", "embeddings.layernorm."),
+        (r"^stages\.(\d)\.downsample\.", r"encoder.stages.\1.downsampling_layer."),
+        (r"^stages\.(\d)\.blocks\.", r"encoder.stages.\1.layers."),
+        (r"^(encoder\.stages\.\d\.layers\.\d+)\.norm\.", r"\1.layernorm."),
+        (r"\.conv_dw\.", ".dwconv."),
+        (r"\.mlp\.fc([12])\.", r".pwconv\1."),
+        (r"\.gamma$", ".layer_scale_parameter"),
+        (r"^head\.norm\.", "layernorm."),
+    )
+    state = {}
+    for key, value in network.state_dict().items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        state[key.replace("head.fc.", "classifier.") if "head" in key else f"convnext.{key}"] = value
+    model = ce.load_model(hugging_face_folder(network, state, tmp_path, {}))
+    assert_same_logits(model, network, pixels(64))
+    assert model.arch == "convnext_tiny"
+
+
+@pytest.mark.slow
+def test_clips_resnet_gives_what_goes_into_its_projection(tmp_path: Path) -> None:
+    network = wild_files.randomised(OpenAIResNet())
+    torch.save({f"visual.{key}": value for key, value in network.state_dict().items()}, tmp_path / "RN50.pt")
+    model = ce.load_model(tmp_path / "RN50.pt")
+    with torch.no_grad():
+        found, expected = model.backbone(pixels(224)), network(pixels(224))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert model.head is None
+    assert model.backbone.represent(pixels(224)).local.shape == (2, 49, 2048)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s", "vit_small_patch14_dinov2"])
+def test_timm_files_with_another_number_of_classes_in_any_head(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    side = {"img_size": 28} if "dinov2" in name else {}
+    network = wild_files.randomised(timm.create_model(name, num_classes=7, **side))
+    torch.save(network.state_dict(), tmp_path / "tuned.pth")
+    model = ce.load_model(tmp_path / "tuned.pth", arch=f"timm:{name}", img_size=side.get("img_size"))
+    images = pixels(side.get("img_size", 224))
+    if model.head is not None:
+        assert_same_logits(model, network, images)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.backbone(images), network.forward_head(network.forward_features(images), pre_logits=True)
+        )

@@ -7,7 +7,7 @@ root inside the file ("state_dict.encoder_q.").
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -81,10 +81,10 @@ def _from_wide_resnet(state: State) -> State:
 
 
 def _from_timm_convnext(state: State) -> State:
-    return _from_facebook_convnext(_timm_to_facebook(state))
+    return from_facebook_convnext(_timm_to_facebook(state))
 
 
-def _from_facebook_convnext(state: State) -> State:
+def from_facebook_convnext(state: State) -> State:
     """github.com/facebookresearch/ConvNeXt: four downsample_layers beside four stages; torchvision alternates them."""
 
     def alternate(match: re.Match[str]) -> str:
@@ -120,7 +120,7 @@ _residual_functions = renamed(
     (r"\.residual_function\.7\.", ".bn3."),
     (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."),
 )
-_timm_vit = renamed(
+timm_vit_to_torchvision = renamed(
     (r"^cls_token$", "class_token"),
     (r"^pos_embed$", "encoder.pos_embedding"),
     (r"^patch_embed\.proj\.", "conv_proj."),
@@ -154,18 +154,18 @@ DIALECTS = (
     Dialect("nn.Sequential of lightly's ResNet", r"2\.0\.conv1\.weight", _from_sequential, stem="lightly-cifar"),
     Dialect("nn.Sequential of a ResNet", r"3\.0\.conv1\.weight", _from_sequential, stem="cifar"),
     Dialect("nn.Sequential of a ResNet", r"4\.0\.conv1\.weight", _from_sequential),
-    Dialect("timm ViT", r"blocks\.0\.attn\.qkv\.weight", _timm_vit, needs="patch_embed.proj.weight"),
+    Dialect("timm ViT", r"blocks\.0\.attn\.qkv\.weight", timm_vit_to_torchvision, needs="patch_embed.proj.weight"),
     Dialect("torchvision ViT", r"encoder\.layers\.encoder_layer_0\.ln_1\.weight", _old_vit),
     Dialect("torchvision ConvNeXt", r"features\.1\.0\.layer_scale", lambda state: state),
     Dialect("timm ConvNeXt", r"stages\.0\.blocks\.0\.conv_dw\.weight", _from_timm_convnext),
-    Dialect("ConvNeXt", r"stages\.0\.0\.dwconv\.weight", _from_facebook_convnext),
+    Dialect("ConvNeXt", r"stages\.0\.0\.dwconv\.weight", from_facebook_convnext),
 )
 
 
-def find_roots(tensors: Mapping[str, Tensor]) -> dict[str, Dialect]:
+def find_roots(tensors: Mapping[str, Tensor], dialects: Sequence[Dialect] = DIALECTS) -> dict[str, Dialect]:
     """Every network in the file by its root, with the first dialect that fits."""
     found: dict[str, Dialect] = {}
-    for dialect in DIALECTS:
+    for dialect in dialects:
         for root in dialect.roots(tensors):
             found.setdefault(root, dialect)
     return found

@@ -163,6 +163,13 @@ def beside(path: Path) -> Preprocessing | None:
     return None
 
 
+def config_beside(path: Path) -> dict[str, Any]:
+    """The config.json of a model in Hugging Face's layout, of its part for images; empty where there is none."""
+    config = _json(path.parent / "config.json")
+    vision = config.get("vision_config")
+    return config | vision if isinstance(vision, dict) else config
+
+
 def architecture_beside(path: Path) -> str | None:
     """timm's name of the network, from the config.json of a model on the Hugging Face hub."""
     name = _json(path.parent / "config.json").get("architecture")

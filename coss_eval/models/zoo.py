@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -234,20 +235,42 @@ def _timm_network(name: str, num_classes: int | None, img_size: int | None, *, p
         import timm
     except ImportError as error:
         raise UsageError(f"timm:{name} needs timm: pip install 'coss-eval[timm]'") from error
+    name, written = _timm_options(name)
     if name.partition(".")[0] not in timm.list_models():
         raise unknown_name("timm architecture", name, timm.list_models())
-    options = _given(num_classes=num_classes)
+    eps = written.pop("norm_eps", None)
+    options = _given(num_classes=num_classes) | written
     try:
         made: nn.Module = timm.create_model(name, pretrained=pretrained, **options, **_given(img_size=img_size))
     except TypeError as error:  # networks that take any size have no such argument
         if "img_size" not in str(error):
             raise
         made = timm.create_model(name, pretrained=pretrained, **options)
+    for module in made.modules() if eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
     return made
+
+
+def _timm_options(name: str) -> tuple[str, dict[str, Any]]:
+    """ "vit_base_patch16_224(depth=2,norm_eps=1e-12)": a network's name, and what it is built with besides.
+
+    ``norm_eps`` is that of its layer norms; the others are timm's own. Raises UsageError for what cannot be read.
+    """
+    plain, bracket, _ = name.partition("(")
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(name.replace(plain, "f", 1), mode="eval").body
+        assert isinstance(call, ast.Call)
+        return plain, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise UsageError(f"cannot read the options of timm:{name}; expected NAME(option=value,...)") from error
 
 
 def fixed_side_in_timm(name: str) -> bool:
     """Whether timm says that a network is built for images of one side; no where it is not known."""
+    name = name.partition("(")[0]
     if name.partition(".")[0] not in timm_names():
         return False
     from timm.models import get_pretrained_cfg
