@@ -6,14 +6,18 @@ import json
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import wild_files
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 from wild_networks import (
@@ -35,6 +39,7 @@ from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.hooks import captured, hooked
 from coss_eval.models.wrap import wrap
+from coss_eval.models.zoo import imagenet_wnids
 from coss_eval.models.zoo import network as make_network
 
 
@@ -388,3 +393,58 @@ def test_timm_files_with_another_number_of_classes_in_any_head(name: str, tmp_pa
         torch.testing.assert_close(
             model.backbone(images), network.forward_head(network.forward_features(images), pre_logits=True)
         )
+
+
+def images_in(folder: Path, classes: Sequence[str], count: int = 2, side: int = 32) -> None:
+    rng = np.random.default_rng(len(folder.as_posix()))
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(folder / name / f"{i}.png")
+
+
+def test_corruption_folders_of_any_names_are_evaluated(tmp_path: Path) -> None:
+    for name, severities in {"plasma_noise": (1, 3), "sparkles": (2,), "fog": (1, 2)}.items():
+        for severity in severities:
+            images_in(tmp_path / "bar" / name / str(severity), ["a", "b"])
+    for split in ("train", "val"):
+        images_in(tmp_path / "clean" / split, ["a", "b"], 6)
+    data = ce.load_dataset(tmp_path / "bar", clean=tmp_path / "clean")
+    assert {name: tuple(levels) for name, levels in data.severities.items()} == {
+        "fog": (1, 2),
+        "plasma_noise": (1, 3),
+        "sparkles": (2,),
+    }
+    run = ce.evaluate(ce.load_model("pixels:8"), data, tasks=["corruptions"], out=tmp_path / "out")
+    table = run.table()
+    seen = {(row.corruption, int(row.severity)) for row in table[table.corruption != "clean"].itertuples()}
+    assert seen == {("fog", 1), ("fog", 2), ("plasma_noise", 1), ("plasma_noise", 3), ("sparkles", 2)}
+
+
+def test_folders_of_classes_are_no_corruptions(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        images_in(tmp_path / name, ["1", "2"])
+    assert ce.load_dataset(tmp_path).classes == ("1", "2")
+
+
+@pytest.mark.parametrize("named", ["subset", "numbers"])
+def test_a_test_set_of_another_distribution_borrows_the_training_split(named: str, tmp_path: Path) -> None:
+    wnids = ["n01440764", "n01443537", "n01484850"]
+    for split in ("train", "val"):
+        images_in(tmp_path / "clean" / split, wnids, 6)
+    shown = wnids[1:] if named == "subset" else ["0", "1", "2"]
+    images_in(tmp_path / "shifted", shown, 4)
+    data = ce.load_dataset(tmp_path / "shifted", clean=tmp_path / "clean")
+    assert data.classes == tuple(wnids[1:] if named == "subset" else wnids)
+    assert data.train is not None
+    assert data.train.classes == data.classes
+    assert len(data.test) == 4 * len(shown)
+    assert any("another distribution" in line for line in data.warnings())
+    model = ce.load_model("pixels:8")
+    head = nn.Linear(model.backbone.dim, 1000).requires_grad_(False)
+    classifier = ce.fit_classifier(replace(model, head=head, classes=imagenet_wnids()), data)
+    images = pixels(32)
+    with torch.no_grad():
+        every = head(model.encoder()(images))
+        places = [imagenet_wnids().index(name) for name in data.classes]
+        torch.testing.assert_close(classifier(images), every[:, places], rtol=1e-4, atol=1e-4)

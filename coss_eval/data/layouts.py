@@ -36,6 +36,8 @@ IDX_FILES = {  # MNIST's
 
 MOST_CONFIGURATIONS = 20  # folders that are looked into for parquet files of a configuration
 
+MOST_CORRUPTIONS = 200  # folders that are looked into for severities
+
 EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet and val.parquet (or test.parquet)"
 
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
@@ -117,14 +119,27 @@ def corrupted_arrays(folder: Path) -> dict[str, Path]:
 
 
 def corrupted_folders(folder: Path) -> dict[str, Path]:
-    """NAME/SEVERITY/ of ImageNet-C by the corruption's name, inside noise/, blur/ ... as well, as it is extracted."""
+    """NAME/SEVERITY/ of ImageNet-C by the corruption's name, inside noise/, blur/ ... as well, as it is extracted.
+
+    The published names come first; others (ImageNet-C-bar's, 3D Common Corruptions', one's own) are as good.
+    """
     places = [folder, *(folder / category for category in (*CATEGORIES, "extra"))]
-    return {
+    known = {
         name: place / name
         for name in NAMES
         for place in places
         if (place / name).is_dir() and any((place / name / str(severity)).is_dir() for severity in SEVERITIES)
     }
+    inside = [entry for entry in class_folders(folder) if not split_of(entry.name)][:MOST_CORRUPTIONS]
+    others = inside if all(map(_has_severities, inside)) else []
+    return known | {entry.name: entry for entry in others if entry.name not in known}
+
+
+def _has_severities(folder: Path) -> bool:
+    """Whether all that a folder holds are the folders of severities, 1 to 5, with class folders in them."""
+    inside = class_folders(folder)
+    numbers = {str(severity) for severity in SEVERITIES}
+    return bool(inside) and {entry.name for entry in inside} <= numbers and all(map(class_folders, inside))
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -55,7 +55,8 @@ def load_dataset(
     chosen by hashed id, where a set has no such split of its own.
     With ``skip_bad_images`` its splits leave out what cannot be read.
     ``classes`` keeps the images of these classes only. A ready-made corruption benchmark (ImageNet-C, Tiny-ImageNet-C,
-    CIFAR-10-C) opens as a Benchmark, and ``clean`` names the dataset it was made from: see ``benchmark.with_clean``.
+    CIFAR-10-C, any NAME/SEVERITY/CLASS) opens as a Benchmark, and ``clean`` names the dataset it was made from: see
+    ``benchmark.with_clean``. For a test set of another distribution it names that of its classes: ``with_training``.
     Photographs are read as they are stored; ``exif`` turns them as their EXIF orientation says. What is unusual about
     how it is read is in ``notes``. A dataset is what lay there when it was opened: open it again after changing files.
     Raises UsageError for an unknown name or a missing folder, CossError for a dataset that cannot be used.
@@ -67,15 +68,11 @@ def load_dataset(
         train = replace(data.train, skip_bad_images=True) if data.train else None
         data = replace(data, train=train, test=replace(data.test, skip_bad_images=True))
     if clean is not None:
-        from coss_eval.data.benchmark import Benchmark, with_clean
+        from coss_eval.data.benchmark import Benchmark, with_clean, with_training
 
-        if not isinstance(data, Benchmark):
-            raise UsageError(
-                f"{data.name} has clean images of its own; --clean is for ready-made corruption benchmarks"
-            )
         if not isinstance(clean, Dataset):
             clean = load_dataset(clean, root=root, skip_bad_images=skip_bad_images, exif=exif)
-        data = with_clean(data, clean)
+        data = with_clean(data, clean) if isinstance(data, Benchmark) else with_training(data, clean)
     if classes is None:
         return data
     place = {name: i for i, name in enumerate(data.classes)}  # the dataset's order stays
