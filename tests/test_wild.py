@@ -448,3 +448,17 @@ def test_a_test_set_of_another_distribution_borrows_the_training_split(named: st
         every = head(model.encoder()(images))
         places = [imagenet_wnids().index(name) for name in data.classes]
         torch.testing.assert_close(classifier(images), every[:, places], rtol=1e-4, atol=1e-4)
+
+
+def test_images_below_32_px_get_the_corruptions_that_are_defined_there(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        images_in(tmp_path / "small" / split, ["a", "b"], 6, side=28)
+    run = ce.evaluate(ce.load_model("pixels:28"), tmp_path / "small", tasks=["corruptions"], out=tmp_path / "out")
+    names = set(run.table().corruption) - {"clean"}
+    assert names == {
+        *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "gaussian_blur"),
+        *("brightness", "contrast", "saturate", "pixelate", "jpeg_compression"),
+    }
+    assert any("28 x 28 px are too small for glass_blur" in line.replace("defocus_blur, ", "") for line in run.skipped)
+    with pytest.raises(UsageError, match="fog needs images of at least 32"):
+        ce.corruptions.corrupt(torch.zeros(1, 3, 28, 28, dtype=torch.uint8), "fog", 1, torch.arange(1))
