@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -25,6 +27,7 @@ from wild_networks import (
     CifarNet,
     DINOv3,
     ForOneSide,
+    GreyNet,
     HuggingFaceViT,
     OpenAIResNet,
     OpenAIViT,
@@ -34,13 +37,16 @@ from wild_networks import (
 )
 
 import coss_eval as ce
+from coss_eval import reports
 from coss_eval.checkpoints.files import read_checkpoint
 from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.errors import CossError, UsageError
+from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import captured, hooked
 from coss_eval.models.wrap import wrap
 from coss_eval.models.zoo import imagenet_wnids
 from coss_eval.models.zoo import network as make_network
+from coss_eval.tasks.attacks.task import Attacks
 
 
 def pixels(side: int = 32, channels: int = 3, count: int = 2) -> Tensor:
@@ -462,3 +468,71 @@ def test_images_below_32_px_get_the_corruptions_that_are_defined_there(tmp_path:
     assert any("28 x 28 px are too small for glass_blur" in line.replace("defocus_blur, ", "") for line in run.skipped)
     with pytest.raises(UsageError, match="fog needs images of at least 32"):
         ce.corruptions.corrupt(torch.zeros(1, 3, 28, 28, dtype=torch.uint8), "fog", 1, torch.arange(1))
+
+
+def _grey_resnet() -> nn.Module:
+    network: Any = narrow_resnet()
+    grey = copy.deepcopy(network)
+    grey.conv1 = nn.Conv2d(1, 16, 7, 2, 3, bias=False)
+    return wild_files.randomised(grey)
+
+
+@pytest.mark.parametrize(("make", "arch"), [(_grey_resnet, None), (GreyNet, "wild_networks:GreyNet")])
+def test_grey_networks_take_grey_images(make: Any, arch: str | None, tmp_path: Path) -> None:
+    network = wild_files.randomised(make())
+    torch.save(network.state_dict(), tmp_path / "grey.pth")
+    model = ce.load_model(tmp_path / "grey.pth", arch=arch, mean=[0.1307], std=[0.3081])
+    grey = pixels(32, channels=1)
+    with torch.no_grad():
+        expected = network((grey - 0.1307) / 0.3081)
+        classifier = Classifier(model.backbone, model.head, model.preprocessing)
+        torch.testing.assert_close(classifier(grey.expand(-1, 3, -1, -1)), expected, rtol=1e-4, atol=1e-4)
+    assert model.backbone.represent(grey.expand(-1, 3, -1, -1)).local.shape[1] > 0
+    assert model.untrained().backbone.channels == 1
+    for split in ("train", "val"):
+        images_in(tmp_path / "data" / split, ["a", "b"], 6, side=32)
+    run = ce.evaluate(replace(model, head=None), tmp_path / "data", tasks=["probe"], out=tmp_path / "out")
+    assert not run.failures
+
+
+def test_eps_zero_is_told_or_left_to_the_clean_accuracy() -> None:
+    assert Attacks(eps={"linf": (0.0, 0.1), "l2": (0.5,)}).eps == {"linf": (0.1,), "l2": (0.5,)}
+    with pytest.raises(UsageError, match="eps 0 is the clean accuracy"):
+        Attacks(eps={"linf": (0.0,), "l2": (0.5,)})
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        images_in(tmp_path / "data" / split, ["a", "b"], 6)
+    models = [replace(ce.load_model(f"pixels:{side}"), name=f"run${side}_$x_100%") for side in (4, 8)]
+    run = ce.evaluate(models, tmp_path / "data", tasks=["probe", "redundancy", "corruptions"], out=tmp_path / "out")
+    assert not run.failures
+    written = reports.write(tmp_path / "out")
+    assert {path.suffix for path in written} >= {".md", ".html", ".tex", ".csv", ".pdf", ".png"}
+    assert "run$4_$x_100%" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_names_that_are_not_utf8_are_named(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        images_in(tmp_path / split, ["a", "b"])
+    os.rename(tmp_path / "val" / "a" / "0.png", os.fsencode(tmp_path / "val" / "a") + b"/caf\xe9.png")
+    with pytest.raises(CossError, match=r"caf\\xe9.png.* is not UTF-8; rename it"):
+        ce.load_dataset(tmp_path)
+
+
+def test_damaged_tiffs_are_counted_without_libtiffs_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        images_in(tmp_path / split, ["a", "b"])
+    for path in (tmp_path / "val").rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".tif"), compression="tiff_lzw")
+        path.unlink()
+    broken = tmp_path / "val" / "a" / "0.tif"
+    content = bytearray(broken.read_bytes())
+    content[1000:1200] = bytes(range(55, 255))
+    broken.write_bytes(content)
+    data = ce.load_dataset(tmp_path, skip_bad_images=True)
+    capfd.readouterr()
+    geometry = ce.load_model("pixels:32").preprocessing.geometry
+    assert sum(len(batch.ids) for batch in data.test.batches(geometry)) == 3
+    assert data.left_out()
+    assert "LZW" not in capfd.readouterr().err

@@ -486,3 +486,15 @@ class OpenAIResNet(nn.Module):
         pooled = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)[:, 0]
         assert pool.c_proj.in_features == pooled.shape[1]  # left to others: it goes to the texts' space
         return pooled
+
+
+class GreyNet(nn.Module):
+    """For MNIST: one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 12, 3, 2, 1), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))
+        return logits

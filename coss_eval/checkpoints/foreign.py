@@ -50,6 +50,8 @@ from coss_eval.models.trial import evaluating
 BLURRED = re.compile(r"(\w*resnet|\w*resnext)(aa|blur)\d+\w*")  # timm's names of anti-aliased ResNets
 BLURRED_TWINS = {"resnet18": "resnetblur18", "resnet50": "resnetaa50"}  # the same tensors
 
+GREY_MEAN, GREY_STD = (0.449,) * 3, (0.226,) * 3  # ImageNet's, over its colours
+
 STEM_NOTES = {
     "cifar": "padded by 1, no max-pool",
     "solo-cifar": "padded by 2, no max-pool, as solo-learn builds it",
@@ -389,6 +391,8 @@ def _preprocessing(layout: Layout, architecture: Architecture, network: nn.Modul
     ImageNet constants do not hold where somebody gave the network a CIFAR stem.
     """
     known = Preprocessing(img_size=backbone.img_size)
+    if backbone.channels == 1:
+        known = replace(known, mean=GREY_MEAN, std=GREY_STD)
     shown: Any = getattr(network, "pretrained_cfg", None)
     if layout.moments is None and architecture.arch.startswith("timm:") and architecture.stem == "imagenet" and shown:
         known = zoo.timm_preprocessing(shown, f"timm's for {architecture.arch.removeprefix('timm:')}")

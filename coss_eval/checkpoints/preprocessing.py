@@ -96,7 +96,8 @@ def of_own_code(backbone: Backbone, known: Preprocessing, *, asked: bool) -> Pre
 
     Raises UsageError where both would.
     """
-    example = torch.rand(1, 3, *(2 * [backbone.img_size or 64]), generator=torch.Generator().manual_seed(0))
+    sides = 2 * [backbone.img_size or 64]
+    example = torch.rand(1, backbone.channels, *sides, generator=torch.Generator().manual_seed(0))
     words = inside(backbone, example)
     if words is None and not asked:  # a flag knows better what such steps are for
         words = _first_steps(backbone, example)

@@ -147,6 +147,7 @@ def class_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = {entry.name: entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)}
+    _refuse_unreadable(folder, found)
     return [found[name] for name in class_order(found)]
 
 
@@ -154,6 +155,19 @@ def class_order(names: Iterable[str]) -> list[str]:
     """Sorted as numbers where all are whole numbers as one writes them (0, 1, 2, ... 10), else as text (0001, n01)."""
     found = list(names)
     return sorted(found, key=int) if all(map(_INTEGER.fullmatch, found)) else sorted(found)
+
+
+def _refuse_unreadable(folder: Path | str, names: Iterable[str]) -> None:
+    """CossError for a name that is not UTF-8: it would stand in keys and tables that no other program reads."""
+    for name in names:
+        if any("\udc80" <= letter <= "\udcff" for letter in name):
+            shown = f"the name {os.fsencode(name)!r} in {printable(folder)}"
+            raise CossError(f"{shown} is not UTF-8; rename it (convmv -f latin1 -t utf8 does many at once)")
+
+
+def printable(path: Path | str) -> str:
+    """A path for a message, with what is not UTF-8 in it as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def is_hidden(folder: str) -> bool:
@@ -174,6 +188,7 @@ def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
+        _refuse_unreadable(parent, files)
         for file in sorted(files):
             if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
                 yield prefix + file

@@ -60,7 +60,8 @@ class Architecture:
 
     ``stem``: see ``use_cifar_stem``. ``img_size``: the side a ViT's
     position embedding is made for. ``pooling``: the global representation of token sequences. ``local``, ``global_``:
-    the modules whose outputs are the representations, where a caller names them (see ``wrap``).
+    the modules whose outputs are the representations, where a caller names them (see ``wrap``). ``channels``: of the
+    images, 1 for a grey network.
     """
 
     arch: str
@@ -70,6 +71,7 @@ class Architecture:
     pooling: Pooling = "own"
     local: str | None = None
     global_: str | None = None
+    channels: int = 3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", self.arch.removeprefix("torchvision:"))
@@ -88,6 +90,13 @@ class Architecture:
 
     def network(self, seed: int | None = 0, num_classes: int | None = None) -> nn.Module:
         """The bare network with random weights; ``seed`` None draws from torch's CPU generator as it stands."""
+        made = self._network(seed, num_classes)
+        if self.channels != 3:
+            with seeded_init(seed) if seed is not None else nullcontext():
+                _take_channels(made, self.channels)
+        return made
+
+    def _network(self, seed: int | None, num_classes: int | None) -> nn.Module:
         spec = VIT_SPEC.fullmatch(self.arch)
         if spec:
             with seeded_init(seed) if seed is not None else nullcontext():
@@ -115,6 +124,23 @@ class Architecture:
         """What stands beside the name in a protocol: the fields that are not at their default."""
         defaults = asdict(Architecture(self.arch))
         return {key: value for key, value in asdict(self).items() if value != defaults[key] and key != "img_size"}
+
+
+def _take_channels(network: nn.Module, channels: int) -> None:
+    """Put a first convolution of so many channels in the place of the network's own."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            parent, _, own = name.rpartition(".")
+            made = nn.Conv2d(
+                channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]  # as a tuple of two
+                module.stride,  # type: ignore[arg-type]
+                module.padding,  # type: ignore[arg-type]
+                bias=module.bias is not None,
+            )
+            setattr(network.get_submodule(parent), own, made)
+            return
 
 
 def built_for_a_side(arch: str, side: int) -> bool:
@@ -180,7 +206,7 @@ def infer(
 def _infer_resnet(state: Mapping[str, Tensor], raw_shortcuts: bool) -> Architecture:
     cifar = _infer_cifar(state, raw_shortcuts)
     if cifar is not None:
-        return Architecture(cifar.name)
+        return Architecture(cifar.name, channels=state["conv1.weight"].shape[1])
     blocks = tuple(_count(state, rf"layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
     stem = state.get("conv1.weight")
     if stem is None or stem.ndim != 4 or stem.shape[2] not in (3, 7):
@@ -200,7 +226,7 @@ def _infer_resnet(state: Mapping[str, Tensor], raw_shortcuts: bool) -> Architect
         if name not in zoo.SCALABLE:
             raise UsageError(f"a {name} with 1x1 convolutions for 3x3 ones, or with an MLP, has no known name")
         name = f"rf_{name}_k{'-'.join(map(str, kept))}{mlp}"
-    return Architecture(name, "imagenet" if stem.shape[2] == 7 else "cifar", width)
+    return Architecture(name, "imagenet" if stem.shape[2] == 7 else "cifar", width, channels=stem.shape[1])
 
 
 def _infer_cifar(state: Mapping[str, Tensor], raw_shortcuts: bool) -> CifarSpec | None:

@@ -26,13 +26,19 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def channels_of(network: nn.Module) -> int:
+    """The channels of the images that a network takes: 1 where its first convolution takes one, else 3."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
+
+
 def try_sizes(network: nn.Module, sides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """One random image (1, 3, S, S) of the first side that the network takes, and what the network makes of it."""
+    """One random image (1, C, S, S) of the first side that the network takes, and what it makes of it."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     failures = []
     for side in sides:
-        example = torch.randn(1, 3, side, side, generator=generator).to(device)
+        example = torch.randn(1, channels_of(network), side, side, generator=generator).to(device)
         try:
             return example, run(network, example)
         except (RuntimeError, AssertionError, ValueError) as error:

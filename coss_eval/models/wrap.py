@@ -27,7 +27,7 @@ from coss_eval.models.find_head import as_linear, find_head
 from coss_eval.models.generic import Cut, generic_backbone
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.rf_resnet import RFResNet
-from coss_eval.models.trial import evaluating, run, takes_any_size, try_sizes
+from coss_eval.models.trial import channels_of, evaluating, run, takes_any_size, try_sizes
 
 TIMM_INTERFACE = ("forward_features", "forward_head", "feature_info", "pretrained_cfg", "get_classifier")
 
@@ -56,6 +56,10 @@ def wrap(
         if backbone.prepool_layout != "nlc":
             raise UsageError(f"pooling 'mean' is for token sequences; {arch or type(network).__name__} ends in a map")
         head = None
+    backbone.channels = channels_of(network)
+    if backbone.channels == 1:
+        grey = "takes grey images: of colours it gets the luminance"
+        backbone.note = "; ".join(note for note in (grey, backbone.note) if note)
     return backbone.train(network.training), head
 
 

@@ -56,10 +56,8 @@ class Corruptions(CorruptionsOptions, Task):
     def left_out(self, subject: Subject) -> list[str]:
         small = self._too_large_for(subject)
         height, width = subject.image_size
-        need = max((self.corruptions[name].min_side for name in small), default=0)
-        return (
-            [f"images of {height} x {width} px are too small for {', '.join(small)} (at least {need})"] if small else []
-        )
+        line = f"images of {height} x {width} px are too small for {', '.join(small)} (at least {MIN_SIDE})"
+        return [line] if small else []
 
     def _too_large_for(self, subject: Subject) -> list[str]:
         """The corruptions whose kernels, maps or textures do not fit into these images; none where they are made."""
