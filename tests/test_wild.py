@@ -22,6 +22,7 @@ import wild_files
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
 from wild_networks import (
     POOLINGS,
     CifarNet,
@@ -536,3 +537,47 @@ def test_damaged_tiffs_are_counted_without_libtiffs_lines(tmp_path: Path, capfd:
     assert sum(len(batch.ids) for batch in data.test.batches(geometry)) == 3
     assert data.left_out()
     assert "LZW" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "mobilenetv3_small_050", "seresnet18"])
+def test_timms_folders_of_the_hub_need_no_flag(name: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    network = wild_files.randomised(timm.create_model(name, num_classes=7))
+    cfg = {k: network.pretrained_cfg[k] for k in ("mean", "std", "input_size", "crop_pct", "interpolation")}
+    config = {"architecture": name, "num_classes": 7, "pretrained_cfg": cfg}
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = ce.load_model(tmp_path)
+    assert model.arch == f"timm:{name}"
+    assert any("config.json beside the file says" in note for note in model.report.notes)
+    images = pixels(224)
+    with torch.no_grad():
+        expected = network.forward_head(network.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(model.backbone(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("https://example.org/data.zip", "not fetched from here"),
+        ("hf://datasets/uoft-cs/cifar10", "hf download --repo-type dataset uoft-cs/cifar10"),
+        ("uoft-cs/cifar10", "if it is a name on the Hugging Face hub"),
+    ],
+)
+def test_data_that_is_not_fetched_says_how_to_get_it(source: str, message: str) -> None:
+    with pytest.raises(CossError, match=message):
+        ce.load_dataset(source)
+
+
+def test_width_is_not_blamed_where_it_was_not_given(tmp_path: Path) -> None:
+    network: Any = ResNet(TorchvisionBottleneck, [3, 4, 6, 3], groups=32, width_per_group=4)
+    network.inplanes = 32  # half of what the name stands for
+    network.conv1, network.bn1 = nn.Conv2d(3, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32)
+    for i, count in enumerate((3, 4, 6, 3)):
+        layer = network._make_layer(TorchvisionBottleneck, 32 * 2**i, count, stride=2 if i else 1)
+        setattr(network, f"layer{i + 1}", layer)
+    state = network.state_dict()
+    torch.save(state, tmp_path / "narrow.pth")
+    with pytest.raises(CossError, match="--arch") as raised:
+        ce.load_model(tmp_path / "narrow.pth")
+    assert "--width" not in str(raised.value)

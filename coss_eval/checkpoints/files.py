@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import re
 import tarfile
 import tempfile
 import warnings
@@ -34,6 +33,7 @@ from coss_eval.checkpoints.unpickle import (
     tensor_of,
 )
 from coss_eval.errors import CossError
+from coss_eval.runtime.remote import perhaps_remote
 
 METADATA = "__metadata__"  # where a safetensors file keeps its text entries, in the file's own header and in our dict
 
@@ -171,7 +171,7 @@ def _inside(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise CossError(f"checkpoint {path} does not exist{_maybe_remote(path)}")
+        raise CossError(f"checkpoint {path} does not exist{perhaps_remote(str(path))}")
     return _chosen(path, path)
 
 
@@ -194,15 +194,6 @@ def _chosen(folder: Path, source: Path) -> Path:
 
 def _may_be_checkpoint(name: str) -> bool:
     return name.lower().endswith(CHECKPOINTS) and not name.startswith((".", "optimizer", "training_args", "rng_state"))
-
-
-def _maybe_remote(path: Path) -> str:
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix:
-        return (
-            f"; if it is a name on the Hugging Face hub, download it (hf download {path} --local-dir FOLDER) and give "
-            "the folder, as nothing is fetched from there"
-        )
-    return ""
 
 
 def _start(path: Path) -> bytes:

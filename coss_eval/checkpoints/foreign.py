@@ -59,6 +59,10 @@ STEM_NOTES = {
 }
 
 
+class Lookalike(CossError):
+    """The file is said to be another network, of the same tensors, than the one that its shapes tell."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The architecture to build, what the shapes say, and what of it was not given by the caller."""
@@ -192,7 +196,7 @@ def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: St
         with evaluating(backbone), evaluating(other):
             found, expected = backbone(pixels), other(pixels)
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().nan_to_num(0, 0, 0).max())):
-            raise CossError(
+            raise Lookalike(
                 f"it is said to be a {name}, whose tensors have the names and shapes of a {architecture.arch} but "
                 f"which computes something else; give --arch timm:{name}, or --arch {architecture.arch} if it is one"
             )
@@ -257,6 +261,9 @@ def _plan(
         local=options.local,
         global_=options.global_,
     )
+    if options.width is None and architecture.width != 64 and plain_resnet(architecture.arch) not in zoo.SCALABLE:
+        what = f"it looks like a {architecture.arch} of width {architecture.width}, which no name says"
+        raise UsageError(f"{what}; give --arch (package.module:factory)")
     fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
     fields = ["arch"] if cifar_from_name(architecture.arch) else fields
     inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)

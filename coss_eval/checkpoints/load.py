@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,13 @@ import torch
 from torch import nn
 
 from coss_eval.checkpoints.files import METADATA, checkpoint_file, read_file
-from coss_eval.checkpoints.foreign import foreign_model
+from coss_eval.checkpoints.foreign import Lookalike, foreign_model
 from coss_eval.checkpoints.matching import head_line, refuse_non_finite
 from coss_eval.checkpoints.normalisation import normalisation_check as normalisation_check
 from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.checkpoints.own_format import CONFIG, own_model
 from coss_eval.checkpoints.own_format import save_model as save_model
-from coss_eval.checkpoints.preprocessing import of_own_code
+from coss_eval.checkpoints.preprocessing import architecture_beside, of_own_code
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import Architecture
@@ -26,7 +25,9 @@ from coss_eval.models.choices import HeadChoice, Interpolation, Pooling, Stem
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.families import PixelsBackbone
 from coss_eval.models.model import KeyReport, Model, weights_sha256
+from coss_eval.models.zoo import timm_names
 from coss_eval.randomness import seeded_init
+from coss_eval.runtime.remote import refuse_remote
 
 GENERIC_NAMES = {"model", "checkpoint", "ckpt", "last", "best", "final", "model_best", "weights", "state_dict"}
 TRAINER_STATE = {"version", "epoch", "step", "objective", "optimizer", "config", "data"}  # keys of a run's last.pt
@@ -92,7 +93,7 @@ def _three(values: Sequence[float] | None) -> Any:
 
 def load(source: str | Path, options: LoadOptions, device: torch.device | str = "cpu") -> Model:
     """``load_model`` with its options as one object."""
-    _refuse_remote(str(source))
+    refuse_remote(str(source))
     if str(source).startswith(("torchvision:", "timm:")):
         model = _published(str(source), options)
     elif str(source).startswith("pixels:"):
@@ -227,14 +228,15 @@ def _of_content(name: str, content: dict[str, Any], file: Path, options: LoadOpt
             "this is the trainer's state: give the model.safetensors beside it "
             "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
         )
-    return foreign_model(name, content, options, file)
-
-
-def _refuse_remote(source: str) -> None:
-    """UsageError for an address or a name on a hub: nothing but torchvision's and timm's weights is fetched."""
-    if re.match(r"(https?|s3|gs|ftp|file)://|https?:/[^/]|(timm:)?(hf-hub|hf_hub|hf|huggingface):", source):
-        hub = re.search(r"(?:hf[-_]hub|hf|huggingface):/*([^/]+/[^/@]+)|huggingface\.co/([^/]+/[^/?#]+)", source)
-        name = next((found for found in hub.groups() if found), "NAME") if hub else None
-        how = f"hf download {name} --local-dir FOLDER" if name else "curl -LO or a browser"
-        what = "the folder" if name else "the file"
-        raise UsageError(f"{source} is not fetched from here: download it ({how}) and give {what} that it is saved as")
+    try:
+        return foreign_model(name, content, options, file)
+    except Lookalike:
+        raise  # which of the two it is, a person must say
+    except CossError:
+        said = architecture_beside(file) if options.arch is None else None
+        if said is None or said not in timm_names():
+            raise
+        model = foreign_model(name, content, replace(options, arch=f"timm:{said}"), file)
+        assert model.report is not None
+        note = f"arch timm:{said}, as config.json beside the file says"
+        return replace(model, report=replace(model.report, notes=(*model.report.notes, note)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from coss_eval.data.dataset import Dataset as Dataset
 from coss_eval.data.layouts import EXPECTED, Reading, class_folders, recognise
 from coss_eval.errors import CossError, UsageError, unknown_name
+from coss_eval.runtime.remote import perhaps_remote, refuse_remote
 
 BUILT_IN = {
     "digits": "scikit-learn's 8x8 digits at 32 px, 10 classes; bundled, the default",
@@ -96,6 +97,7 @@ def _open(name: str, root: Path | None, reading: Reading) -> Dataset:
         from coss_eval.data.formats.arrays import digits
 
         return digits()
+    refuse_remote(name)
     places = [Path(name).expanduser()] + ([root / name] if root else [])
     if name == "imagenet" and root and (root / "val").is_dir():
         places.append(root)
@@ -140,7 +142,8 @@ def _not_found(name: str, places: list[Path], root: Path | None) -> CossError:
             "imagenet needs a folder imagenet/ with train/ and val/: pass --data-root or set COSS_DATA_ROOT"
         )
     if os.sep in name or name.startswith((".", "~")):
-        return UsageError(f"there is no folder {name}; expected one with {EXPECTED}, or a name of `coss-eval list`")
+        wanted = f"expected one with {EXPECTED}, or a name of `coss-eval list`"
+        return UsageError(f"there is no folder {name}; {wanted}{perhaps_remote(name)}")
     return unknown_name("dataset", name, names(root))
 
 

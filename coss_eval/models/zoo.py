@@ -30,6 +30,7 @@ from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
 from coss_eval.models.wrap import wrap as wrap
 from coss_eval.randomness import seeded_init
 from coss_eval.runtime.imports import current_directory_first, imported
+from coss_eval.runtime.remote import refuse_remote
 
 SCALABLE = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # names that its published files still use
@@ -235,6 +236,7 @@ def _timm_network(name: str, num_classes: int | None, img_size: int | None, *, p
         import timm
     except ImportError as error:
         raise UsageError(f"timm:{name} needs timm: pip install 'coss-eval[timm]'") from error
+    refuse_remote(name)
     name, written = _timm_options(name)
     if name.partition(".")[0] not in timm.list_models():
         raise unknown_name("timm architecture", name, timm.list_models())
