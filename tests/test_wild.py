@@ -274,29 +274,11 @@ def test_clips_vit_gives_what_goes_into_its_projection(hugging_face: bool, tmp_p
     assert any("quick GELU ASSUMED" in note for note in model.report.notes)
 
 
-def _hugging_face_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet's tensors under transformers' names."""
-    parts = {"conv": "convolution", "bn": "normalization"}
-    result = {}
-    for key, value in state.items():
-        name = re.sub(r"^(conv|bn)1\.", lambda m: f"embedder.embedder.{parts[m[1]]}.", key)
-        name = re.sub(
-            r"^layer(\d)\.(\d)\.(conv|bn)(\d)\.",
-            lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.layer.{int(m[4]) - 1}.{parts[m[3]]}.",
-            name,
-        )
-        name = re.sub(
-            r"^layer(\d)\.(\d)\.downsample\.(\d)\.",
-            lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.shortcut.{list(parts.values())[int(m[3])]}.",
-            name,
-        )
-        result[f"classifier.1.{name[3:]}" if name.startswith("fc.") else f"resnet.{name}"] = value
-    return result
-
-
 def test_resnet_of_hugging_face(tmp_path: Path) -> None:
     network = narrow_resnet()
-    path = hugging_face_folder(network, _hugging_face_resnet(network.state_dict()), tmp_path, {"model_type": "resnet"})
+    path = hugging_face_folder(
+        network, wild_files.hugging_face_resnet(network.state_dict()), tmp_path, {"model_type": "resnet"}
+    )
     model = ce.load_model(path)
     assert_same_logits(model, network, pixels(64))
     assert model.arch == "resnet18"
@@ -482,7 +464,7 @@ def _grey_resnet() -> nn.Module:
 def test_grey_networks_take_grey_images(make: Any, arch: str | None, tmp_path: Path) -> None:
     network = wild_files.randomised(make())
     torch.save(network.state_dict(), tmp_path / "grey.pth")
-    model = ce.load_model(tmp_path / "grey.pth", arch=arch, mean=[0.1307], std=[0.3081])
+    model = ce.load_model(tmp_path / "grey.pth", arch=arch, mean=3 * [0.1307], std=3 * [0.3081])
     grey = pixels(32, channels=1)
     with torch.no_grad():
         expected = network((grey - 0.1307) / 0.3081)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import sys
 import tarfile
 import zipfile
@@ -199,3 +200,23 @@ OTHER_FORMATS: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "two in a zip": ("net.zip", _zip_of("a.pth", "b.pth"), "an archive: unpack it .*several checkpoints .a.pth, b.pth"),
     "none in a zip": ("net.zip", _zip_of("a.txt"), "no checkpoint"),
 }
+
+
+def hugging_face_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet's tensors under transformers' names."""
+    parts = {"conv": "convolution", "bn": "normalization"}
+    result = {}
+    for key, value in state.items():
+        name = re.sub(r"^(conv|bn)1\.", lambda m: f"embedder.embedder.{parts[m[1]]}.", key)
+        name = re.sub(
+            r"^layer(\d)\.(\d)\.(conv|bn)(\d)\.",
+            lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.layer.{int(m[4]) - 1}.{parts[m[3]]}.",
+            name,
+        )
+        name = re.sub(
+            r"^layer(\d)\.(\d)\.downsample\.(\d)\.",
+            lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.shortcut.{list(parts.values())[int(m[3])]}.",
+            name,
+        )
+        result[f"classifier.1.{name[3:]}" if name.startswith("fc.") else f"resnet.{name}"] = value
+    return result

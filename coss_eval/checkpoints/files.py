@@ -149,7 +149,7 @@ def read_file(path: Path) -> dict[str, Any]:
         return _read_safetensors(path)
     if _is_npz(path):
         return _read_npz(path)
-    if not start.startswith((ZIP, PICKLE)) or path.suffix.lower() in _SUFFIXES:
+    if not start.startswith((ZIP, PICKLE)):
         _refuse_format(path, start)
     of_torch = start.startswith(ZIP) or start[2:].startswith(MAGIC)
     content = _read_torch(path, start.startswith(ZIP)) if of_torch else _read_pickle(path)

@@ -56,7 +56,7 @@ def load_model(
     """A Model from a checkpoint file of any known layout, from "torchvision:NAME" or "timm:NAME", or "pixels:SIDE".
 
     ``arch``, ``stem``, ``width``: as zoo.network has them ("package.module:factory" for a network of one's own); None
-    reads them off the tensors' shapes. ``mean``, ``std``: three numbers, or one for a grey network. ``weights``: the
+    reads them off the tensors' shapes. ``mean``, ``std``: three numbers, alike for a grey network. ``weights``: the
     branch of the file (student, teacher, online, target), or which published weights. ``head``: how heads.resolve_head
     will treat the file's classifier; "probe" drops it.
     ``local`` and ``global_`` name the modules whose outputs are the representations, where the network is not to be
@@ -70,8 +70,8 @@ def load_model(
         arch=arch,
         stem=stem,
         width=width,
-        mean=_three(mean),
-        std=_three(std),
+        mean=None if mean is None else tuple(mean),  # type: ignore[arg-type]  # of three, as it checks
+        std=None if std is None else tuple(std),  # type: ignore[arg-type]
         img_size=img_size,
         crop_pct=crop_pct,
         interpolation=interpolation,
@@ -84,11 +84,6 @@ def load_model(
         file_layout=file_layout,
     )
     return load(source, options, device)
-
-
-def _three(values: Sequence[float] | None) -> Any:
-    """Three numbers, for the colours, of one for grey; of other counts as they are, which LoadOptions refuses."""
-    return None if values is None else 3 * tuple(values) if len(values) == 1 else tuple(values)
 
 
 def load(source: str | Path, options: LoadOptions, device: torch.device | str = "cpu") -> Model:
