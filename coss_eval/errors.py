@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class CossError(Exception):
@@ -25,5 +25,11 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """The error for a name that is not among ``choices``, with the nearest ones suggested."""
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shown(known)}"
     return UsageError(f"unknown {kind} {name!r}; {hint}")
+
+
+def shown(names: Sequence[str], most: int = 30) -> str:
+    """The names with commas between them; of a long list the first, and how many more there are."""
+    rest = f", ... and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -142,6 +142,7 @@ FILE_OF = {  # the files of tests/checkpoints; each of the other rows has one of
     "MoCo": "MoCo v1",
     "MoCo v3": "MoCo v3, ResNet",
     "DINO": "DINO, ResNet",
+    "Hugging Face": "Hugging Face, ResNet",
     "BYOL (PyTorch-BYOL)": "PyTorch-BYOL",
     "SimCLR (github.com/sthalles)": "SimCLR, sthalles",
     "SimCLR (github.com/leftthomas)": "SimCLR, leftthomas",

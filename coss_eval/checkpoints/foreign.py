@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from coss_eval.checkpoints.flat_keys import flatten
-from coss_eval.checkpoints.key_names import Dialect, StateDict, find_roots
+from coss_eval.checkpoints.hugging_face import DIALECTS as HUGGING_FACE
+from coss_eval.checkpoints.hugging_face import timm_arch
+from coss_eval.checkpoints.key_names import DIALECTS, Dialect, StateDict, find_roots
 from coss_eval.checkpoints.layouts import IMAGENET, Layout, Recognised, layout_named, recognise
 from coss_eval.checkpoints.matching import (
     Fit,
@@ -25,11 +28,20 @@ from coss_eval.checkpoints.matching import (
     slots_of,
 )
 from coss_eval.checkpoints.options import LoadOptions
-from coss_eval.checkpoints.preprocessing import architecture_beside, beside, constants_in, from_tensors, of_own_code
+from coss_eval.checkpoints.preprocessing import (
+    architecture_beside,
+    beside,
+    config_beside,
+    constants_in,
+    from_tensors,
+    of_own_code,
+)
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import VIT_SPEC, Architecture, infer, plain_resnet
 from coss_eval.models.backbone import Backbone
+from coss_eval.models.cifar_resnet import CifarSpec
+from coss_eval.models.cifar_resnet import from_name as cifar_from_name
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.model import KeyReport, Model, named
 from coss_eval.models.rf_resnet import SPEC
@@ -38,11 +50,17 @@ from coss_eval.models.trial import evaluating
 BLURRED = re.compile(r"(\w*resnet|\w*resnext)(aa|blur)\d+\w*")  # timm's names of anti-aliased ResNets
 BLURRED_TWINS = {"resnet18": "resnetblur18", "resnet50": "resnetaa50"}  # the same tensors
 
+GREY_MEAN, GREY_STD = (0.449,) * 3, (0.226,) * 3  # ImageNet's, over its colours
+
 STEM_NOTES = {
     "cifar": "padded by 1, no max-pool",
     "solo-cifar": "padded by 2, no max-pool, as solo-learn builds it",
     "lightly-cifar": "no max-pool and no ReLU, as an nn.Sequential of lightly's ResNet computes",
 }
+
+
+class Lookalike(CossError):
+    """The file is said to be another network, of the same tensors, than the one that its shapes tell."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
     state = dialect.to_torchvision(stored) if dialect else stored
 
-    blueprint = _blueprint(state, dialect, found.layout, options)
+    blueprint = _blueprint(state, stored, dialect, found.layout, options, config_beside(path))
     architecture = blueprint.architecture
     state, notes = _at_size(state, blueprint)
     network = architecture.network()
@@ -83,6 +101,12 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     constants = _constant_keys(state) - slots.keys()
     state = {key: value for key, value in state.items() if key not in constants}
     fit = copy_into(slots, backbone, state)
+    classes = _other_classes(network, slots, state)
+    if classes is not None and (fit.misshapen or own_head is None):  # heads that cannot be taken out, or that it lacks
+        network = architecture.network(num_classes=classes)
+        slots = slots_of(network)
+        backbone, own_head = architecture.wrap(network)
+        fit = copy_into(slots, backbone, state)
     plain = options.arch is None and (found.layout.alone or not found.layout.branches)  # no framework says what it is
     others = _said_to_be(content, path) if plain else []
     hints = _hints(blueprint, fit, others, [other for other in found.roots if other != branch])
@@ -125,6 +149,22 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     )
 
 
+def _other_classes(network: nn.Module, slots: Mapping[str, Tensor], state: StateDict) -> int | None:
+    """The number of classes in a file whose heads have more or fewer outputs than those that timm builds by itself."""
+    shown: Any = getattr(network, "pretrained_cfg", None)
+    if not shown:
+        return None
+    usual, place = getattr(network, "num_classes", 0), shown.get("classifier")
+    if not usual and isinstance(place, str) and f"{place}.weight" in state:
+        return state[f"{place}.weight"].shape[0]
+    found = {
+        state[key].shape[0]
+        for key, slot in slots.items()
+        if key in state and slot.ndim and slot.shape[0] == usual and state[key].shape[1:] == slot.shape[1:]
+    } - {usual}
+    return found.pop() if len(found) == 1 else None
+
+
 def _constant_keys(tensors: Mapping[str, Tensor]) -> set[str]:
     """The names of a normalisation's mean and std among the tensors."""
     return {key for constants in constants_in(tensors) for key in constants.names}
@@ -156,7 +196,7 @@ def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: St
         with evaluating(backbone), evaluating(other):
             found, expected = backbone(pixels), other(pixels)
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().nan_to_num(0, 0, 0).max())):
-            raise CossError(
+            raise Lookalike(
                 f"it is said to be a {name}, whose tensors have the names and shapes of a {architecture.arch} but "
                 f"which computes something else; give --arch timm:{name}, or --arch {architecture.arch} if it is one"
             )
@@ -165,7 +205,7 @@ def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: St
 def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dialect | None]:
     """Where the file holds a network: of a known kind, or one with the key names of the architecture asked for."""
     if options.arch is None or ":" not in options.arch:
-        known: dict[str, Dialect | None] = dict(find_roots(tensors))
+        known: dict[str, Dialect | None] = dict(find_roots(tensors, (*HUGGING_FACE, *DIALECTS)))
         if known:
             return known
     if options.arch is None:
@@ -180,11 +220,25 @@ def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dia
     return dict.fromkeys(roots)
 
 
-def _blueprint(state: StateDict, dialect: Dialect | None, layout: Layout, options: LoadOptions) -> Blueprint:
+def _blueprint(
+    state: StateDict,
+    stored: StateDict,
+    dialect: Dialect | None,
+    layout: Layout,
+    options: LoadOptions,
+    config: Mapping[str, Any],
+) -> Blueprint:
     shapes, reason = None, "its network is of no known kind"
-    if dialect is not None:
+    of_timm = None if dialect is None else timm_arch(state, config)
+    if of_timm is not None:
+        shapes = Architecture(of_timm[0], img_size=of_timm[1])
+    elif dialect is not None:
         try:
-            shapes = infer(state, vit_heads=layout.vit_heads)
+            raw = any(".downsample." in key for key in stored)  # those called "shortcut" take the activated input
+            heads = dict(layout.vit_heads)
+            if dialect in HUGGING_FACE and isinstance(config.get("num_attention_heads"), int):
+                heads = {config["hidden_size"]: config["num_attention_heads"]}
+            shapes = infer(state, vit_heads=heads, raw_shortcuts=raw)
         except UsageError as error:
             reason = str(error)
     if shapes is not None and shapes.stem == "cifar":
@@ -207,9 +261,17 @@ def _blueprint(state: StateDict, dialect: Dialect | None, layout: Layout, option
         local=options.local,
         global_=options.global_,
     )
+    if options.width is None and architecture.width != 64 and plain_resnet(architecture.arch) not in zoo.SCALABLE:
+        what = f"it looks like a {architecture.arch} of width {architecture.width}, which no name says"
+        raise UsageError(f"{what}; give --arch (package.module:factory)")
     fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
+    fields = ["arch"] if cifar_from_name(architecture.arch) else fields
     inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)
-    return Blueprint(architecture, shapes, inferred, tuple(_assumptions(architecture, layout, inferred)))
+    notes = list(_assumptions(architecture, layout, inferred))
+    if of_timm is not None and options.arch is None:
+        inferred = ("arch", "img_size")
+        notes += of_timm[2]
+    return Blueprint(architecture, shapes, inferred, tuple(notes))
 
 
 def _related(arch: str, other: str) -> bool:
@@ -232,6 +294,8 @@ def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str
         if spec["layers"]:
             plain = plain_resnet(architecture.arch)
             notes.append(f"mlp ASSUMED between pooling and classifier; if it is a projection head, give --arch {plain}")
+    if "arch" in inferred and (cifar := cifar_from_name(architecture.arch)):
+        notes += _of_shortcuts(cifar)
     blurrable = architecture.arch in BLURRED_TWINS and architecture.stem == "imagenet"
     if "arch" in inferred and blurrable and (layout.alone or not layout.branches):
         twin = BLURRED_TWINS[architecture.arch]
@@ -239,16 +303,50 @@ def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str
     return notes
 
 
+SHORTCUTS = {
+    "pad": ("zeros on both sides of the planes (no tensor tells)", "padend"),
+    "conv": ("convolutions of the activated input, as in files that call them 'shortcut'", "rawconv"),
+    "rawconv": ("convolutions of the raw input, as in files that call them 'downsample'", "conv"),
+}
+
+
+def _of_shortcuts(spec: CifarSpec) -> list[str]:
+    """What is assumed of a CIFAR ResNet's shortcuts."""
+    if spec.shortcut not in SHORTCUTS:
+        return []
+    words, other = SHORTCUTS[spec.shortcut]
+    return [f"shortcuts ASSUMED {words}; else give --arch {replace(spec, shortcut=other).name}"]  # type: ignore[arg-type]
+
+
 def _at_size(state: StateDict, blueprint: Blueprint) -> tuple[StateDict, tuple[str, ...]]:
     """A ViT's position embedding resized to the side asked for, where that is not the one it was trained at."""
     trained, side = blueprint.shapes.img_size if blueprint.shapes else None, blueprint.architecture.img_size
     if trained is None or side in (None, trained):
         return state, ()
-    patch = state["conv_proj.weight"].shape[-1]
+    if "conv_proj.weight" not in state and "patch_embed.proj.weight" not in state:
+        return state, ()
+    patch = state["conv_proj.weight" if "conv_proj.weight" in state else "patch_embed.proj.weight"].shape[-1]
     if side % patch:
         raise UsageError(f"--img-size {side} is not a multiple of the patch size {patch}")
+    if "conv_proj.weight" not in state:
+        return _resized(state, side // patch, trained // patch), _resized_note(state, trained, side)
     note = f"position embedding resized from {trained} to {side} px (bicubic)"
     return dict(interpolate_embeddings(side, patch, state)), (note,)  # type: ignore[arg-type]
+
+
+def _resized(state: StateDict, grid: int, trained: int) -> StateDict:
+    """The positions of timm's ViT for another grid of patches; those of class and register tokens stay."""
+    positions = state.get("pos_embed")
+    if positions is None:  # rotary: made for any grid
+        return state
+    prefix = positions.shape[1] - trained**2
+    patches = positions[:, prefix:].float().reshape(1, trained, trained, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    return state | {"pos_embed": torch.cat([positions[:, :prefix].float(), resized.flatten(2).transpose(1, 2)], dim=1)}
+
+
+def _resized_note(state: StateDict, trained: int, side: int) -> tuple[str, ...]:
+    return (f"position embedding resized from {trained} to {side} px (bicubic)",) if "pos_embed" in state else ()
 
 
 def _hints(blueprint: Blueprint, fit: Fit, others: list[str], other_branches: list[str]) -> list[str]:
@@ -300,6 +398,8 @@ def _preprocessing(layout: Layout, architecture: Architecture, network: nn.Modul
     ImageNet constants do not hold where somebody gave the network a CIFAR stem.
     """
     known = Preprocessing(img_size=backbone.img_size)
+    if backbone.channels == 1:
+        known = replace(known, mean=GREY_MEAN, std=GREY_STD)
     shown: Any = getattr(network, "pretrained_cfg", None)
     if layout.moments is None and architecture.arch.startswith("timm:") and architecture.stem == "imagenet" and shown:
         known = zoo.timm_preprocessing(shown, f"timm's for {architecture.arch.removeprefix('timm:')}")

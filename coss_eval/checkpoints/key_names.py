@@ -7,7 +7,7 @@ root inside the file ("state_dict.encoder_q.").
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -65,11 +65,26 @@ def _from_sequential(state: StateDict) -> StateDict:
     return _shortcuts(renamed(*rules)(state))
 
 
+def _from_resnet(state: StateDict) -> StateDict:
+    """Shortcuts by any name; the norm that ends a pre-activation network is bn, whatever it is called."""
+    named = _shortcuts(state)
+    last = next((s for i in (4, 3) if (s := named.get(f"layer{i}.0.conv1.weight")) is not None), None)
+    first = named.get("layer2.0.bn1.weight")
+    expands = first is not None and named["layer2.0.conv1.weight"].shape[:2] == (2 * first.shape[0], first.shape[0])
+    if "bn1.weight" in named and last is not None and expands and named["bn1.weight"].shape[0] >= last.shape[0]:
+        return renamed((r"^bn1\.", "bn."))(named)
+    return named
+
+
+def _from_wide_resnet(state: StateDict) -> StateDict:
+    return _from_resnet(_wide_resnet(state))
+
+
 def _from_timm_convnext(state: StateDict) -> StateDict:
-    return _from_facebook_convnext(_timm_to_facebook(state))
+    return from_facebook_convnext(_timm_to_facebook(state))
 
 
-def _from_facebook_convnext(state: StateDict) -> StateDict:
+def from_facebook_convnext(state: StateDict) -> StateDict:
     """github.com/facebookresearch/ConvNeXt: four downsample_layers beside four stages; torchvision alternates them."""
 
     def alternate(match: re.Match[str]) -> str:
@@ -89,7 +104,23 @@ def _from_facebook_convnext(state: StateDict) -> StateDict:
 
 _EMPTY = Tensor()
 _shortcuts = renamed((r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."), (r"^linear\.", "fc."))
-_timm_vit = renamed(
+_wide_resnet = renamed((r"^block(\d)\.layer\.", r"layer\1."), (r"^(layer\d+\.\d+)\.convShortcut\.", r"\1.shortcut.0."))
+_residual_functions = renamed(
+    (r"^conv1\.0\.", "conv1."),
+    (r"^conv1\.1\.", "bn1."),
+    (r"^conv2_x\.", "layer1."),
+    (r"^conv3_x\.", "layer2."),
+    (r"^conv4_x\.", "layer3."),
+    (r"^conv5_x\.", "layer4."),
+    (r"\.residual_function\.0\.", ".conv1."),
+    (r"\.residual_function\.1\.", ".bn1."),
+    (r"\.residual_function\.3\.", ".conv2."),
+    (r"\.residual_function\.4\.", ".bn2."),
+    (r"\.residual_function\.6\.", ".conv3."),
+    (r"\.residual_function\.7\.", ".bn3."),
+    (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."),
+)
+timm_vit_to_torchvision = renamed(
     (r"^cls_token$", "class_token"),
     (r"^pos_embed$", "encoder.pos_embedding"),
     (r"^patch_embed\.proj\.", "conv_proj."),
@@ -114,25 +145,27 @@ _timm_to_facebook = renamed(
 )
 
 DIALECTS = (
-    Dialect("ResNet", r"layer1\.0\.conv1\.weight", _shortcuts),
+    Dialect("ResNet", r"layer1\.0\.conv1\.weight", _from_resnet),
+    Dialect("Wide ResNet", r"block1\.layer\.0\.conv1\.weight", _from_wide_resnet),
+    Dialect("ResNet of residual functions", r"conv2_x\.0\.residual_function\.0\.weight", _residual_functions),
     # An nn.Sequential of torchvision's ResNet has its first stage at 4, or at 3 where the max-pool was dropped.
     # lightly's own CIFAR ResNet applies its first ReLU outside its modules: an nn.Sequential of them computes none,
     # and has its first stage at 2.
     Dialect("nn.Sequential of lightly's ResNet", r"2\.0\.conv1\.weight", _from_sequential, stem="lightly-cifar"),
     Dialect("nn.Sequential of a ResNet", r"3\.0\.conv1\.weight", _from_sequential, stem="cifar"),
     Dialect("nn.Sequential of a ResNet", r"4\.0\.conv1\.weight", _from_sequential),
-    Dialect("timm ViT", r"blocks\.0\.attn\.qkv\.weight", _timm_vit, needs="patch_embed.proj.weight"),
+    Dialect("timm ViT", r"blocks\.0\.attn\.qkv\.weight", timm_vit_to_torchvision, needs="patch_embed.proj.weight"),
     Dialect("torchvision ViT", r"encoder\.layers\.encoder_layer_0\.ln_1\.weight", _old_vit),
     Dialect("torchvision ConvNeXt", r"features\.1\.0\.layer_scale", lambda state: state),
     Dialect("timm ConvNeXt", r"stages\.0\.blocks\.0\.conv_dw\.weight", _from_timm_convnext),
-    Dialect("ConvNeXt", r"stages\.0\.0\.dwconv\.weight", _from_facebook_convnext),
+    Dialect("ConvNeXt", r"stages\.0\.0\.dwconv\.weight", from_facebook_convnext),
 )
 
 
-def find_roots(tensors: Mapping[str, Tensor]) -> dict[str, Dialect]:
+def find_roots(tensors: Mapping[str, Tensor], dialects: Sequence[Dialect] = DIALECTS) -> dict[str, Dialect]:
     """Every network in the file by its root, with the first dialect that fits."""
     found: dict[str, Dialect] = {}
-    for dialect in DIALECTS:
+    for dialect in dialects:
         for root in dialect.roots(tensors):
             found.setdefault(root, dialect)
     return found

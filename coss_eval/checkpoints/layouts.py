@@ -49,6 +49,23 @@ class Layout:
 
 LAYOUTS = [
     Layout(
+        "Hugging Face",
+        {
+            "online": (
+                *("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "dinov3_vit.", "convnext.", "swin.", "resnet."),
+                *("vision_model.", "visual.", ""),
+            )
+        },
+        source="github.com/huggingface/transformers and github.com/openai/CLIP",
+        marks=(
+            r"embeddings\.patch_embedding|\bembedder\.embedder\.|\bvisual\.|\bln_pre\.weight$|\battnpool\.",
+            r"\.attention\.(attention\.query|self\.query|q_proj)\.|\.self_attn\.q_proj\.|\.resblocks\.0\.attn\."
+            r"|encoder\.stages\.0\.layers\.0\.(dwconv|layer)\.|\battnpool\.",
+        ),
+        heads=("classifier.", "classifier.1."),
+        own_fc=False,
+    ),
+    Layout(
         "MoCo v3",
         {"online": ("base_encoder.",), "target": ("momentum_encoder.",)},
         source="github.com/facebookresearch/moco-v3",

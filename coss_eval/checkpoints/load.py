@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from coss_eval.checkpoints.foreign import foreign_model
+from coss_eval.checkpoints.files import METADATA, checkpoint_file, read_file
+from coss_eval.checkpoints.foreign import Lookalike, foreign_model
 from coss_eval.checkpoints.matching import head_line, refuse_non_finite
 from coss_eval.checkpoints.normalisation import normalisation_check as normalisation_check
 from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.checkpoints.own_format import CONFIG, own_model
 from coss_eval.checkpoints.own_format import save_model as save_model
-from coss_eval.checkpoints.preprocessing import of_own_code
-from coss_eval.checkpoints.unpickle import METADATA, read_checkpoint
+from coss_eval.checkpoints.preprocessing import architecture_beside, of_own_code
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
 from coss_eval.models.architecture import Architecture
@@ -24,7 +25,9 @@ from coss_eval.models.choices import HeadChoice, Interpolation, Pooling, Stem
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.families import PixelsBackbone
 from coss_eval.models.model import KeyReport, Model, weights_sha256
+from coss_eval.models.zoo import timm_names
 from coss_eval.randomness import seeded_init
+from coss_eval.runtime.remote import refuse_remote
 
 GENERIC_NAMES = {"model", "checkpoint", "ckpt", "last", "best", "final", "model_best", "weights", "state_dict"}
 TRAINER_STATE = {"version", "epoch", "step", "objective", "optimizer", "config", "data"}  # keys of a run's last.pt
@@ -53,8 +56,9 @@ def load_model(
     """A Model from a checkpoint file of any known layout, from "torchvision:NAME" or "timm:NAME", or "pixels:SIDE".
 
     ``arch``, ``stem``, ``width``: as zoo.network has them ("package.module:factory" for a network of one's own); None
-    reads them off the tensors' shapes. ``weights``: the branch of the file (student, teacher, online, target), or
-    which published weights. ``head``: how heads.resolve_head will treat the file's classifier; "probe" drops it.
+    reads them off the tensors' shapes. ``mean``, ``std``: three numbers, alike for a grey network. ``weights``: the
+    branch of the file (student, teacher, online, target), or which published weights. ``head``: how heads.resolve_head
+    will treat the file's classifier; "probe" drops it.
     ``local`` and ``global_`` name the modules whose outputs are the representations, where the network is not to be
     taken apart by itself.
     ``file_layout``: how the file is laid out, where that is not recognised: a row's name (see layouts.LAYOUTS), or
@@ -91,6 +95,7 @@ def load_model(
 
 def load(source: str | Path, options: LoadOptions, device: torch.device | str = "cpu") -> Model:
     """``load_model`` with its options as one object."""
+    refuse_remote(str(source))
     if str(source).startswith(("torchvision:", "timm:")):
         model = _published(str(source), options)
     elif str(source).startswith("pixels:"):
@@ -202,21 +207,38 @@ def _published(spec: str, options: LoadOptions) -> Model:
 
 
 def _from_file(path: Path, options: LoadOptions) -> Model:
-    stem = Path(path.name.removesuffix(".tar")).stem
     folder = path.absolute().parent.name
+    stem = Path(path.name.removesuffix(".index.json").removesuffix(".tar")).stem
     name = {"model": folder}.get(stem, f"{folder}/{stem}") if stem in GENERIC_NAMES else stem
-    content = read_checkpoint(path)
+    with checkpoint_file(path) as file:
+        content = read_file(file)
+        try:
+            return _of_content(name if path.is_file() else path.absolute().name, content, file, options)
+        except RecursionError as error:
+            raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
+        except CossError as error:
+            raise type(error)(f"{path.name}: {error}") from error
+
+
+def _of_content(name: str, content: dict[str, Any], file: Path, options: LoadOptions) -> Model:
+    """The Model that a file's content is, by our own metadata or by its tensors."""
+    config = content.get(METADATA, {}).get(CONFIG)
+    if config is not None:
+        return own_model(name, content, config, options)
+    if content.keys() >= TRAINER_STATE:  # its network would be found, but neither normalisation nor geometry
+        raise UsageError(
+            "this is the trainer's state: give the model.safetensors beside it "
+            "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
+        )
     try:
-        config = content.get(METADATA, {}).get(CONFIG)
-        if config is not None:
-            return own_model(name, content, config, options)
-        if content.keys() >= TRAINER_STATE:  # its network would be found, but neither normalisation nor geometry
-            raise UsageError(
-                "this is the trainer's state: give the model.safetensors beside it "
-                "(or, while training goes on, an epoch-*.safetensors that keep_every leaves)"
-            )
-        return foreign_model(name, content, options, path)
-    except RecursionError as error:
-        raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
-    except CossError as error:
-        raise type(error)(f"{path.name}: {error}") from error
+        return foreign_model(name, content, options, file)
+    except Lookalike:
+        raise  # which of the two it is, a person must say
+    except CossError:
+        said = architecture_beside(file) if options.arch is None else None
+        if said is None or said not in timm_names():
+            raise
+        model = foreign_model(name, content, replace(options, arch=f"timm:{said}"), file)
+        assert model.report is not None
+        note = f"arch timm:{said}, as config.json beside the file says"
+        return replace(model, report=replace(model.report, notes=(*model.report.notes, note)))

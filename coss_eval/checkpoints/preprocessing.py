@@ -100,7 +100,8 @@ def of_own_code(backbone: Backbone, known: Preprocessing, *, asked: bool) -> Pre
 
     Raises UsageError where both would.
     """
-    example = torch.rand(1, 3, *(2 * [backbone.img_size or 64]), generator=torch.Generator().manual_seed(0))
+    sides = 2 * [backbone.img_size or 64]
+    example = torch.rand(1, backbone.channels, *sides, generator=torch.Generator().manual_seed(0))
     words, steps = inside(backbone, example), _first_steps(backbone, example)
     if words is None and (asked or steps is None):  # a flag knows better what steps without a name are for
         _refuse_script(backbone, asked=asked)
@@ -221,6 +222,13 @@ def beside(path: Path) -> Preprocessing | None:
     if isinstance(shown, dict) and {"mean", "std", "input_size", "crop_pct", "interpolation"} <= shown.keys():
         return zoo.timm_preprocessing(shown, "config.json beside the file")
     return None
+
+
+def config_beside(path: Path) -> dict[str, Any]:
+    """The config.json of a model in Hugging Face's layout, of its part for images; empty where there is none."""
+    config = _json(path.parent / "config.json")
+    vision = config.get("vision_config")
+    return config | vision if isinstance(vision, dict) else config
 
 
 def architecture_beside(path: Path) -> str | None:

@@ -1,44 +1,38 @@
-"""Checkpoint files from anywhere, read without running anything of theirs.
+"""Pickles from anywhere, read without running anything of theirs.
 
-safetensors as they are; torch files with ``weights_only=True`` first. Training files often carry more than weights
-(argparse Namespace, OmegaConf, Lightning's hyper-parameters, numpy scalars, optimisers), which that mode refuses:
-they are read again by an unpickler that knows how to rebuild tensors and nothing else, and that puts an inert Stub in
-the place of every other class or function. A pickle that names something only an attack needs is refused outright.
+The unpickler knows how to rebuild tensors and arrays and nothing else, and puts an inert Stub in the place of every
+other class or function. A pickle that names something only an attack needs is refused outright.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
-import tarfile
 import warnings
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from coss_eval.errors import CossError
-
-METADATA = "__metadata__"  # where a safetensors file keeps its text entries, in the file's own header and in our dict
-
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 # What only an attack needs. Nothing of it would run as a Stub either, but such a file deserves no trust at all.
 # getattr is not here: some Python versions pickle enum members and bound methods with it.
 # fmt: off
 HOSTILE_MODULES = {
-    "_posixsubprocess", "_winapi", "bdb", "code", "codeop", "commands", "ctypes", "importlib", "marshal",
+    "_posixsubprocess", "_winapi", "bdb", "codeop", "ctypes", "importlib", "marshal",
     "multiprocessing", "nt", "os", "pdb", "pickle", "pip", "posix", "pty", "pydoc", "runpy", "shutil", "socket",
     "subprocess", "sys", "timeit", "webbrowser",
 }
 HOSTILE_BUILTINS = {
     "__import__", "breakpoint", "compile", "delattr", "eval", "exec", "execfile", "input", "open", "setattr",
 }
-HOSTILE_NAMES = {
+HOSTILE_NAMES = {  # people have packages called "code" and "commands", too
+    "code.InteractiveConsole", "code.InteractiveInterpreter", "code.compile_command", "code.interact",
+    "commands.getoutput", "commands.getstatus", "commands.getstatusoutput",
     "_io.FileIO", "_io.open", "io.FileIO", "io.open", "torch.hub", "torch.jit.load", "torch.load", "torch.package",
     "torch.serialization.load", "torch.utils.cpp_extension",
 }
@@ -47,87 +41,6 @@ HOSTILE_NAMES = {
 
 class HostileCheckpoint(CossError):
     """The file's pickle asks for something that would run code; it was not run."""
-
-
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """What a checkpoint file holds, on the CPU: nested dicts of tensors, with Stubs where foreign objects were.
-
-    Large files are memory-mapped where their format allows. Errors: CossError, one line, for a missing file, a
-    truncated one, one that is no checkpoint, and HostileCheckpoint for a pickle that would run code.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        inside = path / "model.safetensors"  # of a training run
-        wanted = inside if inside.is_file() else "the file itself"
-        what = f"is a folder: give {wanted}" if path.is_dir() else "does not exist"
-        raise CossError(f"checkpoint {path} {what}")
-    with path.open("rb") as file:
-        start = file.read(16)
-    if path.suffix == ".safetensors" or start[8:10] == b'{"':
-        return _read_safetensors(path)
-    if not start.startswith((ZIP, PICKLE)):
-        _refuse_format(path, start)
-    content = _read_torch(path, start.startswith(ZIP))
-    if isinstance(content, Stub):
-        content = {"state_dict": content}  # a whole pickled module, or nothing of use
-    if not isinstance(content, dict):
-        raise CossError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors (a state dict)")
-    items = dict.items(content)  # a pickle can give an OrderedDict an attribute of the name "items"
-    try:
-        return {str(key): _module_state(value) if isinstance(value, Stub) else value for key, value in items}
-    except RecursionError as error:
-        raise CossError(f"{path} holds itself, so it is no checkpoint of a network") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            content: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            metadata = file.metadata()
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-    return content | {METADATA: metadata} if metadata else content
-
-
-def _read_torch(path: Path, is_zip: bool) -> Any:
-    try:
-        options: dict[str, Any] = {"map_location": "cpu", "mmap": is_zip and _stored_uncompressed(path)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sources and storages of classes that are not loaded anyway
-            try:
-                return torch.load(path, weights_only=True, **options)
-            except pickle.UnpicklingError:
-                return torch.load(path, weights_only=False, pickle_module=INERT_PICKLE, **options)
-    except HostileCheckpoint as error:
-        raise HostileCheckpoint(f"{path} {error}") from error
-    except Exception as error:  # a damaged pickle can fail in any way: each is the file's fault, none is ours
-        if "TorchScript" in str(error):
-            raise CossError(f"{path} is a TorchScript archive (code): save the module's state_dict instead") from error
-        if "magic number" in str(error):
-            raise CossError(f"{path} is a pickle that torch.save did not write; save it with torch.save") from error
-        raise _damaged(path, error) from error
-
-
-def _stored_uncompressed(path: Path) -> bool:
-    """Whether a zip's records lie in the file as they are, as torch writes them; re-zipped ones cannot be mapped."""
-    with zipfile.ZipFile(path) as archive:
-        return all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-
-
-def _damaged(path: Path, error: Exception) -> CossError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    size = path.stat().st_size
-    return CossError(f"{path} ({size:,} bytes) is truncated or damaged, copy or download it again: {reason}")
-
-
-def _refuse_format(path: Path, start: bytes) -> NoReturn:
-    if not start:
-        raise CossError(f"{path} is empty; expected a torch file or .safetensors")
-    if start.startswith(b"version https://"):
-        raise CossError(f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull`")
-    if tarfile.is_tarfile(path):
-        raise CossError(f"{path} is a tar archive: unpack it and give the checkpoint inside")
-    raise CossError(f"{path} is not a checkpoint: expected a torch file or .safetensors, it starts with {start!r}")
 
 
 class Stub:
@@ -210,6 +123,50 @@ class _ByteStorage:
         raise pickle.UnpicklingError("a pickle tried to change a storage type")
 
 
+class _PickledArray:
+    """Stands for a numpy array that a pickle rebuilds: empty until its state comes, then made of its bytes alone."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, *_: Any) -> None:
+        self.tensor: Tensor | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        self.tensor = _of_bytes(content, dtype, shape, fortran=bool(fortran))
+
+
+class _Dtype:
+    """Stands for numpy.dtype: its text, and the byte order that its state sets."""
+
+    __slots__ = ("_little", "_text")
+
+    def __init__(self, text: Any = "", *_: Any) -> None:
+        self._text, self._little = str(text), True
+
+    def __setstate__(self, state: Any) -> None:
+        self._little = state[1] != ">"
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        return np.dtype(self._text).newbyteorder("<" if self._little else ">")
+
+
+def _of_bytes(content: Any, dtype: Any, shape: Any, *, fortran: bool) -> Tensor | None:
+    """The array as a tensor; None for one of objects, text or dates, which is no weight."""
+    if not isinstance(content, bytes | bytearray) or not isinstance(dtype, _Dtype):
+        return None
+    return tensor_of(content, dtype.numpy, tuple(shape), fortran=fortran)
+
+
+def tensor_of(content: bytes | bytearray, dtype: np.dtype[Any], shape: Any, *, fortran: bool) -> Tensor | None:
+    """A copy of an array's bytes as a tensor, in this machine's byte order; None where torch has no such numbers."""
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        return None
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(np.array(array, dtype=dtype.newbyteorder("="), order="C"))
+
+
 # All that the reader ever calls. Nothing may join this table that can reach a file, an attribute by name, or code.
 REBUILDERS: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _Rebuild(_tensor),
@@ -221,6 +178,26 @@ REBUILDERS: dict[str, Any] = {
     "torch.storage.UntypedStorage": _ByteStorage(),
     "torch.Size": _Rebuild(lambda sizes=(): tuple(sizes)),
 }
+ARRAYS: dict[str, Any] = {
+    f"{package}.{name}": rebuild
+    for package in ("numpy.core", "numpy._core")
+    for name, rebuild in (
+        ("multiarray._reconstruct", _Rebuild(lambda *_: _PickledArray())),
+        ("numeric._frombuffer", _Rebuild(lambda data, dtype, shape, order: _filled(data, dtype, shape, order))),
+    )
+} | {
+    "numpy.ndarray": Stub,
+    "numpy.dtype": _Rebuild(_Dtype),
+    "_codecs.encode": _Rebuild(lambda text, _encoding: text.encode("latin1")),  # bytes, in the older protocols
+}
+"""What numpy's arrays are rebuilt with."""
+
+
+def _filled(content: Any, dtype: Any, shape: Any, order: Any) -> _PickledArray:
+    """An array of a pickle of protocol 5."""
+    array = _PickledArray()
+    array.tensor = _of_bytes(content, dtype, shape, fortran=order == "F")
+    return array
 
 
 class InertUnpickler(pickle.Unpickler):
@@ -230,13 +207,29 @@ class InertUnpickler(pickle.Unpickler):
         if _is_hostile(module, name):
             raise HostileCheckpoint(f"would run {module}.{name} if it were trusted; nothing was run, do not load it")
         full_name = f"{module}.{name}"
-        if full_name in REBUILDERS:
-            return REBUILDERS[full_name]
+        known = REBUILDERS | ARRAYS
+        if full_name in known:
+            return known[full_name]
         if full_name == "collections.OrderedDict":
             return PlainDict
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         return type(name.rpartition(".")[2], (Stub,), {"__module__": module})
+
+
+class PlainUnpickler(InertUnpickler):
+    """For what pickle.dump wrote: its tensors carry their storages along, each a torch file of its own."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _Rebuild(_storage)
+        return super().find_class(module, name)
+
+
+def _storage(content: bytes) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the old kind of storages
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _load(file: Any, **options: Any) -> Any:
@@ -253,6 +246,18 @@ def _is_hostile(module: str, name: str) -> bool:
     if module.partition(".")[0] in HOSTILE_MODULES:
         return True
     return any(f"{module}.{name}.".startswith(f"{hostile}.") for hostile in HOSTILE_NAMES)
+
+
+def plain(value: Any) -> Any:
+    """A rebuilt array as its tensor, a pickled module as its state dict, anything else as it is.
+
+    Raises RecursionError for a module that holds itself.
+    """
+    if isinstance(value, _PickledArray):
+        return value.tensor
+    if isinstance(value, Stub):
+        return _module_state(value)
+    return value
 
 
 def _module_state(stub: Stub) -> Any:

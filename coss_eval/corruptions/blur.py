@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from coss_eval.corruptions.filters import pad, resample, shifted_sum, smooth, to_pixels
-from coss_eval.corruptions.registry import corruption
+from coss_eval.corruptions.registry import MIN_SIDE, corruption
 from coss_eval.corruptions.severity import Setting
 from coss_eval.runtime.lazy import lazy
 
@@ -35,6 +35,7 @@ _MOST_TAPS = 49
 
 @corruption(
     "defocus_blur",
+    min_side=MIN_SIDE,
     category="blur",
     set="benchmark",
     severities={  # radius, sigma of the smoothing
@@ -94,6 +95,7 @@ def _filtered(x: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
 
 @corruption(
     "glass_blur",
+    min_side=MIN_SIDE,
     category="blur",
     set="benchmark",
     severities={  # sigma, displacement, iterations
@@ -145,6 +147,7 @@ def scatter_map(displacement: Tensor, reach: int) -> Tensor:
 
 @corruption(
     "motion_blur",
+    min_side=MIN_SIDE,
     category="blur",
     set="benchmark",
     severities={  # radius, sigma
@@ -192,6 +195,7 @@ def smeared(x: Tensor, angle: Tensor, radius: int, sigma: float, cut: bool) -> T
 
 @corruption(
     "zoom_blur",
+    min_side=MIN_SIDE,
     category="blur",
     set="benchmark",
     severities={  # end, step of arange(1, ...)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from coss_eval.corruptions.filters import smooth, take_rows, to_pixels
-from coss_eval.corruptions.registry import corruption
+from coss_eval.corruptions.registry import MIN_SIDE, corruption
 from coss_eval.corruptions.severity import SEVERITIES, Setting, SeverityParameters
 from coss_eval.runtime.lazy import lazy
 
@@ -59,6 +59,7 @@ def contrast(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
 
 @corruption(
     "elastic_transform",
+    min_side=MIN_SIDE,
     category="digital",
     set="benchmark",
     severities={  # alpha, sigma, affine jitter

@@ -11,14 +11,12 @@ from coss_eval.corruptions.draws import Draws, sample_keys
 from coss_eval.corruptions.filters import to_pixels
 from coss_eval.corruptions.names import NAMES, find
 from coss_eval.corruptions.parallel import map_chunks
-from coss_eval.corruptions.registry import Corruption, Function
+from coss_eval.corruptions.registry import MIN_SIDE, Corruption, Function
 from coss_eval.corruptions.seeds import condition_key
 from coss_eval.corruptions.severity import Flavour, Setting, TableName, check_severity, check_table, table_for
 from coss_eval.errors import UsageError, unknown_name
 
 Backend = Literal["native", "reference"]
-
-MIN_SIDE = 32  # imagecorruptions' own limit: below it kernels and textures no longer fit
 
 
 def corrupt(
@@ -34,7 +32,7 @@ def corrupt(
     """Corrupted copies of ``images``, each with draws of its own that depend on (seed, id, name, severity) alone.
 
     Args:
-        images: uint8 (B, 3, H, W), H and W at least 32, on any device.
+        images: uint8 (B, 3, H, W), H and W at least 32, or the corruption's ``min_side``, on any device.
         name: one of NAMES or a registered one, "package.module:function", or a function of yours (see ``registry``).
         severity: 1 to 5.
         ids: int64 (B,), the samples' ids, on the device of the images.
@@ -53,7 +51,7 @@ def corrupt(
     """
     corruption = find(name)
     check_severity(severity)
-    _check_batch(images, ids)
+    _check_batch(images, ids, corruption.name, MIN_SIDE if backend == "reference" else corruption.min_side)
     if flavour not in get_args(Flavour):
         raise unknown_name("flavour", flavour, get_args(Flavour))
     resolved = resolve_table(table, (images.shape[-2], images.shape[-1]), backend)
@@ -101,15 +99,15 @@ def resolve_table(table: str | None, size: tuple[int, int], backend: Backend) ->
     return checked
 
 
-def _check_batch(images: Tensor, ids: Tensor) -> None:
+def _check_batch(images: Tensor, ids: Tensor, name: str, min_side: int) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         came = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
         raise UsageError(f"images must be a uint8 tensor, got {came}; floats in [0, 1] times 255, rounded, will do")
     if images.ndim != 4 or images.shape[1] != 3:
         raise UsageError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
-    if min(images.shape[-2:]) < MIN_SIDE:
+    if min(images.shape[-2:]) < min_side:
         raise UsageError(
-            f"corruptions need images of at least {MIN_SIDE} x {MIN_SIDE} pixels, got {images.shape[-2]} x "
+            f"{name} needs images of at least {min_side} x {min_side} pixels, got {images.shape[-2]} x "
             f"{images.shape[-1]}; resize them first"
         )
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != images.shape[:1]:

@@ -43,6 +43,9 @@ SeverityRows = Sequence[float | SeverityParameters]
 Function = Callable[["Tensor", Setting, "Draws"], "Tensor"]
 AnyFunction = TypeVar("AnyFunction", bound=Function)
 
+MIN_SIDE = 32
+"""imagecorruptions' own limit: below it kernels, maps and textures no longer fit."""
+
 _NAME = re.compile(r"\w[\w.-]*")  # it names files and columns
 
 
@@ -52,7 +55,8 @@ class Corruption:
 
     ``severities``: each table's five parameters. ``image_by_image``: most of its time goes into calls for single
     images, which several of Python's threads share. ``on_cpu``: the severities that are computed on the CPU wherever
-    the images are. ``code``: the identity of a function that is not the package's, a part of every key.
+    the images are. ``code``: the identity of a function that is not the package's, a part of every key. ``min_side``:
+    of images, below which its kernels, maps or textures no longer fit.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Corruption:
     image_by_image: bool = False
     on_cpu: tuple[int, ...] = ()
     code: str | None = None
+    min_side: int = 1
 
     def parameters(self, severity: int, table: TableName) -> SeverityParameters:
         """Those at ``severity`` (1 to 5) in ``table``; none where none are declared."""
@@ -86,6 +91,7 @@ def corruption(
     severities: Mapping[TableName, SeverityRows] | SeverityRows | None = None,
     image_by_image: bool = False,
     on_cpu: tuple[int, ...] = (),
+    min_side: int = 1,
 ) -> Callable[[AnyFunction], AnyFunction]:
     """Register a function under a name; see Corruption.
 
@@ -104,6 +110,7 @@ def corruption(
             image_by_image,
             on_cpu,
             code_of(function),
+            min_side,
         )
         return function
 

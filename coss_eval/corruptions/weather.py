@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from coss_eval.corruptions.blur import smeared, zoomed
 from coss_eval.corruptions.filters import smooth, to_pixels
 from coss_eval.corruptions.package import package_folder
-from coss_eval.corruptions.registry import corruption
+from coss_eval.corruptions.registry import MIN_SIDE, corruption
 from coss_eval.corruptions.severity import Setting, TableName
 from coss_eval.runtime.lazy import lazy
 
@@ -44,6 +44,7 @@ _MUD = (63.0, 42.0, 20.0)
 
 @corruption(
     "snow",
+    min_side=MIN_SIDE,
     category="weather",
     set="benchmark",
     severities={  # mean, standard deviation, zoom, threshold, radius, sigma, weight of the image
@@ -89,6 +90,7 @@ def snow(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
 
 @corruption(
     "frost",
+    min_side=MIN_SIDE,
     category="weather",
     set="benchmark",
     severities={  # weight of image, of texture
@@ -129,6 +131,7 @@ def frost_textures(height: int, width: int, scale: float, enlarged: bool) -> tup
 
 @corruption(
     "fog",
+    min_side=MIN_SIDE,
     category="weather",
     set="benchmark",
     severities={  # amount, decay
@@ -199,6 +202,7 @@ def brightness(images: Tensor, setting: Setting, draws: Draws) -> Tensor:
 
 @corruption(
     "spatter",
+    min_side=MIN_SIDE,
     category="weather",
     set="validation",
     severities={  # mean, standard deviation, sigma, threshold, strength (water) or sigma (mud), 1 where it is mud

@@ -78,22 +78,44 @@ def with_clean(benchmark: Benchmark, clean: Dataset) -> Benchmark:
         raise UsageError(
             f"--clean must be the clean dataset that {benchmark.name} was made from, got another benchmark"
         )
-    test = benchmark.test
-    numbers = [int(name) for name in test.classes] if all(name.isdecimal() for name in test.classes) else []
-    if numbers and max(numbers) < len(clean.classes) and not set(test.classes) <= set(clean.classes):
-        # the benchmark numbers its classes only
-        test = replace(test, classes=clean.classes, labels=np.array(numbers, np.int64)[test.labels])
-    unknown = [name for name in test.classes if name not in clean.classes]
-    if unknown:
-        raise CossError(
-            f"{len(unknown)} of {len(test.classes)} classes of {benchmark.name} are not in {clean.name}: "
-            f"{', '.join(unknown[:3])}; give the dataset it was made from"
-        )
+    test = _named_as(benchmark, clean)
     clean = clean.restricted(test.classes)
     ids = _ids_in(clean.test, test)
     test = test if ids is None else replace(test, ids=ids)
     titles = benchmark.class_titles or clean.class_titles
     return replace(benchmark, train=clean.train, test=test, clean=clean.test, class_titles=titles)
+
+
+def with_training(shifted: Dataset, clean: Dataset) -> Dataset:
+    """A test set of another distribution (ImageNet-A, -R, -V2, -Sketch) with the dataset whose classes it has.
+
+    That gives the training split for probes, of the shared classes only; a head's logits are restricted to them by
+    their names. Raises UsageError where the set has a training split of its own, CossError for other classes.
+    """
+    if shifted.train is not None:
+        raise UsageError(f"{shifted.name} has clean images of its own, and a training split; leave --clean out")
+    test = _named_as(shifted, clean)
+    shared = clean.restricted(test.classes)
+    note = f"test images of another distribution than the training images, which are {clean.name}'s"
+    if len(test.classes) < len(clean.classes):
+        note += f", of {len(test.classes)} of its {len(clean.classes)} classes"
+    titles = shifted.class_titles or clean.class_titles
+    return replace(shifted, train=shared.train, test=test, class_titles=titles, notes=(*shifted.notes, note))
+
+
+def _named_as(data: Dataset, clean: Dataset) -> Split:
+    """The test split with its classes by the clean dataset's names, where its own are their numbers."""
+    test = data.test
+    numbers = [int(name) for name in test.classes] if all(name.isdecimal() for name in test.classes) else []
+    if numbers and max(numbers) < len(clean.classes) and not set(test.classes) <= set(clean.classes):
+        test = replace(test, classes=clean.classes, labels=np.array(numbers, np.int64)[test.labels])
+    unknown = [name for name in test.classes if name not in clean.classes]
+    if unknown:
+        raise CossError(
+            f"{len(unknown)} of {len(test.classes)} classes of {data.name} are not in {clean.name}: "
+            f"{', '.join(unknown[:3])}; give the dataset it was made from"
+        )
+    return test
 
 
 def _ids_in(clean: Split, test: Split) -> Ints | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -59,7 +62,7 @@ def decode(stream: BinaryIO, target: Target, *, exif: bool = False, odd: bool = 
 
     ``exif`` turns it as its EXIF orientation says; ``odd`` resizes and centre-crops one that has not the set's size.
     """
-    with Image.open(stream) as image:
+    with Image.open(stream) as image, _quiet_libtiff(image):
         whole = upright(image) if exif else image
         if not (odd or isinstance(target, Geometry) or (whole.height, whole.width) == target):
             raise ValueError(f"{whole.height}x{whole.width} pixels, but the set's first ones {target[0]}x{target[1]}")
@@ -71,6 +74,25 @@ def decode(stream: BinaryIO, target: Target, *, exif: bool = False, odd: bool = 
         rgb = F.resize(rgb, shorter_side, InterpolationMode(target.interpolation))
         rgb = F.center_crop(rgb, target.size)
     return np.asarray(rgb).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+
+
+@contextmanager
+def _quiet_libtiff(image: Any) -> Iterator[None]:
+    """While open, what libtiff writes right to the error output is dropped: of a damaged file, hundreds of lines.
+
+    Only for TIFFs, as whatever else is written meanwhile is dropped too. That the file cannot be read is raised.
+    """
+    if image.format != "TIFF":
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def to_rgb(image: Any) -> Any:

@@ -36,6 +36,8 @@ IDX_FILES = {  # MNIST's
 
 MOST_CONFIGURATIONS = 20  # folders that are looked into for parquet files of a configuration
 
+MOST_CORRUPTIONS = 200  # folders that are looked into for severities
+
 EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet and val.parquet (or test.parquet)"
 
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
@@ -118,14 +120,27 @@ def corrupted_arrays(folder: Path) -> dict[str, Path]:
 
 
 def corrupted_folders(folder: Path) -> dict[str, Path]:
-    """NAME/SEVERITY/ of ImageNet-C by the corruption's name, inside noise/, blur/ ... as well, as it is extracted."""
+    """NAME/SEVERITY/ of ImageNet-C by the corruption's name, inside noise/, blur/ ... as well, as it is extracted.
+
+    The published names come first; others (ImageNet-C-bar's, 3D Common Corruptions', one's own) are as good.
+    """
     places = [folder, *(folder / category for category in (*CATEGORIES, "extra"))]
-    return {
+    known = {
         name: place / name
         for name in NAMES
         for place in places
         if (place / name).is_dir() and any((place / name / str(severity)).is_dir() for severity in SEVERITIES)
     }
+    inside = [entry for entry in class_folders(folder) if not split_of(entry.name)][:MOST_CORRUPTIONS]
+    others = inside if all(map(_has_severities, inside)) else []
+    return known | {entry.name: entry for entry in others if entry.name not in known}
+
+
+def _has_severities(folder: Path) -> bool:
+    """Whether all that a folder holds are the folders of severities, 1 to 5, with class folders in them."""
+    inside = class_folders(folder)
+    numbers = {str(severity) for severity in SEVERITIES}
+    return bool(inside) and {entry.name for entry in inside} <= numbers and all(map(class_folders, inside))
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -133,6 +148,7 @@ def class_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = {entry.name: entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)}
+    _refuse_unreadable(folder, found)
     return [found[name] for name in class_order(found)]
 
 
@@ -140,6 +156,19 @@ def class_order(names: Iterable[str]) -> list[str]:
     """Sorted as numbers where all are whole numbers as one writes them (0, 1, 2, ... 10), else as text (0001, n01)."""
     found = list(names)
     return sorted(found, key=int) if all(map(_INTEGER.fullmatch, found)) else sorted(found)
+
+
+def _refuse_unreadable(folder: Path | str, names: Iterable[str]) -> None:
+    """CossError for a name that is not UTF-8: it would stand in keys and tables that no other program reads."""
+    for name in names:
+        if any("\udc80" <= letter <= "\udcff" for letter in name):
+            shown = f"the name {os.fsencode(name)!r} in {printable(folder)}"
+            raise CossError(f"{shown} is not UTF-8; rename it (convmv -f latin1 -t utf8 does many at once)")
+
+
+def printable(path: Path | str) -> str:
+    """A path for a message, with what is not UTF-8 in it as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def is_hidden(folder: str) -> bool:
@@ -160,6 +189,7 @@ def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
+        _refuse_unreadable(parent, files)
         for file in sorted(files):
             if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
                 yield prefix + file

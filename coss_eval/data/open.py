@@ -11,6 +11,7 @@ from pathlib import Path
 from coss_eval.data.dataset import Dataset as Dataset
 from coss_eval.data.layouts import EXPECTED, ReadOptions, class_folders, recognise
 from coss_eval.errors import CossError, UsageError, unknown_name
+from coss_eval.runtime.remote import perhaps_remote, refuse_remote
 
 BUILT_IN = {
     "digits": "scikit-learn's 8x8 digits at 32 px, 10 classes; bundled, the default",
@@ -55,7 +56,8 @@ def load_dataset(
     chosen by hashed id, where a set has no such split of its own.
     With ``skip_bad_images`` its splits leave out what cannot be read.
     ``classes`` keeps the images of these classes only. A ready-made corruption benchmark (ImageNet-C, Tiny-ImageNet-C,
-    CIFAR-10-C) opens as a Benchmark, and ``clean`` names the dataset it was made from: see ``benchmark.with_clean``.
+    CIFAR-10-C, any NAME/SEVERITY/CLASS) opens as a Benchmark, and ``clean`` names the dataset it was made from: see
+    ``benchmark.with_clean``. For a test set of another distribution it names that of its classes: ``with_training``.
     Photographs are read as they are stored; ``exif`` turns them as their EXIF orientation says. What is unusual about
     how it is read is in ``notes``. A dataset is what lay there when it was opened: open it again after changing files.
     Raises UsageError for an unknown name or a missing folder, CossError for a dataset that cannot be used.
@@ -74,15 +76,11 @@ def load_dataset(
         train = replace(data.train, skip_bad_images=True) if data.train else None
         data = replace(data, train=train, test=replace(data.test, skip_bad_images=True))
     if clean is not None:
-        from coss_eval.data.benchmark import Benchmark, with_clean
+        from coss_eval.data.benchmark import Benchmark, with_clean, with_training
 
-        if not isinstance(data, Benchmark):
-            raise UsageError(
-                f"{data.name} has clean images of its own; --clean is for ready-made corruption benchmarks"
-            )
         if not isinstance(clean, Dataset):
             clean = load_dataset(clean, root=root, skip_bad_images=skip_bad_images, exif=exif)
-        data = with_clean(data, clean)
+        data = with_clean(data, clean) if isinstance(data, Benchmark) else with_training(data, clean)
     if classes is None:
         return data
     place = {name: i for i, name in enumerate(data.classes)}  # the dataset's order stays
@@ -106,6 +104,7 @@ def _open(name: str, root: Path | None, reading: ReadOptions) -> Dataset:
         from coss_eval.data.formats.arrays import digits
 
         return digits()
+    refuse_remote(name)
     places = [Path(name).expanduser()] + ([root / name] if root else [])
     if name == "imagenet" and root and (root / "val").is_dir():
         places.append(root)
@@ -150,7 +149,8 @@ def _not_found(name: str, places: list[Path], root: Path | None) -> CossError:
             "imagenet needs a folder imagenet/ with train/ and val/: pass --data-root or set COSS_DATA_ROOT"
         )
     if os.sep in name or name.startswith((".", "~")):
-        return UsageError(f"there is no folder {name}; expected one with {EXPECTED}, or a name of `coss-eval list`")
+        wanted = f"expected one with {EXPECTED}, or a name of `coss-eval list`"
+        return UsageError(f"there is no folder {name}; {wanted}{perhaps_remote(name)}")
     return unknown_name("dataset", name, names(root))
 
 

@@ -157,6 +157,7 @@ def _jobs(planned: Plan, task: Task, seed: int, overwrite: bool, skip: bool) -> 
         if skip and (reason := task.impossible(subject)) is not None:
             planned.skipped.append(f"{task.name} of {subject.model.name}: {reason}")
             continue
+        planned.skipped += [f"{task.name} of {subject.model.name}: {line}" for line in task.left_out(subject)]
         for cell in task.cells(subject, seed):
             key = store.key(protocol(task, subject), cell)
             planned.cells.append({"key": key, "task": task.name, "model": subject.model.name})

@@ -17,6 +17,7 @@ from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.choices import Pooling, Stem
+from coss_eval.models.cifar_resnet import CifarSpec, Shortcut
 from coss_eval.models.families import has_resnet_stem
 from coss_eval.models.rf_resnet import is_rf_resnet
 from coss_eval.models.trial import takes_any_size, try_sizes
@@ -59,7 +60,8 @@ class Architecture:
 
     ``stem``: see ``use_cifar_stem``. ``img_size``: the side a ViT's
     position embedding is made for. ``pooling``: the global representation of token sequences. ``local``, ``global_``:
-    the modules whose outputs are the representations, where a caller names them (see ``wrap``).
+    the modules whose outputs are the representations, where a caller names them (see ``wrap``). ``channels``: of the
+    images, 1 for a grey network.
     """
 
     arch: str
@@ -69,6 +71,7 @@ class Architecture:
     pooling: Pooling = "own"
     local: str | None = None
     global_: str | None = None
+    channels: int = 3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", self.arch.removeprefix("torchvision:"))
@@ -87,6 +90,13 @@ class Architecture:
 
     def network(self, seed: int | None = 0, num_classes: int | None = None) -> nn.Module:
         """The bare network with random weights; ``seed`` None draws from torch's CPU generator as it stands."""
+        made = self._network(seed, num_classes)
+        if self.channels != 3:
+            with seeded_init(seed) if seed is not None else nullcontext():
+                _take_channels(made, self.channels)
+        return made
+
+    def _network(self, seed: int | None, num_classes: int | None) -> nn.Module:
         spec = VIT_SPEC.fullmatch(self.arch)
         if spec:
             with seeded_init(seed) if seed is not None else nullcontext():
@@ -114,6 +124,23 @@ class Architecture:
         """What stands beside the name in a protocol: the fields that are not at their default."""
         defaults = asdict(Architecture(self.arch))
         return {key: value for key, value in asdict(self).items() if value != defaults[key] and key != "img_size"}
+
+
+def _take_channels(network: nn.Module, channels: int) -> None:
+    """Put a first convolution of so many channels in the place of the network's own."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            parent, _, own = name.rpartition(".")
+            made = nn.Conv2d(
+                channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]  # as a tuple of two
+                module.stride,  # type: ignore[arg-type]
+                module.padding,  # type: ignore[arg-type]
+                bias=module.bias is not None,
+            )
+            setattr(network.get_submodule(parent), own, made)
+            return
 
 
 def built_for_a_side(arch: str, side: int) -> bool:
@@ -156,14 +183,17 @@ def _plain_vit(dim: int, blocks: int, heads: int, patch: int, *, side: int, clas
     return made
 
 
-def infer(state: Mapping[str, Tensor], *, vit_heads: Mapping[int, int] | None = None) -> Architecture:
+def infer(
+    state: Mapping[str, Tensor], *, vit_heads: Mapping[int, int] | None = None, raw_shortcuts: bool = False
+) -> Architecture:
     """The architecture whose shapes these are; ``state`` has torchvision's key names (see dialects).
 
-    ``vit_heads``: heads by width where a framework departs from 64 channels a head (shapes do not tell). Raises
+    ``vit_heads``: heads by width where a framework departs from 64 channels a head (shapes do not tell).
+    ``raw_shortcuts``: whether a pre-activation network's shortcuts take the input before it is activated. Raises
     UsageError that says what is not known.
     """
     if "layer1.0.conv1.weight" in state:
-        return _infer_resnet(state)
+        return _infer_resnet(state, raw_shortcuts)
     if "conv_proj.weight" in state:
         return _infer_vit(state, vit_heads or {})
     if "features.0.0.weight" in state:
@@ -173,7 +203,10 @@ def infer(state: Mapping[str, Tensor], *, vit_heads: Mapping[int, int] | None = 
     raise UsageError("the shapes are of no known network")
 
 
-def _infer_resnet(state: Mapping[str, Tensor]) -> Architecture:
+def _infer_resnet(state: Mapping[str, Tensor], raw_shortcuts: bool) -> Architecture:
+    cifar = _infer_cifar(state, raw_shortcuts)
+    if cifar is not None:
+        return Architecture(cifar.name, channels=state["conv1.weight"].shape[1])
     blocks = tuple(_count(state, rf"layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
     stem = state.get("conv1.weight")
     if stem is None or stem.ndim != 4 or stem.shape[2] not in (3, 7):
@@ -193,7 +226,37 @@ def _infer_resnet(state: Mapping[str, Tensor]) -> Architecture:
         if name not in zoo.SCALABLE:
             raise UsageError(f"a {name} with 1x1 convolutions for 3x3 ones, or with an MLP, has no known name")
         name = f"rf_{name}_k{'-'.join(map(str, kept))}{mlp}"
-    return Architecture(name, "imagenet" if stem.shape[2] == 7 else "cifar", width)
+    return Architecture(name, "imagenet" if stem.shape[2] == 7 else "cifar", width, channels=stem.shape[1])
+
+
+def _infer_cifar(state: Mapping[str, Tensor], raw_shortcuts: bool) -> CifarSpec | None:
+    """The ResNet for 32 px whose shapes these are: three stages alike, or pre-activation; None for others."""
+    blocks = [count for i in (1, 2, 3, 4) if (count := _count(state, rf"layer{i}\.(\d+)\.conv1\.weight"))]
+    stem, first, second = (state.get(k) for k in ("conv1.weight", "layer2.0.conv1.weight", "layer2.0.bn1.weight"))
+    if stem is None or first is None or second is None or stem.shape[2:] != (3, 3) or len(blocks) not in (3, 4):
+        return None
+    preactivation = second.shape[0] == first.shape[1] != first.shape[0]
+    if not preactivation and len(blocks) == 4:
+        return None
+    if len(set(blocks)) > 1 or first.shape[2] not in (1, 3):
+        raise UsageError(f"a ResNet for 32 px of blocks {tuple(blocks)} has no known name")
+    bottleneck = "layer1.0.conv3.weight" in state
+    planes = state["layer1.0.conv1.weight"].shape[0]
+    shortcut: Shortcut = "pad"
+    if "layer2.0.downsample.0.weight" in state:
+        shortcut = "rawconv" if raw_shortcuts else "conv"
+        shortcut = "projection" if "layer2.0.downsample.1.weight" in state else shortcut
+    widen = max(1, planes // stem.shape[0])
+    return CifarSpec(
+        len(blocks) * blocks[0] * (3 if bottleneck else 2) + (2 if widen == 1 else 4),
+        preactivation,
+        bottleneck,
+        len(blocks),
+        stem.shape[0],
+        widen,
+        shortcut,
+        preactivation and "bn.weight" not in state,
+    )
 
 
 def plain_resnet(arch: str) -> str:

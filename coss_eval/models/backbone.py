@@ -13,6 +13,9 @@ from torch import Tensor, nn
 MapLayout = Literal["nchw", "nhwc", "nlc", "nc"]
 
 
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL makes grey of colour
+
+
 class Representations(NamedTuple):
     local: Tensor  # (B, L, D), before pooling
     global_: Tensor  # (B, D'), what the network hands downstream
@@ -49,6 +52,8 @@ class Backbone(nn.Module, ABC):
     img_size: int | None = None  # the only side the network takes; None where it takes any
     note: str = ""  # what a person should know of how the network was taken apart
     memory_format: torch.memory_format = torch.channels_last
+    cut: int = 1  # the version of how it is taken apart, in keys above 1: raised where a network's locations change
+    channels: int = 3  # that the network itself takes; of colour images a grey one (1) gets the luminance
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +94,9 @@ class Backbone(nn.Module, ABC):
         )
 
     def laid_out(self, pixels: Tensor) -> Tensor:
-        """The pixels in the layout that the network's code can take; ``features`` expects it."""
+        """The pixels in the layout and channels that the network's code can take; ``features`` expects them."""
+        if self.channels == 1 and pixels.shape[1] == 3:
+            pixels = (pixels * pixels.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
         return pixels.contiguous() if self.memory_format is torch.contiguous_format else pixels
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:

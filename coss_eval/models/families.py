@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, MapLayout, Site, as_locations
 from coss_eval.models.choices import Pooling, Stem
+from coss_eval.models.cifar_resnet import CifarResNet
 
 T = TypeVar("T")
 
@@ -37,6 +38,24 @@ class ResNetBackbone(Backbone):
 
     def stage_sites(self) -> tuple[Site, ...]:
         return tuple(Site(f"stage{i}", f"network.layer{i}", "nchw") for i in range(1, 5))
+
+
+class CifarResNetBackbone(Backbone):
+    """The three-stage ResNets for 32 px."""
+
+    def __init__(self, network: CifarResNet) -> None:
+        super().__init__()
+        self.network = network
+        self.local_dim = self.dim = network.width
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.network.features(pixels)
+
+    def pool(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3))
+
+    def stage_sites(self) -> tuple[Site, ...]:
+        return _stages([f"network.layer{i + 1}" for i in range(self.network.spec.stages)], "nchw")
 
 
 class PixelsBackbone(Backbone):

@@ -12,6 +12,7 @@ from coss_eval.models.backbone import Backbone, MapLayout, as_locations
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.traced import Truncated, cut_at, split_at_pooling, up_to
 from coss_eval.models.trial import evaluating, run
+from coss_eval.models.watched import split_by_hooks
 
 
 class WholeBackbone(Backbone):
@@ -44,9 +45,9 @@ def generic_backbone(network: nn.Module, example: Tensor, cut: Cut = Cut()) -> t
     """A Backbone around any network that maps pixels to a vector, a map (B, D, H, W) or a sequence (B, L, D).
 
     A vector's network is cut at its last global pooling where torch.fx can trace it (control flow that depends on
-    the input's values or shape defeats it); otherwise the vector is its own only local representation. ``note``
-    says which happened. ``cut`` names the places by hand. The second result says whether the global representation
-    is what the network returns.
+    the input's values or shape defeats it), or where forward hooks see a map whose mean or maximum the vector is;
+    otherwise the vector is its own only local representation. ``note`` says which happened. ``cut`` names the places
+    by hand. The second result says whether the global representation is what the network returns.
     """
     backbone, whole = _cut_by_hand(network, example, cut) if cut else (_cut_by_itself(network, example), True)
     with evaluating(backbone):
@@ -60,7 +61,9 @@ def _cut_by_itself(network: nn.Module, example: Tensor) -> Backbone:
     layouts: dict[int, MapLayout] = {2: "nc", 3: "nlc", 4: "nchw"}
     if output.ndim not in layouts:
         raise UsageError(f"the network must return (B, D), (B, L, D) or (B, D, H, W), not {tuple(output.shape)}")
-    backbone: Backbone | None = split_at_pooling(network, example) if output.ndim == 2 else None
+    backbone: Backbone | None = None
+    if output.ndim == 2:
+        backbone = split_at_pooling(network, example) or split_by_hooks(network, example)
     if backbone is None:
         backbone = WholeBackbone(network, layouts[output.ndim])
         backbone.note = (

@@ -79,7 +79,8 @@ class Model:
     def protocol(self) -> dict[str, Any]:
         """All that a number depends on, as JSON: the weights themselves, the architecture and the preprocessing."""
         options = self.architecture.options() if self.architecture else {}
-        own = {"code": self.code, "batch_size": self.batch_size}
+        cut = self.backbone.cut if self.backbone.cut > 1 else None
+        own = {"code": self.code, "batch_size": self.batch_size, "cut": cut}
         options |= {name: value for name, value in own.items() if value is not None}
         return {"sha256": self.sha256, "arch": self.arch, **options, "preprocessing": self.preprocessing.protocol()}
 

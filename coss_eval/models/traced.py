@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +12,17 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from coss_eval.errors import UsageError
-from coss_eval.models.backbone import Backbone, MapLayout
+from coss_eval.models.backbone import Backbone, MapLayout, Site
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.trial import close, evaluating, run
+
+_RESHAPES = (
+    *("view", "reshape", "flatten", "permute", "transpose", "contiguous", "unsqueeze", "squeeze", torch.flatten),
+    *("mean", "sum", "amax", torch.mean, torch.sum, torch.amax, torch.reshape, torch.permute, torch.transpose),
+)
+"""Steps without weights that a pooling may take from a map to one vector, by the names that torch.fx gives them."""
+
+MOST_STAGES = 4  # the map before pooling is the last of them
 
 _POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 
@@ -23,10 +33,19 @@ class SplitBackbone(Backbone):
     Both hold the network's own modules, and run its code as it was traced, in eval mode.
     """
 
-    def __init__(self, body: fx.GraphModule, tail: fx.GraphModule, layout: MapLayout, prefix_tokens: int) -> None:
+    def __init__(
+        self,
+        body: fx.GraphModule,
+        tail: fx.GraphModule,
+        layout: MapLayout,
+        prefix_tokens: int,
+        stages: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
+        self.cut = 2
         self.body, self.tail = body, tail
         self.prepool_layout, self.prefix_tokens = layout, prefix_tokens
+        self._stages = stages
 
     def features(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.body(pixels)
@@ -35,6 +54,9 @@ class SplitBackbone(Backbone):
     def pool(self, features: Tensor) -> Tensor:
         pooled: Tensor = self.tail(features)
         return pooled.flatten(1)
+
+    def stage_sites(self) -> tuple[Site, ...]:
+        return tuple(Site(f"stage{i}", f"body.{name}", "nchw") for i, name in enumerate(self._stages, start=1))
 
 
 class Truncated(nn.Module):
@@ -59,13 +81,15 @@ def split_at_pooling(network: nn.Module, example: Tensor) -> SplitBackbone | Non
     for node in reversed(graph.nodes):
         if not _pools(node, network):
             continue
-        cut = _before_gem(_tensor_inputs(node)[0])
-        tail = _tail(network, graph, cut)
+        cut, tail = _cut(network, graph, node)
         if tail is None:
             continue  # squeeze-and-excite and the like: what follows needs more than this map
         layout: MapLayout = "nchw" if len(_shape(cut)) == 4 else "nlc"
         picks_token = layout == "nlc" and node.target is operator.getitem
-        backbone = SplitBackbone(_body(network, graph, cut), tail, layout, 1 if picks_token else 0)
+        ends = _stage_ends(graph, cut) if layout == "nchw" else []
+        body = _body(network, graph, cut, ends)
+        names = tuple(_site_name(network, i) for i in range(len(ends)))
+        backbone = SplitBackbone(body, tail, layout, 1 if picks_token else 0, names)
         backbone.note = f"taken apart at {node.name}: its input is the map before pooling"
         return backbone if same_as(network, backbone, example) else None
     return None
@@ -90,9 +114,9 @@ def traced(network: nn.Module, example: Tensor, leaves: frozenset[str] = frozens
     with evaluating(network):
         try:
             graph = _Tracer(leaves).trace(network)
-        except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, AssertionError):
-            return None  # the network's own code needs real tensors; what else could be wrong shows in the run itself
-        ShapeProp(fx.GraphModule(network, graph)).propagate(example)
+            ShapeProp(fx.GraphModule(network, graph)).propagate(example)
+        except Exception:  # noqa: BLE001  # code that needs real tensors can fail in any way on the tracer's
+            return None
     return graph
 
 
@@ -105,8 +129,75 @@ class _Tracer(fx.Tracer):
         return module_qualified_name in self._leaves or super().is_leaf_module(m, module_qualified_name)
 
 
+def _cut(network: nn.Module, graph: fx.Graph, pooling: fx.Node) -> tuple[fx.Node, fx.GraphModule | None]:
+    """The map that a pooling takes, and what follows from it alone: None if that needs anything else.
+
+    A pooling in several steps (means of rows and then columns, a view as locations) begins at the map before them.
+    """
+    given = _tensor_inputs(pooling)[0]
+    before = _map_before(given)
+    if before is None or _is_pooling_of_sequence(given, pooling):
+        cut = _before_gem(given)
+        tail = _tail(network, graph, cut)
+        if tail is not None or before is None:
+            return cut, tail
+    cut = _before_gem(before)
+    return cut, _tail(network, graph, cut)
+
+
+def _is_pooling_of_sequence(given: fx.Node, pooling: fx.Node) -> bool:
+    """Whether the channels of what is pooled stand where they are expected: first in a map, last in a sequence."""
+    return _pooled_channels(_shape(given), _shape(pooling), last=len(_shape(given)) == 3)
+
+
+def _map_before(node: fx.Node) -> fx.Node | None:
+    """The map (B, D, H, W) of more than one location that mere reshaping and averaging brought to this; else None."""
+    while node.target in _RESHAPES or _is_pick(node):
+        inputs = _tensor_inputs(node)
+        if len(inputs) != 1:
+            return None
+        node = inputs[0]
+    shape = _shape(node)
+    return node if len(shape) == 4 and math.prod(shape[2:]) > 1 else None
+
+
+def _is_pick(node: fx.Node) -> bool:
+    """Whether this takes the values of a maximum over one dimension, ``x.max(3)[0]``."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return False
+    return node.args[0].target in ("max", torch.max)
+
+
+def _stage_ends(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
+    """The last map of each resolution before ``cut`` from which a smaller map is made; the last few of them."""
+    ends: dict[int, fx.Node] = {}
+    for node in graph.nodes:
+        if node is cut:
+            break
+        side = _locations(node)
+        if node.op != "placeholder" and any(1 < _locations(user) < side for user in node.users):
+            ends[side] = node
+    wanted = sorted(side for side in ends if side > _locations(cut))[: MOST_STAGES - 1]
+    return [ends[side] for side in reversed(wanted)]
+
+
+def _locations(node: fx.Node) -> int:
+    """H * W of a map; 0 for anything else."""
+    shape = _shape(node)
+    return math.prod(shape[2:]) if len(shape) == 4 else 0
+
+
+def _site_name(network: nn.Module, number: int) -> str:
+    """A name for the Identity that ends a stage, none of the network's own."""
+    name = f"stage{number + 1}_end"
+    while hasattr(network, name):
+        name += "_"
+    return name
+
+
 def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """Those inputs that are tensors: sizes (``F.avg_pool2d(x, x.size(3))``) are none."""
+    node = node.args[0] if _is_pick(node) else node  # type: ignore[assignment]  # as it checks
     return [used for used in node.all_input_nodes if _shape(used)]
 
 
@@ -133,8 +224,18 @@ def _pools(node: fx.Node, network: nn.Module) -> bool:
     if node.target in _POOLINGS[2:]:
         return True
     before, after = _shape(inputs[0]), _shape(node)
-    channels = before[1] if len(before) == 4 else before[2]
-    locations = before.numel() // (before[0] * channels)
+    if _pooled_channels(before, after, last=len(before) == 3):
+        return True
+    source = _map_before(inputs[0])
+    if source is None or len(before) != 3:
+        return False
+    return _shape(source)[1] == before[1] and _pooled_channels(before, after, last=False)
+
+
+def _pooled_channels(before: torch.Size, after: torch.Size, *, last: bool) -> bool:
+    """Whether ``after`` is one value for each channel of a map or sequence of more than one location."""
+    channels = before[-1] if last else before[1]
+    locations = before[1:].numel() // max(1, channels)
     return locations > 1 and after[1:].numel() == channels and after[1] == channels
 
 
@@ -143,16 +244,28 @@ def _shape(node: fx.Node) -> torch.Size:
     return shape if isinstance(shape, torch.Size) else torch.Size()
 
 
-def _body(network: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule:
-    """Everything up to ``cut``."""
+def _body(network: nn.Module, graph: fx.Graph, cut: fx.Node, ends: Sequence[fx.Node] = ()) -> fx.GraphModule:
+    """Everything up to ``cut``, with an Identity after each of ``ends`` (see ``_site_name``) to be hooked."""
     body = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         copies[node] = body.node_copy(node, copies.__getitem__)
+        if node in ends:
+            copies[node] = body.call_module(_site_name(network, ends.index(node)), (copies[node],))
         if node is cut:
             break
     body.output(copies[cut])
-    return _pruned(fx.GraphModule(network, body))
+    sites = {_site_name(network, i): nn.Identity() for i in range(len(ends))}
+    root = _with(network, sites) if sites else network
+    return _pruned(fx.GraphModule(root, body))
+
+
+def _with(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """A module of the same parts with these besides; the network itself stays as it is."""
+    root = nn.Module()
+    root.__dict__.update(network.__dict__)
+    root._modules = {**network._modules, **modules}
+    return root
 
 
 def _tail(network: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule | None:

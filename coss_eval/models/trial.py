@@ -28,8 +28,14 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def channels_of(network: nn.Module) -> int:
+    """The channels of the images that a network takes: 1 where its first convolution takes one, else 3."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
+
+
 def try_sizes(network: nn.Module, sides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """One random image (1, 3, S, S) of the first side that the network takes, and what the network makes of it.
+    """One random image (1, C, S, S) of the first side that the network takes, and what the network makes of it.
 
     Raises UsageError where it takes none, and where it takes several images but loses the batch of one.
     """
@@ -37,11 +43,11 @@ def try_sizes(network: nn.Module, sides: Sequence[int]) -> tuple[Tensor, Tensor]
     generator = torch.Generator().manual_seed(0)
     failures = []
     for side in sides:
-        example = torch.randn(1, 3, side, side, generator=generator).to(device)
+        example = torch.randn(1, channels_of(network), side, side, generator=generator).to(device)
         try:
             output = run(network, example)
         except _FAILURES as error:
-            failures.append(str(error).partition("\n")[0])
+            failures.append(str(error).partition("\n")[0] or type(error).__name__)
             _refuse_lost_batch(network, example, f"does not take one image ({failures[-1]})")
             continue
         if output.shape[:1] != (1,):

@@ -12,7 +12,9 @@ from torchvision.models import ConvNeXt, ResNet, SwinTransformer, VisionTransfor
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site
 from coss_eval.models.choices import Pooling
+from coss_eval.models.cifar_resnet import CifarResNet
 from coss_eval.models.families import (
+    CifarResNetBackbone,
     ConvNeXtBackbone,
     ResNetBackbone,
     SwinBackbone,
@@ -25,7 +27,7 @@ from coss_eval.models.find_head import as_linear, find_head
 from coss_eval.models.generic import Cut, generic_backbone
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.rf_resnet import RFResNet
-from coss_eval.models.trial import evaluating, run, takes_any_size, try_sizes
+from coss_eval.models.trial import channels_of, evaluating, run, takes_any_size, try_sizes
 
 TIMM_INTERFACE = ("forward_features", "forward_head", "feature_info", "pretrained_cfg", "get_classifier")
 
@@ -54,6 +56,10 @@ def wrap(
         if backbone.prepool_layout != "nlc":
             raise UsageError(f"pooling 'mean' is for token sequences; {arch or type(network).__name__} ends in a map")
         head = None
+    backbone.channels = channels_of(network)
+    if backbone.channels == 1:
+        grey = "takes grey images: of colours it gets the luminance"
+        backbone.note = "; ".join(note for note in (grey, backbone.note) if note)
     return backbone.train(network.training), head
 
 
@@ -88,6 +94,8 @@ def _family(network: Any, pooling: Pooling) -> tuple[Backbone, nn.Module] | None
     """torchvision's families and ours, with the head that is still inside; None for any other network."""
     if _is(network, ResNet) or _is(network, RFResNet):
         return ResNetBackbone(network), network.fc
+    if _is(network, CifarResNet):
+        return CifarResNetBackbone(network), network.fc
     if _is(network, ConvNeXt):
         return ConvNeXtBackbone(network), network.classifier[2]
     if _is(network, SwinTransformer):
@@ -127,7 +135,7 @@ def _repeats(network: nn.Module, example: Tensor, expected: Tensor) -> bool:
 def _sides(network: Any) -> tuple[int, ...]:
     """The sides of images to try: the one a timm network is made for, or common ones."""
     if not hasattr(network, "pretrained_cfg"):
-        return (224, 64, 32, 299)
+        return (224, 64, 32, 299, 256, 384)
     embedded = getattr(getattr(network, "patch_embed", None), "img_size", None)
     return ((embedded or network.pretrained_cfg["input_size"][1:])[0],)
 

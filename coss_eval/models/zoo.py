@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -21,12 +22,15 @@ from torchvision.models import vision_transformer
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.choices import Pooling, Stem
+from coss_eval.models.cifar_resnet import CifarResNet
+from coss_eval.models.cifar_resnet import from_name as cifar_from_name
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.families import use_cifar_stem
 from coss_eval.models.rf_resnet import PRESETS, RFResNet, from_name
 from coss_eval.models.wrap import wrap as wrap
 from coss_eval.randomness import seeded_init
 from coss_eval.runtime.imports import current_directory_first, imported
+from coss_eval.runtime.remote import refuse_remote
 
 SCALABLE = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # names that its published files still use
@@ -50,7 +54,8 @@ def network(
 ) -> nn.Module:
     """A network with random weights and the key names of its origin, so that its state dicts load.
 
-    ``arch``: a torchvision classification architecture, "timm:NAME", an RF-ResNet (see ``rf_resnet.from_name``), or
+    ``arch``: a torchvision classification architecture, "timm:NAME", an RF-ResNet (see ``rf_resnet.from_name``), one
+    for 32 px (see ``cifar_resnet.from_name``), or
     "package.module:factory" (a class or function that takes no arguments; modules in the current directory are found).
     ``stem``: see ``use_cifar_stem``. ``width``: planes of a ResNet's first stage. ``num_classes`` None keeps the
     architecture's default, and a factory decides for itself. ``seed`` None draws from torch's CPU generator as it
@@ -61,6 +66,11 @@ def network(
         rf_resnet = from_name(arch, stem=stem, width=width, **_given(num_classes=num_classes))
         if rf_resnet is not None:
             return rf_resnet
+        cifar = cifar_from_name(arch)
+        if cifar is not None:
+            if width != 64 or stem != "imagenet":
+                raise UsageError(f"{arch}: its name says stem and width (cifar_resnet20_w32); leave the flags out")
+            return CifarResNet(cifar, **_given(num_classes=num_classes))
         if width != 64:
             return _scaled_network(arch, stem, width, num_classes)
         if arch.startswith("timm:"):
@@ -226,20 +236,43 @@ def _timm_network(name: str, num_classes: int | None, img_size: int | None, *, p
         import timm
     except ImportError as error:
         raise UsageError(f"timm:{name} needs timm: pip install 'coss-eval[timm]'") from error
+    refuse_remote(name)
+    name, written = _timm_options(name)
     if name.partition(".")[0] not in timm.list_models():
         raise unknown_name("timm architecture", name, timm.list_models())
-    options = _given(num_classes=num_classes)
+    eps = written.pop("norm_eps", None)
+    options = _given(num_classes=num_classes) | written
     try:
         made: nn.Module = timm.create_model(name, pretrained=pretrained, **options, **_given(img_size=img_size))
     except TypeError:  # networks that take any size have no such argument; any other cause shows again without it
         if img_size is None:
             raise
         made = timm.create_model(name, pretrained=pretrained, **options)
+    for module in made.modules() if eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
     return made
+
+
+def _timm_options(name: str) -> tuple[str, dict[str, Any]]:
+    """ "vit_base_patch16_224(depth=2,norm_eps=1e-12)": a network's name, and what it is built with besides.
+
+    ``norm_eps`` is that of its layer norms; the others are timm's own. Raises UsageError for what cannot be read.
+    """
+    plain, bracket, _ = name.partition("(")
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(name.replace(plain, "f", 1), mode="eval").body
+        assert isinstance(call, ast.Call)
+        return plain, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise UsageError(f"cannot read the options of timm:{name}; expected NAME(option=value,...)") from error
 
 
 def fixed_side_in_timm(name: str) -> bool:
     """Whether timm says that a network is built for images of one side; no where it is not known."""
+    name = name.partition("(")[0]
     if name.partition(".")[0] not in timm_names():
         return False
     from timm.models import get_pretrained_cfg

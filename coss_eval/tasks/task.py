@@ -126,6 +126,10 @@ class Task(ABC):
             return None
         return f"{subject.data.name} has no training split to fit a probe on"
 
+    def left_out(self, subject: Subject) -> list[str]:
+        """Lines on what ``cells`` leaves out for this subject, whose images do not allow it."""
+        return []
+
     def run(self, cell: Cell, subjects: Sequence[Subject]) -> Iterator[Result]:
         """One cell on several subjects of the same data and geometry, in their order."""
         for subject in subjects:

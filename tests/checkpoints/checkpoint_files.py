@@ -21,6 +21,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+from wild_files import hugging_face_resnet
 
 State = dict[str, Tensor]
 
@@ -434,6 +435,12 @@ def _whole_module() -> File:
     return File({"model": net}, headless(net), "state dict", head=10, moments="ASSUMED (ImageNet)")
 
 
+def _hugging_face() -> File:
+    net = resnet(0)
+    state = hugging_face_resnet(net.state_dict())
+    return File(state, headless(net), "Hugging Face", head=10, moments="ASSUMED (ImageNet)")
+
+
 FILES: dict[str, Callable[[], File]] = {
     "torchvision reference": _torchvision,
     "bare state dict": _bare,
@@ -465,4 +472,5 @@ FILES: dict[str, Callable[[], File]] = {
     "Lightning, encoder.": lambda: _lightning("encoder."),
     "student and EMA of one's own": _student_teacher,
     "a whole pickled module": _whole_module,
+    "Hugging Face, ResNet": _hugging_face,
 }

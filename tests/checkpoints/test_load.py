@@ -17,8 +17,8 @@ import torchvision
 from checkpoint_files import FILES, File, OwnNetwork, extras, headless, mlp, randomised, resnet, save, under, vit
 from torch import Tensor, nn
 
+from coss_eval.checkpoints.files import read_checkpoint
 from coss_eval.checkpoints.load import TRAINER_STATE, load_model, make_model, normalisation_check, save_model
-from coss_eval.checkpoints.unpickle import read_checkpoint
 from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float

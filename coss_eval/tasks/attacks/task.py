@@ -41,7 +41,10 @@ class Attacks(AttacksOptions, Task):
 
     def __post_init__(self) -> None:
         for norm, levels in self.eps.items():
-            check_eps(levels, norm)
+            if max(check_eps(levels, norm)) == 0:
+                raise UsageError("eps 0 is the clean accuracy, which is measured beside every attack; give one above 0")
+        above = {norm: tuple(e for e in levels if e > 0) for norm, levels in self.eps.items()}
+        object.__setattr__(self, "eps", above if any(0 in levels for levels in self.eps.values()) else self.eps)
         for name in ("steps", "restarts", "images"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))

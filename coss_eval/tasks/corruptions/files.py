@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from coss_eval.corruptions.names import NAMES
+from coss_eval.corruptions.names import NAMES, SEVERITIES
 from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.errors import UsageError
@@ -21,10 +21,12 @@ def file_cells(task: str, data: Benchmark, subject: Subject, names: Sequence[str
     """A cell a corruption, and one for the clean images where they were given.
 
     All carry pixels="files" and the files' fingerprint, so that no number of theirs is taken for one of images that
-    were corrupted here, nor for one of other files. All the published names mean those that the benchmark has.
+    were corrupted here, nor for one of other files. All the published names mean those that the benchmark has, by
+    whatever name, and all severities those that it has.
     """
     _check_head(data, subject)
-    wanted = [name for name in names if name in data.severities] if tuple(names) == NAMES else list(names)
+    every = [name for name in (*names, *data.severities) if name in data.severities]
+    wanted = list(dict.fromkeys(every)) if tuple(names) == NAMES else list(names)
     cells: list[Cell] = []
     clean = data.clean_test()
     if clean is not None:
@@ -32,8 +34,10 @@ def file_cells(task: str, data: Benchmark, subject: Subject, names: Sequence[str
         shared = {"pixels": "files", "fingerprint": clean.fingerprint, "geometry": geometry}
         cells.append(Cell(task, {"corruption": CLEAN, **shared}))
     for name in wanted:
-        shared = {"pixels": "files", "fingerprint": data.fingerprint(name, levels), **made(data)}
-        cells.append(Cell(task, {"corruption": name, "severities": list(levels), **shared}))
+        stored = [level for level in levels if level in data.severities.get(name, ())]
+        own = stored if stored and tuple(levels) == SEVERITIES else list(levels)  # all means those that there are
+        shared = {"pixels": "files", "fingerprint": data.fingerprint(name, own), **made(data)}
+        cells.append(Cell(task, {"corruption": name, "severities": own, **shared}))
     return cells
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from coss_eval.corruptions import corrupt, resolve_table
+from coss_eval.corruptions.registry import MIN_SIDE
 from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.choose import Bools, Ints
@@ -46,10 +47,26 @@ class Corruptions(CorruptionsOptions, Task):
         shared = {"backend": self.backend, "flavour": self.flavour, "table": table, "seed": seed}
         clean = Cell(self.name, {"corruption": "clean"})
         own = {name: {} if found.code is None else {"code": found.code} for name, found in self.corruptions.items()}
+        small = self._too_large_for(subject)
         return [clean] + [
             Cell(self.name, {"corruption": name, "severities": list(self.severities), **shared, **own[name]})
             for name in self.corruptions
+            if name not in small
         ]
+
+    def left_out(self, subject: Subject) -> list[str]:
+        small = self._too_large_for(subject)
+        height, width = subject.image_size
+        line = f"images of {height} x {width} px are too small for {', '.join(small)} (at least {MIN_SIDE})"
+        return [line] if small else []
+
+    def _too_large_for(self, subject: Subject) -> list[str]:
+        """The corruptions whose kernels, maps or textures do not fit into these images; none where they are made."""
+        if isinstance(subject.data, Benchmark):
+            return []
+        least = MIN_SIDE if self.backend == "reference" else 1
+        side = min(subject.image_size)
+        return [name for name, found in self.corruptions.items() if max(found.min_side, least) > side]
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
         return len(subject.data.test) * len(cell.params.get("severities", [0]))

@@ -1,0 +1,349 @@
+"""Networks under the key names of Hugging Face's transformers and of OpenAI's CLIP, brought to torchvision's or timm's.
+
+What torchvision builds takes torchvision's names (plain ViT, ConvNeXt, ResNet); the others take timm's, and
+``timm_arch`` says of which of its networks they are. A config.json beside the file tells what shapes do not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coss_eval.checkpoints.key_names import (
+    Dialect,
+    StateDict,
+    from_facebook_convnext,
+    renamed,
+    timm_vit_to_torchvision,
+)
+from coss_eval.errors import UsageError
+
+NetworkConfig = Mapping[str, Any]
+
+DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
+DINOV3 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large"}
+CLIP_RESNETS: dict[tuple[int, ...], str] = {  # blocks, and the width of the stem
+    (3, 4, 6, 3, 64): "50",
+    (3, 4, 23, 3, 64): "101",
+    (4, 6, 10, 6, 80): "50x4",
+    (6, 8, 18, 8, 96): "50x16",
+    (3, 15, 36, 10, 128): "50x64",
+}
+PROJECTION = "representation: what goes into the projection to the texts' space, which is no classifier"
+QUICK_GELU_ASSUMED = "quick GELU ASSUMED (as OpenAI's CLIP); else give --arch timm:NAME"
+
+
+def _fused(state: StateDict, names: tuple[str, str, str], target: str) -> StateDict:
+    """Query, key and value as one tensor, as most codes have them."""
+    first = re.compile(rf"^(?P<place>.*){re.escape(names[0])}(?P<kind>weight|bias)$")
+    result = dict(state)
+    for key in state:
+        if match := first.match(key):
+            parts = [f"{match['place']}{name}{match['kind']}" for name in names]
+            if all(part in state for part in parts):
+                result[f"{match['place']}{target}{match['kind']}"] = torch.cat([result.pop(part) for part in parts])
+    return result
+
+
+def _without(state: StateDict, pattern: str) -> StateDict:
+    return {key: value for key, value in state.items() if not re.match(pattern, key)}
+
+
+_vit = renamed(
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.(register_tokens|distillation_token)$", "reg_token"),
+    (r"^(layernorm|norm)\.", "norm."),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"(blocks\.\d+)\.attention\.attention\.", r"\1.attn."),
+    (r"(blocks\.\d+)\.attention\.output\.dense\.", r"\1.attn.proj."),
+    (r"(blocks\.\d+)\.layernorm_before\.", r"\1.norm1."),
+    (r"(blocks\.\d+)\.layernorm_after\.", r"\1.norm2."),
+    (r"(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"(blocks\.\d+)\.layer_scale([12])\.lambda1$", r"\1.ls\2.gamma"),
+    (r"(blocks\.\d+)\.mlp\.weights_in\.", r"\1.mlp.fc1."),
+    (r"(blocks\.\d+)\.mlp\.weights_out\.", r"\1.mlp.fc2."),
+)
+_clip = renamed(
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^pre_layrnorm\.", "norm_pre."),
+    (r"^post_layernorm\.", "norm."),
+    (r"^encoder\.layers\.", "blocks."),
+    (r"(blocks\.\d+)\.self_attn\.out_proj\.", r"\1.attn.proj."),
+    (r"(blocks\.\d+)\.self_attn\.", r"\1.attn."),
+    (r"(blocks\.\d+)\.layer_norm([12])\.", r"\1.norm\2."),
+)
+_openai_vit = renamed(
+    (r"^class_embedding$", "cls_token"),
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^positional_embedding$", "pos_embed"),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    (r"^transformer\.resblocks\.", "blocks."),
+    (r"(blocks\.\d+)\.attn\.in_proj_", r"\1.attn.qkv."),
+    (r"(blocks\.\d+)\.attn\.out_proj\.", r"\1.attn.proj."),
+    (r"(blocks\.\d+)\.ln_([12])\.", r"\1.norm\2."),
+    (r"(blocks\.\d+)\.mlp\.c_fc\.", r"\1.mlp.fc1."),
+    (r"(blocks\.\d+)\.mlp\.c_proj\.", r"\1.mlp.fc2."),
+)
+_openai_resnet = renamed(
+    (r"^conv([123])\.", r"stem.conv\1.conv."),
+    (r"^bn([123])\.", r"stem.conv\1.bn."),
+    (r"^attnpool\.positional_embedding$", "head.pos_embed"),
+    (r"^attnpool\.c_proj\.", "head.proj."),
+    (r"^attnpool\.([qkv])_proj\.", r"head.\1."),
+    (r"^layer1\.", "stages.0."),
+    (r"^layer2\.", "stages.1."),
+    (r"^layer3\.", "stages.2."),
+    (r"^layer4\.", "stages.3."),
+    (r"(stages\.\d\.\d+)\.(conv|bn)1\.", r"\1.conv1_1x1.\2."),
+    (r"(stages\.\d\.\d+)\.(conv|bn)2\.", r"\1.conv2_kxk.\2."),
+    (r"(stages\.\d\.\d+)\.(conv|bn)3\.", r"\1.conv3_1x1.\2."),
+    (r"(stages\.\d\.\d+)\.downsample\.0\.", r"\1.shortcut.conv.conv."),
+    (r"(stages\.\d\.\d+)\.downsample\.1\.", r"\1.shortcut.conv.bn."),
+)
+_dinov3 = renamed(
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"^layer\.", "blocks."),
+    (r"(blocks\.\d+)\.attention\.o_proj\.", r"\1.attn.proj."),
+    (r"(blocks\.\d+)\.attention\.", r"\1.attn."),
+    (r"(blocks\.\d+)\.layer_scale([12])\.lambda1$", r"\1.gamma_\2"),
+    (r"(blocks\.\d+)\.mlp\.up_proj\.", r"\1.mlp.fc1."),
+    (r"(blocks\.\d+)\.mlp\.down_proj\.", r"\1.mlp.fc2."),
+)
+_swin = renamed(
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.norm\.", "patch_embed.norm."),
+    (r"^layernorm\.", "norm."),
+    (r"^encoder\.layers\.", "layers."),
+    (r"\.attention\.self\.", ".attn."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+_convnext = renamed(
+    (r"^embeddings\.patch_embeddings\.", "downsample_layers.0.0."),
+    (r"^embeddings\.layernorm\.", "downsample_layers.0.1."),
+    (r"^encoder\.stages\.(\d)\.downsampling_layer\.", r"downsample_layers.\1."),
+    (r"^encoder\.stages\.(\d)\.layers\.", r"stages.\1."),
+    (r"^(stages\.\d\.\d+)\.layernorm\.", r"\1.norm."),
+    (r"^(stages\.\d\.\d+)\.layer_scale_parameter$", r"\1.gamma"),
+    (r"^layernorm\.", "norm."),
+)
+
+
+def _from_vit(state: StateDict) -> StateDict:
+    named = _without(_vit(_fused(state, ("query.", "key.", "value."), "qkv.")), r"pooler\.|embeddings\.mask_token")
+    if "reg_token" not in named and "blocks.0.ls1.gamma" not in named:
+        return timm_vit_to_torchvision(named)
+    return _positions_of_patches(named) if "blocks.0.ls1.gamma" in named else named
+
+
+def _positions_of_patches(state: StateDict) -> StateDict:
+    """DINOv2 with registers as timm has it: the class token's position is part of the token."""
+    if "reg_token" not in state:
+        return state
+    position = state["pos_embed"]
+    return state | {"cls_token": state["cls_token"] + position[:, :1], "pos_embed": position[:, 1:]}
+
+
+def _tokens(state: StateDict) -> StateDict:
+    """Class token and positions with the batch dimension that timm gives them; CLIP's have none."""
+    shapes = {"cls_token": (1, 1, -1), "pos_embed": (1, *state["pos_embed"].shape)}
+    return {key: value.reshape(shapes[key]) if key in shapes else value for key, value in state.items()}
+
+
+def _from_clip(state: StateDict) -> StateDict:
+    fused = _fused(state, ("q_proj.", "k_proj.", "v_proj."), "qkv.")
+    return _tokens(_without(_clip(fused), r"embeddings\.position_ids|visual_projection"))
+
+
+def _from_openai_vit(state: StateDict) -> StateDict:
+    return _tokens(_without(_openai_vit(state), r"proj$"))
+
+
+def _from_dinov3(state: StateDict) -> StateDict:
+    """Its keys have no bias; where those of queries and values are zero, as published, timm's has none either."""
+    state = _without(state, r"embeddings\.mask_token|rope_embeddings|.*\.k_proj\.bias")
+    biases = [key for key in state if re.search(r"\.[qv]_proj\.bias$", key)]
+    if not any(bool(state[key].any()) for key in biases):
+        state = {key: value for key, value in state.items() if key not in biases}
+    named = _dinov3(_fused(state, ("q_proj.", "k_proj.", "v_proj."), "qkv."))
+    return renamed((r"\.attn\.([qv])_proj\.bias$", r".attn.\1_bias"))(named)
+
+
+def _from_swin(state: StateDict) -> StateDict:
+    """The merging of patches that ends a stage here begins the next one in timm."""
+    named = _without(_swin(_fused(state, ("query.", "key.", "value."), "qkv.")), r".*relative_position_index$")
+    return {
+        re.sub(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key): value
+        for key, value in named.items()
+    }
+
+
+def _from_convnext(state: StateDict) -> StateDict:
+    return from_facebook_convnext(_convnext(state))
+
+
+def _from_resnet(state: StateDict) -> StateDict:
+    parts = {"convolution": "conv", "normalization": "bn"}
+    result = {}
+    for key, value in state.items():
+        name = re.sub(
+            r"^encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.(convolution|normalization)\.",
+            lambda m: f"layer{int(m[1]) + 1}.{m[2]}.{parts[m[4]]}{int(m[3]) + 1}.",
+            key,
+        )
+        name = re.sub(
+            r"^encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(convolution|normalization)\.",
+            lambda m: f"layer{int(m[1]) + 1}.{m[2]}.downsample.{int(m[3] == 'normalization')}.",
+            name,
+        )
+        result[re.sub(r"^embedder\.embedder\.(\w+)\.", lambda m: f"{parts[m[1]]}1.", name)] = value
+    return result
+
+
+DIALECTS = (
+    Dialect(
+        "Hugging Face ViT",
+        r"encoder\.layer\.0\.attention\.attention\.query\.weight",
+        _from_vit,
+        needs="embeddings.patch_embeddings.projection.weight",
+    ),
+    Dialect(
+        "Hugging Face CLIP",
+        r"encoder\.layers\.0\.self_attn\.q_proj\.weight",
+        _from_clip,
+        needs="embeddings.class_embedding",
+    ),
+    Dialect(
+        "Hugging Face DINOv3", r"layer\.0\.attention\.q_proj\.weight", _from_dinov3, needs="embeddings.register_tokens"
+    ),
+    Dialect(
+        "Hugging Face Swin",
+        r"encoder\.layers\.0\.blocks\.0\.attention\.self\.relative_position_bias_table",
+        _from_swin,
+    ),
+    Dialect("Hugging Face ConvNeXt", r"encoder\.stages\.0\.layers\.0\.dwconv\.weight", _from_convnext),
+    Dialect("Hugging Face ResNet", r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight", _from_resnet),
+    Dialect(
+        "OpenAI CLIP ViT", r"transformer\.resblocks\.0\.attn\.in_proj_weight", _from_openai_vit, needs="class_embedding"
+    ),
+    Dialect(
+        "OpenAI CLIP ResNet",
+        r"attnpool\.positional_embedding",
+        lambda state: _openai_resnet(state),
+        needs="layer1.0.conv1.weight",
+    ),
+)
+
+
+def timm_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, int, tuple[str, ...]] | None:
+    """timm's name of the network under timm's names, the side of its images, and what was assumed; None for others."""
+    if "head.pos_embed" in state:
+        return _clip_resnet(state)
+    if "layers.0.blocks.0.attn.relative_position_bias_table" in state:
+        return _swin_arch(state, config)
+    if "blocks.0.attn.qkv.weight" in state or "blocks.0.attn.q_proj.weight" in state:
+        return _vit_arch(state, config)
+    return None
+
+
+def _clip_resnet(state: Mapping[str, Tensor]) -> tuple[str, int, tuple[str, ...]]:
+    blocks = tuple(_count(state, rf"stages\.{i}\.(\d+)\.conv1_1x1\.conv\.weight") for i in range(4))
+    width = state["stem.conv3.conv.weight"].shape[0]
+    name = CLIP_RESNETS.get((*blocks, width))
+    if name is None:
+        raise UsageError(f"a CLIP ResNet of blocks {blocks} and width {width} has no known name")
+    side = 32 * isqrt(state["head.pos_embed"].shape[0] - 1)
+    return f"timm:resnet{name}_clip", side, (PROJECTION,)
+
+
+def _swin_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, int, tuple[str, ...]]:
+    stages = _count(state, r"layers\.\d+\.blocks\.0\.norm1\.weight")
+    depths = tuple(_count(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in range(stages))
+    tables = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape for i in range(stages)]
+    window = (isqrt(tables[0][0]) + 1) // 2
+    patch = state["patch_embed.proj.weight"].shape
+    side = int(config.get("image_size") or patch[-1] * window * 2 ** (stages - 1))
+    options = {
+        "embed_dim": patch[0],
+        "depths": depths,
+        "num_heads": tuple(table[1] for table in tables),
+        "window_size": window,
+        "patch_size": patch[-1],
+        "norm_eps": config.get("layer_norm_eps", 1e-5),
+    }
+    assumed = () if "image_size" in config else (f"{side} px ASSUMED, by its windows; else give --img-size",)
+    return f"timm:swin_tiny_patch4_window7_224({_written(options)})", side, assumed
+
+
+def _vit_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, int, tuple[str, ...]]:
+    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
+    depth = _count(state, r"blocks\.\d+\.norm1\.weight")
+    heads = config.get("num_attention_heads")
+    guess = f"{dim // 64} attention heads ASSUMED (64 channels each); else give --arch timm:NAME"
+    notes: tuple[str, ...] = () if heads else (guess,)
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    options: dict[str, Any] = {
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": heads or max(1, dim // 64),
+        "patch_size": patch,
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+    }
+    if "pos_embed" not in state:  # rotary
+        biased = "_qkvb" if "blocks.0.attn.q_bias" in state else ""
+        options |= {
+            "num_reg_tokens": registers,
+            "global_pool": "token",
+            "rope_temperature": config.get("rope_theta", 100),
+        }
+        return f"timm:vit_small_patch16_dinov3{biased}({_written(options)})", int(config.get("image_size", 224)), notes
+    eps = config.get("layer_norm_eps")
+    options |= {} if eps is None else {"norm_eps": eps}
+    if "norm_pre.weight" in state:
+        act = config.get("hidden_act", "quick_gelu")
+        notes += (PROJECTION,) if "hidden_act" in config else (QUICK_GELU_ASSUMED, PROJECTION)
+        base = "vit_base_patch16_clip_quickgelu_224" if act == "quick_gelu" else "vit_base_patch16_clip_224"
+        return f"timm:{base}({_written(options)})", _side(state, 1, patch), notes
+    if "blocks.0.ls1.gamma" not in state:  # DeiT's distillation token is one more register
+        options |= {"reg_tokens": registers}
+        return f"timm:vit_base_patch16_224({_written(options)})", _side(state, 1 + registers, patch), notes
+    size = DINOV2.get((dim, depth))
+    base = f"vit_{size or 'base'}_patch14{f'_reg{registers}' if registers else ''}_dinov2"
+    side = _side(state, 0 if registers else 1, patch)
+    if size and registers in (0, 4):
+        return f"timm:{base}", side, ()
+    options |= {"reg_tokens": registers} if registers else {}
+    return f"timm:vit_base_patch14{'_reg4' if registers else ''}_dinov2({_written(options)})", side, notes
+
+
+def _side(state: Mapping[str, Tensor], prefix: int, patch: int) -> int:
+    """The side of the images that the positions are for."""
+    grid = state["pos_embed"].shape[1] - prefix
+    if isqrt(grid) ** 2 != grid:
+        raise UsageError("a ViT whose positions are not a square grid")
+    return isqrt(grid) * patch
+
+
+def _written(options: Mapping[str, Any]) -> str:
+    """Options as zoo.network reads them in a name: "depth=12,norm_eps=1e-06"."""
+    return ",".join(f"{name}={value!r}".replace(" ", "") for name, value in options.items())
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return sum(re.fullmatch(pattern, key) is not None for key in state)
