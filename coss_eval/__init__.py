@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from coss_eval.checkpoints.as_model import as_model as as_model
     from coss_eval.checkpoints.load import load_model as load_model
+    from coss_eval.data.as_dataset import as_dataset as as_dataset
     from coss_eval.data.open import load_dataset as load_dataset
     from coss_eval.evaluation import Run as Run
     from coss_eval.evaluation import compare as compare
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "as_dataset": "coss_eval.data.as_dataset",
+    "as_model": "coss_eval.checkpoints.as_model",
     "load_dataset": "coss_eval.data.open",
     "load_model": "coss_eval.checkpoints.load",
     "fit_classifier": "coss_eval.probes",
@@ -31,11 +35,13 @@ _HOME = {
     "train": "coss_eval.training.loop",
 }
 
-_SPEAKING = ("load_model", "evaluate", "train")  # what the command line would print, they give as warnings
+_SPEAKING = ("as_model", "load_model", "evaluate", "train")  # what the command line would print, they give as warnings
 
 __all__ = [
     "Run",
     "__version__",
+    "as_dataset",
+    "as_model",
     "compare",
     "evaluate",
     "extract",

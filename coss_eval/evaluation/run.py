@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from coss_eval.data.open import Dataset
+from coss_eval.checkpoints.as_model import ModelLike
+from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation.planning import Job, Plan, plan, protocol
 from coss_eval.models.hooks import finite_outputs
-from coss_eval.models.model import Model
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.provenance import made_with
 from coss_eval.store import Store
@@ -68,8 +68,8 @@ class Run:
 
 
 def evaluate(
-    models: str | Path | Model | Sequence[str | Path | Model],
-    data: str | Path | Dataset,
+    models: ModelLike | Sequence[ModelLike],
+    data: DatasetLike,
     tasks: Sequence[str | Task] | None = None,
     *,
     out: str | Path,

@@ -49,6 +49,7 @@ class Backbone(nn.Module, ABC):
     img_size: int | None = None  # the only side the network takes; None where it takes any
     note: str = ""  # what a person should know of how the network was taken apart
     memory_format: torch.memory_format = torch.channels_last
+    made_of: tuple[type[nn.Module], ...] = ()  # classes of a network given in memory: a trace has none of their code
 
     def __init__(self) -> None:
         super().__init__()

@@ -96,7 +96,7 @@ class Model:
         modules = [module for part in (self.backbone, self.head) if part is not None for module in part.modules()]
         factory = self.arch.partition(":")[0] if ":" in self.arch else None
         own = [factory] if factory in sys.modules else []  # not "timm:NAME" and the like
-        return code_identity([*{type(module) for module in modules}, *own])
+        return code_identity([*{type(module) for module in modules}, *self.backbone.made_of, *own])
 
     def untrained(self, seed: int = 0) -> Model:
         """The same architecture with random weights of its own initialisation, drawn from ``seed``, and no head."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from coss_eval.checkpoints.load import save_model
+from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.model import Model
@@ -55,7 +56,7 @@ class TrainingProgress:
 
 def train(
     method: str,
-    data: Dataset,
+    data: DatasetLike,
     *,
     preset: str | None = None,
     out: str | Path,
@@ -67,11 +68,14 @@ def train(
 ) -> Model:
     """Train ``method`` on ``data.train`` and return the Model, also written to out/model.safetensors.
 
+    ``data`` is what ``as_dataset`` takes; a single split is the training split.
+
     ``overrides``: fields of Config, LocalConfig or the method. ``out`` gets last.pt (the trainer's state),
     log.jsonl and the model. ``resume`` goes on from last.pt, where there is one, exactly as if never interrupted; it
     stops where the configuration or the images are others. ``on_note`` gets what a person should know (alarms).
     """
     config = resolve(method, preset, **overrides)
+    data = dataset_of(data, alone="train")
     return train_config(config, data, out=out, resume=resume, device=device, on_progress=on_progress, on_note=on_note)
 
 
