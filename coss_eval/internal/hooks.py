@@ -17,6 +17,7 @@ from coss_eval.internal.damage import Damage, check_level
 from coss_eval.models.backbone import Backbone, as_locations
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import captured, device_of, find_site, replaced
+from coss_eval.randomness import numbered
 
 
 class HasBackbone(Protocol):
@@ -25,9 +26,9 @@ class HasBackbone(Protocol):
 
 
 class CurrentImages:
-    """Which images the next forward pass sees: set ``ids`` (B,) before each batch."""
+    """Which images the next forward pass sees: set ``ids`` (B,) before each batch; None is 0, 1, ... in each."""
 
-    def __init__(self, ids: Tensor) -> None:
+    def __init__(self, ids: Tensor | None) -> None:
         self.ids = ids
 
 
@@ -37,7 +38,7 @@ def corrupted(
     site: str,
     kind: str,
     level: float,
-    ids: Tensor,
+    ids: Tensor | None = None,
     seed: int = 0,
     *,
     std: Tensor | None = None,
@@ -47,8 +48,9 @@ def corrupted(
     """While open, every forward pass of the network is damaged at ``site``; the network itself is never changed.
 
     A plain network, a path or a name is refused: what would be damaged is a Model of it, which the caller must run.
-    ``ids`` int64 (B,) names the images of the batch, and the damage to an image depends on (seed, id, site, kind)
-    alone; for further batches set ``.ids`` of what ``with`` yields. Kinds, levels and options: see ``Damage``.
+    ``ids`` int64 (B,) names the images of the batch (None: 0, 1, ... in each), and the damage to an image depends on
+    (seed, id, site, kind) alone; for further batches set ``.ids`` of what ``with`` yields. Kinds, levels and options:
+    see ``Damage``.
 
         with corrupted(classifier, "stage2", "channel", 0.5, batch.ids, seed=0) as images:
             logits = classifier(pixels)
@@ -74,7 +76,7 @@ def corrupted(
     images = CurrentImages(ids)
 
     def damage(output: Tensor) -> Tensor:
-        return corruption.apply(output, corruption.draw(output, images.ids), level)
+        return corruption.apply(output, corruption.draw(output, numbered(images.ids, output)), level)
 
     with replaced(backbone, place, damage):
         yield images
