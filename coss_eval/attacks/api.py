@@ -59,7 +59,8 @@ def pgd(
     """``PGD(norm=norm, steps=steps, ...)`` on these images: see PGD for its options, and Attack for the arguments.
 
     classifier: pixels in [0, 1] to logits (B, K). images float32 (B, 3, H, W) in [0, 1]; labels, ids int64 (B,); ids
-    None are 0, 1, ... eps, step_size: in pixels of [0, 1]; step_size None is rel_step * eps, by default 2.5 eps / steps.
+    None are 0, 1, ... eps, step_size: in pixels of [0, 1]; step_size None is rel_step * eps, by default
+    2.5 eps / steps.
 
     >>> import torch
     >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()

@@ -76,6 +76,11 @@ class Model:
     code: str | None = None
     batch_size: int | None = None
 
+    def __repr__(self) -> str:
+        head = "no head" if self.head is None else f"its own {type(self.head).__name__} head"
+        normalised = self.preprocessing.source
+        return f"Model({self.name}: {self.arch}, {self.backbone.dim} features, {head}, normalisation {normalised})"
+
     def protocol(self) -> dict[str, Any]:
         """All that a number depends on, as JSON: the weights themselves, the architecture and the preprocessing."""
         options = self.architecture.options() if self.architecture else {}
