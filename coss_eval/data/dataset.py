@@ -26,7 +26,8 @@ class Dataset:
 
     def __repr__(self) -> str:
         train = "no training" if self.train is None else f"{len(self.train):,} training"
-        return f"{type(self).__name__}({self.name}: {train} and {len(self.test):,} test images, {len(self.classes)} classes)"
+        counts = f"{train} and {len(self.test):,} test images, {len(self.classes)} classes"
+        return f"{type(self).__name__}({self.name}: {counts})"
 
     @property
     def classes(self) -> tuple[str, ...]:
