@@ -162,7 +162,7 @@ def _part(given: Any, which: str, asked: _Asked) -> _Found:
         raise UsageError(f"{what}: {type(given).__name__} is no set of images; expected {EXPECTED}")
     image, label = items.places(given, asked.image, asked.label, what)
     labels, classes = items.labels_of(given, label, what), items.classes_of(given, label)
-    return _Found(_of_items(items.Items(given, image), which, what), labels, classes, type(given).__name__)
+    return _Found(_of_items(items.Items(given, image), which, what), labels, classes, items.name_of(given))
 
 
 def _images(given: Any, which: str, what: str) -> Images:

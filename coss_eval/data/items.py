@@ -125,6 +125,15 @@ def classes_of(given: Any, label: str | int) -> tuple[str, ...] | None:
     return tuple(names) if texts and names else None
 
 
+def name_of(given: Any) -> str:
+    """What a set is called: by itself where it is Hugging Face's, a part as the whole of it, else by its class."""
+    if is_hugging_face(given):
+        return getattr(getattr(given, "info", None), "dataset_name", None) or "images"
+    if hasattr(given, "indices") and hasattr(given, "dataset"):
+        return name_of(given.dataset)
+    return type(given).__name__
+
+
 def refuse_unsteady(items: Items, what: str) -> None:
     """UsageError where an image is none, or is another one when it is read again."""
     for index in _tried(len(items)):

@@ -140,6 +140,15 @@ def test_both_splits_in_every_form() -> None:
         dataset_of(alone)
 
 
+def test_a_set_has_a_name() -> None:
+    assert [as_dataset(test=given).name for given in ((X, Y), Subset(Pictures(), range(12)), Columns())] == [
+        "arrays",
+        "Pictures",
+        "images",
+    ]
+    assert as_dataset(test=(X, Y), name="mine").name == "mine"
+
+
 def test_labels_may_be_names_and_need_not_begin_at_0() -> None:
     assert as_dataset(test=(X, Y + 5)).classes == ("5", "6", "7")
     named = as_dataset(test=(X, ["ant" if y == 0 else "bee" for y in Y]))
