@@ -18,13 +18,15 @@ R = TypeVar("R")
 
 
 def speaking(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` with a warning for each note it has: from its ``on_note``, unless one is given, else its result."""
+    """``function`` with a warning for each note it has: from its ``on_note``, unless one is given or it is
+    to be ``quiet``, else its result."""
     tells = "on_note" in signature(function).parameters
 
     @wraps(function)
     def spoken(*args: P.args, **kwargs: P.kwargs) -> R:
-        if tells:
+        if tells and not kwargs.get("quiet"):
             kwargs.setdefault("on_note", _warn_in_function)
+        if tells:
             return function(*args, **kwargs)
         result = function(*args, **kwargs)
         for line in _notes(result):

@@ -20,6 +20,11 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 _UNIT = 2.0**-24  # float32 holds 24 bits exactly
 
 
+def numbered(ids: Tensor | None, images: Tensor) -> Tensor:
+    """``ids``, int64 (B,), or where they are None 0, 1, ... B - 1 on the images' device."""
+    return torch.arange(len(images), device=images.device) if ids is None else ids
+
+
 def uniform(ids: Tensor, *stream: int | str, shape: tuple[int, ...]) -> Tensor:
     """Uniform numbers in [0, 1), float32 (B, *shape): one independent draw for each of ids int64 (B,).
 

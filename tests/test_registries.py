@@ -102,9 +102,7 @@ def an_attack(kind: type[Attack]) -> Entry:
         result = attack(network, images, labels, eps, ids=ids)
         assert (result.attack, result.norm, result.swept) == (kind.name, kind.norms[0], not attack.single_step)
         assert result.robust.shape == (2, 4)
-        if kind.random:
-            with pytest.raises(UsageError, match="give their ids"):
-                attack(network, images, labels, eps)
+        assert torch.equal(attack(network, images, labels, eps).robust, result.robust)  # without ids 0, 1, ...
         if not kind.in_foolbox and "loss" not in attack.options:
             with pytest.raises(UsageError, match=f"no {kind.name}"):
                 attack(network, images, labels, eps, ids=ids, backend="reference")

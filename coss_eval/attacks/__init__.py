@@ -71,3 +71,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'coss_eval.attacks' has no attribute {name!r}")
     return getattr(import_module(f"coss_eval.attacks.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

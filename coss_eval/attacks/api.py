@@ -42,7 +42,7 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     eps: float | Sequence[float],
-    ids: Tensor,
+    ids: Tensor | None = None,
     norm: str = "linf",
     steps: int = 20,
     step_size: float | None = None,
@@ -58,8 +58,9 @@ def pgd(
 ) -> AttackResult:
     """``PGD(norm=norm, steps=steps, ...)`` on these images: see PGD for its options, and Attack for the arguments.
 
-    classifier: pixels in [0, 1] to logits (B, K). images float32 (B, 3, H, W) in [0, 1]; labels, ids int64 (B,). eps,
-    step_size: in pixels of [0, 1]; step_size None is rel_step * eps, by default 2.5 eps / steps.
+    classifier: pixels in [0, 1] to logits (B, K). images float32 (B, 3, H, W) in [0, 1]; labels, ids int64 (B,); ids
+    None are 0, 1, ... eps, step_size: in pixels of [0, 1]; step_size None is rel_step * eps, by default
+    2.5 eps / steps.
 
     >>> import torch
     >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
@@ -69,7 +70,7 @@ def pgd(
     >>> result = pgd(classifier, images, labels, [0.05, 0.2], ids=torch.tensor([7, 8]), steps=5)
     >>> result.robust.tolist()
     [[True, True], [False, False]]
-    >>> float((result.adversarial(1) - images).abs().max()) <= 0.2 + 1e-6
+    >>> float((result.images(0.2) - images).abs().max()) <= 0.2 + 1e-6
     True
     """
     attack = PGD(

@@ -89,7 +89,8 @@ class Attack(ABC):
         attacked at a time. backend "reference" is foolbox.
 
         What is random for an image comes from (seed, id, norm, eps, restart), so its verdict does not depend on the
-        images beside it. An image broken at one eps counts as broken at all larger ones, but for attacks of one step.
+        images beside it. ids None are 0, 1, ...: over several calls give them, else the draws of each are the same. An
+        image broken at one eps counts as broken at all larger ones, but for attacks of one step.
         Raises UsageError for inputs out of range and for a network that gives pixels no gradient.
         """
 
@@ -188,8 +189,6 @@ class Stepwise(Attack):
         from coss_eval.attacks.engine import run
         from coss_eval.attacks.inputs import Problem
 
-        if self.random and ids is None:
-            raise UsageError(f"{self.name} draws random numbers for each image: give their ids, int64 (B,)")
         problem = Problem.checked(classifier, images, labels, ids=ids, targeted=targeted, batch_size=batch_size)
         return run(self, problem, eps, seed, backend)
 

@@ -15,6 +15,7 @@ from coss_eval.attacks.gradient import FGSM, PGD
 from coss_eval.attacks.inputs import Problem, held_still
 from coss_eval.attacks.result import Verdicts
 from coss_eval.attacks.square import Square
+from coss_eval.randomness import numbered
 
 ZERO_GRADIENTS = 0.05  # share of gradients
 BEATEN = 0.01  # share of images: what an attack finds that PGD missed, beyond luck
@@ -59,7 +60,7 @@ def masking_flags(
     classifier: nn.Module,
     images: Tensor,
     labels: Tensor,
-    ids: Tensor,
+    ids: Tensor | None,
     result: Verdicts,
     *,
     steps: int = 300,
@@ -71,7 +72,7 @@ def masking_flags(
     What it left standing is attacked again, at the eps where it left nearest to half: by FGSM, in L-infinity by square
     (``steps`` queries, no gradients), and by PGD with no bound to speak of. None of them should find much.
     """
-    labels, ids = labels.to(images.device), ids.to(images.device)
+    labels, ids = labels.to(images.device), numbered(ids, images).to(images.device)
     flags = []
     if result.zero_gradients is not None and result.zero_gradients > ZERO_GRADIENTS:
         message = f"{result.zero_gradients:.1%} of the gradients are exactly zero"

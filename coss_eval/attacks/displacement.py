@@ -18,8 +18,10 @@ from coss_eval.attacks.inputs import (
     held_still,
 )
 from coss_eval.attacks.losses import Reading
+from coss_eval.attacks.result import place_of
 from coss_eval.attacks.sweep import Findings, RisingEps, Schedule
 from coss_eval.errors import unknown_name
+from coss_eval.randomness import numbered
 
 
 def relative_distance(moved: Tensor, clean: Tensor) -> Tensor:
@@ -51,6 +53,10 @@ class RepresentationResult:
         """float32 (B, 3, H, W): the pixels that moved it farthest at ``eps[e]``; below the last eps computed anew."""
         return self.adversarial_images(range(len(self.eps))[e])
 
+    def images(self, eps: float) -> Tensor:
+        """``adversarial`` at this eps, one of those attacked (nearly: 0.0314 is 8/255)."""
+        return self.adversarial(place_of(eps, self.eps))
+
 
 @dataclass(frozen=True)
 class _Displacement:
@@ -69,7 +75,7 @@ def representation(
     encoder: nn.Module,
     images: Tensor,
     eps: float | Sequence[float],
-    ids: Tensor,
+    ids: Tensor | None = None,
     norm: str = "linf",
     steps: int = 20,
     step_size: float | None = None,
@@ -87,7 +93,8 @@ def representation(
     """
     attack, levels = PGD(norm=norm, steps=steps, step_size=step_size, restarts=restarts), check_eps(eps, norm)
     check_images(images)
-    check_rows("ids", ids, images)
+    numbers = numbered(ids, images)
+    check_rows("ids", numbers, images)
     check_count("batch_size", batch_size)
     if distance not in DISTANCES:
         raise unknown_name("distance", distance, DISTANCES)
@@ -96,7 +103,7 @@ def representation(
 
     def sweep(goal: _Displacement, eps: tuple[float, ...]) -> Findings:
         schedule = Schedule(eps, restarts, 1, seed, norm, batch_size)
-        return RisingEps(encoder, images, ids, goal, attack, schedule).run(rows, images.new_zeros(len(images)))
+        return RisingEps(encoder, images, numbers, goal, attack, schedule).run(rows, images.new_zeros(len(images)))
 
     with held_still(encoder):
         goal = _Displacement(encoder, _represent(encoder, images, batch_size), DISTANCES[distance])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
+from coss_eval.randomness import numbered
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Problem:
         targeted: Tensor | None = None,
         batch_size: int = 256,
     ) -> Problem:
-        """Raises UsageError for what does not fit; ``ids`` may be left out where nothing is random."""
+        """Raises UsageError for what does not fit; ``ids`` None are 0, 1, ..."""
         check_images(images)
         check_count("batch_size", batch_size)
-        ids = torch.zeros_like(labels) if ids is None else ids
+        ids = numbered(ids, images)
         for name, values in (("labels", labels), ("ids", ids), ("targeted", targeted)):
             if values is not None:
                 check_rows(name, values, images)

@@ -12,6 +12,14 @@ from torch import Tensor
 from coss_eval.errors import UsageError
 
 
+def place_of(eps: float, attacked: Sequence[float]) -> int:
+    """Where an eps is among those attacked, within a hundredth of it; UsageError where it is none of them."""
+    place = min(range(len(attacked)), key=lambda e: abs(attacked[e] - eps))
+    if not math.isclose(attacked[place], eps, rel_tol=0.01):
+        raise UsageError(f"eps {eps:g} was not attacked: choose one of {', '.join(f'{one:g}' for one in attacked)}")
+    return place
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """Which of B images withstood one attack at E rising eps; tensors lie on the images' device.
@@ -103,3 +111,7 @@ class AttackResult(Verdicts):
         further at larger eps are computed anew, from the same seeds.
         """
         return self.adversarial_images(range(len(self.eps))[e])
+
+    def images(self, eps: float) -> Tensor:
+        """``adversarial`` at this eps, one of those attacked (nearly: 0.0314 is 8/255)."""
+        return self.adversarial(place_of(eps, self.eps))

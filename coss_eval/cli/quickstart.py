@@ -30,6 +30,7 @@ def run(out: Path, *, quiet: bool = False) -> int:
                     out=folder,
                     resume=True,  # where an earlier demonstration stopped
                     device=device,
+                    quiet=quiet,
                     on_progress=on_training,
                 )
             )

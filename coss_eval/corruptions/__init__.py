@@ -26,3 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(engine, name)
     raise AttributeError(f"module 'coss_eval.corruptions' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

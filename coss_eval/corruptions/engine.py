@@ -15,6 +15,7 @@ from coss_eval.corruptions.registry import MIN_SIDE, Corruption, Function
 from coss_eval.corruptions.seeds import condition_key
 from coss_eval.corruptions.severity import Flavour, Setting, TableName, check_severity, check_table, table_for
 from coss_eval.errors import UsageError, unknown_name
+from coss_eval.randomness import numbered
 
 Backend = Literal["native", "reference"]
 
@@ -23,7 +24,7 @@ def corrupt(
     images: Tensor,
     name: str | Function | Corruption,
     severity: int,
-    ids: Tensor,
+    ids: Tensor | None = None,
     seed: int = 0,
     table: str | None = None,
     flavour: Flavour = "imagecorruptions",
@@ -35,7 +36,8 @@ def corrupt(
         images: uint8 (B, 3, H, W), H and W at least 32, or the corruption's ``min_side``, on any device.
         name: one of NAMES or a registered one, "package.module:function", or a function of yours (see ``registry``).
         severity: 1 to 5.
-        ids: int64 (B,), the samples' ids, on the device of the images.
+        ids: int64 (B,), the samples' ids, on the device of the images; None is 0, 1, ..., so that images of several
+            calls need ids of their own, else the draws of each call are the same.
         seed: the run's seed.
         table: "imagenet", "tiny-imagenet" or "cifar"; None chooses as ``resolve_table`` does (record it).
         flavour: "imagecorruptions" follows that package, "imagenet-c" the benchmark's original code where they differ.
@@ -51,6 +53,7 @@ def corrupt(
     """
     corruption = find(name)
     check_severity(severity)
+    ids = numbered(ids, images) if isinstance(images, Tensor) else ids
     _check_batch(images, ids, corruption.name, MIN_SIDE if backend == "reference" else corruption.min_side)
     if flavour not in get_args(Flavour):
         raise unknown_name("flavour", flavour, get_args(Flavour))
@@ -99,7 +102,7 @@ def resolve_table(table: str | None, size: tuple[int, int], backend: Backend) ->
     return checked
 
 
-def _check_batch(images: Tensor, ids: Tensor, name: str, min_side: int) -> None:
+def _check_batch(images: Tensor, ids: Tensor | None, name: str, min_side: int) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         came = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
         raise UsageError(f"images must be a uint8 tensor, got {came}; floats in [0, 1] times 255, rounded, will do")

@@ -24,6 +24,11 @@ class Dataset:
     class_titles: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
+    def __repr__(self) -> str:
+        train = "no training" if self.train is None else f"{len(self.train):,} training"
+        counts = f"{train} and {len(self.test):,} test images, {len(self.classes)} classes"
+        return f"{type(self).__name__}({self.name}: {counts})"
+
     @property
     def classes(self) -> tuple[str, ...]:
         return self.test.classes

@@ -116,13 +116,18 @@ class ArrayImages:
 
 
 class EncodedImages:
-    """Encoded images, decoded once per target where they fit into MEMORY_BYTES. Not for several threads at once."""
+    """Encoded images, decoded once per target where they fit into MEMORY_BYTES. Not for several threads at once.
 
-    def __init__(self, source: Source, keys: Sequence[str] | pa.StringArray, *, exif: bool = False) -> None:
+    ``sized``: somebody has brought them to their size already, so that they keep it however large it is.
+    """
+
+    def __init__(
+        self, source: Source, keys: Sequence[str] | pa.StringArray, *, exif: bool = False, sized: bool = False
+    ) -> None:
         self.keys = pa.array(keys, pa.string())
         self.bad: dict[int, str] = {}
         self.exif = exif
-        self._source = source
+        self._source, self._sized = source, sized
         self._memory: tuple[Target, _InMemory] | None = None
         self._digests = Digests(source)
         self._headers: dict[int, Header] | None = None
@@ -146,7 +151,7 @@ class EncodedImages:
 
     def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
         size, share = _most_common(self.headers())
-        if size is None or share < COMMON or (limit is not None and max(size) > limit):
+        if size is None or share < COMMON or (limit is not None and not self._sized and max(size) > limit):
             return None
         self._odd = frozenset(index for index, found in self.headers().items() if found.size != size)
         return size

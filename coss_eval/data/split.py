@@ -46,6 +46,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        limit = "" if self.limit is None else ", limited"
+        return f"Split({self.name}: {len(self):,} images, {len(self.classes)} classes{limit})"
+
     @property
     def keys(self) -> list[str]:
         """The images' keys: relative paths with their split, or "split/index"."""

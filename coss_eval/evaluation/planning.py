@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from coss_eval.checkpoints.load import load_model, normalisation_check
+from coss_eval.checkpoints.as_model import ModelLike, as_model
+from coss_eval.checkpoints.load import normalisation_check
 from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.benchmark import Benchmark
-from coss_eval.data.open import Dataset, load_dataset
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.reuse import Known, known
 from coss_eval.models.classifier import to_float
@@ -102,8 +103,8 @@ class Plan:
 
 
 def plan(
-    models: str | Path | Model | Sequence[str | Path | Model],
-    data: str | Path | Dataset,
+    models: ModelLike | Sequence[ModelLike],
+    data: DatasetLike,
     *,
     out: str | Path,
     tasks: Sequence[str | Task] | None = None,
@@ -121,10 +122,10 @@ def plan(
     ``skip_impossible`` leaves out, with a line, the tasks that these images allow for no number (probes without a
     training split); None does so where no tasks are named.
     """
-    given = [models] if isinstance(models, str | Path | Model) else list(models)
+    given: list[ModelLike] = [*models] if isinstance(models, list | tuple) else [models]  # type: ignore[list-item]
     if not given:
         raise UsageError("no model to evaluate: give at least one checkpoint")
-    dataset = data if isinstance(data, Dataset) else load_dataset(data)
+    dataset = dataset_of(data)
     dataset.refuse_changed()
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
@@ -134,7 +135,7 @@ def plan(
         raise UsageError(f"{dataset.name} holds corrupted images: it is for the task corruptions, not {others[0]}")
     compute = Compute(resolve_device(device), batch_size, cache)
     # a model that was loaded earlier may have been changed in place since
-    loaded = [model.identified() if isinstance(model, Model) else load_model(model) for model in given]
+    loaded = [model.identified() if isinstance(model, Model) else as_model(model) for model in given]
     store = Store(Path(out))
     seen = [_seen(Subject(model, dataset, compute), allow_batch_dependent) for model in _distinct_names(loaded)]
     runs = store.runs()

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from coss_eval.data.open import Dataset
+from coss_eval.checkpoints.as_model import ModelLike
+from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation.planning import Job, Plan, plan, protocol
 from coss_eval.models.hooks import finite_outputs
-from coss_eval.models.model import Model
+from coss_eval.runtime import live
 from coss_eval.runtime.device import exact_float32
+from coss_eval.runtime.live import duration, progress_line
 from coss_eval.runtime.provenance import made_with
 from coss_eval.store import Store
 from coss_eval.tasks.task import Result, Subject, Task
@@ -68,8 +70,8 @@ class Run:
 
 
 def evaluate(
-    models: str | Path | Model | Sequence[str | Path | Model],
-    data: str | Path | Dataset,
+    models: ModelLike | Sequence[ModelLike],
+    data: DatasetLike,
     tasks: Sequence[str | Task] | None = None,
     *,
     out: str | Path,
@@ -81,6 +83,7 @@ def evaluate(
     overwrite: bool = False,
     budget_hours: float | None = None,
     allow_batch_dependent: bool = False,
+    quiet: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Run:
@@ -93,7 +96,10 @@ def evaluate(
     A cell that fails leaves a gap and is named in ``Run.failures``; the others still run. Without ``tasks``, those that
     the images do not allow are left out and named in ``Run.skipped``. Networks whose outputs for an image depend on its
     batch are refused; ``allow_batch_dependent`` measures them, with the batch size in their cells' keys.
-    ``on_note`` gets each line that a person should know: an assumed normalisation, warnings, failures.
+    ``models`` and ``data``: what ``as_model`` and ``as_dataset`` take, or several models. An estimate and a progress
+    line are shown, but not with ``quiet`` or where ``on_progress`` takes their place. ``on_note`` gets each line that a
+    person should know: an assumed normalisation, warnings, failures; ``ce.evaluate`` warns with them unless ``quiet``.
+    An interrupt keeps every finished cell.
 
     >>> import tempfile, coss_eval as ce
     >>> run = ce.evaluate("pixels:8", "digits", ["crops"], out=tempfile.mkdtemp(), limit=20, cache=False)
@@ -116,7 +122,17 @@ def evaluate(
     tell = on_note or (lambda line: None)
     for note in planned.notes():
         tell(note)
-    run = execute(planned, overwrite=overwrite, budget_hours=budget_hours, on_progress=on_progress)
+    quiet = quiet or on_progress is not None
+    if planned.jobs and not quiet:
+        seconds = planned.seconds()
+        about = "unknown: a network takes none of these images" if seconds is None else duration(seconds)
+        live.tell(f"{planned.missing} of {len(planned.cells)} cells to compute; estimate {about}")
+    with progress_line(quiet=quiet or not planned.jobs) as line:
+        try:
+            run = execute(planned, overwrite=overwrite, budget_hours=budget_hours, on_progress=on_progress or line)
+        except KeyboardInterrupt:
+            tell(f"interrupted: every finished cell is kept in {planned.store.path}; the same call goes on from there")
+            raise
     for failure in run.failures:
         tell(f"not done: {failure}")
     return run

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from coss_eval.checkpoints.as_model import ModelLike
+from coss_eval.checkpoints.measured import PixelBatches, measured
+from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import UsageError
 from coss_eval.internal.damage import Damage, check_level
 from coss_eval.models.backbone import Backbone, as_locations
+from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import captured, device_of, find_site, replaced
+from coss_eval.randomness import numbered
 
 
 class HasBackbone(Protocol):
@@ -21,9 +26,9 @@ class HasBackbone(Protocol):
 
 
 class CurrentImages:
-    """Which images the next forward pass sees: set ``ids`` (B,) before each batch."""
+    """Which images the next forward pass sees: set ``ids`` (B,) before each batch; None is 0, 1, ... in each."""
 
-    def __init__(self, ids: Tensor) -> None:
+    def __init__(self, ids: Tensor | None) -> None:
         self.ids = ids
 
 
@@ -33,7 +38,7 @@ def corrupted(
     site: str,
     kind: str,
     level: float,
-    ids: Tensor,
+    ids: Tensor | None = None,
     seed: int = 0,
     *,
     std: Tensor | None = None,
@@ -42,8 +47,10 @@ def corrupted(
 ) -> Iterator[CurrentImages]:
     """While open, every forward pass of the network is damaged at ``site``; the network itself is never changed.
 
-    ``ids`` int64 (B,) names the images of the batch, and the damage to an image depends on (seed, id, site, kind)
-    alone; for further batches set ``.ids`` of what ``with`` yields. Kinds, levels and options: see ``Damage``.
+    A plain network, a path or a name is refused: what would be damaged is a Model of it, which the caller must run.
+    ``ids`` int64 (B,) names the images of the batch (None: 0, 1, ... in each), and the damage to an image depends on
+    (seed, id, site, kind) alone; for further batches set ``.ids`` of what ``with`` yields. Kinds, levels and options:
+    see ``Damage``.
 
         with corrupted(classifier, "stage2", "channel", 0.5, batch.ids, seed=0) as images:
             logits = classifier(pixels)
@@ -57,6 +64,11 @@ def corrupted(
     >>> torch.equal(damaged, clean), torch.equal(classifier(pixels), clean)
     (False, True)
     """
+    if not hasattr(model, "backbone") and not isinstance(model, Backbone):
+        raise UsageError(
+            f"corrupted damages what is run inside it, not a {type(model).__name__}: give classifier = "
+            "fit_classifier(network, data), or as_model(network).encoder(), and run that"
+        )
     backbone = model if isinstance(model, Backbone) else model.backbone
     place = find_site(backbone, site)
     corruption = Damage(place, kind, seed, std, rescale, match_locations)
@@ -64,7 +76,7 @@ def corrupted(
     images = CurrentImages(ids)
 
     def damage(output: Tensor) -> Tensor:
-        return corruption.apply(output, corruption.draw(output, images.ids), level)
+        return corruption.apply(output, corruption.draw(output, numbered(images.ids, output)), level)
 
     with replaced(backbone, place, damage):
         yield images
@@ -72,18 +84,21 @@ def corrupted(
 
 @torch.inference_mode()
 def calibrate(
-    model: Backbone | HasBackbone, batches: Iterable[Tensor], sites: Sequence[str] | None = None
+    model: Backbone | Classifier | ModelLike,
+    batches: PixelBatches | DatasetLike,
+    sites: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
     """The channels' clean standard deviations (C,) at each site (all where None), from one pass in float64.
 
-    ``batches`` are normalised pixels (B, 3, H, W). The deviation is over images and locations together; class and
-    register tokens are left out.
+    ``batches`` are normalised pixels (B, 3, H, W) for a Backbone; for a Classifier and what ``as_model`` takes they are
+    uint8 or in [0, 1], or a split, or what ``as_dataset`` takes, whose test split it is. The deviation is over images
+    and locations together; class and register tokens are left out.
     """
-    backbone = model if isinstance(model, Backbone) else model.backbone
+    backbone, batches = measured(model, batches)
     places = [find_site(backbone, name) for name in (backbone.sites if sites is None else sites)]
     device = device_of(backbone)
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
-    for pixels in batches:
+    for pixels in batches() if callable(batches) else batches:
         with captured(backbone, places) as outputs:
             backbone(pixels.to(device))
         for place in places:

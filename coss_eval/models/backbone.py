@@ -54,6 +54,7 @@ class Backbone(nn.Module, ABC):
     memory_format: torch.memory_format = torch.channels_last
     cut: int = 1  # the version of how it is taken apart, in keys above 1: raised where a network's locations change
     channels: int = 3  # that the network itself takes; of colour images a grey one (1) gets the luminance
+    made_of: tuple[type[nn.Module], ...] = ()  # classes of a network given in memory: a trace has none of their code
 
     def __init__(self) -> None:
         super().__init__()

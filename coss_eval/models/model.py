@@ -76,6 +76,11 @@ class Model:
     code: str | None = None
     batch_size: int | None = None
 
+    def __repr__(self) -> str:
+        head = "no head" if self.head is None else f"its own {type(self.head).__name__} head"
+        normalised = self.preprocessing.source
+        return f"Model({self.name}: {self.arch}, {self.backbone.dim} features, {head}, normalisation {normalised})"
+
     def protocol(self) -> dict[str, Any]:
         """All that a number depends on, as JSON: the weights themselves, the architecture and the preprocessing."""
         options = self.architecture.options() if self.architecture else {}
@@ -97,7 +102,7 @@ class Model:
         modules = [module for part in (self.backbone, self.head) if part is not None for module in part.modules()]
         factory = self.arch.partition(":")[0] if ":" in self.arch else None
         own = [factory] if factory in sys.modules else []  # not "timm:NAME" and the like
-        return code_identity([*{type(module) for module in modules}, *own])
+        return code_identity([*{type(module) for module in modules}, *self.backbone.made_of, *own])
 
     def untrained(self, seed: int = 0) -> Model:
         """The same architecture with random weights of its own initialisation, drawn from ``seed``, and no head."""

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coss_eval.checkpoints.as_model import ModelLike, as_model
+from coss_eval.data.as_dataset import DatasetLike, split_of
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.backbone import Backbone, Site, as_locations
@@ -45,8 +47,8 @@ class Features:
 
 
 def extract(
-    model: Model,
-    split: Split,
+    model: ModelLike,
+    split: Split | DatasetLike,
     *,
     sites: Sequence[str] = ("global",),
     batch_size: int = 256,
@@ -55,18 +57,21 @@ def extract(
 ) -> Features:
     """Features of every image of ``split`` at ``sites``, on the CPU; a site with locations gives their mean.
 
-    ``model.backbone`` is moved to the device; its modes, gradients and hooks are left as they were. With ``cache``,
-    features of the same weights, code, images, geometry and sites are read from the user's cache directory or kept
-    there. UsageError where an image's features depend on its batch, CossError where one is not finite.
+    ``model`` is what ``as_model`` takes, ``split`` a Split, images without labels (theirs are -1), or what
+    ``as_dataset`` takes, whose test split it is. A Model's backbone is moved to the device; its modes, gradients and
+    hooks are left as they were. With ``cache``, features of the same weights, code, images, geometry and sites are read
+    from the user's cache directory or kept there. UsageError where an image's features depend on its batch, CossError
+    where one is not finite.
 
     >>> import coss_eval as ce
     >>> features = ce.extract(ce.load_model("pixels:8"), ce.load_dataset("digits").test, cache=False)
     >>> features.values["global"].shape, len(features.ids)
     (torch.Size([451, 192]), 451)
     """
+    split = split_of(split)
     split.refuse_changed()
     compute = Compute(resolve_device(device), batch_size, cache)
-    return extract_known(model.identified(), split, compute, sites=sites, check_batches=True)
+    return extract_known(as_model(model).identified(), split, compute, sites=sites, check_batches=True)
 
 
 def extract_known(

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coss_eval.checkpoints.as_model import ModelLike, as_model
+from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
@@ -30,8 +32,8 @@ VERSION = 1  # to be raised when the same protocol comes to mean another probe
 
 
 def fit_classifier(
-    model: Model,
-    data: Dataset,
+    model: ModelLike,
+    data: DatasetLike,
     *,
     head: HeadChoice | None = None,
     device: str | torch.device = "auto",
@@ -40,9 +42,10 @@ def fit_classifier(
 ) -> Classifier:
     """Pixels in [0, 1] to the logits of ``data``'s classes, in eval mode on the device.
 
-    ``head``: "auto" takes the checkpoint's own head where its class names match, "own" insists on it, "probe" fits a
-    linear probe on the training split; None is what the model was loaded with. ``origin`` of the result says which it
-    was. The probe's strength is chosen on a tenth of the training images; the test split is never read.
+    ``model`` and ``data``: what ``as_model`` and ``as_dataset`` take. ``head``: "auto" takes the checkpoint's own head
+    where its class names match, "own" insists on it, "probe" fits a linear probe on the training split; None is what
+    the model was loaded with. ``origin`` of the result says which it was. The probe's strength is chosen on a tenth of
+    the training images; the test split is never read.
 
     >>> import coss_eval as ce
     >>> digits = ce.load_dataset("digits")
@@ -52,9 +55,10 @@ def fit_classifier(
     >>> right.float().mean().item() > 0.9
     True
     """
+    data = dataset_of(data)
     data.refuse_changed()
     compute = Compute(resolve_device(device), batch_size, cache)
-    return known_classifier(model.identified(), data, compute, head=head, check_batches=True)
+    return known_classifier(as_model(model).identified(), data, compute, head=head, check_batches=True)
 
 
 def known_classifier(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from coss_eval.checkpoints.as_model import ModelLike
+from coss_eval.checkpoints.measured import PixelBatches, measured
+from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.models.backbone import Backbone, Site, as_locations
+from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.trial import evaluating
 
@@ -37,15 +40,19 @@ class EffectiveField:
         return len(self.sizes)
 
 
-def effective(backbone: Backbone, batches: Iterable[Tensor], *, site: str = "prepool") -> EffectiveField:
+def effective(
+    backbone: Backbone | Classifier | ModelLike, batches: PixelBatches | DatasetLike, *, site: str = "prepool"
+) -> EffectiveField:
     """The effective receptive field of a site's middle unit (Luo et al., NeurIPS 2016).
 
     ``batches``: normalised pixels (B, 3, H, W), all of one size, which belongs to the result: rankings of networks
-    change with it. A gradient of one goes in at every channel of the middle unit that is positive (as Ding et al., CVPR
-    2022, do: the sum of all channels is constant after a layer norm). An image's size is the square root of the number
-    of pixels where the gradient's absolute value, summed over colours, is above 4.55 % of its PEAK; the result is the
-    median over images. Luo et al. take 4.55 % of the centre's value in the mean map: strided 1x1 convolutions may skip
-    the very centre, and the union of many images' fields is larger than that of any.
+    change with it. In place of a Backbone a Classifier or what ``as_model`` takes will do: its ``batches`` are then
+    uint8 or in [0, 1], or a split, or what ``as_dataset`` takes, whose test split it is.
+    A gradient of one goes in at every channel of the middle unit that is positive (as Ding et al., CVPR 2022, do: the
+    sum of all channels is constant after a layer norm). An image's size is the square root of the number of pixels
+    where the gradient's absolute value, summed over colours, is above 4.55 % of its PEAK; the result is the median over
+    images. Luo et al. take 4.55 % of the centre's value in the mean map: strided 1x1 convolutions may skip the very
+    centre, and the union of many images' fields is larger than that of any.
 
     >>> from coss_eval.checkpoints.load import make_model
     >>> backbone = make_model("resnet18", stem="cifar", width=8).backbone
@@ -53,11 +60,12 @@ def effective(backbone: Backbone, batches: Iterable[Tensor], *, site: str = "pre
     >>> field.map.shape, field.n, field.size < 32
     (torch.Size([32, 32]), 2, True)
     """
+    backbone, batches = measured(backbone, batches)
     if site not in backbone.sites:
         raise unknown_name("site", site, backbone.sites)
     place = backbone.sites[site]
     total, sizes = torch.zeros(()), []
-    for pixels in batches:
+    for pixels in batches() if callable(batches) else batches:
         leaf = pixels.detach().clone().requires_grad_()
         with evaluating(backbone), torch.enable_grad(), outputs_of(backbone, {place.module}) as outputs:
             backbone(leaf)

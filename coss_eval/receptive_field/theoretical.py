@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from coss_eval.checkpoints.as_model import ModelLike, as_model
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.hooks import Hook, hooked
@@ -19,7 +20,7 @@ from coss_eval.receptive_field.effective import effective
 from coss_eval.receptive_field.rules import Field, FieldTracer, Reach
 
 
-def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
+def theoretical(module: ModelLike, size: int = 224) -> pd.DataFrame:
     """The theoretical receptive field of every module's output, in the order in which one forward pass reaches them.
 
     Columns: ``module`` (dotted path), ``site`` (stage1, ..., prepool, global, where the module is a Backbone),
@@ -27,13 +28,15 @@ def theoretical(module: nn.Module, size: int = 224) -> pd.DataFrame:
     ``first`` (the leftmost pixel that unit 0 sees, negative in the padding) and ``covered`` (the share of the image's
     pixels that lie in the field of some unit: fields smaller than the jump leave gaps, and the last may end before the
     edge). ``rf`` is infinite where a unit sees the whole image whatever its size: global pooling, squeeze-and-excite,
-    attention. The network runs once, on an image of ``size`` pixels. Raises CossError for an operation whose effect is
-    not known, circular padding among them, UsageError for a size that the network does not take.
+    attention. ``module`` is a network, or the path, name or Model of one, whose backbone it then is. It runs once, on
+    an image of ``size`` pixels. Raises CossError for an operation whose effect is not known, circular padding among
+    them, UsageError for a size that the network does not take.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2))
     >>> theoretical(network, 32).set_index("module").loc["2", ["grid", "jump", "rf"]].tolist()
     [14.0, 2.0, 5.0]
     """
+    module = module if isinstance(module, nn.Module) else as_model(module).backbone
     names = {site.module: site.name for site in module.sites.values()} if isinstance(module, Backbone) else {}
     rows = []
     for path, (output, reach) in fields(module, size).items():

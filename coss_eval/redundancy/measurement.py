@@ -9,17 +9,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from coss_eval.checkpoints.as_model import ModelLike
+from coss_eval.checkpoints.measured import PixelBatches, measured
+from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Site, as_locations
+from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import outputs_of
 from coss_eval.redundancy import locality, moments, similarity, spectrum
 
-Batches = Iterable[Tensor] | Callable[[], Iterable[Tensor]]
-
 
 def measure(
-    backbone: Backbone,
-    batches: Batches,
+    backbone: Backbone | Classifier | ModelLike,
+    batches: PixelBatches | DatasetLike,
     site: str = "prepool",
     *,
     receptive_field: tuple[int, int] | None = None,
@@ -29,7 +31,9 @@ def measure(
 
     ``batches`` are normalised pixels, float (B, 3, H, W) on any device, and are read TWICE (for the dataset mean, then
     for the moments): pass a list, an object that starts afresh at every iteration, or a function that returns an
-    iterator; a generator is refused. ``backbone`` must be in eval mode.
+    iterator; a generator is refused. ``backbone`` must be in eval mode. In place of a Backbone a Classifier or what
+    ``as_model`` takes will do: its ``batches`` are then uint8 or in [0, 1] and normalised by it, or a split, or what
+    ``as_dataset`` takes, whose test split it is.
 
     ``n`` counts images; ``low`` and ``high`` bound a 95 % interval over images (block jackknife) and are NaN for the
     spectral rows. ``within_at_distance_3`` is the mean cosine at the Chebyshev distance 3 on the grid.
@@ -48,6 +52,7 @@ def measure(
     >>> table.columns.tolist(), table["metric"].tolist()[:3]
     (['metric', 'value', 'n', 'low', 'high'], ['within', 'between', 'normalised'])
     """
+    backbone, batches = measured(backbone, batches)
     if backbone.training:
         raise UsageError("redundancy needs the backbone in eval mode, but it is in train mode; call backbone.eval()")
     place = _place(backbone, site)

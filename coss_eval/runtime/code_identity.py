@@ -62,11 +62,27 @@ def _read(source: Any) -> str:
     """
     spec = getattr(source, "__spec__", None)
     if spec is None:
-        return inspect.getsource(source)
+        try:
+            return inspect.getsource(source)
+        except (OSError, TypeError):
+            return _members(source)
     if not hasattr(spec, "source_text"):
         spec.source_text = inspect.getsource(source)
     text: str = spec.source_text
     return text
+
+
+def _members(source: Any) -> str:
+    """The text of a class from a cell of a notebook, where only functions know their file: methods and plain values.
+
+    Raises OSError where it has no method, TypeError where one cannot be read.
+    """
+    members = dict(vars(source)) if isinstance(source, type) else {}
+    texts = [inspect.getsource(value) for value in members.values() if inspect.isfunction(value)]
+    if not texts:
+        raise OSError("no source")
+    plain = (f"{name} = {value!r}" for name, value in members.items() if isinstance(value, bool | int | float | str))
+    return "\n".join([*texts, *(line for line in plain if not line.startswith("__"))])
 
 
 def _of(thing: Any) -> str:

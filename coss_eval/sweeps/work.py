@@ -191,7 +191,7 @@ class Worker:
         model = replace(load_model(folder / MODEL), name=state.run.name)
         for wanted in self.sweep.evaluate:
             done = evaluation.evaluate(
-                model, data, [task_of(wanted)], out=folder / RESULTS, limit=wanted.limit, device=self.device
+                model, data, [task_of(wanted)], out=folder / RESULTS, limit=wanted.limit, device=self.device, quiet=True
             )
             if done.failures:
                 raise CossError(done.failures[0])

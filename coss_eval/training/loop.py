@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from coss_eval.checkpoints.load import save_model
+from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.model import Model
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.disk import Lock, remove_leftovers
+from coss_eval.runtime.live import training_line
 from coss_eval.runtime.provenance import git_commit, made_with
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
@@ -55,24 +58,34 @@ class TrainingProgress:
 
 def train(
     method: str,
-    data: Dataset,
+    data: DatasetLike,
     *,
     preset: str | None = None,
     out: str | Path,
     resume: bool = False,
     device: str | torch.device = "auto",
+    quiet: bool = False,
     on_progress: Callable[[TrainingProgress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     **overrides: Any,
 ) -> Model:
     """Train ``method`` on ``data.train`` and return the Model, also written to out/model.safetensors.
 
+    ``data`` is what ``as_dataset`` takes; a single split is the training split.
+
     ``overrides``: fields of Config, LocalConfig or the method. ``out`` gets last.pt (the trainer's state),
     log.jsonl and the model. ``resume`` goes on from last.pt, where there is one, exactly as if never interrupted; it
-    stops where the configuration or the images are others. ``on_note`` gets what a person should know (alarms).
+    stops where the configuration or the images are others, and begins anew where the first epoch was not finished. A
+    progress line is shown, but not with ``quiet`` or where ``on_progress`` takes its place. ``on_note`` gets what a
+    person should know (alarms); ``ce.train`` warns with it unless ``quiet``.
     """
     config = resolve(method, preset, **overrides)
-    return train_config(config, data, out=out, resume=resume, device=device, on_progress=on_progress, on_note=on_note)
+    data = dataset_of(data, alone="train")
+    silent = quiet or on_progress is not None or os.environ.get("RANK", "0") != "0"  # one of torchrun's processes
+    with training_line(method, quiet=silent) as line:
+        return train_config(
+            config, data, out=out, resume=resume, device=device, on_progress=on_progress or line, on_note=on_note
+        )
 
 
 def train_config(

@@ -17,6 +17,7 @@ from coss_eval.data.choose import Ints, by_value, sample_ids, stratified
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.images import ArrayImages
 from coss_eval.data.layouts import IDX_FILES, ReadOptions, idx_folder
+from coss_eval.data.pixels import nchw
 from coss_eval.errors import CossError
 
 DIGITS_SIZE = 32
@@ -116,13 +117,7 @@ def _checked(images: NDArray[Any], labels: NDArray[Any], where: Path) -> tuple[N
             f"expected images of {where} as uint8 (N, H, W), (N, H, W, 3) or (N, 3, H, W) for its {len(values)} "
             f"labels, got {images.dtype} {images.shape}"
         )
-    pixels = images[..., None] if images.ndim == 3 else images
-    if pixels.shape[-1] in (1, 3):
-        pixels = pixels.transpose(0, 3, 1, 2)
-    if pixels.shape[1] not in (1, 3):
-        raise CossError(f"expected images of {where} to have 1 or 3 channels, got {images.shape}")
-    full = np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:]))
-    return np.ascontiguousarray(full), values[:, 0].astype(np.int64)
+    return nchw(images, f"images of {where}"), values[:, 0].astype(np.int64)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:

@@ -125,7 +125,7 @@ def _clean_deviation(subject: Subject, site: str) -> dict[str, Tensor]:
     split = _train(subject).limited(CALIBRATION_IMAGES, 0)
     normalise = subject.classifier.normalise
     return calibrate(
-        subject.classifier, (normalise(to_float(batch.images)) for batch in subject.batches(split)), [site]
+        subject.classifier.backbone, (normalise(to_float(batch.images)) for batch in subject.batches(split)), [site]
     )
 
 

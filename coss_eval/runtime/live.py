@@ -1,0 +1,116 @@
+"""How far a run is, on one line: rewritten on a terminal and in a notebook, plain and seldom elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coss_eval.evaluation import Progress
+    from coss_eval.training.loop import TrainingProgress
+
+Line = Callable[[str, bool], None]
+
+
+def tell(text: str) -> None:
+    """A plain line beside results, for a person."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def live_line() -> Iterator[Line]:
+    """One line, shown by (text, is it the last), rewritten on a terminal and in a notebook; elsewhere a plain line
+    every 10 seconds.
+
+    On a terminal it is cut to the width, and what is printed meanwhile stands above it.
+    """
+    if (notebook := _notebook()) is not None:
+        yield notebook
+        return
+    if not sys.stderr.isatty():
+        last = -math.inf
+
+        def print_seldom(text: str, final: bool) -> None:
+            nonlocal last
+            if final or time.monotonic() - last >= 10:
+                last = time.monotonic()
+                tell(text)
+
+        yield print_seldom
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console, together = Console(stderr=True), sys.stdout.isatty()  # what goes into a file stays there
+    with Live(console=console, auto_refresh=False, redirect_stdout=together) as live:
+        yield lambda text, _: live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def _notebook() -> Line | None:
+    """A line in the output of a notebook's cell, replaced in place; None where this process serves no notebook.
+
+    By Jupyter's own display, which every front end has; rich's needs ipywidgets.
+    """
+    shell: Any = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if getattr(shell, "kernel", None) is None:
+        return None
+    display = import_module("IPython.display").display
+    handle: Any = None
+
+    def show(text: str, _final: bool) -> None:
+        nonlocal handle
+        if handle is None:
+            handle = display({"text/plain": text}, raw=True, display_id=True)
+        else:
+            handle.update({"text/plain": text}, raw=True)
+
+    return show
+
+
+@contextmanager
+def progress_line(*, quiet: bool = False) -> Iterator[Callable[[Progress], None] | None]:
+    """The progress of an evaluation on a live line; None where nothing is to be shown."""
+    if quiet:
+        yield None
+        return
+    started = time.monotonic()
+    with live_line() as line:
+
+        def show(progress: Progress) -> None:
+            done, total = progress.done, progress.total
+            left = (time.monotonic() - started) / done * (total - done) if 0 < done < total else None
+            eta = "" if left is None else f", {duration(left)} left"
+            line(f"[{done}/{total}{eta}] {progress.label}", done == total)
+
+        yield show
+
+
+@contextmanager
+def training_line(name: str, *, quiet: bool = False) -> Iterator[Callable[[TrainingProgress], None] | None]:
+    """The progress of a training run on a live line; None where nothing is to be shown."""
+    if quiet:
+        yield None
+        return
+    with live_line() as line:
+
+        def show(now: TrainingProgress) -> None:
+            knn = "" if now.knn is None else f"   kNN {100 * now.knn:.1f} %"
+            where = f"{name}   epoch {now.epoch}/{now.epochs}   loss {now.loss:.4f}"
+            speed = f"{now.images_per_second:,.0f} images/s   {duration(now.seconds_left)} left"
+            line(f"{where}{knn}   {speed}", now.step == now.steps)
+
+        yield show

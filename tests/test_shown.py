@@ -1,0 +1,133 @@
+"""What Python shows a person who evaluates or trains: an estimate, progress, warnings; and what an interrupt leaves."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import coss_eval as ce
+from coss_eval.data.dataset import Dataset
+from coss_eval.errors import CossWarning
+from coss_eval.evaluation import Progress
+from coss_eval.models.model import Model
+from coss_eval.store import Cell, Store
+from coss_eval.tasks.task import Result, Subject, Task
+from coss_eval.training.loop import TrainingProgress
+
+TINY: dict[str, Any] = {
+    "preset": "digits-tiny",
+    "device": "cpu",
+    "epochs": 2,
+    "batch_size": 64,
+    "probe_every": 0,
+    "log_every": 5,
+    "width": 8,
+}
+
+
+@dataclass(frozen=True)
+class Count(Task):
+    """How many images there are, in so many cells; interrupts at one of them."""
+
+    name = "count"
+    uses_head = False
+    version = 1
+    cells_: int = 3
+    stop_at: int | None = None
+
+    def cells(self, subject: Subject, seed: int) -> list[Cell]:
+        return [Cell(self.name, {"number": number}) for number in range(self.cells_)]
+
+    def measure(self, cell: Cell, subject: Subject) -> Result:
+        if cell.params["number"] == self.stop_at:
+            raise KeyboardInterrupt
+        return Result([ce.store.Measurement("images", float(len(subject.data.test)), len(subject.data.test))])
+
+
+@pytest.fixture(scope="module")
+def few() -> Dataset:
+    return ce.load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def raw() -> Model:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CossWarning)
+        return ce.load_model("pixels:8")
+
+
+def test_estimate_progress_and_warnings_are_shown_and_quiet_silences_them(
+    few: Dataset, raw: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(CossWarning, match="ASSUMED"):
+        ce.evaluate(raw, few, [Count()], out=tmp_path / "shown", limit=20, device="cpu")
+    out, err = capfd.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0].startswith("3 of 3 cells to compute; estimate ")
+    assert lines[-1] == "[3/3] done"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CossWarning)
+        ce.evaluate(raw, few, [Count()], out=tmp_path / "quiet", limit=20, device="cpu", quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_shown_where_nothing_is_left_or_the_caller_shows_it(
+    few: Dataset, raw: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Progress] = []
+    for _ in range(2):
+        with pytest.warns(CossWarning, match="ASSUMED"):
+            ce.evaluate(raw, few, [Count()], out=tmp_path, limit=20, device="cpu", on_progress=seen.append)
+    assert [now.done for now in seen] == [0, 1, 2, 3, 0]
+    assert capfd.readouterr().err == ""
+
+
+def test_an_interrupted_evaluation_keeps_its_cells_and_goes_on(few: Dataset, raw: Model, tmp_path: Path) -> None:
+    def run(task: Task) -> ce.Run:
+        return ce.evaluate(raw, few, [task], out=tmp_path, limit=20, device="cpu")
+
+    with pytest.raises(KeyboardInterrupt), pytest.warns(CossWarning, match="interrupted: every finished cell is kept"):
+        run(Count(stop_at=1))
+    assert len(Store(tmp_path).records()) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CossWarning)
+        assert len(run(Count()).table()) == 3
+
+
+def test_training_shows_its_line_and_goes_on_after_an_interrupt_in_its_first_epoch(
+    few: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stop(now: TrainingProgress) -> None:
+        assert now.epoch == 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ce.train("simclr", few, out=tmp_path / "stopped", on_progress=stop, **TINY)
+    assert capfd.readouterr().err == ""
+    resumed = ce.train("simclr", few, out=tmp_path / "stopped", resume=True, **TINY)
+    assert "simclr   epoch 2/2   loss" in capfd.readouterr().err.splitlines()[-1]
+    whole = ce.train("simclr", few, out=tmp_path / "whole", quiet=True, **TINY)
+    assert capfd.readouterr().err == ""
+    assert resumed.sha256 == whole.sha256
+
+
+@pytest.mark.slow
+def test_in_a_notebook_one_output_is_replaced_in_place() -> None:
+    pytest.importorskip("ipykernel")
+    client, formats = pytest.importorskip("nbclient"), pytest.importorskip("nbformat.v4")
+    code = (
+        "from coss_eval.runtime.live import live_line\n"
+        "with live_line() as line:\n"
+        "    for step in range(3):\n"
+        "        line(f'step {step}', step == 2)"
+    )
+    book = formats.new_notebook(cells=[formats.new_code_cell(code)])
+    client.NotebookClient(book, timeout=60, kernel_name="python3").execute()
+    outputs = book.cells[0].outputs
+    assert [output.output_type for output in outputs] == ["display_data"]
+    assert outputs[0].data == {"text/plain": "step 2"}
