@@ -51,7 +51,7 @@ def named_runs() -> list[str]:
     ("run", "cells", "model", "top1", "n"),
     [
         ("tiny-imagenet-50-supervised", 43, "tiny-imagenet-50-resnet18/model", 0.5400, 2500),
-        ("cifar10-jpeg-supervised", 39, "cifar10-jpeg-resnet18-w16/model", 0.8072, 10000),
+        ("cifar10-jpeg-supervised", 43, "cifar10-jpeg-supervised", 0.7516, 2500),
         ("tiny-imagenet-50-ssl-laptop", 128, "co-byol", 0.2944, 2500),
         ("cifar10-jpeg-ssl-laptop", 128, "co-byol", 0.6114, 10000),
     ],
