@@ -99,6 +99,8 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["corruptions", "--write", "x", "--classes", "absent.txt"], "absent.txt"),
         (["figures", "no/such/folder"], "no/such/folder"),
         (["figures", "gallery", "--image", "absent.jpg"], "absent.jpg"),
+        (["similarity", "--measures", "ckaa", "--ckpt", "pixels:8"], "cka"),
+        (["similarity", "--ckpt", "pixels:8", "--sites", "global"], "two sites or two models"),
         (["crops", "--areas", "1.5", "--ckpt", "x"], "at most 1"),
         (["sweep", "crop", "--list"], "crops"),
         (["sweep", "crops-digits", "--job", "9"], "1 to 4"),
@@ -408,3 +410,20 @@ def test_robustness_skips_what_the_images_do_not_allow(
     nothing = run("robustness", *small(), "--tasks", "probe")
     assert nothing.code != 0
     assert "nothing can be measured" in nothing.err
+
+
+def test_similarity_writes_its_page(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    import json
+
+    import pandas as pd
+
+    done = run("similarity", *small(), "--untrained", "1", "--sites", "prepool", "global")
+    assert done.code == 0, done.err
+    assert len(pd.read_csv("out/similarity.csv")) == 2 * 6
+    (entry,) = json.loads(Path("out/run.json").read_text())["runs"]
+    assert [model["name"].split()[0] for model in entry["models"]] == ["Small", "untrained"]
+    assert {"command", "versions", "device", "git_commit", "data"} < set(entry)
+    assert Path("out/report.html").stat().st_size > 10_000
+    missing = run("similarity", *small(), "--sites", "stage7")
+    assert missing.code == 2
+    assert "stage7" in missing.err
