@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from coss_eval.evaluation import Run as Run
     from coss_eval.evaluation import compare as compare
     from coss_eval.evaluation import evaluate as evaluate
+    from coss_eval.evaluation.extraction import write_features as write_features
     from coss_eval.evaluation.similarity import similarities as similarities
     from coss_eval.probes import fit_classifier as fit_classifier
     from coss_eval.probes.features import extract as extract
@@ -31,10 +32,11 @@ _HOME = {
     "Run": "coss_eval.evaluation",
     "similarities": "coss_eval.evaluation.similarity",
     "train": "coss_eval.training.loop",
+    "write_features": "coss_eval.evaluation.extraction",
 }
 
 # what the command line would print, they give as warnings
-_SPEAKING = ("load_model", "evaluate", "similarities", "train")
+_SPEAKING = ("load_model", "evaluate", "similarities", "train", "write_features")
 
 __all__ = [
     "Run",
@@ -47,6 +49,7 @@ __all__ = [
     "load_model",
     "similarities",
     "train",
+    "write_features",
 ]
 
 

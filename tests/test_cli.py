@@ -99,6 +99,8 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["corruptions", "--write", "x", "--classes", "absent.txt"], "absent.txt"),
         (["figures", "no/such/folder"], "no/such/folder"),
         (["figures", "gallery", "--image", "absent.jpg"], "absent.jpg"),
+        (["extract", "--ckpt", "pixels:8", "--sites", "stage1"], "prepool"),
+        (["extract", "--format", "npz", "--ckpt", "pixels:8"], "npz"),
         (["similarity", "--measures", "ckaa", "--ckpt", "pixels:8"], "cka"),
         (["similarity", "--ckpt", "pixels:8", "--sites", "global"], "two sites or two models"),
         (["crops", "--areas", "1.5", "--ckpt", "x"], "at most 1"),
@@ -427,3 +429,13 @@ def test_similarity_writes_its_page(run: Callable[..., Done], small: Callable[..
     missing = run("similarity", *small(), "--sites", "stage7")
     assert missing.code == 2
     assert "stage7" in missing.err
+
+
+def test_extract_writes_a_file_a_site(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    import numpy as np
+
+    done = run("extract", *small(), "--sites", "prepool", "global", "--locations", "all")
+    assert done.code == 0, done.err
+    assert np.load("out/Small/prepool.npy").ndim == 3
+    assert np.load("out/Small/global.npy").shape[:2] == (12, 1)
+    assert str(Path("out/Small/images.csv")) in done.out

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from coss_eval.cli.app import EVALUATE, app
-from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfRun, OfTask
+from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfRun, OfTask
 from coss_eval.tasks.flags import Words
 
 
@@ -77,4 +77,75 @@ def similarity(
     Store(folder).record_run(found.entry)
     say(f"similarity  {len(found.places)} representations compared")
     say(f"report      {folder / 'report.md'}, report.html, figures/, and every number in similarity.csv")
+    return 0
+
+
+@app.command(group=EVALUATE)
+def extract(
+    *,
+    sites: Chosen = ("global",),
+    split: OfData[Literal["test", "train"]] = "test",
+    format: OfTask[Literal["npy", "safetensors", "hdf5"]] = "npy",
+    locations: OfTask[Literal["mean", "all"]] = "mean",
+    dissimilarity: OfTask[Literal["correlation", "cosine", "euclidean"] | None] = None,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    out: OfRun[Path | None] = None,
+    limit: OfRun[int | None] = None,
+    seed: OfRun[int] = 0,
+    batch_size: OfRun[int] = 256,
+    device: OfRun[str] = "auto",
+    quiet: OfRun[bool] = False,
+) -> int:
+    """Write features for other tools: a file a site, with ids, labels, file keys and what made them beside.
+
+    Parameters
+    ----------
+    sites
+        Places in each network: stage1 stage2 prepool global.
+    split
+        Which images.
+    format
+        Of the files; hdf5 needs h5py.
+    locations
+        The mean over a map's locations (N, D), or each of them (N, L, D).
+    dissimilarity
+        Write the dissimilarity matrix (N, N) of each site, too, for 5000 images at most.
+    out
+        Folder, with one inside for each network [default: features/DATA].
+    limit
+        Number of images to use (seeded, balanced over classes).
+    seed
+        Seed of --limit.
+    batch_size
+        Images per forward pass; it never changes a number.
+    device
+        auto, cpu, cuda, cuda:1, ...
+    quiet
+        Print the last lines only.
+    """
+    from coss_eval.cli.terminal import progress_line, say
+    from coss_eval.evaluation.extraction import write_features
+
+    loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
+    folder = out or Path("features") / dataset.name.replace("/", "-")
+    with progress_line(quiet=quiet) as on_progress:
+        paths = write_features(
+            loaded,
+            dataset,
+            folder,
+            sites=sites,
+            split=split,
+            format=format,
+            locations=locations,
+            dissimilarity=dissimilarity,
+            limit=limit,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            on_note=None if quiet else lambda line: say(f"WARNING     {line}"),
+        )
+    for path in paths:
+        say(str(path))
     return 0
