@@ -109,6 +109,8 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["list", "corruption"], "corruptions"),
         (["info", "no/such/thing"], "no/such/thing"),
         (["report", "no/such/folder"], "no/such/folder"),
+        (["consistency"], "give results folders"),
+        (["consistency", "no/such/folder"], "no/such/folder"),
         (["compare", "no/such/folder", "other"], "no/such/folder"),
         (["robustness", "--config", "missing.yaml"], "missing.yaml"),
     ],
@@ -235,6 +237,8 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
         assert "report.md" in done.out
     assert "limit 20" in run("info", "a").out
     assert "corruptions" in run("compare", "a", "b").out
+    assert "Cohen's kappa" in run("consistency", "a", "b", "--out", "kappa.csv").out
+    assert Path("kappa.csv").read_text().startswith("a,b,task,metric,condition,kappa,low,high")
     assert "figures" in run("figures", "a").out
     assert "report.html" in run("report", "a").out
 
