@@ -443,3 +443,18 @@ def test_extract_writes_a_file_a_site(run: Callable[..., Done], small: Callable[
     assert np.load("out/Small/prepool.npy").ndim == 3
     assert np.load("out/Small/global.npy").shape[:2] == (12, 1)
     assert str(Path("out/Small/images.csv")) in done.out
+
+
+def test_heatmaps_are_drawn_and_kept(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    import numpy as np
+
+    done = run("heatmaps", *small(), "--images", "3", "--untrained", "1")
+    assert done.code == 0, done.err
+    with np.load("out/Small.npz") as found:
+        assert found["each"].shape[0] == len(found["ids"]) == 3
+        assert found["mean"].shape == found["each"].shape[1:]
+        assert (np.abs(found["each"]) <= 1 + 1e-5).all()
+    assert Path("out/heatmaps.png").stat().st_size > 5_000
+    missing = run("heatmaps", *small(), "--site", "global")
+    assert missing.code == 2
+    assert "no locations" in missing.err

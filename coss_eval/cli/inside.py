@@ -149,3 +149,60 @@ def extract(
     for path in paths:
         say(str(path))
     return 0
+
+
+@app.command(group=EVALUATE)
+def heatmaps(
+    *,
+    site: OfTask[str] = "prepool",
+    images: OfTask[int] = 6,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    out: OfRun[Path | None] = None,
+    limit: OfRun[int] = 1000,
+    seed: OfRun[int] = 0,
+    batch_size: OfRun[int] = 64,
+    device: OfRun[str] = "auto",
+    quiet: OfRun[bool] = False,
+) -> int:
+    """Draw where an image's locations agree with the rest of it, without labels, networks side by side.
+
+    Parameters
+    ----------
+    site
+        Where the locations are: prepool, stage1, ...
+    images
+        Number of test images to show.
+    out
+        Folder [default: results/heatmaps-DATA].
+    limit
+        Number of test images for the mean map, and for the mean of each place that is taken off.
+    seed
+        Seed of the choice of images.
+    batch_size
+        Images per forward pass; it never changes a number.
+    device
+        auto, cpu, cuda, cuda:1, ...
+    quiet
+        Print the last lines only.
+    """
+    from coss_eval.cli.terminal import say
+    from coss_eval.evaluation.saliency import write_heatmaps
+
+    loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
+    folder = out or Path("results") / f"heatmaps-{dataset.name}".replace("/", "-")
+    paths = write_heatmaps(
+        loaded,
+        dataset,
+        folder,
+        site=site,
+        images=images,
+        limit=limit,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        on_note=None if quiet else lambda line: say(f"WARNING     {line}"),
+    )
+    for path in paths:
+        say(str(path))
+    return 0
