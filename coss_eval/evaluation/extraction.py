@@ -90,6 +90,7 @@ def write_features(
     if not given:
         raise UsageError("no model given: give at least one checkpoint")
     loaded = distinct_names([m.identified() if isinstance(m, Model) else load_model(m) for m in given])
+    at = [_places(model, sites) for model in loaded]
     dataset = data if isinstance(data, Dataset) else load_dataset(data)
     dataset.refuse_changed()
     images = _images(dataset, split, limit, seed)
@@ -107,12 +108,12 @@ def write_features(
         "features": {"sites": list(sites), "locations": locations, "format": format},
         "models": [model_facts(model) for model in loaded],
     }
+    for model in loaded:
+        refuse_batch_dependent(model, image_size(model, images), target, min(batch_size, len(images)))
     paths: list[Path] = []
-    for number, model in enumerate(loaded):
+    for number, (model, places) in enumerate(zip(loaded, at, strict=True)):
         if on_progress is not None:
             on_progress(Progress(number, len(loaded), model.name))
-        places = [find_site(model.backbone, name) for name in dict.fromkeys(sites)]
-        refuse_batch_dependent(model, image_size(model, images), target, min(batch_size, len(images)))
         facts = {**{name: entry[name] for name in ("versions", "split", "features")}, "model": model.protocol()}
         own = folder / model.name.replace("/", "-")
         work = _Work(model, images, places, own, kind, locations, dissimilarity, facts)
@@ -135,6 +136,15 @@ def _checked(format: str, locations: Locations, dissimilarity: Metric | None, ba
         raise UsageError(f"expected a batch size of 1 or more, got {batch_size}")
     require(FORMATS[format])
     return FORMATS[format]
+
+
+def _places(model: Model, sites: Sequence[str]) -> list[Site]:
+    if not sites:
+        raise UsageError(f"no site to extract; {model.name} has {', '.join(model.backbone.sites)}")
+    try:
+        return [find_site(model.backbone, name) for name in dict.fromkeys(sites)]
+    except UsageError as error:
+        raise UsageError(f"{model.name}: {error}") from error
 
 
 def _images(dataset: Dataset, name: SplitName, limit: int | None, seed: int) -> Split:

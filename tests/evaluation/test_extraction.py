@@ -133,7 +133,8 @@ def test_dissimilarities_are_those_of_the_features(digits: Dataset, tmp_path: Pa
     ("call", "message"),
     [
         ({"format": "npz"}, "did you mean npy"),
-        ({"sites": ["stage9"]}, "no site 'stage9'"),
+        ({"sites": ["stage9"]}, "small/cnn.mlp: no site 'stage9'"),
+        ({"sites": []}, "no site to extract"),
         ({"split": "val"}, "unknown split"),
         ({"locations": "all", "dissimilarity": "cosine"}, "leave out --locations all"),
         ({"locations": "each"}, "choice of locations"),
