@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from coss_eval.evaluation import Run as Run
     from coss_eval.evaluation import compare as compare
     from coss_eval.evaluation import evaluate as evaluate
+    from coss_eval.evaluation.extraction import write_features as write_features
+    from coss_eval.evaluation.similarity import similarities as similarities
     from coss_eval.probes import fit_classifier as fit_classifier
     from coss_eval.probes.features import extract as extract
     from coss_eval.training.loop import train as train
@@ -52,10 +54,13 @@ _HOME = {
     "evaluate": "coss_eval.evaluation",
     "compare": "coss_eval.evaluation",
     "Run": "coss_eval.evaluation",
+    "similarities": "coss_eval.evaluation.similarity",
     "train": "coss_eval.training.loop",
+    "write_features": "coss_eval.evaluation.extraction",
 }
 
-_SPEAKING = ("as_model", "load_model", "evaluate", "train")  # what the command line would print, they give as warnings
+# what the command line would print, they give as warnings
+_SPEAKING = ("as_model", "load_model", "evaluate", "similarities", "train", "write_features")
 
 _ROOMS = (
     "attacks",
@@ -91,7 +96,9 @@ __all__ = [
     "fit_classifier",
     "load_dataset",
     "load_model",
+    "similarities",
     "train",
+    "write_features",
 ]
 
 

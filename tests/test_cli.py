@@ -99,12 +99,18 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["corruptions", "--write", "x", "--classes", "absent.txt"], "absent.txt"),
         (["figures", "no/such/folder"], "no/such/folder"),
         (["figures", "gallery", "--image", "absent.jpg"], "absent.jpg"),
+        (["extract", "--ckpt", "pixels:8", "--sites", "stage1"], "prepool"),
+        (["extract", "--format", "npz", "--ckpt", "pixels:8"], "npz"),
+        (["similarity", "--measures", "ckaa", "--ckpt", "pixels:8"], "cka"),
+        (["similarity", "--ckpt", "pixels:8", "--sites", "global"], "two sites or two models"),
         (["crops", "--areas", "1.5", "--ckpt", "x"], "at most 1"),
         (["sweep", "crop", "--list"], "crops"),
         (["sweep", "crops-digits", "--job", "9"], "1 to 4"),
         (["list", "corruption"], "corruptions"),
         (["info", "no/such/thing"], "no/such/thing"),
         (["report", "no/such/folder"], "no/such/folder"),
+        (["consistency"], "give results folders"),
+        (["consistency", "no/such/folder"], "no/such/folder"),
         (["compare", "no/such/folder", "other"], "no/such/folder"),
         (["robustness", "--config", "missing.yaml"], "missing.yaml"),
     ],
@@ -231,6 +237,8 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
         assert "report.md" in done.out
     assert "limit 20" in run("info", "a").out
     assert "corruptions" in run("compare", "a", "b").out
+    assert "Cohen's kappa" in run("consistency", "a", "b", "--out", "kappa.csv").out
+    assert Path("kappa.csv").read_text().startswith("a,b,task,metric,condition,kappa,low,high")
     assert "figures" in run("figures", "a").out
     assert "report.html" in run("report", "a").out
 
@@ -408,3 +416,45 @@ def test_robustness_skips_what_the_images_do_not_allow(
     nothing = run("robustness", *small(), "--tasks", "probe")
     assert nothing.code != 0
     assert "nothing can be measured" in nothing.err
+
+
+def test_similarity_writes_its_page(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    import json
+
+    import pandas as pd
+
+    done = run("similarity", *small(), "--untrained", "1", "--sites", "prepool", "global")
+    assert done.code == 0, done.err
+    assert len(pd.read_csv("out/similarity.csv")) == 2 * 6
+    (entry,) = json.loads(Path("out/run.json").read_text())["runs"]
+    assert [model["name"].split()[0] for model in entry["models"]] == ["Small", "untrained"]
+    assert {"command", "versions", "device", "git_commit", "data"} < set(entry)
+    assert Path("out/report.html").stat().st_size > 10_000
+    missing = run("similarity", *small(), "--sites", "stage7")
+    assert missing.code == 2
+    assert "stage7" in missing.err
+
+
+def test_extract_writes_a_file_a_site(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    import numpy as np
+
+    done = run("extract", *small(), "--sites", "prepool", "global", "--locations", "all")
+    assert done.code == 0, done.err
+    assert np.load("out/Small/prepool.npy").ndim == 3
+    assert np.load("out/Small/global.npy").shape[:2] == (12, 1)
+    assert str(Path("out/Small/images.csv")) in done.out
+
+
+def test_heatmaps_are_drawn_and_kept(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
+    import numpy as np
+
+    done = run("heatmaps", *small(), "--images", "3", "--untrained", "1")
+    assert done.code == 0, done.err
+    with np.load("out/Small.npz") as found:
+        assert found["each"].shape[0] == len(found["ids"]) == 3
+        assert found["mean"].shape == found["each"].shape[1:]
+        assert (np.abs(found["each"]) <= 1 + 1e-5).all()
+    assert Path("out/heatmaps.png").stat().st_size > 5_000
+    missing = run("heatmaps", *small(), "--site", "global")
+    assert missing.code == 2
+    assert "no locations" in missing.err

@@ -18,8 +18,9 @@ PACKAGE = Path(ce.__file__).parent
 WITH_EXAMPLES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text())
 PUBLIC = [
     *(ce.load_dataset, ce.load_model, ce.fit_classifier, ce.extract, ce.evaluate),
+    *(ce.similarities, ce.write_features),
     *(corruptions.corrupt, corruptions.register, attacks.fgsm, attacks.pgd, internal.corrupted),
-    *(redundancy.measure, receptive_field.theoretical, receptive_field.effective),
+    *(redundancy.measure, redundancy.heatmap, receptive_field.theoretical, receptive_field.effective),
     *(similarity.cka, similarity.rsa, similarity.procrustes),
 ]
 

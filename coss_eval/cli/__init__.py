@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, Parameter
 from cyclopts.config import Yaml
 
-from coss_eval.cli import evaluate, look, start  # noqa: F401 - they register their commands
+from coss_eval.cli import evaluate, inside, look, start  # noqa: F401 - they register their commands
 from coss_eval.cli.app import RUN, app
 from coss_eval.errors import CossError, UsageError
 

@@ -122,6 +122,29 @@ def compare(a: Path, b: Path) -> int:
 
 
 @app.command(group=LOOK)
+def consistency(*folders: Path, out: Path | None = None) -> int:
+    """Whether networks fail on the same images: Cohen's kappa of their stored verdicts, with intervals.
+
+    Parameters
+    ----------
+    folders
+        Results folders; every two checkpoints in them are compared.
+    out
+        A CSV file for every condition's kappa, agreement and interval.
+    """
+    from coss_eval.cli.terminal import say
+    from coss_eval.reports.consistency import consistency as of_folders
+    from coss_eval.reports.consistency import text
+    from coss_eval.reports.files import write_file
+
+    found = of_folders(*folders)
+    say(text(found))
+    if out is not None:
+        say(f"\n{write_file(out, found.to_csv(index=False, lineterminator=chr(10)))}")
+    return 0
+
+
+@app.command(group=LOOK)
 def pack(*folders: Path) -> int:
     """Pack results folders into three files each, as a finished run is of itself; every command reads them as before.
 

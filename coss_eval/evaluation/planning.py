@@ -137,7 +137,7 @@ def plan(
     # a model that was loaded earlier may have been changed in place since
     loaded = [model.identified() if isinstance(model, Model) else as_model(model) for model in given]
     store = Store(Path(out))
-    seen = [_seen(Subject(model, dataset, compute), allow_batch_dependent) for model in _distinct_names(loaded)]
+    seen = [_seen(Subject(model, dataset, compute), allow_batch_dependent) for model in distinct_names(loaded)]
     runs = store.runs()
     planned = Plan(store, [subject for subject, _ in seen], [], seed, [])
     planned.known = {s.model.name: known(s.model, s.image_size, found, runs) for s, found in seen}
@@ -241,7 +241,7 @@ def protocol(task: Task, subject: Subject) -> dict[str, Any]:
     return record if code is None else record | {"code": code}
 
 
-def _distinct_names(models: list[Model]) -> list[Model]:
+def distinct_names(models: list[Model]) -> list[Model]:
     """Models with names that tell them apart: a repeated name gets its weights' hash."""
     counts = Counter(model.name for model in models)
     named = [m if counts[m.name] == 1 else replace(m, name=f"{m.name} ({m.sha256[:8]})") for m in models]

@@ -15,6 +15,7 @@ from torch import nn
 from coss_eval.checkpoints.as_model import ModelLike
 from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import CossError, UsageError
+from coss_eval.evaluation.facts import data_facts, model_facts
 from coss_eval.evaluation.planning import Job, Plan, plan, protocol
 from coss_eval.models.hooks import finite_outputs
 from coss_eval.runtime import live
@@ -254,21 +255,10 @@ def provenance(planned: Plan) -> dict[str, Any]:
         **made_with(compute.device),
         "seed": planned.seed,
         "batch_size": compute.batch_size,
-        "data": {
-            "name": data.name,
-            "classes": len(data.classes),
-            "test": {"n": len(data.test), "fingerprint": data.test.fingerprint, "limit": data.test.limit},
-            "train": None
-            if data.train is None
-            else {"n": len(data.train), "fingerprint": data.train.known_fingerprint},
-        },
+        "data": data_facts(data),
         "models": [
             {
-                "name": subject.model.name,
-                **subject.model.protocol(),
-                "layout": subject.model.layout,
-                "normalisation_source": subject.model.preprocessing.source,
-                "report": None if subject.model.report is None else subject.model.report.as_dict(),
+                **model_facts(subject.model),
                 **({"outputs": new} if (new := planned.known[subject.model.name].record) is not None else {}),
             }
             for subject in planned.subjects

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coss_eval.checkpoints.as_model import ModelLike, as_model
 from coss_eval.data.as_dataset import DatasetLike, split_of
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
-from coss_eval.models.backbone import Backbone, Site, as_locations
-from coss_eval.models.hooks import find_site, hooked
+from coss_eval.models.backbone import Site
+from coss_eval.models.hooks import find_site
 from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.behaviour import keep, recall, refuse_batch_dependent
 from coss_eval.probes.forward import outputs, ready, refuse_non_finite
+from coss_eval.probes.sites import representations
 from coss_eval.runtime.code_identity import UNKNOWN
 from coss_eval.runtime.device import Compute, resolve_device
 
@@ -133,7 +133,7 @@ def _extract(model: Model, split: Split, places: Sequence[Site], batch_size: int
     ids, labels = (torch.empty(len(split), dtype=torch.int64) for _ in range(2))
     values: dict[str, Tensor] = {}
     seen = 0
-    with ready(network, device), _averages(model.backbone, places) as averages:
+    with ready(network, device), representations(model.backbone, places) as averages:
 
         def compute(pixels: Tensor) -> dict[str, Tensor]:
             network(pixels)
@@ -152,18 +152,3 @@ def _extract(model: Model, split: Split, places: Sequence[Site], batch_size: int
     for site, value in values.items():
         refuse_non_finite(value[:seen], ids[:seen], f"{model.name}: features at {site}")
     return Features(ids[:seen], labels[:seen], {site: value[:seen] for site, value in values.items()})
-
-
-@contextmanager
-def _averages(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
-    """While open, each forward pass leaves every site's mean over its locations (B, D), by name, in what is yielded."""
-    averages: dict[str, Tensor] = {}
-
-    def average(site: Site) -> Any:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            averages[site.name] = as_locations(output, site.layout, site.prefix_tokens).mean(1)  # (B, L, D) -> (B, D)
-
-        return hook
-
-    with hooked((backbone.get_submodule(site.module), average(site)) for site in sites):
-        yield averages

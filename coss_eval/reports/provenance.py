@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from coss_eval.reports.layout import Row, Table
 from coss_eval.reports.results import Results
+from coss_eval.store import Record
 
 STATISTICS = (
     "Brackets are 95 % intervals over images: Wilson's for a proportion, Wilson's with the images as clusters for a "
@@ -19,7 +21,7 @@ STATISTICS = (
 
 def tables(results: Results) -> list[Table]:
     """Checkpoints, data and runs."""
-    return [_models(results), _data(results), *_runs(results)]
+    return [_models(results), _data(results), *runs_table(results.runs)]
 
 
 def warnings(results: Results) -> list[str]:
@@ -90,11 +92,12 @@ def _data(results: Results) -> Table:
     return Table("data", "Data", "dataset", columns, list(rows.values()))
 
 
-def _runs(results: Results) -> list[Table]:
-    if not results.runs:
+def runs_table(runs: Sequence[Record]) -> list[Table]:
+    """What the entries of a run.json were made with; none where there is none."""
+    if not runs:
         return []
     rows = []
-    for run in results.runs:
+    for run in runs:
         versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
         device = " ".join(str(run[name]) for name in ("device", "device_name") if run.get(name))
         threads = f", {run['threads']} threads" if run.get("threads") else ""

@@ -7,14 +7,14 @@ N = 1,000 it is .67. HSIC_1 (Song et al. 2012, JMLR 13, equation 5) is unbiased,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.similarity.arrays import Array, pair
+from coss_eval.similarity.compared import Compared, jackknifed
 from coss_eval.statistics import Jackknifed
 
 FEWEST = 4  # HSIC_1 divides by n - 3
@@ -59,17 +59,21 @@ class StreamedCKA:
 
     def add(self, representations: Mapping[str, Tensor]) -> None:
         """One minibatch: each representation (B, D) of the same B images, by name. Raises UsageError for B < 4."""
-        names, counts = tuple(representations), {len(values) for values in representations.values()}
+        self.add_grams({name: gram(values) for name, values in representations.items()})
+
+    def add_grams(self, grams: Mapping[str, Tensor]) -> None:
+        """One minibatch by its ``gram`` (B, B) under each representation, where not all of them are at hand at once."""
+        names, counts = tuple(grams), {len(values) for values in grams.values()}
         if self.names not in ((), names):
             raise UsageError(f"every minibatch needs the same representations, {', '.join(self.names)}, got {names}")
         if len(counts) != 1 or min(counts) < FEWEST:
             raise UsageError(f"a minibatch needs the same {FEWEST} images or more of each, got {sorted(counts)}")
         (count,) = counts
-        grams = torch.stack([_gram(values) for values in representations.values()])  # (R, B, B)
-        if bad := [name for name, gram in zip(names, grams, strict=True) if not bool(gram.isfinite().all())]:
+        stacked = torch.stack(list(grams.values()))  # (R, B, B)
+        if bad := [name for name, one in zip(names, stacked, strict=True) if not bool(one.isfinite().all())]:
             raise CossError(f"{bad[0]} holds NaN or infinity")
         self.names, self.images = names, self.images + count
-        self._parts.append(_hsic(grams).cpu())
+        self._parts.append(_hsic(stacked).cpu())
         self._weights.append(count * (count - 3))
 
     def matrix(self) -> Tensor:
@@ -77,25 +81,25 @@ class StreamedCKA:
         return _normalised(self._sum(), self.names)
 
     def estimate(self, first: str, second: str) -> Jackknifed:
-        """CKA of two of them with its interval; NaN bounds where there is one minibatch.
+        """CKA of two of them with its interval; NaN bounds where there is one minibatch."""
+        pick = [self.names.index(name) for name in (first, second)]
+        return Jackknifed(*(float(found[-1, 0]) for found in self._compared(pick)))
+
+    def estimates(self) -> Compared:
+        """CKA between all representations with intervals, as ``estimate`` of each pair.
 
         Minibatches share no image, so leaving out one after the other never pairs an image with itself.
         """
-        pick = [self.names.index(name) for name in (first, second)]
-        value = float(self.matrix()[pick[0], pick[1]])
-        blocks = len(self._parts)
-        if blocks < 2 or first == second:
-            return Jackknifed(value, *((value, value) if first == second else (float("nan"), float("nan"))))
-        total = self._sum()
-        left = torch.stack(
-            [
-                _normalised((total - weight * part)[pick][:, pick])[0, 1]
-                for part, weight in zip(self._parts, self._weights, strict=True)
-            ]
+        return self._compared(list(range(len(self.names))))
+
+    def _compared(self, pick: list[int]) -> Compared:
+        total = self._sum()[pick][:, pick]
+        left_out = (
+            _normalised(total - weight * part[pick][:, pick])
+            for part, weight in zip(self._parts, self._weights, strict=True)
+            if len(self._parts) > 1
         )
-        error = float(((blocks - 1) / blocks * (left - left.mean()).square().sum()).sqrt())
-        half_width = float(stats.t.ppf(0.975, blocks - 1)) * error
-        return Jackknifed(value, value - half_width, value + half_width)
+        return jackknifed(_normalised(total, [self.names[place] for place in pick]), left_out)
 
     def _sum(self) -> Tensor:
         if not self._parts:
@@ -103,10 +107,11 @@ class StreamedCKA:
         return sum((w * part for part, w in zip(self._parts, self._weights, strict=True)), torch.zeros(()).double())
 
 
-def _gram(values: Tensor) -> Tensor:
+def gram(values: Tensor) -> Tensor:
     """Inner products (B, B) of the rows; their mean is taken off first, which changes HSIC_1's rounding alone."""
-    centred = values.flatten(1).float() - values.flatten(1).float().mean(0)
-    return (centred @ centred.T).double()
+    flat = values.flatten(1).float()
+    flat = flat - flat.mean(0)
+    return (flat @ flat.T).double()
 
 
 def _hsic(grams: Tensor) -> Tensor:
@@ -125,7 +130,7 @@ def _plain(grams: Tensor) -> Tensor:
     return flat @ flat.T
 
 
-def _normalised(hsic: Tensor, names: tuple[str, ...] = ()) -> Tensor:
+def _normalised(hsic: Tensor, names: Sequence[str] = ()) -> Tensor:
     """HSIC (R, R) divided by the roots of its diagonal. CossError where a representation does not tell images apart."""
     own = hsic.diagonal()
     if bad := (own <= 0).nonzero().flatten().tolist():

@@ -13,7 +13,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.similarity import StreamedCKA, cka, dissimilarities, procrustes, rsa
+from coss_eval.similarity import StreamedCKA, cka, dissimilarities, procrustes, procrustes_matrix, rsa, rsa_matrix
+from coss_eval.similarity.compared import Compared
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
     "cka": cka,
@@ -164,3 +165,44 @@ def test_wrong_minibatches() -> None:
         found.matrix()
     with pytest.raises(UsageError, match="take 5000"):
         dissimilarities(normal(5001, 2))
+
+
+def test_all_pairs_at_once_are_each_pair() -> None:
+    """Of CKA in minibatches, RSA and Procrustes; also with units that tie, and in no more images than blocks need."""
+    x, y = related(80)
+    z = (x[:, :6] > 3).double() + 0.01 * normal(80, 6, 9)
+    found = StreamedCKA()
+    for parts in zip(x.split(20), y.split(20), z.split(20), strict=True):
+        found.add(dict(zip("xyz", parts, strict=True)))
+    compared = found.estimates()
+    for i, j in ((0, 1), (1, 2), (2, 2)):
+        expected = found.estimate("xyz"[i], "xyz"[j])
+        assert [float(part[i, j]) for part in compared] == pytest.approx(list(expected), abs=1e-12)
+    for matrix, measure in ((rsa_matrix([x, y, z]), rsa), (procrustes_matrix([x, y, z]), procrustes)):
+        expected_values = [[measure(a, b) for b in (x, y, z)] for a in (x, y, z)]
+        torch.testing.assert_close(matrix.value, torch.tensor(expected_values).double(), rtol=0, atol=1e-6)
+        assert (matrix.low <= matrix.value).all()
+        assert (matrix.low < matrix.high).sum() == 6
+        assert rsa_matrix([x[:39], y[:39]]).low.isnan().sum() == 2
+
+
+@pytest.mark.parametrize("matrix_of", [rsa_matrix, procrustes_matrix])
+def test_intervals_of_the_geometry_cover(matrix_of: Callable[[list[Tensor]], Compared]) -> None:
+    """Over 60 samples of 60 images, the 95 % interval holds the mean of their values."""
+    found = []
+    for seed in range(60):
+        x = normal(60, 20, 10 + seed) + 3
+        y = x @ normal(20, 12, 1) / 20**0.5 + 0.5 * normal(60, 12, 900 + seed)
+        found.append([float(part[0, 1]) for part in matrix_of([x, y])])
+    value, low, high = np.array(found).T
+    covered = int(((low <= value.mean()) & (value.mean() <= high)).sum())
+    assert covered >= 51  # of 60, as above
+    assert (high - low).mean() < 8 * value.std()  # and not because they are wide: 2 t s is 4.2
+
+
+def test_pairs_that_cannot_be_compared() -> None:
+    with pytest.raises(UsageError, match=r"same images.*\[8, 9\]"):
+        rsa_matrix([normal(9, 3), normal(8, 3)])
+    corners = torch.eye(8, dtype=torch.float64)
+    with pytest.raises(CossError, match="stage1 puts all pairs of images equally far apart"):
+        rsa_matrix([normal(8, 3), corners], metric="euclidean", names=["pixels", "stage1"])

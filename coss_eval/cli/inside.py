@@ -1,0 +1,208 @@
+"""Commands that look inside networks and compare them there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from coss_eval.cli.app import EVALUATE, app
+from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfRun, OfTask
+from coss_eval.tasks.flags import Words
+
+
+@app.command(group=EVALUATE)
+def similarity(
+    *,
+    sites: Chosen = (),
+    measures: OfTask[Words] = ("cka", "rsa"),
+    locations: OfTask[Literal["mean", "all"]] = "mean",
+    images: OfTask[int] = 1000,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    out: OfRun[Path | None] = None,
+    limit: OfRun[int | None] = None,
+    seed: OfRun[int] = 0,
+    batch_size: OfRun[int] = 256,
+    device: OfRun[str] = "auto",
+    quiet: OfRun[bool] = False,
+) -> int:
+    """How alike networks and their layers are on the same images: a heat map and a table, with intervals.
+
+    Parameters
+    ----------
+    sites
+        Sites to compare, of every network: stage1 stage2 prepool global [default: all that each has].
+    measures
+        Any of cka (debiased, of all images), rsa and procrustes (of the first --images).
+    locations
+        What a map is: the mean over its locations, or all of them side by side, for cka.
+    images
+        Number of fixed images for rsa and procrustes; 5000 at most.
+    out
+        Results folder [default: results/similarity-DATA-MODELS].
+    limit
+        Number of test images to use (seeded, balanced over classes); the report is marked with it.
+    seed
+        Seed of --limit.
+    batch_size
+        Images per forward pass; it never changes a number.
+    device
+        auto, cpu, cuda, cuda:1, ...
+    quiet
+        Print the last lines only.
+    """
+    from coss_eval.cli.terminal import progress_line, say
+    from coss_eval.evaluation.similarity import similarities
+    from coss_eval.store import Store
+
+    loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
+    name = "-".join(["similarity", dataset.name, *(model.name for model in loaded)]).replace("/", "-")
+    folder = out or Path("results") / name
+    with progress_line(quiet=quiet) as on_progress:
+        found = similarities(
+            loaded,
+            dataset,
+            sites=sites,
+            measures=measures,
+            locations=locations,
+            images=images,
+            limit=limit,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            on_note=None if quiet else lambda line: say(f"WARNING     {line}"),
+        )
+    found.write(folder)
+    Store(folder).record_run(found.entry)
+    say(f"similarity  {len(found.places)} representations compared")
+    say(f"report      {folder / 'report.md'}, report.html, figures/, and every number in similarity.csv")
+    return 0
+
+
+@app.command(group=EVALUATE)
+def extract(
+    *,
+    sites: Chosen = ("global",),
+    split: OfData[Literal["test", "train"]] = "test",
+    format: OfTask[Literal["npy", "safetensors", "hdf5"]] = "npy",
+    locations: OfTask[Literal["mean", "all"]] = "mean",
+    dissimilarity: OfTask[Literal["correlation", "cosine", "euclidean"] | None] = None,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    out: OfRun[Path | None] = None,
+    limit: OfRun[int | None] = None,
+    seed: OfRun[int] = 0,
+    batch_size: OfRun[int] = 256,
+    device: OfRun[str] = "auto",
+    quiet: OfRun[bool] = False,
+) -> int:
+    """Write features for other tools: a file a site, with ids, labels, file keys and what made them beside.
+
+    Parameters
+    ----------
+    sites
+        Places in each network: stage1 stage2 prepool global.
+    split
+        Which images.
+    format
+        Of the files; hdf5 needs h5py.
+    locations
+        The mean over a map's locations (N, D), or each of them (N, L, D).
+    dissimilarity
+        Write the dissimilarity matrix (N, N) of each site, too, for 5000 images at most.
+    out
+        Folder, with one inside for each network [default: features/DATA].
+    limit
+        Number of images to use (seeded, balanced over classes).
+    seed
+        Seed of --limit.
+    batch_size
+        Images per forward pass; it never changes a number.
+    device
+        auto, cpu, cuda, cuda:1, ...
+    quiet
+        Print the last lines only.
+    """
+    from coss_eval.cli.terminal import progress_line, say
+    from coss_eval.evaluation.extraction import write_features
+
+    loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
+    folder = out or Path("features") / dataset.name.replace("/", "-")
+    with progress_line(quiet=quiet) as on_progress:
+        paths = write_features(
+            loaded,
+            dataset,
+            folder,
+            sites=sites,
+            split=split,
+            format=format,
+            locations=locations,
+            dissimilarity=dissimilarity,
+            limit=limit,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            on_progress=on_progress,
+            on_note=None if quiet else lambda line: say(f"WARNING     {line}"),
+        )
+    for path in paths:
+        say(str(path))
+    return 0
+
+
+@app.command(group=EVALUATE)
+def heatmaps(
+    *,
+    site: OfTask[str] = "prepool",
+    images: OfTask[int] = 6,
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    out: OfRun[Path | None] = None,
+    limit: OfRun[int] = 1000,
+    seed: OfRun[int] = 0,
+    batch_size: OfRun[int] = 64,
+    device: OfRun[str] = "auto",
+    quiet: OfRun[bool] = False,
+) -> int:
+    """Draw where an image's locations agree with the rest of it, without labels, networks side by side.
+
+    Parameters
+    ----------
+    site
+        Where the locations are: prepool, stage1, ...
+    images
+        Number of test images to show.
+    out
+        Folder [default: results/heatmaps-DATA].
+    limit
+        Number of test images for the mean map, and for the mean of each place that is taken off.
+    seed
+        Seed of the choice of images.
+    batch_size
+        Images per forward pass; it never changes a number.
+    device
+        auto, cpu, cuda, cuda:1, ...
+    quiet
+        Print the last lines only.
+    """
+    from coss_eval.cli.terminal import say
+    from coss_eval.evaluation.saliency import write_heatmaps
+
+    loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
+    folder = out or Path("results") / f"heatmaps-{dataset.name}".replace("/", "-")
+    paths = write_heatmaps(
+        loaded,
+        dataset,
+        folder,
+        site=site,
+        images=images,
+        limit=limit,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        on_note=None if quiet else lambda line: say(f"WARNING     {line}"),
+    )
+    for path in paths:
+        say(str(path))
+    return 0

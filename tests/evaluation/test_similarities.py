@@ -1,0 +1,148 @@
+"""Similarity between networks and sites: against features taken one after the other, and what must change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_networks import network
+
+import coss_eval as ce
+from coss_eval.data.choose import order_of
+from coss_eval.data.dataset import Dataset
+from coss_eval.errors import CossError, UsageError
+from coss_eval.evaluation.similarity import minibatch_size, similarities
+from coss_eval.models.classifier import Preprocessing
+from coss_eval.models.model import Model
+from coss_eval.reports.similarity import Similarities
+from coss_eval.similarity import StreamedCKA, procrustes, rsa
+
+IMAGES = 200
+SITES = ("stage1", "prepool", "global")
+
+
+def model(family: str, seed: int = 0) -> Model:
+    shape = Preprocessing((0.3,) * 3, (0.3,) * 3, said_by="flag")
+    return Model(f"{family} {seed}", family, network(family, seed), None, None, shape, "", "made").identified()
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    data = ce.load_dataset("digits")
+    test = data.test.limited(IMAGES)
+    return replace(data, test=replace(test, limit=None))
+
+
+@pytest.fixture(scope="module")
+def found(digits: Dataset) -> Similarities:
+    measures = ["cka", "rsa", "procrustes"]
+    return similarities([model("cnn"), model("cnn+mlp")], digits, sites=SITES, measures=measures, images=90)
+
+
+def test_it_is_what_features_taken_apart_give(digits: Dataset, found: Similarities) -> None:
+    order = np.argsort(order_of(digits.test.ids, "similarity"))
+    features = {}
+    for family in ("cnn", "cnn+mlp"):
+        values = ce.extract(model(family), digits.test, sites=SITES, cache=False).values
+        features |= {(f"{family} 0", site): values[site][order] for site in SITES}
+    streamed = StreamedCKA()
+    for places in torch.arange(IMAGES).split(minibatch_size(IMAGES)):
+        streamed.add({" ".join(name): values[places] for name, values in features.items()})
+    assert found.places == tuple(features)
+    np.testing.assert_allclose(found.matrix("cka"), streamed.matrix(), atol=1e-5)
+    (first, last) = ("cnn 0", "prepool"), ("cnn+mlp 0", "global")
+    for name, measure in (("rsa", rsa), ("procrustes", procrustes)):
+        expected = measure(features[first][:90], features[last][:90])
+        assert found.matrix(name).loc[first, last] == pytest.approx(expected, abs=1e-4)
+    table = found.table()
+    assert len(table) == 3 * 15
+    apart = table[table["value"] < 0.999]  # the mean before pooling is the global of the one
+    assert 20 < len(apart) < len(table)
+    assert (apart["low"] < apart["value"]).all()
+    assert (apart["value"] < apart["high"]).all()
+    assert dict(table.groupby("measure")["n"].first()) == {"cka": IMAGES, "procrustes": 90, "rsa": 90}
+
+
+def test_neither_the_order_of_the_data_nor_the_batch_size_matters(digits: Dataset, found: Similarities) -> None:
+    shuffled = replace(digits, test=digits.test.subset(np.random.default_rng(0).permutation(IMAGES)))
+    models = [model("cnn"), model("cnn+mlp")]
+    again = similarities(models, shuffled, sites=SITES, measures=["cka", "rsa"], images=90, batch_size=7)
+    for name in ("cka", "rsa"):
+        np.testing.assert_allclose(again.matrix(name), found.matrix(name), atol=1e-5)
+        np.testing.assert_allclose(again.measures[name].low, found.measures[name].low, atol=1e-4)
+
+
+def test_all_locations_are_the_units_side_by_side(digits: Dataset) -> None:
+    """Where a network's map and that of another differ by its layout alone, CKA of all locations is 1, as of means."""
+    data = replace(digits, test=digits.test.subset(range(40)))
+    one, other = model("cnn"), model("nhwc")
+    other.backbone.load_state_dict(one.backbone.state_dict(), strict=False)
+    call = {"sites": ["stage1"], "measures": ["cka"]}
+    assert similarities([one, other], data, locations="all", **call).matrix().iloc[0, 1] == pytest.approx(1, abs=1e-5)  # type: ignore[arg-type]
+    call["sites"] = ["stage1", "global"]
+    of_means, of_all = (similarities(one, data, locations=name, **call).matrix() for name in ("mean", "all"))  # type: ignore[arg-type]
+    assert abs(of_means.iloc[0, 1] - of_all.iloc[0, 1]) > 0.01
+
+
+@pytest.mark.parametrize("images", [4, 16, 159, 160, 161, 451, 2561, 50_000])
+def test_minibatches_are_even_and_enough_for_an_interval(images: int) -> None:
+    size = minibatch_size(images)
+    sizes = [min(size, images - start) for start in range(0, images, size)]
+    assert max(sizes) <= 256
+    assert len(sizes) >= min(10, images // 16)
+    assert min(sizes) >= min(4, images)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"sites": ["stage9"]}, "cnn 0: no site 'stage9'.*prepool"),
+        ({"measures": ["ckaa"]}, "did you mean cka"),
+        ({"measures": []}, "cka, rsa, procrustes"),
+        ({"sites": ["global"]}, "two sites or two models"),
+        ({"locations": "all"}, "--measures cka"),
+        ({"images": 5001}, "3 to 5000"),
+        ({"limit": 3}, "4 images or more, got 3"),
+    ],
+)
+def test_wrong_calls(call: dict[str, object], message: str, digits: Dataset) -> None:
+    with pytest.raises(UsageError, match=message):
+        similarities(model("cnn"), digits, **call)  # type: ignore[arg-type]
+
+
+def test_a_network_that_tells_no_images_apart_is_named(digits: Dataset) -> None:
+    dead = model("cnn")
+    with torch.no_grad():
+        for parameter in dead.backbone.layer2.parameters():
+            parameter.zero_()
+    with pytest.raises(CossError, match="cnn 0 prepool does not tell images apart"):
+        similarities(dead, digits, sites=SITES)
+    with torch.no_grad():
+        dead.backbone.layer2.skip.bias.fill_(torch.inf)
+    with pytest.raises(CossError, match="representations at prepool hold NaN or infinity"):
+        similarities(dead, digits, sites=SITES)
+
+
+def test_what_is_written(digits: Dataset, found: Similarities, tmp_path: Path) -> None:
+    names = {path.relative_to(tmp_path).as_posix() for path in found.write(tmp_path)}
+    for measure in found.measures:
+        assert {f"figures/similarity_{measure}.{kind}" for kind in ("png", "pdf")} < names
+        assert f"tables/similarity_{measure}.csv" in names
+    report = (tmp_path / "report.md").read_text()
+    assert "6 representations of 2 networks on digits" in report
+    assert digits.test.fingerprint in report
+    assert model("cnn").sha256[:16] in report
+
+
+@pytest.fixture
+def limited(digits: Dataset) -> Callable[[], Similarities]:
+    return lambda: similarities(model("cnn"), digits, measures=["cka"], limit=50)
+
+
+def test_a_limit_marks_the_report(limited: Callable[[], Similarities], tmp_path: Path) -> None:
+    limited().write(tmp_path)
+    assert "LIMITED" in (tmp_path / "report.md").read_text()

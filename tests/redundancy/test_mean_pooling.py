@@ -1,0 +1,98 @@
+"""What redundancy before pooling can cause: nothing seen from outside, where the global is a mean of the locals.
+
+Mixing each local with its image's mean drives redundancy to 1 and leaves every logit and every gradient as it was, so
+no result under image corruptions or attacks can depend on it; damage inside the network can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from small_networks import network, pixels
+from torch import Tensor, nn
+
+from coss_eval.attacks import pgd
+from coss_eval.corruptions import corrupt
+from coss_eval.internal import corrupted
+from coss_eval.models.backbone import Backbone
+from coss_eval.models.classifier import Classifier, Preprocessing, to_float
+from coss_eval.models.hooks import replaced
+from coss_eval.redundancy import measure
+
+MEAN_POOLED = ["cnn", "cnn+mlp", "nhwc", "mean tokens"]
+IDS = torch.arange(24)
+
+
+def mixing(backbone: Backbone, weight: float) -> Callable[[Tensor], Tensor]:
+    """(1 - weight) of each local and ``weight`` of its image's mean, whatever the layout."""
+    layout = backbone.prepool_layout
+    over = {"nchw": (2, 3), "nhwc": (1, 2), "nlc": (1,)}[layout]
+
+    def mix(features: Tensor) -> Tensor:
+        return (1 - weight) * features + weight * features.mean(over, keepdim=True)
+
+    return mix
+
+
+def classifier(backbone: Backbone) -> Classifier:
+    torch.manual_seed(0)
+    dim = backbone(pixels(1)).shape[1]
+    return Classifier(backbone, nn.Linear(dim, 5), Preprocessing((0.5,) * 3, (0.3,) * 3), origin="a test's").eval()
+
+
+def images(side: int = 16) -> Tensor:
+    """uint8 (24, 3, side, side)."""
+    return ((pixels(24, size=side) * 0.2 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
+
+
+def redundancy(backbone: Backbone) -> float:
+    table = measure(backbone, [to_float(images())]).set_index("metric")["value"]
+    return float(table["normalised"])
+
+
+@pytest.mark.parametrize("family", MEAN_POOLED)
+def test_mixing_makes_redundancy_and_changes_nothing_from_outside(family: str) -> None:
+    backbone = network(family)
+    site, model, labels = backbone.sites["prepool"], classifier(backbone), torch.arange(24) % 5
+    noisy = corrupt(images(32), "gaussian_noise", 3, IDS, table="cifar")  # which takes 32 px or more
+    noisy_small = nn.functional.avg_pool2d(to_float(noisy), 2)
+
+    def seen() -> tuple[Tensor, Tensor, Tensor]:
+        attacked = pgd(model, to_float(images()), labels, [2 / 255, 8 / 255], IDS, steps=3)
+        return model(to_float(images())).detach(), model(noisy_small).detach(), attacked.robust
+
+    before, redundant = seen(), [redundancy(backbone)]
+    for weight in (0.5, 0.999):
+        with replaced(backbone, site, mixing(backbone, weight)):
+            for now, then in zip(seen()[:2], before[:2], strict=True):
+                torch.testing.assert_close(now, then, rtol=1e-4, atol=1e-5)
+            assert (seen()[2] == before[2]).float().mean() > 0.95  # verdicts within rounding of the boundary may flip
+            redundant.append(redundancy(backbone))
+    assert redundant == sorted(redundant)
+    assert redundant[-1] > 0.99 > redundant[0]
+
+
+def test_damage_inside_is_where_mixing_shows() -> None:
+    """Masked locations move the global of a network less the more alike its locals are."""
+    backbone = network("cnn")
+    site, x = backbone.sites["prepool"], to_float(images())
+    moved = []
+    for weight in (0.0, 0.9):
+        mix = mixing(backbone, weight)
+        with torch.no_grad(), replaced(backbone, site, mix):
+            clean = backbone(x)
+            with corrupted(backbone, "prepool", "location", 0.5, IDS, 0):
+                moved.append(float((backbone(x) - clean).norm()))
+    assert moved[1] < 0.2 * moved[0]
+
+
+def test_a_network_that_does_not_pool_by_the_mean_is_changed() -> None:
+    """What the proposition needs: a maximum over locations does see the mixing."""
+    backbone = network("cnn")
+    backbone.pool = lambda features: features.amax((2, 3))  # type: ignore[method-assign]
+    with torch.no_grad():
+        before = backbone(to_float(images()))
+        with replaced(backbone, backbone.sites["prepool"], mixing(backbone, 0.99)):
+            assert (backbone(to_float(images())) - before).abs().max() > 0.05
