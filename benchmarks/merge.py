@@ -100,9 +100,8 @@ def merge_tables(came: Path, target: Path) -> list[str]:
         everything = merged(lines_of(target / "speed.jsonl"), rows)
         write_atomically(target / "speed.jsonl", "".join(f"{json.dumps(row)}\n" for row in everything).encode())
         write_atomically(target / "README.md", markdown(everything).encode())
-        for name in ("kernels.txt", "tests.txt"):
-            if (came / name).exists():
-                write_atomically(target / name, (came / name).read_bytes())
+        if (came / "kernels.txt").exists():
+            write_atomically(target / "kernels.txt", (came / "kernels.txt").read_bytes())
     return told
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 SHOW = """
-from coss_eval.cli.terminal import live_line, say
+from coss_eval.runtime.live import live_line, say
 with live_line() as line:
     for step in range(3):
         line(f"{step} " + "many words " * 30, step == 2)

@@ -11,12 +11,12 @@ from functools import partial
 import torch
 
 from coss_eval import evaluation, tasks
-from coss_eval.cli.terminal import say
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset
 from coss_eval.errors import CossError
 from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
+from coss_eval.runtime.live import say
 from coss_eval.tasks.task import Task
 
 IMAGES = 32  # of the test split; the training split gives ten times as many to the probes

@@ -30,7 +30,7 @@ def _evaluate(
 ) -> int:
     """Plan, say so, run, report: what every evaluating command does."""
     from coss_eval import evaluation
-    from coss_eval.cli.terminal import progress_line, say
+    from coss_eval.runtime.live import progress_line, say
     from coss_eval.store import Store
 
     run = run or RunFlags()
@@ -71,7 +71,7 @@ def _evaluate(
 
 def _say_gaps(done: Run) -> None:
     """A line for each cell that could not be measured, and why."""
-    from coss_eval.cli.terminal import say
+    from coss_eval.runtime.live import say
 
     for line in done.skipped:
         say(f"SKIPPED     {line}")
@@ -82,7 +82,7 @@ def _say_gaps(done: Run) -> None:
 
 
 def _show_plan(planned: Plan, out: Path) -> None:
-    from coss_eval.cli.terminal import duration, say
+    from coss_eval.runtime.live import duration, say
 
     for subject in planned.subjects:
         if subject.model.report is not None:
@@ -206,9 +206,9 @@ def _write_copy(
     """The corrupted copy that --write asks for, in the geometry of --ckpt where one is given."""
     from dataclasses import replace
 
-    from coss_eval.cli.terminal import progress_line, say
     from coss_eval.evaluation import Progress
     from coss_eval.probes import resolve_device
+    from coss_eval.runtime.live import progress_line, say
     from coss_eval.tasks.corruptions.write import Copy, write_copy
 
     dataset = data.open()

@@ -51,8 +51,8 @@ def similarity(
     quiet
         Print the last lines only.
     """
-    from coss_eval.cli.terminal import progress_line, say
     from coss_eval.evaluation.similarity import similarities
+    from coss_eval.runtime.live import progress_line, say
     from coss_eval.store import Store
 
     loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
@@ -124,8 +124,8 @@ def extract(
     quiet
         Print the last lines only.
     """
-    from coss_eval.cli.terminal import progress_line, say
     from coss_eval.evaluation.extraction import write_features
+    from coss_eval.runtime.live import progress_line, say
 
     loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
     folder = out or Path("features") / dataset.name.replace("/", "-")
@@ -186,8 +186,8 @@ def heatmaps(
     quiet
         Print the last lines only.
     """
-    from coss_eval.cli.terminal import say
     from coss_eval.evaluation.saliency import write_heatmaps
+    from coss_eval.runtime.live import say
 
     loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
     folder = out or Path("results") / f"heatmaps-{dataset.name}".replace("/", "-")

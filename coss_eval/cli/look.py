@@ -24,7 +24,7 @@ def report(folder: Path, *, baseline: str | None = None) -> int:
         Name of the model that the differences refer to [default: the first].
     """
     from coss_eval import reports
-    from coss_eval.cli.terminal import say
+    from coss_eval.runtime.live import say
 
     for path in reports.write(folder, baseline=baseline):
         say(str(path))
@@ -48,8 +48,8 @@ def figures(folder: Path, *, out: Path | None = None) -> int:
     out
         Where to write them [default: the folder's figures/].
     """
-    from coss_eval.cli.terminal import say
     from coss_eval.reports import figures as drawing
+    from coss_eval.runtime.live import say
     from coss_eval.store import Store
 
     if not folder.is_dir():
@@ -74,8 +74,8 @@ def gallery(
     backend
         reference is imagecorruptions; both sets its images beside ours.
     """
-    from coss_eval.cli.terminal import say
     from coss_eval.reports.gallery import gallery as draw
+    from coss_eval.runtime.live import say
 
     say(str(draw(out, image=image, backends=("native", "reference") if backend == "both" else (backend,))))
     return 0
@@ -92,8 +92,8 @@ def curves(*runs: Path, out: Path = Path(".")) -> int:
     out
         Folder to write into.
     """
-    from coss_eval.cli.terminal import say
     from coss_eval.reports.curves import write
+    from coss_eval.runtime.live import say
 
     if not runs:
         raise UsageError("curves of which runs? give their folders: coss-eval figures curves runs/byol runs/co-byol")
@@ -113,9 +113,9 @@ def compare(a: Path, b: Path) -> int:
     b
         Another, of the same images.
     """
-    from coss_eval.cli.terminal import say
     from coss_eval.reports.compare import compare as paired
     from coss_eval.reports.compare import text
+    from coss_eval.runtime.live import say
 
     say(text(paired(a, b)))
     return 0
@@ -132,10 +132,10 @@ def consistency(*folders: Path, out: Path | None = None) -> int:
     out
         A CSV file for every condition's kappa, agreement and interval.
     """
-    from coss_eval.cli.terminal import say
     from coss_eval.reports.consistency import consistency as of_folders
     from coss_eval.reports.consistency import text
     from coss_eval.reports.files import write_file
+    from coss_eval.runtime.live import say
 
     found = of_folders(*folders)
     say(text(found))
@@ -153,7 +153,7 @@ def pack(*folders: Path) -> int:
     folders
         Results folders, written by any version.
     """
-    from coss_eval.cli.terminal import say
+    from coss_eval.runtime.live import say
     from coss_eval.store import Store
 
     if not folders:
@@ -181,7 +181,7 @@ def list_(kind: str | None = None) -> int:
         [default: all].
     """
     from coss_eval.cli.describe import list_lines
-    from coss_eval.cli.terminal import say
+    from coss_eval.runtime.live import say
 
     say("\n".join(list_lines(kind)))
     return 0
@@ -201,7 +201,7 @@ def info(what: str, *, data_root: Path | None = None, arch: str | None = None) -
         Architecture of the checkpoint, where the file does not tell.
     """
     from coss_eval.cli.describe import describe
-    from coss_eval.cli.terminal import say
+    from coss_eval.runtime.live import say
 
     say("\n".join(describe(what, data_root=data_root, arch=arch)))
     return 0
@@ -232,7 +232,7 @@ def receptive_field(
         Where named datasets lie [env: COSS_DATA_ROOT].
     """
     from coss_eval.cli.describe import field_lines
-    from coss_eval.cli.terminal import say
+    from coss_eval.runtime.live import say
 
     model = model or ModelFlags()
     for one in model.load() if model.ckpt else [model.make()]:

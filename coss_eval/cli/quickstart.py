@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from coss_eval import evaluation, reports, tasks
-from coss_eval.cli.terminal import progress_line, say, training_line
 from coss_eval.data.open import load_dataset
 from coss_eval.probes import resolve_device
+from coss_eval.runtime.live import progress_line, say, training_line
 from coss_eval.store import Store
 from coss_eval.training.loop import train
 

@@ -110,7 +110,7 @@ def train(
     device
         auto, cpu, cuda, cuda:1, ...
     """
-    from coss_eval.cli.terminal import say, training_line
+    from coss_eval.runtime.live import say, training_line
     from coss_eval.training.config import resolve
 
     config = resolve(method, preset, **((flags or TrainFlags()).given() | _settings(set_)))
@@ -188,7 +188,7 @@ def sweep(
     device
         auto, cpu, cuda, cuda:1, ...
     """
-    from coss_eval.cli.terminal import say, training_line
+    from coss_eval.runtime.live import say, training_line
     from coss_eval.sweeps import plan, report, state
 
     chosen = plan.read_sweep(what, size)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from coss_eval import attacks
 from coss_eval.checkpoints.load import load_model, make_model
-from coss_eval.cli.terminal import say
 from coss_eval.corruptions import NAMES, corrupt
 from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.corruptions.score import mce
@@ -25,6 +24,7 @@ from coss_eval.models import zoo
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.model import Model
 from coss_eval.probes import predict, resolve_device
+from coss_eval.runtime.live import say
 from coss_eval.statistics import wilson
 from coss_eval.store import Cell, Measurement, Store
 

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 Line = Callable[[str, bool], None]
 
 
+def say(text: str) -> None:
+    """A line of a command's output."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def tell(text: str) -> None:
     """A plain line beside results, for a person."""
     sys.stderr.write(f"{text}\n")
