@@ -36,6 +36,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     return run_
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -189,6 +190,7 @@ class Signs(Stepwise):
 """
 
 
+@pytest.mark.slow
 def test_a_corruption_and_an_attack_of_ones_own(run: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "own_engines.py").write_text(OWN)
     shared = ["--ckpt", "pixels:8", "--limit", "20", "--out", "out", "--device", "cpu"]
@@ -207,6 +209,7 @@ def test_a_corruption_and_an_attack_of_ones_own(run: Callable[..., Done], tmp_pa
     assert "of which 0 to compute" in run(*attacked, "--dry-run").out
 
 
+@pytest.mark.slow
 def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done], tmp_path: Path) -> None:
     recipe = ["--method", "supervised", "--preset", "digits-tiny", "--epochs", "1"]
     assert run("train", *recipe, "--out", "one").code == 0
@@ -243,6 +246,7 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
     assert "report.html" in run("report", "a").out
 
 
+@pytest.mark.slow
 def test_co_byol_from_a_preset_to_its_probe(run: Callable[..., Done]) -> None:
     preset = ["--method", "co-byol", "--preset", "digits-tiny", "--epochs", "1", "--set", "local_weight=0.5"]
     assert "GFLOPs" in run("train", *preset, "--dry-run").out
@@ -359,12 +363,14 @@ def test_check_says_once_why_no_run_would_begin(
     assert checked.out.strip().endswith("NOT OK: see the lines above")
 
 
+@pytest.mark.slow
 def test_exif_is_in_the_protocol(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     for flag in ([], ["--exif"]):
         assert run("redundancy", *small(), *flag).code == 0
     assert [protocol["geometry"].get("exif") for protocol in protocols()].count(True) == len(protocols()) // 2
 
 
+@pytest.mark.slow
 def test_places_named_by_hand_are_used_and_said(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     flags = [flag for flag in small() if flag != "--quiet"]
     done = run("redundancy", *flags, "--local", "conv", "--global", "conv")
@@ -374,6 +380,7 @@ def test_places_named_by_hand_are_used_and_said(run: Callable[..., Done], small:
     assert "did you mean conv" in run("redundancy", *small(), "--local", "con").err
 
 
+@pytest.mark.slow
 def test_images_left_out_are_counted_everywhere(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     import json
 
@@ -391,6 +398,7 @@ def test_images_left_out_are_counted_everywhere(run: Callable[..., Done], small:
     assert [line] in [entry.get("left_out") for entry in json.loads(Path("out/run.json").read_text())["runs"]]
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_and_is_the_exit_code(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     flags, broken = small(), small("Overflows")
     done = run("redundancy", *broken)  # nothing else was measured, and there is no report
@@ -418,6 +426,7 @@ def test_robustness_skips_what_the_images_do_not_allow(
     assert "nothing can be measured" in nothing.err
 
 
+@pytest.mark.slow
 def test_similarity_writes_its_page(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     import json
 
@@ -445,6 +454,7 @@ def test_extract_writes_a_file_a_site(run: Callable[..., Done], small: Callable[
     assert str(Path("out/Small/images.csv")) in done.out
 
 
+@pytest.mark.slow
 def test_heatmaps_are_drawn_and_kept(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     import numpy as np
 

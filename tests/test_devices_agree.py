@@ -113,6 +113,7 @@ def test_damage_inside(kind: str, either_device: torch.device) -> None:
     assert (found[0] != found[1]).sum() <= 1  # of 32 verdicts, where rounding tips one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in names() if name in ("byol", "co-byol", "co-dino", "supervised")])
 def test_two_steps_of_training(method: str, either_device: torch.device) -> None:
     small = {"co-dino": {"hidden": 32, "bottleneck": 16, "prototypes": 20}, "supervised": {}}
@@ -129,6 +130,7 @@ class Stop(Exception):
     """What ends a run in its second epoch."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(either_device: torch.device, tmp_path: Path) -> None:
     def stop(progress: TrainingProgress) -> None:
         if progress.epoch == 2:

@@ -132,6 +132,7 @@ def measured(task: str) -> list[dict[str, object]]:
 RUN = ("--ckpt", "small.safetensors", "--limit", "40", "--out", "out", "--quiet")
 
 
+@pytest.mark.slow
 def test_a_task(write: Callable[[str], None]) -> None:
     write(TASK)
     assert command("evaluate", "--tasks", "mine:Mirror", *RUN) == 0
@@ -139,6 +140,7 @@ def test_a_task(write: Callable[[str], None]) -> None:
     assert any(Path("out/figures").glob("mirror*.png"))
 
 
+@pytest.mark.slow
 def test_a_corruption(write: Callable[[str], None]) -> None:
     write(CORRUPTION)
     assert command("corruptions", "--names", "fog", "mine:darker", "--severities", "2", *RUN) == 0
@@ -146,12 +148,14 @@ def test_a_corruption(write: Callable[[str], None]) -> None:
     assert "darker" in Path("out/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_attack(write: Callable[[str], None]) -> None:
     write(ATTACK)
     assert command("attacks", "--attack", "mine:Signs", "--eps", "1/255", *RUN) == 0
     assert {"attack": "mine:Signs", "norm": "linf", "eps": 1 / 255} in measured("attacks")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mine:Regression", "co-mine:Regression"])
 def test_a_method(method: str, write: Callable[[str], None]) -> None:
     write(METHOD)
@@ -160,6 +164,7 @@ def test_a_method(method: str, write: Callable[[str], None]) -> None:
     assert command("probe", "--ckpt", "made/model.safetensors", *RUN[2:]) == 0
 
 
+@pytest.mark.slow
 def test_a_layout(write: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
     write(LAYOUT)
     network = Architecture("resnet18", "cifar", 4).network(0)

@@ -14,6 +14,7 @@ from coss_eval.errors import UsageError
 from coss_eval.reports.gallery import GAP, HEAD, LABELS, MARGIN, gallery, read_photograph
 
 
+@pytest.mark.slow
 def test_thumbnails_are_the_corrupted_photograph(tmp_path: Path) -> None:
     page = np.asarray(Image.open(gallery(tmp_path)))
     thumb = (page.shape[0] - HEAD - MARGIN) // len(NAMES) - GAP

@@ -44,6 +44,7 @@ def merge(scripts: Any) -> ModuleType:
     return scripts("merge")
 
 
+@pytest.mark.slow
 def test_a_stage_is_killed_with_its_children_at_its_limit(gpu: ModuleType, tmp_path: Path) -> None:
     code = (
         "import signal, subprocess, sys, time\n"

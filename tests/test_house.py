@@ -83,6 +83,7 @@ def test_imports_run_downwards(module: str) -> None:
     assert module == "coss_eval" or not upward
 
 
+@pytest.mark.slow
 def test_nothing_imports_the_reports_of_tasks() -> None:
     imported = {
         name for path in MODULES.values() for name in _imports(ast.parse(path.read_text()), while_loading=False)

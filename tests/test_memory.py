@@ -33,6 +33,7 @@ def kept_and_faults(**environment: str) -> tuple[bool, int]:
     return kept == "True", int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
 def test_blocks_of_any_size_are_used_again() -> None:
     kept, faults = kept_and_faults()
@@ -40,6 +41,7 @@ def test_blocks_of_any_size_are_used_again() -> None:
     assert faults < 2**14  # none at all as measured; 8 * 2**14 where each is faulted in anew
 
 
+@pytest.mark.slow
 def test_who_has_set_the_allocator_up_is_left_alone() -> None:
     kept, _ = kept_and_faults(MALLOC_ARENA_MAX="8")
     assert not kept

@@ -167,6 +167,7 @@ for key in sys.argv[3]:
 """
 
 
+@pytest.mark.slow
 def test_processes_pack_one_folder_at_a_time(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", SHARE, str(tmp_path / "run"), str(Path(__file__).parent)]
     processes = [subprocess.Popen([*arguments, keys]) for keys in ("abcdefghijn", "nmlkjihgfed")]
@@ -222,6 +223,7 @@ print(step)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_every_step_of_packing_loses_nothing(run: Path) -> None:
     """A pack, cells that replace some of it, new cells: killed before each call that touches the disk."""
     Store(run).pack()

@@ -198,6 +198,7 @@ def every_entry() -> Iterator[Entry]:
     yield from map(a_data_layout, data_layouts.LAYOUTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [pytest.param(entry, id=f"{entry.family}-{entry.name}") for entry in every_entry()])
 def test_each_entry_is_whole(entry: Entry, tmp_path: Path) -> None:
     assert entry.docstring

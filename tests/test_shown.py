@@ -99,6 +99,7 @@ def test_an_interrupted_evaluation_keeps_its_cells_and_goes_on(few: Dataset, raw
         assert len(run(Count()).table()) == 3
 
 
+@pytest.mark.slow
 def test_training_shows_its_line_and_goes_on_after_an_interrupt_in_its_first_epoch(
     few: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

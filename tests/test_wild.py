@@ -107,6 +107,7 @@ def test_an_archive_that_would_fill_the_disk_is_not_unpacked(tmp_path: Path) -> 
         ce.load_model(path)
 
 
+@pytest.mark.slow
 def test_a_pickle_that_names_one_container_at_every_depth_ends(tmp_path: Path) -> None:
     inner: dict[str, Any] = {"weight": 1}
     for _ in range(40):
@@ -174,6 +175,7 @@ CIFAR_NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CIFAR_NETWORKS)
 def test_cifar_resnets_are_recognised_with_their_locations(kind: str, tmp_path: Path) -> None:
     make, name, flag = CIFAR_NETWORKS[kind]
@@ -368,6 +370,7 @@ def test_clips_resnet_gives_what_goes_into_its_projection(tmp_path: Path) -> Non
     assert model.backbone.represent(pixels(224)).local.shape == (2, 49, 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s", "vit_small_patch14_dinov2"])
 def test_timm_files_with_another_number_of_classes_in_any_head(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
@@ -439,6 +442,7 @@ def test_a_test_set_of_another_distribution_borrows_the_training_split(named: st
         torch.testing.assert_close(classifier(images), every[:, places], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_images_below_32_px_get_the_corruptions_that_are_defined_there(tmp_path: Path) -> None:
     for split in ("train", "val"):
         images_in(tmp_path / "small" / split, ["a", "b"], 6, side=28)
@@ -460,6 +464,7 @@ def _grey_resnet() -> nn.Module:
     return wild_files.randomised(grey)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "arch"), [(_grey_resnet, None), (GreyNet, "wild_networks:GreyNet")])
 def test_grey_networks_take_grey_images(make: Any, arch: str | None, tmp_path: Path) -> None:
     network = wild_files.randomised(make())
@@ -484,6 +489,7 @@ def test_eps_zero_is_told_or_left_to_the_clean_accuracy() -> None:
         Attacks(eps={"linf": (0.0,), "l2": (0.5,)})
 
 
+@pytest.mark.slow
 def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path: Path) -> None:
     for split in ("train", "val"):
         images_in(tmp_path / "data" / split, ["a", "b"], 6)
@@ -521,6 +527,7 @@ def test_damaged_tiffs_are_counted_without_libtiffs_lines(tmp_path: Path, capfd:
     assert "LZW" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "mobilenetv3_small_050", "seresnet18"])
 def test_timms_folders_of_the_hub_need_no_flag(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")

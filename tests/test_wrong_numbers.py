@@ -385,6 +385,7 @@ def test_the_heads_of_a_distilled_network_are_no_representation(images: Tensor) 
     assert "two heads, head and head_dist" in backbone.note
 
 
+@pytest.mark.slow
 def test_local_and_global_are_named_by_hand(tmp_path: Path, images: Tensor) -> None:
     network = torchvision.models.resnet18(num_classes=5)
     path = saved(network, tmp_path / "net.pth")
@@ -431,6 +432,7 @@ def test_a_damaged_lookalike_is_refused_for_its_damage(tmp_path: Path) -> None:
         load_model(tmp_path / "resnetblur18.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ["file", "entry", "config.json"])
 def test_an_anti_aliased_resnet_is_never_a_plain_one(said: str, tmp_path: Path, images: Tensor) -> None:
     name = "resnetblur18"
@@ -704,6 +706,7 @@ class Named(nn.Module):
         return self.small((x - mean) / (std.sqrt() if self.names[1].startswith("var") else std))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mean", "std", "value"), [("mean", "var", 0.04), ("means", "sds", 0.2), ("means", "stds", 0.2), ("m", "s", 0.2)]
 )
@@ -917,6 +920,7 @@ def probed(data: Dataset, out: Path) -> tuple[float, ce.Run]:
     return float(table[(table["metric"] == "top1")]["value"].iloc[0]), run
 
 
+@pytest.mark.slow
 def test_replaced_images_give_new_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 300 test images the first 64 by id stay, which is all that the fingerprint once read."""
     monkeypatch.setattr(digests, "SETTLED", 0.0)  # so that digests of files just written are kept, too
@@ -952,6 +956,7 @@ def test_images_replaced_under_an_open_dataset_are_told(tmp_path: Path) -> None:
     assert len(values[8].unique()) == 3  # black: one value a channel
 
 
+@pytest.mark.slow
 def test_mended_images_are_used_again(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", {"a": 10, "b": 10})
     names = ["val/a/001.png", "val/a/004.png", "val/b/009.png"]
@@ -1016,6 +1021,7 @@ def clean_accuracies(out: Path) -> list[float]:
     return [record["measurements"][0]["value"] for record in Store(out).records()]
 
 
+@pytest.mark.slow
 def test_weights_changed_in_place_are_another_model(digits: Dataset, tmp_path: Path) -> None:
     model = own_head(digits)
     ce.evaluate(model, digits, [CLEAN], out=tmp_path)
@@ -1042,6 +1048,7 @@ def factory():
 """
 
 
+@pytest.mark.slow
 def test_edited_code_of_a_factory_is_another_model(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1057,6 +1064,7 @@ def test_edited_code_of_a_factory_is_another_model(
     assert "code" not in own_head(digits).identified().protocol()  # ordinary networks keep their keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["edited_here", "edited_there"])
 def test_code_that_was_edited_after_its_import_is_told_and_not_renamed(
     where: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1119,6 +1127,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ELSEWHERE)
 def test_code_that_a_task_takes_from_other_files_is_in_its_key(
     where: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1169,6 +1178,7 @@ def test_other_outputs_are_never_taken_for_the_stored_ones(digits: Dataset, tmp_
         evaluation.plan(model, digits, tasks=[CLEAN], out=tmp_path)
 
 
+@pytest.mark.slow
 def test_other_outputs_are_never_taken_from_the_cache(digits: Dataset, tmp_path: Path) -> None:
     """Nor a probe that was fitted on features of before: another folder for the results changes nothing of that."""
     model = replace(own_head(digits), head=None, classes=None)
@@ -1214,6 +1224,7 @@ EVERY_TASK = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["backbone", "head"])
 def test_one_nan_weight_is_a_failed_cell_and_no_number(where: str, digits: Dataset, tmp_path: Path) -> None:
     broken, sound = own_head(digits), replace(make_model("resnet18", stem="cifar", width=8, seed=1), name="sound")
@@ -1305,6 +1316,7 @@ def test_batch_dependent_networks_are_refused(
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "sizes"), [(BatchStatistics, (8, 20)), (Crowded, (18, 20))])
 def test_a_batch_dependent_number_is_kept_with_its_batch_size(
     network: type[nn.Module], sizes: tuple[int, int], digits: Dataset, tmp_path: Path
@@ -1353,6 +1365,7 @@ def test_a_pivot_does_not_average_trained_and_untrained(digits: Dataset, tmp_pat
         assert pivot.loc[name].item() == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["weights", "mean", "img_size", "architecture", "limit"])
 def test_networks_that_share_a_name_do_not_share_one_in_the_table(what: str, digits: Dataset, tmp_path: Path) -> None:
     model, limit = own_head(digits), 20 if what == "limit" else None
@@ -1410,6 +1423,7 @@ def test_a_fixed_size_network_is_measured_on_smaller_images_by_every_task(digits
     torch.testing.assert_close(features, model.backbone(resized), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_a_number_at_one_eps_is(digits: Dataset, tmp_path: Path) -> None:
     attacked = Attacks((("fgsm", "linf"), ("bim", "linf")), eps={"linf": (1 / 255, 8 / 255)}, checked_images=0)
     run = ce.evaluate(own_head(digits), digits, [attacked], out=tmp_path)
@@ -1419,6 +1433,7 @@ def test_the_report_says_what_a_number_at_one_eps_is(digits: Dataset, tmp_path: 
     assert "BIM: smallest over this list of eps: an image broken at a smaller eps counts as broken" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "local"), [("rf5_resnet18", True), ("resnet18", False)])
 def test_redundancy_says_what_its_locations_see(arch: str, local: bool, digits: Dataset, tmp_path: Path) -> None:
     """Pairs whose fields overlap and pairs whose fields do not have rows of their own; the former headline stays."""

@@ -39,6 +39,7 @@ def names(flags: list[attacks.Flag]) -> set[str]:
     return {flag.name for flag in flags}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_honest_network_raises_no_flag(norm: str, network: nn.Module, digits: Digits) -> None:
     images, labels, ids = digits
@@ -47,6 +48,7 @@ def test_an_honest_network_raises_no_flag(norm: str, network: nn.Module, digits:
     assert names(masking_flags(network, images, labels, ids, result, steps=60)) == set()
 
 
+@pytest.mark.slow
 def test_masked_gradients_are_seen(networks: dict[str, nn.Module], digits: Digits) -> None:
     images, labels, ids = digits
     network = Quantised(networks["convnet"])

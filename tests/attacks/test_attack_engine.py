@@ -29,6 +29,7 @@ class Counts(nn.Module):
         return self.network(pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 16, 1000])
 def test_the_batch_is_full_while_images_wait(batch_size: int, network: nn.Module, digits: Digits) -> None:
     images, labels, ids = (part[:80] for part in digits)

@@ -43,6 +43,7 @@ def same_but_for_ties(one: AttackResult, other: AttackResult, rows: Tensor | sli
     assert not (differ & (one.margin[:, rows].abs() >= 1e-4)).any()
 
 
+@pytest.mark.slow
 @every_attack
 def test_1_inside_the_ball_and_the_range(name: str, norm: str, network: nn.Module, digits: Digits) -> None:
     images, labels, ids = digits
@@ -135,6 +136,7 @@ def test_4_robustness_never_rises_with_eps(name: str, norm: str, network: nn.Mod
     assert (robust[:-1] >= robust[1:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("more", [{"steps": 18}, {"restarts": 3}, {"loss": "ce+dlr"}], ids=lambda m: next(iter(m)))
 def test_4_robustness_never_rises_with_effort(more: dict, norm: str, network: nn.Module, digits: Digits) -> None:
@@ -167,6 +169,7 @@ def test_5_an_unbounded_attack_breaks_all(name: str, network: nn.Module, digits:
         assert ATTACKS[name][0](network, images, labels, 1.0, ids, "linf").robust_accuracy[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square"])
 def test_6_a_verdict_does_not_depend_on_its_batch(name: str, norm: str, network: nn.Module, digits: Digits) -> None:
@@ -252,6 +255,7 @@ def test_8_random_labels_and_an_untrained_network(digits: Digits) -> None:
     assert (result.robust <= result.clean).all()
 
 
+@pytest.mark.slow
 def test_confidence_does_not_hide_the_gradient(networks: dict[str, nn.Module], digits: Digits) -> None:
     """Logits times 1000 leave every decision as it is; cross-entropy's own gradient would be zero almost everywhere."""
     images, labels, ids = digits

@@ -28,6 +28,7 @@ def bare_foolbox(attack: foolbox.Attack, network: nn.Module, digits: Digits, eps
     return (~success).double().mean(1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("rel_step", [2.5 / 20, 0.01 / 0.3])
 def test_pgd_is_at_least_as_strong_at_equal_step(
@@ -72,6 +73,7 @@ def test_the_backends_start_at_the_same_points(norm: str, network: nn.Module, di
     assert (native.robust != foolbox.robust).double().mean() <= 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_reference_starts_do_not_depend_on_the_batch(
     batch_size: int, networks: dict[str, nn.Module], digits: Digits
@@ -92,6 +94,7 @@ def test_targets(networks: dict[str, nn.Module], digits: Digits) -> None:
         assert result.robust_accuracy[0] <= 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "norm", "options"),
     [

@@ -21,6 +21,7 @@ def encoder(networks: dict[str, nn.Module]) -> nn.Module:
     return nn.Sequential(*layers[:-1]).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", list(DISTANCES))
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_farther_than_noise_and_within_the_ball(norm: str, distance: str, encoder: nn.Module, digits: Digits) -> None:

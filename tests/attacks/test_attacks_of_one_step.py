@@ -40,6 +40,7 @@ def test_fgsm_at_each_eps_is_the_one_written_by_hand(
         assert torch.equal(stands, attacks.fgsm(network, images, labels, eps, norm, backend=backend).robust[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_images_of_each_eps(batch_size: int, networks: dict[str, nn.Module], digits: Digits) -> None:
     images, labels, _ = digits

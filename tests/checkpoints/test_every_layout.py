@@ -33,6 +33,7 @@ def few_digits() -> Dataset:
     return replace(data, train=data.train.limited(60, 0), test=data.test.limited(20, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_layout_is_evaluated_with_every_task(name: str, few_digits: Dataset, tmp_path: Path) -> None:
     save(FILES[name]().content, tmp_path / "file.pth")

@@ -76,6 +76,7 @@ def test_files_from_before_torch_1_6(name: str, tmp_path: Path, pixels: Tensor) 
     assert_equal_features(load_model(path).backbone, made(name).reference, pixels)
 
 
+@pytest.mark.slow
 def test_the_same_weights_have_one_identity_in_any_wrapping(tmp_path: Path) -> None:
     net = resnet(0)
     names = ["torchvision reference", "bare state dict", "DataParallel", "torch.compile", "a whole pickled module"]
@@ -109,6 +110,7 @@ def test_a_network_of_ones_own(tmp_path: Path, pixels: Tensor) -> None:
     assert model.head.out_features == 5
 
 
+@pytest.mark.slow
 def test_timm_architectures_take_their_own_names(tmp_path: Path, pixels: Tensor) -> None:
     net = randomised(timm.create_model("resnet26", num_classes=3), torch.Generator().manual_seed(0))
     path = save({"state_dict": under("model.", net)}, tmp_path / "timm.pth")
@@ -310,6 +312,7 @@ READINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reading", READINGS)
 def test_a_gross_mismatch_of_the_normalisation_is_seen(reading: str, shared_data: Path) -> None:
     images = next(load_dataset(str(shared_data / "tiny-imagenet-50")).test.batches(batch_size=64, workers=0)).images

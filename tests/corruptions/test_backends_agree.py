@@ -37,6 +37,7 @@ def verdicts() -> Verdicts:
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_accuracy_differs_by_at_most_the_spread_of_seeds(name: str, verdicts: Verdicts) -> None:
     """Each image is right with a probability of its own, estimated over seeds; the package's draws are one seed more.

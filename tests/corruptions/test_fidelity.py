@@ -47,6 +47,7 @@ def assert_close(expected: np.ndarray, got: np.ndarray, mean: float) -> None:
     assert (difference > 3).mean() <= 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "shot_noise"])
 @pytest.mark.parametrize("source", ["photograph", "synthetic"])

@@ -95,6 +95,7 @@ def test_parts_are_the_same_images(varied: Path) -> None:
         assert equal(read(part, batch_size=3), Batch(*(x[part.indices] for x in whole)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 1, 5])
 def test_sets_larger_than_memory_are_streamed(room: int, varied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read(load_dataset(varied).train)

@@ -65,6 +65,7 @@ def test_listing_imports_nothing_heavy() -> None:
     assert ran.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "train", "test", "size", "first"),
     [

@@ -67,6 +67,7 @@ def stored(path: Path) -> dict[str, list[dict[str, object]]]:
     return {record["key"]: record["measurements"] for record in Store(path).records()}
 
 
+@pytest.mark.slow
 def test_every_task_measures_every_model_with_intervals(full_run: evaluation.Run, trained: Model) -> None:
     table = full_run.table()
     assert full_run.failures == ()
@@ -79,6 +80,7 @@ def test_every_task_measures_every_model_with_intervals(full_run: evaluation.Run
     assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
 
 
+@pytest.mark.slow
 def test_the_report_is_written(full_run: evaluation.Run) -> None:
     written = full_run.report()
     names = {path.name for path in written}
@@ -96,6 +98,7 @@ def test_robust_accuracy_never_rises_with_eps(full_run: evaluation.Run) -> None:
         assert (np.diff(values) <= 0).all() or curve["attack"].iloc[0] == "fgsm"
 
 
+@pytest.mark.slow
 def test_a_finished_run_computes_nothing_again(full_run: evaluation.Run, trained: Model, digits: Dataset) -> None:
     def written() -> dict[Path, int]:
         return {
@@ -111,6 +114,7 @@ def test_a_finished_run_computes_nothing_again(full_run: evaluation.Run, trained
     assert written() == before
 
 
+@pytest.mark.slow
 def test_a_packed_run_is_added_to_and_overwritten(trained: Model, digits: Dataset, tmp_path: Path) -> None:
     few = replace(digits, test=digits.test.limited(20, 0))
     fog = Corruptions(("fog",), (1,))
@@ -138,6 +142,7 @@ def test_a_run_that_is_not_done_is_not_packed(trained: Model, digits: Dataset, t
     assert not (tmp_path / "cells.jsonl.gz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_no_number_depends_on_the_batch_size(batch_size: int, trained: Model, digits: Dataset, tmp_path: Path) -> None:
     few = replace(digits, test=digits.test.limited(20, 0))
@@ -155,6 +160,7 @@ def test_no_number_depends_on_the_batch_size(batch_size: int, trained: Model, di
             assert one["value"] == pytest.approx(other["value"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_limit_is_in_the_key_and_in_every_record(trained: Model, digits: Dataset, tmp_path: Path) -> None:
     task = Corruptions(("fog",), (1,))
     ce.evaluate(trained, digits, [task], out=tmp_path)
@@ -164,6 +170,7 @@ def test_a_limit_is_in_the_key_and_in_every_record(trained: Model, digits: Datas
     assert {m["n"] for r in records for m in r["measurements"]} == {30, 90}
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_a_gap_and_the_others_run(trained: Model, digits: Dataset, tmp_path: Path) -> None:
     broken = Internal(sites=("nowhere",), levels=(0.5,), seeds=1)
     with pytest.raises(UsageError, match="stage1"):
@@ -201,6 +208,7 @@ def test_an_unwritable_folder_is_one_line(trained: Model, digits: Dataset, tmp_p
         ce.evaluate(trained, digits, [Redundancy()], out=tmp_path / "file" / "results")
 
 
+@pytest.mark.slow
 def test_numbers_do_not_move_the_global_generator(trained: Model, digits: Dataset, tmp_path: Path) -> None:
     few = replace(digits, test=digits.test.limited(20, 0))
     before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -263,6 +271,7 @@ def test_two_processes_share_a_store(checkpoint: Path, tmp_path: Path) -> None:
     assert len(Store(tmp_path / "out").runs()) == 2
 
 
+@pytest.mark.slow
 def test_a_model_built_by_hand_runs_through_all_tasks(digits: Dataset, tmp_path: Path) -> None:
     model = make_model("timm:vit_tiny_patch16_224", img_size=32)
     few = replace(digits, test=digits.test.limited(20, 0))

@@ -127,6 +127,7 @@ def test_a_network_that_tells_no_images_apart_is_named(digits: Dataset) -> None:
         similarities(dead, digits, sites=SITES)
 
 
+@pytest.mark.slow
 def test_what_is_written(digits: Dataset, found: Similarities, tmp_path: Path) -> None:
     names = {path.relative_to(tmp_path).as_posix() for path in found.write(tmp_path)}
     for measure in found.measures:

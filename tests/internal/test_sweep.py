@@ -61,6 +61,7 @@ def naive(classifier: Classifier, site: str, kind: str, seed: int, **options: An
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sweep_equals_full_forward_passes(family: str) -> None:
     classifier = small(family)
@@ -88,6 +89,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_real_networks_go_on_from_every_site_as_the_whole_network_does(arch: str) -> None:
     if arch.startswith("timm:"):

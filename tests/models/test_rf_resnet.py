@@ -82,6 +82,7 @@ def test_reachable_sizes(depth, stem, sizes: range) -> None:
     assert all(rf_of(depth, kept, stem=stem) == rf for rf, kept in found.items())
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=15, deadline=None)
 def test_arithmetic_propagation_and_gradients_agree(data: st.DataObject) -> None:
@@ -211,6 +212,7 @@ def saved(path: Path, architecture: Architecture) -> nn.Module:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "inferred"),
     [

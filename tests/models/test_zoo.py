@@ -38,6 +38,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "zoo_test_networks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "options", "dim"),
     [
@@ -109,6 +110,7 @@ def test_an_own_factory_in_the_current_directory(own_module: str) -> None:
     assert isinstance(head, nn.Linear)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "options", "says"),
     [
@@ -159,6 +161,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "file", "geometry"), PUBLISHED)
 def test_published_weights_from_a_local_file(spec: str, file: str, geometry: tuple[Any, ...], tmp_path: Path) -> None:
     source, name = spec.split(":")[:2]
@@ -185,6 +188,7 @@ def test_the_preprocessing_is_the_weights_own_transforms(tmp_path: Path) -> None
     assert (preprocessing.mean, preprocessing.std) == (tuple(shown.mean), tuple(shown.std))
 
 
+@pytest.mark.slow
 def test_old_key_names_of_published_densenets_load(tmp_path: Path) -> None:
     network = torchvision.models.densenet121()
     old = {

@@ -47,6 +47,7 @@ def sklearn_fit(features: Tensor, labels: Tensor, strength: float, tol: float) -
     return LogisticRegression(C=1 / penalty, tol=tol, max_iter=20_000).fit(scaled, labels.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
 @pytest.mark.parametrize("name", DATA)
 def test_coefficients_are_scikit_learns(name: str, strength: float) -> None:
@@ -59,6 +60,7 @@ def test_coefficients_are_scikit_learns(name: str, strength: float) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_accuracy_is_scikit_learns_at_the_default_tolerance_in_float32(name: str) -> None:
     features, labels, classes = DATA[name]()
@@ -114,6 +116,7 @@ def test_selection_follows_the_path_and_refits_on_all() -> None:
     assert "fixed" in refit.describe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [10.0, 1e-2, 1e-5])
 def test_the_warm_started_path_passes_through_each_cold_fit(strength: float) -> None:
     features, labels, _ = split_digits()
@@ -237,6 +240,7 @@ def scores_by_scikit(strengths: list[float]) -> dict[float, float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [(10.0, 1.0), (1e-4, 1e-5), STRENGTHS])
 def test_a_grid_whose_best_lies_at_its_end_is_widened(asked: tuple[float, ...]) -> None:
     """On either side, until the best lies inside, as scikit-learn's accuracies along the same strengths say."""

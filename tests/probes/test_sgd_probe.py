@@ -182,6 +182,7 @@ def trained_at(lr: float, model: Model, images: Split) -> Tensor:
     return trained(model, images.holdout(0.1)[0], replace(SHORT, lrs=(lr,))).weight[0]
 
 
+@pytest.mark.slow
 def test_on_whole_images_it_comes_close_to_the_optimum(digits: Dataset, model: Model) -> None:
     assert digits.train is not None
     pixels = replace(model, backbone=Thumbnail()).identified()
@@ -194,6 +195,7 @@ def test_on_whole_images_it_comes_close_to_the_optimum(digits: Dataset, model: M
     assert found[1] > 0.85
 
 
+@pytest.mark.slow
 def test_files_of_any_size_are_cropped_from_the_file(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(12):
@@ -288,6 +290,7 @@ def test_every_field_and_the_seed_are_in_the_key(digits: Dataset, model: Model) 
     assert tasks[0].sgd == SgdProtocol()
 
 
+@pytest.mark.slow
 def test_a_report_never_mixes_the_protocols(digits: Dataset, model: Model, tmp_path: Path) -> None:
     small = replace(digits, test=digits.test.limited(50))
     short: dict[str, Any] = {"protocol": "sgd", "sgd_batch": SHORT.batch_size, "lr": SHORT.lrs}

@@ -73,6 +73,7 @@ def unfilled(name: str) -> Backbone:
         return build(name, seed=None)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_every_torchvision_resnet_against_the_gradient_probe(name: str) -> None:
     backbone = unfilled(name)
@@ -84,6 +85,7 @@ def test_every_torchvision_resnet_against_the_gradient_probe(name: str) -> None:
         assert rows == columns == middle(*found[site], size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg11_bn", "googlenet", "mobilenet_v2", "mnasnet0_5", "densenet121"])
 def test_other_convolutional_networks_against_the_gradient_probe(name: str) -> None:
     backbone = unfilled(name)
@@ -103,6 +105,7 @@ def test_bagnet_like_choices_against_the_gradient_probe(kept, rf: int) -> None:
         assert rows == columns == middle(*found[site], 160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "options"),
     [("vit_b_32", {"img_size": 64}), ("swin_t", {}), ("mobilenet_v3_small", {}), ("timm:vit_tiny_patch16_224", {})],
@@ -227,6 +230,7 @@ def test_the_effective_field_of_many_averages_is_luos_gaussian() -> None:
     assert found.size < 2 * count + 1  # the theoretical field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "timm:vit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224"])
 def test_the_effective_field_of_networks(arch: str) -> None:
     backbone, _ = build(arch, img_size=64)
@@ -279,6 +283,7 @@ def test_with_images_an_operation_that_is_not_known_leaves_the_theory_open() -> 
     assert table["effective"][0] == 7.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "size", "says"),
     [

@@ -248,6 +248,7 @@ def test_global_that_is_the_mean_gives_no_plain_local_global_row() -> None:
     assert float(trapped) == pytest.approx(1 / 3, abs=0.02)  # 1 / sqrt(L)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth() -> None:
     """With a share q of the variance between images, R2 = q + (1 - q) / L: 95 % intervals hold it about that often."""
     q, locations, hits = 0.5, 4, 0

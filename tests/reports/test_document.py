@@ -85,6 +85,7 @@ def test_the_headline_s_means_are_those_of_the_measurements(full: Store) -> None
     assert found.high - found.low > 2 / np.sqrt(pooled)  # type: ignore[operator]  # wider than 4,500 images would be
 
 
+@pytest.mark.slow
 def test_every_task_has_its_table_and_differences(full: Store) -> None:
     document = build(Results(full))
     names = [t.name for t in document.tables]
@@ -101,6 +102,7 @@ def test_every_task_has_its_table_and_differences(full: Store) -> None:
     assert [row.name for row in internal.rows][:3] == ["stage2", "stage10", "prepool"]  # in the network's order
 
 
+@pytest.mark.slow
 def test_differences_are_against_the_baseline(full: Store) -> None:
     results = Results(full)
     forward = table(build(results, "b"), "probe_differences")
@@ -114,6 +116,7 @@ def test_differences_are_against_the_baseline(full: Store) -> None:
     assert list(table(build(results, "a_1"), "probe").columns) == ["a_1 (baseline)", "b"]
 
 
+@pytest.mark.slow
 def test_p_is_adjusted_over_the_column(full: Store) -> None:
     results = Results(full)
     shown = table(build(results), "attacks_differences")

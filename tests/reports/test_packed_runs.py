@@ -36,6 +36,7 @@ def test_every_page_and_table_is_the_same(full: Store, packed: Store) -> None:
     assert reports.headline_text(full) == reports.headline_text(packed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", ["folder packed", "packed packed"])
 def test_comparisons_are_the_same(
     sides: str, full: Store, packed: Store, writer: Callable[..., Writer], tmp_path: Path
@@ -49,6 +50,7 @@ def test_comparisons_are_the_same(
     assert found["p"].notna().any()
 
 
+@pytest.mark.slow
 def test_commands_take_packed_runs(full: Store, packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert tidy(full).equals(tidy(packed))
     run = {

@@ -62,6 +62,7 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_named(module_store: Store, written: list[Path]) -> None:
     names = {str(path.relative_to(module_store.path)) for path in written}
     assert {
@@ -116,6 +117,7 @@ def test_measurements_csv_has_every_number(module_store: Store, written: list[Pa
     assert len(rows) == sum(len(record["measurements"]) for record in module_store.records())
 
 
+@pytest.mark.slow
 def test_the_same_store_gives_the_same_report(module_store: Store, written: list[Path], tmp_path: Path) -> None:
     again = {path.name: path for path in reports.write(module_store.path, out=tmp_path)}
     for path in written:
@@ -137,6 +139,7 @@ def test_figures_leave_the_caller_s_matplotlib_alone(module_store: Store) -> Non
     assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.slow
 def test_a_gap_breaks_the_line(full: Store) -> None:
     results = Results(full)
     with style():
@@ -242,6 +245,7 @@ def test_an_unwritable_out_is_one_line(module_store: Store, tmp_path: Path) -> N
         reports.write(module_store.path, out=tmp_path / "file" / "report")
 
 
+@pytest.mark.slow
 def test_reports_import_no_torch_and_the_package_imports_nothing_heavy() -> None:
     code = (
         "import sys, coss_eval.reports; print({'torch', 'pandas', 'matplotlib'} & set(sys.modules));"

@@ -186,6 +186,7 @@ def test_all_pairs_at_once_are_each_pair() -> None:
         assert rsa_matrix([x[:39], y[:39]]).low.isnan().sum() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("matrix_of", [rsa_matrix, procrustes_matrix])
 def test_intervals_of_the_geometry_cover(matrix_of: Callable[[list[Tensor]], Compared]) -> None:
     """Over 60 samples of 60 images, the 95 % interval holds the mean of their values."""

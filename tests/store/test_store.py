@@ -111,6 +111,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(json_values)
 def test_canonical_json_ignores_what_does_not_matter(value: object) -> None:
     text = canonical_json(value)
@@ -389,6 +390,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_the_store_readable(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     rng = random.Random(0)
     store = Store(tmp_path)

@@ -127,6 +127,7 @@ def stages(sweep: plan.Sweep, out: Path) -> list[str]:
     return [state.stage for state in states(sweep, out, out)]
 
 
+@pytest.mark.slow
 def test_from_one_run_to_all_with_a_report_each_time(written: Callable[..., Path], tmp_path: Path) -> None:
     sweep, out = read_sweep(written(methods=["byol", "co-byol"])), tmp_path / "out"
     told: list[str] = []
@@ -174,6 +175,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_the_others_run(written: Callable[..., Path], tmp_path: Path) -> None:
     sweep = read_sweep(written(grid={"lr": [1e30, 0.1]}))
     failures = Worker(sweep, tmp_path / "out", tmp_path / "out", device="cpu").run()

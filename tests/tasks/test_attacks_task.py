@@ -84,6 +84,7 @@ def test_through_a_probe_the_verdict_is_the_minimum_over_both_losses() -> None:
     assert (own["second_loss"], probe["second_loss"]) == (None, "dlr")
 
 
+@pytest.mark.slow
 def test_the_strength_of_the_probe_is_varied() -> None:
     result = measured("probe", "pgd", "linf", steps=3, checked_images=10)
     rows = [m for m in result.measurements if m.metric == "robust_accuracy_by_strength"]

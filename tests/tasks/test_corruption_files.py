@@ -60,6 +60,7 @@ def verdicts(folder: Path) -> dict[str, pd.DataFrame]:
     return {r["params"]["corruption"]: store.samples(r["key"]).sort_index() for r in store.records()}  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["npy", "folders"])
 def test_a_copy_gives_the_verdicts_of_the_fly(layout: str, digits: Dataset, model: Model, tmp_path: Path) -> None:
     ce.evaluate(model, digits, [TASK], out=tmp_path / "fly")
@@ -98,6 +99,7 @@ def pieces(data: Dataset) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
     return [(s, row, images, data.test.ids[row : row + len(images)]) for s, row, images in copy.pieces("fog", (4,))]
 
 
+@pytest.mark.slow
 def test_numbers_of_files_and_of_the_fly_never_share_a_key(digits: Dataset, model: Model, tmp_path: Path) -> None:
     write_copy(copy_of(digits, tmp_path / "a"))
     write_copy(copy_of(digits, tmp_path / "b", seed=1))
@@ -111,6 +113,7 @@ def test_numbers_of_files_and_of_the_fly_never_share_a_key(digits: Dataset, mode
     assert not table.duplicated(["checkpoint", "metric", "condition"]).any()  # each in a column of its own
 
 
+@pytest.mark.slow
 def test_a_probe_needs_the_clean_dataset(digits: Dataset, model: Model, tmp_path: Path) -> None:
     write_copy(copy_of(digits, tmp_path / "copy"))
     headless = replace(model, head=None, classes=None)
@@ -178,6 +181,7 @@ write_copy(Copy(data, Path(sys.argv[1]), Corruptions(), sys.argv[2], Geometry())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "done"), [("npy", "*_*.npy"), ("folders", "*/[12345]")])
 def test_kill_9_keeps_what_is_complete(layout: str, done: str, tmp_path: Path) -> None:
     out = tmp_path / "copy"

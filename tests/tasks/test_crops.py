@@ -72,6 +72,7 @@ def test_each_image_may_have_a_place_of_its_own() -> None:
         assert torch.equal(together[i], crop(pixels, 0.25, place, 1 - place)[i])
 
 
+@pytest.mark.slow
 def test_every_family_is_measured_with_intervals_and_verdicts(found: pd.DataFrame, digits: Dataset) -> None:
     assert values(found, "area", "accuracy", "area").index.tolist() == [0.08, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert values(found, "position", "accuracy", "position").index.tolist() == list(POSITIONS)
@@ -137,6 +138,7 @@ def test_no_verdict_depends_on_the_batch_size(trained: Model, digits: Dataset, t
         assert list(one) == [column_name("accuracy", m["condition"]) for m in accuracies]
 
 
+@pytest.mark.slow
 def test_a_network_of_one_size_sees_smaller_images_brought_back(digits: Dataset, tmp_path: Path) -> None:
     few = replace(digits, test=digits.test.limited(20, 0))
     model = make_model("timm:vit_tiny_patch16_224", img_size=32)
@@ -148,6 +150,7 @@ def test_a_network_of_one_size_sees_smaller_images_brought_back(digits: Dataset,
     assert any("fitted on full training images" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_scale_too_small_for_the_network_is_a_note(digits: Dataset, tmp_path: Path) -> None:
     few = replace(digits, test=digits.test.limited(20, 0))
     model = make_model("timm:convnext_atto", preprocessing=Preprocessing(img_size=32))

@@ -76,6 +76,7 @@ def test_the_order_is_that_of_a_report() -> None:
     assert list(ENTRIES) == ["probe", "corruptions", "attacks", "internal", "crops", "redundancy"]
 
 
+@pytest.mark.slow
 def test_entries_and_help_import_neither_torch_nor_pandas() -> None:
     code = (
         "import sys\nfrom coss_eval import tasks\n"
@@ -123,6 +124,7 @@ def run(*arguments: str) -> int:
     return int(str(stop.value.code))
 
 
+@pytest.mark.slow
 def test_a_task_from_outside_runs_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--ckpt", "pixels:8", "--limit", "20", "--out", "out", "--quiet"]
     assert run("evaluate", "--tasks", "redundancy", "my_tasks:Dark", *flags) == 0, capsys.readouterr().err

@@ -42,6 +42,7 @@ def test_a_network_by_a_librarys_name_is_captured(arch: str) -> None:
     assert refusal(resolve("byol", **TINY, arch=arch), CUDA) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("fields", [{}, {"small_views": 2, "small_size": 16}], ids=str)
 def test_a_step_of_tensors_alone_is_the_step(fields: dict[str, Any], static: bool) -> None:

@@ -362,6 +362,7 @@ def test_a_small_view_trains_the_predictor_of_its_kind(name: str, own: bool, loc
         assert moves != (own and kind == "heads.predictor"), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PREDICTING)
 def test_all_else_starts_and_counts_as_with_one_predictor(name: str) -> None:
     """A predictor of their own that says the same: small views' directions weigh a half in place of 4 in 6."""
@@ -420,6 +421,7 @@ def test_supervised_has_no_local_term() -> None:
 RATES = {"byol": 0.05, "simsiam": 0.05, "dino": 0.05, "mocov3": 0.05, "simclr": 0.1, "vicreg": 0.01, "barlow": 0.02}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BACKBONES)
 @pytest.mark.parametrize("name", [*METHODS, *(f"co-{name}" for name in METHODS if name != "supervised")])
 def test_training_steps_lower_the_loss(name: str, kind: str) -> None:
@@ -435,6 +437,7 @@ def test_training_steps_lower_the_loss(name: str, kind: str) -> None:
     assert_falls(model, optimizer, two_views(16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", [False, True], ids=["plain", "co"])
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 @pytest.mark.parametrize("name", PREDICTING)

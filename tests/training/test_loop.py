@@ -39,6 +39,7 @@ def run(method: str, out: Path, **overrides: Any) -> Any:
     return train(method, digits(), out=out, device="cpu", **{**TINY, **options, **overrides})
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_that_needs_no_flags_and_a_log(tmp_path: Path) -> None:
     seen: list[TrainingProgress] = []
     model = run("co-byol", tmp_path, epochs=3, holdout=0.25, probe_every=1, on_progress=seen.append)
@@ -60,6 +61,7 @@ def test_a_run_leaves_a_model_that_needs_no_flags_and_a_log(tmp_path: Path) -> N
     assert (seen[-1].step, seen[-1].steps, seen[-1].epoch) == (6, 6, 3)
 
 
+@pytest.mark.slow
 def test_supervised_leaves_its_head_and_class_names(tmp_path: Path) -> None:
     model = run("supervised", tmp_path, epochs=2)
     loaded = load_model(tmp_path / "model.safetensors")
@@ -67,6 +69,7 @@ def test_supervised_leaves_its_head_and_class_names(tmp_path: Path) -> None:
     assert loaded.head is not None
 
 
+@pytest.mark.slow
 def test_what_is_kept_on_the_way_is_as_complete_as_what_is_left(tmp_path: Path) -> None:
     run("supervised", tmp_path, epochs=2, keep_every=1)
     first, last = (load_model(tmp_path / f"epoch-000{epoch}.safetensors") for epoch in (1, 2))
@@ -74,12 +77,14 @@ def test_what_is_kept_on_the_way_is_as_complete_as_what_is_left(tmp_path: Path) 
     assert first.classes == digits().classes
 
 
+@pytest.mark.slow
 def test_looking_on_the_way_changes_no_weight(tmp_path: Path) -> None:
     """Evaluations turn a network channels-last, in which narrow layers are not safe to train."""
     one, other = (run("byol", tmp_path / str(every), epochs=2, probe_every=every) for every in (0, 1))
     assert one.sha256 == other.sha256
 
 
+@pytest.mark.slow
 def test_an_alarm_reaches_the_person(tmp_path: Path) -> None:
     notes: list[str] = []
     run("byol", tmp_path, epochs=1, lr=0.0, probe_every=1, on_note=notes.append, **COLLAPSED)
@@ -101,6 +106,7 @@ def test_a_trained_model_is_not_called_untrained(tmp_path: Path) -> None:
     assert run("byol", tmp_path, epochs=1).layout == load_model(tmp_path / "model.safetensors").layout == "coss-eval"
 
 
+@pytest.mark.slow
 def test_views_of_another_size_than_the_images_are_what_the_model_asks_for(tmp_path: Path) -> None:
     run("byol", tmp_path, epochs=1, size=48)
     assert load_model(tmp_path / "model.safetensors").preprocessing.img_size == 48
@@ -159,6 +165,7 @@ def test_micro_batches_have_the_gradient_of_their_mean(tmp_path: Path) -> None:
     torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_with_its_step_and_the_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CossError, match=r"nan at step \d+ .*no checkpoint yet.*smaller lr"):
         run("byol", tmp_path / "a", epochs=2, lr=1e30, warm_up_epochs=0.0)
@@ -188,6 +195,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_state_leaves_the_epochs_kept_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         assert load_model(tmp_path / "epoch-0001.safetensors").layout == "coss-eval"  # is there already, and whole
@@ -282,6 +290,7 @@ def test_a_preset_gives_its_stem_and_width_to_resnets_alone() -> None:
     assert resolve("byol", "cifar10-r18-laptop", arch="torchvision:resnet18").width == 16
 
 
+@pytest.mark.slow
 def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 2)):
@@ -359,6 +368,7 @@ def test_data_without_a_training_split(tmp_path: Path) -> None:
         train("byol", replace(digits(), train=None), out=tmp_path, device="cpu", **TINY)
 
 
+@pytest.mark.slow
 def test_flops_with_small_views_are_those_counted_by_hand() -> None:
     """A 3x3 convolution of stride 2 and a 1x1, 32 px and 16 px views, BYOL's heads; 2 FLOPs a multiplication."""
     fields = {**TINY, **TWO_CONVOLUTIONS, "small_views": 3, "small_size": 16, "options": SMALL["byol"]}
@@ -379,6 +389,7 @@ def test_flops_with_small_views_are_those_counted_by_hand() -> None:
     assert (found.epochs(1), replace(found, seconds=1.9).epochs(16)) == (1, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["co-byol", "simclr", "supervised"])
 def test_a_dry_run_costs_two_steps_and_writes_nothing(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch

@@ -54,6 +54,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_regression:Regression"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "co-"])
 def test_a_method_of_ones_own_trains_from_the_command_line(own: str, prefix: str) -> None:
     flags = ["--preset", "digits-tiny", "--epochs", "1", "--width", "8", "--set", "out=8"]

@@ -20,6 +20,7 @@ from coss_eval.training.config import Config
 from coss_eval.training.loop import LAST, MODEL, TrainingProgress, train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [4, 8])  # 3 steps an epoch: in the middle of the second, and of the third
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path, steps: int) -> None:
     drawn = torch.random.get_rng_state()
@@ -76,6 +77,7 @@ def test_a_multi_crop_run_goes_on_exactly(tmp_path: Path, method: str, predictor
     assert load_model(tmp_path / "whole" / MODEL).backbone.state_dict().keys() == whole.backbone.state_dict().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "small_views", "read_as"),
     [("byol", 2, "shared"), ("byol", None, "own"), ("byol", 0, "own"), ("dino", 2, "own"), ("simclr", 2, "own")],
@@ -98,6 +100,7 @@ def test_a_state_from_before_small_views_had_a_predictor(
             train(method, digits(), out=tmp_path, device="cpu", resume=True, **fields)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing_and_a_missing_one_starts(tmp_path: Path) -> None:
     fields = {**RUN, "epochs": 1}
     first = train("byol", digits(), out=tmp_path, device="cpu", resume=True, **_plain(fields))
@@ -105,6 +108,7 @@ def test_resuming_a_finished_run_changes_nothing_and_a_missing_one_starts(tmp_pa
     assert first.sha256 == again.sha256
 
 
+@pytest.mark.slow
 def test_refusals(tmp_path: Path) -> None:
     fields = _plain({**RUN, "epochs": 1})
     train("byol", digits(), out=tmp_path, device="cpu", **fields)

@@ -63,6 +63,7 @@ def by_hand(model: Pretraining, views: list[Tensor], regions: int, view: str) ->
     return factor * weighed, factor * torch.stack(local_losses).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"regions": 2}, {"heads": "shared"}, {"view": "same"}], ids=str)
 @pytest.mark.parametrize("name", SELF_SUPERVISED)
 def test_losses_and_gradients_are_those_written_out(name: str, fields: dict[str, Any]) -> None:
@@ -72,6 +73,7 @@ def test_losses_and_gradients_are_those_written_out(name: str, fields: dict[str,
 MULTI_CROP = [(name, own, {}) for name in SELF_SUPERVISED for own in {False, method_class(name).has_predictor}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "own", "fields"), [*MULTI_CROP, ("byol", True, {"heads": "shared"})], ids=str)
 def test_multi_crop_is_that_written_out(name: str, own: bool, fields: dict[str, Any]) -> None:
     """Small views through their own predictor, their locals through the heads of all locals; kinds of equal weight."""
@@ -100,6 +102,7 @@ def assert_written_out(model: Pretraining, views: list[Tensor], **fields: Any) -
         torch.testing.assert_close(model.get_parameter(key).grad, gradient, atol=1e-9, rtol=1e-6, msg=key)
 
 
+@pytest.mark.slow
 def test_steps_are_those_written_out(tmp_path: Path) -> None:
     """Warm-up and cosine, LARC, groups, clipping, frozen prototypes, moving target, centres and temperature."""
     fields: dict[str, Any] = {
@@ -163,6 +166,7 @@ def unnormalised(run: Trainer, batch: Any, epoch: int) -> list[Tensor]:
     return make_views(batch.pixels[0], batch.ids, run.setup.views, seed=run.config.seed, epoch=epoch)
 
 
+@pytest.mark.slow
 def test_adam_and_sgd_take_the_schedule_and_the_decay() -> None:
     """One step of byol by torch's own optimisers at the rate of the schedule."""
     for optimizer, own in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):

@@ -246,6 +246,7 @@ def test_cropped_elsewhere_and_finished_here() -> None:
         assert (one - other).abs().mean() < 0.5 / 255
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (30, 90), (200, 60)])
 @pytest.mark.parametrize("min_scale", [0.08, 0.5, 1.0])
 def test_boxes_are_distributed_as_torchvisions(height: int, width: int, min_scale: float) -> None:

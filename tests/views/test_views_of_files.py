@@ -69,6 +69,7 @@ def test_neither_workers_nor_batches_change_the_crops(split: Split) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
+@pytest.mark.slow
 def test_large_jpegs_are_reduced_while_decoding(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     photo = Image.fromarray(hubble_deep_field())  # 872 x 1000, much of it a few pixels large
