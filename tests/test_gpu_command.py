@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from coss_eval.errors import CossError
-from coss_eval.runtime.provenance import git_commit
+from coss_eval.runtime.provenance import git_commit, portable
 from coss_eval.sweeps.plan import Evaluation, Sweep, runs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -180,6 +180,20 @@ def test_a_copy_without_git_is_told_its_commit(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code, copied], env=environment, capture_output=True, text=True)
         assert done.stdout.strip() == expected, done.stderr
     assert git_commit() is None or len(git_commit() or "") >= 7
+
+
+def test_a_copy_with_another_commits_git_is_told_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSS_COMMIT", "abc123")
+    assert git_commit() == "abc123"
+
+
+def test_a_command_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, home = tmp_path / "here", tmp_path / "home"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    words = [str(here / "data"), str(home / "a b"), str(home), f"{home}-other", "--seed", "results/x"]
+    assert [portable(word) for word in words] == ["data", "~/a b", "~", f"{home}-other", "--seed", "results/x"]
 
 
 def test_out_of_memory_is_a_row_and_the_next_is_measured(scripts: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coss_eval.checkpoints.load import load_model
+from coss_eval.checkpoints.as_model import ModelLike
 from coss_eval.checkpoints.normalisation import normalisation_line
-from coss_eval.data.open import Dataset, load_dataset
+from coss_eval.data.as_dataset import DatasetLike, dataset_of
+from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.evaluation.facts import data_facts, model_facts
 from coss_eval.evaluation.feature_files import FORMATS, FeatureFile, Ids, require, writing
-from coss_eval.evaluation.planning import distinct_names
+from coss_eval.evaluation.planning import loaded_models
 from coss_eval.evaluation.run import Progress
 from coss_eval.models.backbone import Site
 from coss_eval.models.hooks import find_site
@@ -55,8 +56,8 @@ class _Work:
 
 
 def write_features(
-    models: str | Path | Model | Sequence[str | Path | Model],
-    data: str | Path | Dataset,
+    models: ModelLike | Sequence[ModelLike],
+    data: DatasetLike,
     out: str | Path,
     *,
     sites: Sequence[str] = ("global",),
@@ -86,12 +87,9 @@ def write_features(
     ['global.npy', 'ids.npy', 'labels.npy', 'images.csv', 'run.json']
     """
     kind = _checked(format, locations, dissimilarity, batch_size)
-    given = [models] if isinstance(models, str | Path | Model) else list(models)
-    if not given:
-        raise UsageError("no model given: give at least one checkpoint")
-    loaded = distinct_names([m.identified() if isinstance(m, Model) else load_model(m) for m in given])
+    loaded = loaded_models(models)
     at = [_places(model, sites) for model in loaded]
-    dataset = data if isinstance(data, Dataset) else load_dataset(data)
+    dataset = dataset_of(data)
     dataset.refuse_changed()
     images = _images(dataset, split, limit, seed)
     if dissimilarity is not None and len(images) > MOST:

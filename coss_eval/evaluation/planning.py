@@ -122,10 +122,7 @@ def plan(
     ``skip_impossible`` leaves out, with a line, the tasks that these images allow for no number (probes without a
     training split); None does so where no tasks are named.
     """
-    given: list[ModelLike] = [*models] if isinstance(models, list | tuple) else [models]  # type: ignore[list-item]
-    if not given:
-        raise UsageError("no model to evaluate: give at least one checkpoint")
-    dataset = dataset_of(data)
+    loaded, dataset = loaded_models(models), dataset_of(data)
     dataset.refuse_changed()
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
@@ -134,10 +131,8 @@ def plan(
     if isinstance(dataset, Benchmark) and (others := [task.name for task in chosen if not task.reads_benchmarks]):
         raise UsageError(f"{dataset.name} holds corrupted images: it is for the task corruptions, not {others[0]}")
     compute = Compute(resolve_device(device), batch_size, cache)
-    # a model that was loaded earlier may have been changed in place since
-    loaded = [model.identified() if isinstance(model, Model) else as_model(model) for model in given]
     store = Store(Path(out))
-    seen = [_seen(Subject(model, dataset, compute), allow_batch_dependent) for model in distinct_names(loaded)]
+    seen = [_seen(Subject(model, dataset, compute), allow_batch_dependent) for model in loaded]
     runs = store.runs()
     planned = Plan(store, [subject for subject, _ in seen], [], seed, [])
     planned.known = {s.model.name: known(s.model, s.image_size, found, runs) for s, found in seen}
@@ -239,6 +234,15 @@ def protocol(task: Task, subject: Subject) -> dict[str, Any]:
     record |= {"head": subject.head_protocol()} if task.uses_head else {}
     code = code_identity([type(task)])
     return record if code is None else record | {"code": code}
+
+
+def loaded_models(models: ModelLike | Sequence[ModelLike]) -> list[Model]:
+    """One model or several, as ``as_model`` takes them, under the identity of what they are now and distinct names."""
+    given: list[ModelLike] = [*models] if isinstance(models, list | tuple) else [models]  # type: ignore[list-item]
+    if not given:
+        raise UsageError("no model to evaluate: give at least one checkpoint")
+    # a model that was loaded earlier may have been changed in place since
+    return distinct_names([model.identified() if isinstance(model, Model) else as_model(model) for model in given])
 
 
 def distinct_names(models: list[Model]) -> list[Model]:

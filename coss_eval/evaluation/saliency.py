@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coss_eval.checkpoints.load import load_model
+from coss_eval.checkpoints.as_model import ModelLike
 from coss_eval.checkpoints.normalisation import normalisation_line
-from coss_eval.data.open import Dataset, load_dataset
+from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.facts import data_facts, model_facts
-from coss_eval.evaluation.planning import distinct_names
+from coss_eval.evaluation.planning import loaded_models
 from coss_eval.models.model import Model
 from coss_eval.probes.forward import ahead, ready
 from coss_eval.redundancy import heatmaps, location_means
@@ -28,8 +28,8 @@ from coss_eval.store import Store
 
 
 def write_heatmaps(
-    models: str | Path | Model | Sequence[str | Path | Model],
-    data: str | Path | Dataset,
+    models: ModelLike | Sequence[ModelLike],
+    data: DatasetLike,
     out: str | Path,
     *,
     site: str = "prepool",
@@ -48,11 +48,8 @@ def write_heatmaps(
     """
     if not 1 <= images <= limit:
         raise UsageError(f"expected 1 to {limit} images to show, got {images}")
-    given = [models] if isinstance(models, str | Path | Model) else list(models)
-    if not given:
-        raise UsageError("no model given: give at least one checkpoint")
-    loaded = distinct_names([m.identified() if isinstance(m, Model) else load_model(m) for m in given])
-    dataset = data if isinstance(data, Dataset) else load_dataset(data)
+    loaded = loaded_models(models)
+    dataset = dataset_of(data)
     dataset.refuse_changed()
     split, few = dataset.test.limited(limit, seed), dataset.test.limited(images, seed)
     target, folder = resolve_device(device), Path(out)

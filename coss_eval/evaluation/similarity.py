@@ -6,22 +6,22 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from coss_eval.checkpoints.load import load_model, normalisation_check
+from coss_eval.checkpoints.as_model import ModelLike
+from coss_eval.checkpoints.load import normalisation_check
 from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.batches import Batch
 from coss_eval.data.choose import order_of
-from coss_eval.data.open import Dataset, load_dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.evaluation.facts import data_facts, model_facts
-from coss_eval.evaluation.planning import distinct_names
+from coss_eval.evaluation.planning import loaded_models
 from coss_eval.evaluation.run import Progress
 from coss_eval.models.backbone import Site
 from coss_eval.models.classifier import to_float
@@ -72,8 +72,8 @@ class _Gathered:
 
 
 def similarities(
-    models: str | Path | Model | Sequence[str | Path | Model],
-    data: str | Path | Dataset,
+    models: ModelLike | Sequence[ModelLike],
+    data: DatasetLike,
     *,
     sites: Sequence[str] = (),
     measures: Sequence[str] = ("cka", "rsa"),
@@ -102,11 +102,8 @@ def similarities(
     """
     _check(measures, locations, images, batch_size)
     tell = on_note or (lambda line: None)
-    given = [models] if isinstance(models, str | Path | Model) else list(models)
-    if not given:
-        raise UsageError("no model given: give at least one checkpoint")
-    loaded = distinct_names([m.identified() if isinstance(m, Model) else load_model(m) for m in given])
-    dataset = data if isinstance(data, Dataset) else load_dataset(data)
+    loaded = loaded_models(models)
+    dataset = dataset_of(data)
     dataset.refuse_changed()
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))

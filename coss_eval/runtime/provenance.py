@@ -23,7 +23,7 @@ def made_with(device: torch.device) -> dict[str, Any]:
     import torchvision
 
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(portable, sys.argv[1:])]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {
             "coss_eval": __version__,
@@ -38,14 +38,24 @@ def made_with(device: torch.device) -> dict[str, Any]:
     }
 
 
+def portable(word: str) -> str:
+    """A word of a command without the machine's own folders: paths from the current one, or from ~, the person's."""
+    for folder, shown in ((os.getcwd(), "."), (os.path.expanduser("~"), "~")):
+        if word == folder or word.startswith(f"{folder}{os.sep}"):
+            return os.path.normpath(f"{shown}{word[len(folder) :]}")
+    return word
+
+
 def git_commit() -> str | None:
     """The commit this package runs from, with "+" where files differ from it; None where nothing tells.
 
-    A copy of a checkout without its .git is told by the environment variable COSS_COMMIT.
+    The environment variable COSS_COMMIT says it of a copy of a checkout, which has no .git or that of another commit.
     """
+    if said := os.environ.get("COSS_COMMIT"):
+        return said
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
-        return os.environ.get("COSS_COMMIT") or None
+        return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -147,3 +147,14 @@ def limited(digits: Dataset) -> Callable[[], Similarities]:
 def test_a_limit_marks_the_report(limited: Callable[[], Similarities], tmp_path: Path) -> None:
     limited().write(tmp_path)
     assert "LIMITED" in (tmp_path / "report.md").read_text()
+
+
+def test_a_plain_network_and_arrays_are_compared_as_they_are() -> None:
+    """What people have in their hands, without a file: the mean over its locations is this network's global."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    data = ce.as_dataset(test=(pixels, np.arange(40) % 4))
+    found = ce.similarities(network, data, sites=["prepool", "global"], measures=["cka"], device="cpu")
+    assert found.matrix("cka").to_numpy()[0, 1] == pytest.approx(1, abs=1e-5)
