@@ -29,7 +29,8 @@ def tracked() -> list[Path]:
 
 def test_the_tree_stays_small() -> None:
     sizes = {path: path.stat().st_size for path in tracked()}
-    assert 100 < len(sizes) <= 500
+    assert 100 < len(sizes) <= 600
+    assert sum(path.is_relative_to(RESULTS) for path in sizes) <= 200
     assert sum(sizes.values()) < 16 * 2**20
     assert {path: size for path, size in sizes.items() if size > 12 * 2**20} == {}
 
@@ -50,7 +51,7 @@ def named_runs() -> list[str]:
 @pytest.mark.parametrize(
     ("run", "cells", "model", "top1", "n"),
     [
-        ("tiny-imagenet-50-supervised", 43, "tiny-imagenet-50-resnet18/model", 0.5400, 2500),
+        ("tiny-imagenet-50-supervised", 43, "tiny-imagenet-50-supervised", 0.4016, 2500),
         ("cifar10-jpeg-supervised", 43, "cifar10-jpeg-supervised", 0.7516, 2500),
         ("tiny-imagenet-50-ssl-laptop", 128, "co-byol", 0.2944, 2500),
         ("cifar10-jpeg-ssl-laptop", 128, "co-byol", 0.6114, 10000),

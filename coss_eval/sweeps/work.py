@@ -76,7 +76,7 @@ class Worker:
         With ``minutes`` no step begins that is expected to end later.
         """
         with process_group(self.device) as own, _threads(self.sweep.threads):
-            self._refuse_device(own)
+            self._refuse_device(own, number)
             self._ends = None if self.minutes is None else time.monotonic() + 60 * self.minutes
             self._left_out: set[int] = set()  # failed, at another process, or too long
             self._told: set[tuple[int, str]] = set()
@@ -202,11 +202,15 @@ class Worker:
         if kept is not None and state.run.name not in kept:
             (folder / MODEL).unlink()
 
-    def _refuse_device(self, own: torch.device) -> None:
+    def _refuse_device(self, own: torch.device, number: int | None) -> None:
+        """Runs of one size are trained on one kind of device; what is trained may be evaluated on any."""
         wanted = self.sweep.device
-        if wanted is not None and own.type != wanted:
+        if wanted is None or own.type == wanted:
+            return
+        mine = [s for s in states(self.sweep, self.out, self.work) if number in (None, s.run.number)]
+        if any(state.stage not in ("trained", "done") for state in mine):
             raise UsageError(
-                f"the runs of {self.sweep.name} at size {self.sweep.size} are made on {wanted} alone, and this is "
+                f"the runs of {self.sweep.name} at size {self.sweep.size} are trained on {wanted} alone, and this is "
                 f"{own.type}: no contrast mixes them; give --device {wanted}, or another --size"
             )
 

@@ -304,7 +304,12 @@ def test_a_study_pilots_trains_evaluates_and_reports(written: Callable[..., Path
     assert (out / "figures" / "scores.png").exists()
 
     with pytest.raises(UsageError, match="on cuda alone, and this is cpu"):
-        Worker(read_sweep(path, "gpu"), out, work, device="cpu").run()
+        Worker(read_sweep(path, "gpu"), tmp_path / "other", work, device="cpu").run()
+    job = out / "byol-seed=0" / "job.json"
+    record = json.loads(job.read_text())
+    job.write_text(json.dumps({key: value for key, value in record.items() if key != "evaluated"}))
+    assert Worker(read_sweep(path, "gpu"), out, work, device="cpu").run() == []  # trained there, evaluated anywhere
+    assert json.loads(job.read_text())["evaluated"] == record["evaluated"]
     with pytest.raises(UsageError, match="size of the sweep"):
         read_sweep(path, "gp")
     changed = read_sweep(written(**STUDY | {"evaluate": STUDY["evaluate"][:1]}))
