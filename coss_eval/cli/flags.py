@@ -129,11 +129,11 @@ class CopyFlags:
 
 @Parameter(name="*", group=RUN)
 @dataclass(kw_only=True)
-class RunFlags:
-    """How to run, and where the numbers go."""
+class PassFlags:
+    """How images go through networks, and where the results go."""
 
     out: Path | None = None
-    "Results folder; the same command goes on where it stopped [default: results/DATA-MODEL]."
+    "Results folder [default: named after the data and the networks]."
     limit: int | None = None
     "Number of test images to use (seeded, balanced over classes); every table is marked with it."
     batch_size: int = 256
@@ -141,7 +141,16 @@ class RunFlags:
     device: str = "auto"
     "auto, cpu, cuda, cuda:1, ..."
     seed: int = 0
-    "Seed of all perturbations."
+    "Seed of all that is drawn: --limit's images, perturbations."
+    quiet: bool = False
+    "Print the last lines only."
+
+
+@Parameter(name="*", group=RUN)
+@dataclass(kw_only=True)
+class RunFlags(PassFlags):
+    """How to run cells; the same command goes on where it stopped."""
+
     overwrite: bool = False
     "Compute cells again that are already stored."
     no_cache: bool = False
@@ -154,8 +163,6 @@ class RunFlags:
     "Name of the model that the report's differences refer to [default: the first]."
     dry_run: bool = False
     "Print the plan and stop."
-    quiet: bool = False
-    "Print the last lines only."
 
 
 @Parameter(name="*", group=TASK)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from coss_eval.cli.app import EVALUATE, app
-from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfRun, OfTask
+from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfTask, PassFlags
 from coss_eval.tasks.flags import Words
 
 
@@ -19,12 +19,7 @@ def similarity(
     images: OfTask[int] = 1000,
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
-    out: OfRun[Path | None] = None,
-    limit: OfRun[int | None] = None,
-    seed: OfRun[int] = 0,
-    batch_size: OfRun[int] = 256,
-    device: OfRun[str] = "auto",
-    quiet: OfRun[bool] = False,
+    run: PassFlags | None = None,
 ) -> int:
     """How alike networks and their layers are on the same images: a heat map and a table, with intervals.
 
@@ -38,27 +33,15 @@ def similarity(
         What a map is: the mean over its locations, or all of them side by side, for cka.
     images
         Number of fixed images for rsa and procrustes; 5000 at most.
-    out
-        Results folder [default: results/similarity-DATA-MODELS].
-    limit
-        Number of test images to use (seeded, balanced over classes); the report is marked with it.
-    seed
-        Seed of --limit.
-    batch_size
-        Images per forward pass; it never changes a number.
-    device
-        auto, cpu, cuda, cuda:1, ...
-    quiet
-        Print the last lines only.
     """
     from coss_eval.evaluation.similarity import similarities
     from coss_eval.runtime.live import progress_line, say
     from coss_eval.store import Store
 
-    loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
+    loaded, dataset, run = (models or ModelFlags()).load(), (data or DataFlags()).open(), run or PassFlags()
     name = "-".join(["similarity", dataset.name, *(model.name for model in loaded)]).replace("/", "-")
-    folder = out or Path("results") / name
-    with progress_line(quiet=quiet) as on_progress:
+    folder = run.out or Path("results") / name
+    with progress_line(quiet=run.quiet) as on_progress:
         found = similarities(
             loaded,
             dataset,
@@ -66,12 +49,12 @@ def similarity(
             measures=measures,
             locations=locations,
             images=images,
-            limit=limit,
-            seed=seed,
-            device=device,
-            batch_size=batch_size,
+            limit=run.limit,
+            seed=run.seed,
+            device=run.device,
+            batch_size=run.batch_size,
             on_progress=on_progress,
-            on_note=None if quiet else lambda line: say(f"WARNING     {line}"),
+            on_note=None if run.quiet else lambda line: say(f"WARNING     {line}"),
         )
     found.write(folder)
     Store(folder).record_run(found.entry)
@@ -90,12 +73,7 @@ def extract(
     dissimilarity: OfTask[Literal["correlation", "cosine", "euclidean"] | None] = None,
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
-    out: OfRun[Path | None] = None,
-    limit: OfRun[int | None] = None,
-    seed: OfRun[int] = 0,
-    batch_size: OfRun[int] = 256,
-    device: OfRun[str] = "auto",
-    quiet: OfRun[bool] = False,
+    run: PassFlags | None = None,
 ) -> int:
     """Write features for other tools: a file a site, with ids, labels, file keys and what made them beside.
 
@@ -111,25 +89,13 @@ def extract(
         The mean over a map's locations (N, D), or each of them (N, L, D).
     dissimilarity
         Write the dissimilarity matrix (N, N) of each site, too, for 5000 images at most.
-    out
-        Folder, with one inside for each network [default: features/DATA].
-    limit
-        Number of images to use (seeded, balanced over classes).
-    seed
-        Seed of --limit.
-    batch_size
-        Images per forward pass; it never changes a number.
-    device
-        auto, cpu, cuda, cuda:1, ...
-    quiet
-        Print the last lines only.
     """
     from coss_eval.evaluation.extraction import write_features
     from coss_eval.runtime.live import progress_line, say
 
-    loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
-    folder = out or Path("features") / dataset.name.replace("/", "-")
-    with progress_line(quiet=quiet) as on_progress:
+    loaded, dataset, run = (models or ModelFlags()).load(), (data or DataFlags()).open(), run or PassFlags()
+    folder = run.out or Path("features") / dataset.name.replace("/", "-")
+    with progress_line(quiet=run.quiet) as on_progress:
         paths = write_features(
             loaded,
             dataset,
@@ -139,12 +105,12 @@ def extract(
             format=format,
             locations=locations,
             dissimilarity=dissimilarity,
-            limit=limit,
-            seed=seed,
-            device=device,
-            batch_size=batch_size,
+            limit=run.limit,
+            seed=run.seed,
+            device=run.device,
+            batch_size=run.batch_size,
             on_progress=on_progress,
-            on_note=None if quiet else lambda line: say(f"WARNING     {line}"),
+            on_note=None if run.quiet else lambda line: say(f"WARNING     {line}"),
         )
     for path in paths:
         say(str(path))
@@ -158,12 +124,7 @@ def heatmaps(
     images: OfTask[int] = 6,
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
-    out: OfRun[Path | None] = None,
-    limit: OfRun[int] = 1000,
-    seed: OfRun[int] = 0,
-    batch_size: OfRun[int] = 64,
-    device: OfRun[str] = "auto",
-    quiet: OfRun[bool] = False,
+    run: PassFlags | None = None,
 ) -> int:
     """Draw where an image's locations agree with the rest of it, without labels, networks side by side.
 
@@ -173,35 +134,23 @@ def heatmaps(
         Where the locations are: prepool, stage1, ...
     images
         Number of test images to show.
-    out
-        Folder [default: results/heatmaps-DATA].
-    limit
-        Number of test images for the mean map, and for the mean of each place that is taken off.
-    seed
-        Seed of the choice of images.
-    batch_size
-        Images per forward pass; it never changes a number.
-    device
-        auto, cpu, cuda, cuda:1, ...
-    quiet
-        Print the last lines only.
     """
     from coss_eval.evaluation.saliency import write_heatmaps
     from coss_eval.runtime.live import say
 
-    loaded, dataset = (models or ModelFlags()).load(), (data or DataFlags()).open()
-    folder = out or Path("results") / f"heatmaps-{dataset.name}".replace("/", "-")
+    loaded, dataset, run = (models or ModelFlags()).load(), (data or DataFlags()).open(), run or PassFlags()
+    folder = run.out or Path("results") / f"heatmaps-{dataset.name}".replace("/", "-")
     paths = write_heatmaps(
         loaded,
         dataset,
         folder,
         site=site,
         images=images,
-        limit=limit,
-        seed=seed,
-        device=device,
-        batch_size=batch_size,
-        on_note=None if quiet else lambda line: say(f"WARNING     {line}"),
+        limit=run.limit or 1000,
+        seed=run.seed,
+        device=run.device,
+        batch_size=run.batch_size,
+        on_note=None if run.quiet else lambda line: say(f"WARNING     {line}"),
     )
     for path in paths:
         say(str(path))
