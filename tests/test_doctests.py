@@ -17,7 +17,7 @@ PACKAGE = Path(ce.__file__).parent
 # by their text, so that nothing is imported to find them
 WITH_EXAMPLES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text())
 PUBLIC = [
-    *(ce.load_dataset, ce.load_model, ce.fit_classifier, ce.extract, ce.evaluate),
+    *(ce.load_dataset, ce.load_model, ce.fit_classifier, ce.extract, ce.evaluate, ce.train),
     *(ce.similarities, ce.write_features),
     *(corruptions.corrupt, corruptions.register, attacks.fgsm, attacks.pgd, internal.corrupted),
     *(redundancy.measure, redundancy.heatmap, receptive_field.theoretical, receptive_field.effective),

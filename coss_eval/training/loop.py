@@ -78,6 +78,13 @@ def train(
     stops where the configuration or the images are others, and begins anew where the first epoch was not finished. A
     progress line is shown, but not with ``quiet`` or where ``on_progress`` takes its place. ``on_note`` gets what a
     person should know (alarms); ``ce.train`` warns with it unless ``quiet``.
+
+    >>> import tempfile, coss_eval as ce
+    >>> images = ce.load_dataset("digits").train.limited(128)
+    >>> small = {"arch": "resnet18", "stem": "cifar", "width": 4, "epochs": 1, "warm_up_epochs": 0, "batch_size": 64}
+    >>> model = ce.train("co-byol", images, out=tempfile.mkdtemp() + "/run", quiet=True, **small)
+    >>> model.backbone.dim
+    32
     """
     config = resolve(method, preset, **overrides)
     data = dataset_of(data, alone="train")
