@@ -10,7 +10,7 @@ from coss_eval import attacks
 from coss_eval.errors import UsageError
 
 NETWORK = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
-IMAGES = torch.rand(4, 3, 4, 4)
+IMAGES = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))  # names of tests are made of it
 LABELS = torch.tensor([0, 3, 9, 1])
 IDS = torch.arange(4)
 GOOD = {"images": IMAGES, "labels": LABELS, "eps": [0.1, 0.2], "ids": IDS}

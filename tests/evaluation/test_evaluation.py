@@ -63,6 +63,12 @@ def full_run(trained: Model, digits: Dataset, tmp_path_factory: pytest.TempPathF
     return ce.evaluate([trained, trained.untrained(0)], digits, TASKS, out=tmp_path_factory.mktemp("full"))
 
 
+@pytest.fixture(scope="session")
+def network() -> Model:
+    """For what does not depend on training."""
+    return make_model("resnet18", stem="cifar", width=8)
+
+
 def stored(path: Path) -> dict[str, list[dict[str, object]]]:
     return {record["key"]: record["measurements"] for record in Store(path).records()}
 
@@ -90,6 +96,7 @@ def test_the_report_is_written(full_run: evaluation.Run) -> None:
     assert "digits" in (full_run.path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_robust_accuracy_never_rises_with_eps(full_run: evaluation.Run) -> None:
     table = full_run.table()
     attacks = table[(table["task"] == "attacks") & (table["metric"] == "robust_accuracy")]
@@ -133,9 +140,9 @@ def test_a_packed_run_is_added_to_and_overwritten(trained: Model, digits: Datase
     assert len(both) == len(before)
 
 
-def test_a_run_that_is_not_done_is_not_packed(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+def test_a_run_that_is_not_done_is_not_packed(network: Model, digits: Dataset, tmp_path: Path) -> None:
     few = replace(digits, test=digits.test.limited(20, 0))
-    planned = evaluation.plan(trained, few, tasks=[Corruptions(("fog", "snow"), (1,))], out=tmp_path)
+    planned = evaluation.plan(network, few, tasks=[Corruptions(("fog", "snow"), (1,))], out=tmp_path)
     with planned.store.claim(planned.jobs[-1].keys[0]):  # another process is at the last cell
         assert evaluation.execute(planned).failures == ()
     assert len(list((tmp_path / "cells").glob("*.json"))) == planned.missing - 1
@@ -183,11 +190,12 @@ def test_a_failed_cell_is_a_gap_and_the_others_run(trained: Model, digits: Datas
     assert {record["task"] for record in Store(tmp_path).records()} == {"redundancy"}
 
 
-def test_the_same_weights_twice_are_refused(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+def test_the_same_weights_twice_are_refused(network: Model, digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="twice"):
-        ce.evaluate([trained, replace(trained, name="again")], digits, out=tmp_path)
+        ce.evaluate([network, replace(network, name="again")], digits, out=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_plan_names_an_assumed_normalisation(trained: Model, digits: Dataset, tmp_path: Path) -> None:
     assumed = "mean, std   (0.485 0.456 0.406), (0.229 0.224 0.225) (ASSUMED (ImageNet))"
     plain = make_model("resnet18", stem="cifar", width=8)
@@ -197,15 +205,15 @@ def test_the_plan_names_an_assumed_normalisation(trained: Model, digits: Dataset
 
 
 @pytest.mark.parametrize("limit", [0, -3])
-def test_a_limit_below_one_is_refused(limit: int, trained: Model, digits: Dataset, tmp_path: Path) -> None:
+def test_a_limit_below_one_is_refused(limit: int, network: Model, digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="limit"):
-        ce.evaluate(trained, digits, out=tmp_path, limit=limit)
+        ce.evaluate(network, digits, out=tmp_path, limit=limit)
 
 
-def test_an_unwritable_folder_is_one_line(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_one_line(network: Model, digits: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CossError, match="--out"):
-        ce.evaluate(trained, digits, [Redundancy()], out=tmp_path / "file" / "results")
+        ce.evaluate(network, digits, [Redundancy()], out=tmp_path / "file" / "results")
 
 
 @pytest.mark.slow
@@ -279,10 +287,10 @@ def test_a_model_built_by_hand_runs_through_all_tasks(digits: Dataset, tmp_path:
     assert run.failures == ()
 
 
-def test_an_estimate_leaves_a_moved_network_fit_for_attacks(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+def test_an_estimate_leaves_a_moved_network_fit_for_attacks(network: Model, digits: Dataset, tmp_path: Path) -> None:
     """A move to another device makes new parameters, here played by one to another dtype and back."""
-    backbone = copy.deepcopy(trained.backbone)
+    backbone = copy.deepcopy(network.backbone)
     backbone.to = lambda *_, **__: type(backbone).to(type(backbone).to(backbone, torch.float64), torch.float32)
-    plan = evaluation.plan(replace(trained, backbone=backbone), digits, tasks=[TASKS[0]], out=tmp_path)
+    plan = evaluation.plan(replace(network, backbone=backbone), digits, tasks=[TASKS[0]], out=tmp_path)
     assert plan.seconds() > 0
     assert not any(parameter.is_inference() for parameter in backbone.parameters())

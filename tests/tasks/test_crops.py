@@ -84,6 +84,7 @@ def test_every_family_is_measured_with_intervals_and_verdicts(found: pd.DataFram
     assert set(found["n"]) == {len(digits.test)}
 
 
+@pytest.mark.slow
 def test_the_whole_image_is_the_clean_classifier(found: pd.DataFrame, trained: Model, digits: Dataset) -> None:
     logits = ce.fit_classifier(trained, digits, device="cpu")
     batch = next(digits.test.batches(batch_size=60))
@@ -95,17 +96,20 @@ def test_the_whole_image_is_the_clean_classifier(found: pd.DataFrame, trained: M
         assert values(found, family, "stability", by)[1.0] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_more_of_the_image_brings_the_representation_nearer(found: pd.DataFrame) -> None:
     for metric in ("stability", "accuracy"):
         measured = values(found, "area", metric, "area")
         assert measured[0.08] < measured[0.8]
 
 
+@pytest.mark.slow
 def test_pooled_crops_of_the_whole_image_are_the_image(trained: Model, digits: Dataset, tmp_path: Path) -> None:
     table = ce.evaluate(trained, digits, [Crops((), (), (), (1, 3), area=1.0)], out=tmp_path).table()
     assert values(table, "pooled", "stability", "crops").tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_stability_is_the_centred_cosine_of_a_loop_over_images(
     found: pd.DataFrame, trained: Model, digits: Dataset
 ) -> None:
@@ -122,6 +126,7 @@ def test_stability_is_the_centred_cosine_of_a_loop_over_images(
     )
 
 
+@pytest.mark.slow
 def test_no_verdict_depends_on_the_batch_size(trained: Model, digits: Dataset, tmp_path: Path) -> None:
     task = Crops((0.3,), ("top left",), (0.5,), (1, 3))
     few = replace(digits, test=digits.test.limited(20, 0))
