@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from coss_eval.reports.drawing import grid, label_edges, legend, line, looks_in, percent
 from coss_eval.reports.layout import Entry, Number, Row, Table, Unit
+from coss_eval.reports.relate import WHAT_FOLLOWS
 from coss_eval.reports.results import Estimate, Results, area, difference
 from coss_eval.reports.scores import (
     KEPT,
@@ -33,11 +34,6 @@ CONTROLS = {"noise": "noise-shared", "location": "channel", "element": "channel"
 BITS = {f"{1 / (2**bits - 1):.6g}": f"{bits} bits" for bits in range(1, 17)}  # of a grid, by the text of its level
 GRIDS = ("quantised", "weight-quantised")
 PAIRS = {"noise": "noise", "location": "locations / channels masked", "element": "activations / channels masked"}
-WHAT_FOLLOWS = (
-    "Where a network hands on the mean of its locations, mixing every location with its image's mean drives redundancy "
-    "to 1 and changes no result under image corruptions or attacks: redundancy before pooling by itself explains "
-    "damage inside the network at most."
-)
 CONTROLS_CAPTION = (
     "What is drawn independently at each location averages out under pooling by the root of their number, whether or "
     "not the locations are redundant; what is alike at all does not. Neither alone says anything of redundancy. Before "
