@@ -59,7 +59,7 @@ def calibration_error(confidence: Reals, correct: NDArray[np.bool_], bins: int =
     confidence and its accuracy. The error is biased upwards where images are few, and every resample of it once more,
     so the interval is the reflected bootstrap (Davison and Hinkley 1997, 5.2), which takes the bias off: the value may
     lie at its upper end. It begins at 0 where a calibrated classifier of these confidences would have as large an error
-    in more than 2.5 % of draws (Broecker and Smith 2007). In simulations it held the true error 86 to 97 times in 100.
+    in more than 2.5 % of draws (Broecker and Smith 2007). In simulations it held the true error 88 to 97 times in 100.
     Bins stay the sample's own; the random numbers are the same in every call.
     """
     if len(confidence) == 0 or confidence.shape != correct.shape:

@@ -166,18 +166,20 @@ def level_text(kind: str, level: float) -> str:
 
 
 def by_level(results: Results) -> Figure | None:
-    """A row a kind of damage, a column a site; the mean over the masks' seeds."""
+    """A row a kind of damage, a column each of its sites; the mean over the masks' seeds."""
     conditions = results.conditions(TASK, "accuracy")
     if not conditions:
         return None
-    kinds, sites = kinds_of(conditions), sites_of(conditions)
-    figure, axes = grid(len(kinds), len(sites), height=1.4)
+    kinds = kinds_of(conditions)
+    sites = {kind: sites_of([c for c in conditions if c.includes(kind=kind)]) for kind in kinds}
+    figure, axes = grid(len(kinds), max(map(len, sites.values())), height=1.4)
     look = looks_in(results, TASK)
-    for axis, (kind, site) in zip(axes.flat, product(kinds, sites), strict=True):
+    for axis in axes.flat:
+        axis.set_visible(False)  # a vector has no locations, and weights have one site
+    for row, column in ((row, column) for row, kind in enumerate(kinds) for column in range(len(sites[kind]))):
+        axis, kind, site = axes[row, column], kinds[row], sites[kinds[row]][column]
         here = results.conditions(TASK, "accuracy", kind=kind, site=site)
-        axis.set_visible(bool(here))  # a vector has no locations
-        if not here:
-            continue
+        axis.set_visible(True)
         levels = levels_of(here)
         axis.set_title(f"{site}: {spaced(kind)}")
         axis.xaxis.set_major_locator(MaxNLocator(3))
