@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from coss_eval.evaluation import Run as Run
     from coss_eval.evaluation import compare as compare
     from coss_eval.evaluation import evaluate as evaluate
+    from coss_eval.evaluation import relate as relate
     from coss_eval.evaluation.extraction import write_features as write_features
     from coss_eval.evaluation.similarity import similarities as similarities
     from coss_eval.probes import fit_classifier as fit_classifier
@@ -53,6 +54,7 @@ _HOME = {
     "extract": "coss_eval.probes.features",
     "evaluate": "coss_eval.evaluation",
     "compare": "coss_eval.evaluation",
+    "relate": "coss_eval.evaluation",
     "Run": "coss_eval.evaluation",
     "similarities": "coss_eval.evaluation.similarity",
     "train": "coss_eval.training.loop",
@@ -96,6 +98,7 @@ __all__ = [
     "fit_classifier",
     "load_dataset",
     "load_model",
+    "relate",
     "similarities",
     "train",
     "write_features",

@@ -113,6 +113,8 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
         (["consistency"], "give results folders"),
         (["consistency", "no/such/folder"], "no/such/folder"),
         (["compare", "no/such/folder", "other"], "no/such/folder"),
+        (["relate"], "give results folders"),
+        (["relate", "no/such/folder", "--x", "redundancy"], "no/such/folder"),
         (["robustness", "--config", "missing.yaml"], "missing.yaml"),
     ],
 )
@@ -143,6 +145,8 @@ def test_wrong_calls_get_one_line_and_no_traceback(
         ("robustness --ckpt a.pth b.pth --quiet --ckpt c.pth", "models.ckpt", ("a.pth", "b.pth", "c.pth")),
         ("receptive-field --ckpt a.pth b.pth --size 64", "model.ckpt", ("a.pth", "b.pth")),
         ("compare a b", "b", Path("b")),
+        ("relate a b --x redundancy --y 'PGD 2/255'", "folders", (Path("a"), Path("b"))),
+        ("relate a b --x redundancy --y 'PGD 2/255'", "y", "PGD 2/255"),
         ("list tasks", "kind", "tasks"),
         ("sweep crops-digits --job 1", "what", "crops-digits"),
         ("figures curves a b --out c", "runs", (Path("a"), Path("b"))),
@@ -241,6 +245,7 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
     assert "limit 20" in run("info", "a").out
     assert "corruptions" in run("compare", "a", "b").out
     assert "Cohen's kappa" in run("consistency", "a", "b", "--out", "kappa.csv").out
+    assert "3 models or more with both 'redundancy' and 'corrupted', got 2" in run("relate", "a", "b").err
     assert Path("kappa.csv").read_text().startswith("a,b,task,metric,condition,kappa,low,high")
     assert "figures" in run("figures", "a").out
     assert "report.html" in run("report", "a").out

@@ -1478,7 +1478,10 @@ def test_a_test_split_alone_measures_what_it_allows(digits: Dataset, tmp_path: P
     alone, model = replace(digits, train=None), own_head(digits)
     planned = evaluation.plan(model, alone, out=tmp_path)
     assert {cell["task"] for cell in planned.cells} == {"corruptions", "attacks", "internal", "crops", "redundancy"}
-    assert [line.partition(":")[0] for line in planned.skipped] == [f"probe of {model.name}"]
+    assert [line.partition(":")[0] for line in planned.skipped] == [
+        f"probe of {model.name}",
+        f"internal of {model.name}",  # its noise, which training images are needed for; masking is measured
+    ]
     headless = evaluation.plan(model.untrained(0), alone, out=tmp_path)
     assert {cell["task"] for cell in headless.cells} == {"redundancy"}
     assert len(headless.skipped) == 5

@@ -145,6 +145,40 @@ def consistency(*folders: Path, out: Path | None = None) -> int:
 
 
 @app.command(group=LOOK)
+def relate(
+    *folders: Path,
+    x: str = "redundancy",
+    y: str = "corruptions",
+    family: Literal["arch", "folder", "none"] = "arch",
+    out: Path | None = None,
+) -> int:
+    """One headline score against another over models: a scatter, and rank correlations within families.
+
+    Parameters
+    ----------
+    folders
+        Results folders, or folders with results folders inside; three models or more in all.
+    x
+        A column of the headline, or a task, whose first column it then is.
+    y
+        Another one.
+    family
+        Which models are of one family: those of an architecture, of a folder, or all.
+    out
+        Folder for the page, the figure and the numbers [default: results/relate-X-Y].
+    """
+    from coss_eval.evaluation import relate as related
+    from coss_eval.runtime.live import say
+
+    found = related(folders, x, y, family=family)
+    say(found.text() + "\n")
+    folder = out or Path("results") / f"relate-{x}-{y}".replace("/", "-").replace(" ", "-")
+    found.write(folder)
+    say(f"report      {folder / 'report.md'}, report.html, figures/relate.png, relate.csv and correlations.csv")
+    return 0
+
+
+@app.command(group=LOOK)
 def pack(*folders: Path) -> int:
     """Pack results folders into three files each, as a finished run is of itself; every command reads them as before.
 

@@ -1,5 +1,6 @@
 """Which cells are missing, run their tasks, hand the measurements to the store."""
 
+from coss_eval.evaluation.facts import relate as relate
 from coss_eval.evaluation.planning import Job as Job
 from coss_eval.evaluation.planning import Plan as Plan
 from coss_eval.evaluation.planning import plan as plan

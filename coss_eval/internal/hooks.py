@@ -1,4 +1,7 @@
-"""Corruption of a running network through hooks that are always removed, and the clean statistics that noise needs."""
+"""Corruption of a running network that is always undone, and the clean statistics that noise needs.
+
+Activations are damaged through hooks; weights by other tensors in their parameters' place.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,20 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from coss_eval import randomness
 from coss_eval.checkpoints.as_model import ModelLike
 from coss_eval.checkpoints.measured import PixelBatches, measured
 from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import UsageError
-from coss_eval.internal.damage import Damage, check_level
+from coss_eval.internal.damage import KINDS, Damage, check_level, find_kind, to_grid
 from coss_eval.models.backbone import Backbone, as_locations
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import captured, device_of, find_site, replaced
 from coss_eval.randomness import numbered
+
+NETWORK = "network"  # the site of what damages the whole network
 
 
 class HasBackbone(Protocol):
@@ -45,8 +51,9 @@ def corrupted(
     rescale: bool = False,
     match_locations: int | None = None,
 ) -> Iterator[CurrentImages]:
-    """While open, every forward pass of the network is damaged at ``site``; the network itself is never changed.
+    """While open, every forward pass of the network is damaged at ``site``; afterwards the network is what it was.
 
+    The kinds that damage weights have the site "network", and no use for ``ids``: see ``WeightDamage``.
     A plain network, a path or a name is refused: what would be damaged is a Model of it, which the caller must run.
     ``ids`` int64 (B,) names the images of the batch (None: 0, 1, ... in each), and the damage to an image depends on
     (seed, id, site, kind) alone; for further batches set ``.ids`` of what ``with`` yields. Kinds, levels and options:
@@ -70,16 +77,67 @@ def corrupted(
             "fit_classifier(network, data), or as_model(network).encoder(), and run that"
         )
     backbone = model if isinstance(model, Backbone) else model.backbone
+    images = CurrentImages(ids)
+    if site == NETWORK and find_kind(kind).weights:
+        with WeightDamage(backbone, kind, seed).at(level):
+            yield images
+        return
     place = find_site(backbone, site)
     corruption = Damage(place, kind, seed, std, rescale, match_locations)
     check_level(kind, level)
-    images = CurrentImages(ids)
 
     def damage(output: Tensor) -> Tensor:
         return corruption.apply(output, corruption.draw(output, numbered(images.ids, output)), level)
 
     with replaced(backbone, place, damage):
         yield images
+
+
+class WeightDamage:
+    """A kind of damage of all weights of ``network``, from a seed: drawn once, for all levels (common random numbers).
+
+    Weights are the floating-point parameters with two axes or more that are longer than 1: those of convolutions,
+    linear layers and embeddings. Biases, scales of normalisation, class tokens and heads outside ``network`` stay, and
+    BatchNorm's statistics are not estimated anew. The numbers of a tensor depend on (seed, its name) alone.
+    """
+
+    def __init__(self, network: nn.Module, kind: str, seed: int = 0) -> None:
+        if not find_kind(kind).weights:
+            kinds = ", ".join(name for name, each in KINDS.items() if each.weights)
+            raise UsageError(f"{kind} damages activations at a site; of the weights there are {kinds}")
+        self.kind, self.seed = kind, seed
+        self._weights = {name: p for name, p in network.named_parameters() if _is_weight(p)}
+        self._noise = {} if KINDS[kind].grid else {name: self._drawn(name, p) for name, p in self._weights.items()}
+
+    @contextmanager
+    def at(self, level: float) -> Iterator[None]:
+        """While open, the weights are damaged to this level; then, whatever happens, their own tensors are back."""
+        check_level(self.kind, level)
+        own = {name: p.data for name, p in self._weights.items()}
+        try:
+            for name, p in self._weights.items() if level > 0 else ():
+                p.data = self._damaged(name, own[name], level)
+            yield
+        finally:
+            for name, p in self._weights.items():
+                p.data = own[name]
+
+    def _drawn(self, name: str, weight: Tensor) -> Tensor:
+        """Noise of the weight's own standard deviation."""
+        one = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        numbers = randomness.normal(one, "internal", self.seed, self.kind, name, shape=tuple(weight.shape))[0]
+        return numbers.to(weight.dtype) * weight.detach().std(correction=0)
+
+    def _damaged(self, name: str, weight: Tensor, level: float) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():  # a parameter takes no inference tensor
+            if KINDS[self.kind].grid:
+                return to_grid(weight[None], level)[0]
+            return weight + self._noise[name] * level
+
+
+def _is_weight(parameter: nn.Parameter) -> bool:
+    long: Sequence[int] = [side for side in parameter.shape if side > 1]
+    return parameter.is_floating_point() and len(long) > 1
 
 
 @torch.inference_mode()

@@ -12,14 +12,18 @@ from torch import Tensor
 
 from coss_eval.errors import UsageError
 from coss_eval.internal import DEFAULT_LEVELS, KINDS, Damage, calibrate, check_level, corrupted
+from coss_eval.internal.damage import to_grid
 from coss_eval.models.backbone import Backbone, Site, as_locations
 
 IDS = torch.randint(-(2**62), 2**62, (64,), generator=torch.Generator().manual_seed(0))
 IMAGES = pixels(64)
+AT_SITES = [name for name, kind in KINDS.items() if not kind.weights]
+DRAWN = [name for name in AT_SITES if not KINDS[name].grid]
+OF_WEIGHTS = [name for name, kind in KINDS.items() if kind.weights]
 SITE_KINDS = [
     (site, kind)
     for site in ("stage1", "stage2", "prepool", "global")
-    for kind in KINDS
+    for kind in AT_SITES
     if (site, kind) != ("global", "location")
 ]
 
@@ -58,7 +62,7 @@ def test_level_zero_is_the_identity_and_damage_is_damage(family: str, site: str,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AT_SITES)
 def test_batch_size_changes_nothing(family: str, kind: str) -> None:
     backbone = network(family)
     whole = run(backbone, "prepool", kind, 0.5)
@@ -67,7 +71,7 @@ def test_batch_size_changes_nothing(family: str, kind: str) -> None:
         assert torch.allclose(parts, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DRAWN)
 def test_draws_belong_to_seed_image_site_and_kind(kind: str) -> None:
     shape, std = (6, 4, 4), torch.ones(6)
 
@@ -156,13 +160,13 @@ def test_noise_has_the_stated_size_and_its_control_is_shared(layout: Any) -> Non
         assert torch.allclose(twice, 2 * (damaged - clean), atol=1e-4)  # the same noise, only larger
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AT_SITES)
 def test_matched_locations_pool_over_exactly_that_many(kind: str) -> None:
     site = Site("prepool", "x", "nchw")
     for level in (0.0, 0.5):
         clean, damaged = activations(kind, site, level, (32, 6, 4, 4), std=torch.ones(6), match_locations=5)
         used = (as_locations(damaged, "nchw") != 0).any(-1).sum(1)
-        assert (used == 5).all() if level == 0 or kind.startswith("noise") else (used <= 5).all()
+        assert (used == 5).all() if level == 0 or KINDS[kind].noise else (used <= 5).all()
         if level == 0:
             kept = damaged != 0
             assert torch.allclose(damaged[kept], clean[kept] * 16 / 5)
@@ -208,6 +212,68 @@ def test_gradients_pass_through() -> None:
     assert gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("shift", [0.0, 1.0, -3.0, 10.0])
+def test_the_grid_is_that_of_affine_quantisation(bits: int, shift: float) -> None:
+    """torch's own, with the scale and the zero point of each row's range, 0 in it."""
+    x = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(bits)) + shift
+    found = to_grid(x, 1 / (2**bits - 1))
+    for row, mine in zip(x, found, strict=True):
+        low, high = min(float(row.min()), 0.0), max(float(row.max()), 0.0)
+        scale = (high - low) / (2**bits - 1)
+        expected = torch.fake_quantize_per_tensor_affine(row, scale, round(-low / scale), 0, 2**bits - 1)
+        assert torch.isclose(mine, expected, atol=1e-5).float().mean() > 0.95  # halves may be rounded either way
+        assert (mine - expected).abs().max() < 1.001 * scale
+        assert len(mine.unique()) <= 2**bits
+        assert (mine - row).abs().max() < 1.01 * scale  # the zero point is rounded, too
+    assert torch.equal(to_grid(torch.zeros(2, 3), 1 / 3), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", OF_WEIGHTS)
+def test_weights_are_damaged_while_open_and_the_very_same_afterwards(family: str, kind: str) -> None:
+    backbone = network(family)
+    own = {name: (p, p.data_ptr(), p.detach().clone()) for name, p in backbone.named_parameters()}
+    clean = run(backbone, "stage1", "channel", 0.0)
+
+    def is_as_it_was() -> bool:
+        kept = dict(backbone.named_parameters())
+        same = all(kept[name] is p and p.data_ptr() == at and torch.equal(p, was) for name, (p, at, was) in own.items())
+        return same and torch.equal(run(backbone, "stage1", "channel", 0.0), clean)
+
+    with torch.no_grad(), corrupted(backbone, "network", kind, 0.2, seed=3):
+        changed = {name for name, (p, _, was) in own.items() if not torch.equal(p, was)}
+        damaged = backbone(IMAGES)
+    assert is_as_it_was()
+    assert not torch.allclose(damaged, clean, atol=1e-3)
+    matrices = {name for name, (p, _, _) in own.items() if sum(side > 1 for side in p.shape) > 1}
+    assert {name for name in matrices if own[name][2].any()} == changed  # positions may be all zero
+    assert any(name not in matrices for name in own)
+    with pytest.raises(KeyError), corrupted(backbone, "network", kind, 0.2):
+        raise KeyError
+    assert is_as_it_was()
+    with torch.inference_mode(), corrupted(backbone, "network", kind, 0.0):
+        assert torch.equal(backbone(IMAGES), clean)
+    assert is_as_it_was()
+
+
+def test_weight_noise_has_the_stated_size_and_belongs_to_the_seed_and_the_tensor() -> None:
+    backbone = network("cnn")
+    weights = {name: p.detach().clone() for name, p in backbone.named_parameters() if p.dim() == 4}
+
+    def noise(level: float, seed: int = 0) -> dict[str, Tensor]:
+        with corrupted(backbone, "network", "weight-noise", level, seed=seed):
+            return {name: p.detach() - weights[name] for name, p in backbone.named_parameters() if name in weights}
+
+    half, whole, other = noise(0.5), noise(1.0), noise(0.5, seed=1)
+    for name, weight in weights.items():
+        assert float(half[name].std() / weight.std()) == pytest.approx(0.5, rel=0.35 if weight.numel() < 300 else 0.1)
+        assert torch.allclose(whole[name], 2 * half[name], atol=1e-6)
+        assert not torch.allclose(half[name], other[name], atol=1e-3)
+    ours = [half[name].flatten()[:90] for name in list(weights)[:3]]
+    assert abs(float(torch.corrcoef(torch.stack(ours))[0, 1])) < 0.4
+
+
 def bad(site: str = "stage1", kind: str = "channel", level: float = 0.5, **options: Any) -> Callable[[], None]:
     def call() -> None:
         backbone = network("cnn")
@@ -228,6 +294,8 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {
     "noise without calibration": (bad(kind="noise"), r"pass std=calibrate\(...\)\['stage1'\]"),
     "noise of another width": (bad(kind="noise", std=torch.ones(5)), "12 channels, but got 5"),
     "location of a vector": (bad("global", "location"), "needs a site with locations"),
+    "weights at a site": (bad(kind="weight-noise"), "its site is 'network'"),
+    "a grid of one point": (bad(kind="quantised", level=1.5), r"quantised takes a level in \[0, 1\], but got 1.5"),
     "matching elsewhere": (bad(match_locations=4), "expected site 'prepool'"),
     "matching too many": (bad("prepool", match_locations=17), "1 to 16 locations"),
 }

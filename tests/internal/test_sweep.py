@@ -15,7 +15,7 @@ from coss_eval.data.batches import Batch
 from coss_eval.errors import UsageError
 from coss_eval.internal import KINDS, Damage, calibrate, corrupted
 from coss_eval.internal.resume import resume_from, suffix
-from coss_eval.internal.sweep import DamageCurve, sweep
+from coss_eval.internal.sweep import DamageCurve, sweep, weight_sweep
 from coss_eval.models.backbone import Backbone, Site
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
 from coss_eval.models.hooks import captured
@@ -202,6 +202,23 @@ def test_damage_that_nothing_reads_is_reported() -> None:
     classifier = small("class token")
     found = sweep(classifier, batches(classifier), ["prepool"], ["location"], levels=LEVELS, seeds=[0])
     assert any("changes nothing" in note for note in found["prepool", "location"].notes)
+
+
+@pytest.mark.parametrize("kind", [name for name, each in KINDS.items() if each.weights])
+def test_weights_swept_equal_full_forward_passes_and_stay(kind: str) -> None:
+    classifier = small("cnn")
+    before = [p.detach().clone() for p in classifier.parameters()]
+    found = weight_sweep(classifier, lambda: batches(classifier), kind, levels=LEVELS[kind], seeds=[0, 3])
+    assert found.ids.tolist() == IDS.tolist()
+    for s, seed in enumerate((0, 3)):
+        expected = naive(classifier, "network", kind, seed)
+        assert (found.correct[s] != expected).sum() <= 1
+        assert torch.equal(found.correct[s, 0], found.baseline[s])
+    assert (found.snr.diff(dim=1) < 0).all()
+    assert torch.equal(found.snr[0], found.snr[1]) == KINDS[kind].grid  # nothing is drawn for a grid
+    assert all(torch.equal(p, was) for p, was in zip(classifier.parameters(), before, strict=True))
+    with pytest.raises(UsageError, match="weight-noise, weight-quantised"):
+        weight_sweep(classifier, lambda: batches(classifier), "channel")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

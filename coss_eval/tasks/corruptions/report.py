@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,11 @@ from coss_eval.corruptions.names import (
 from coss_eval.corruptions.score import Errors, Value, mce, relative_mce
 from coss_eval.errors import UsageError
 from coss_eval.reports.drawing import grid, label_edges, label_ends, legend, line, looks_in, percent
+from coss_eval.reports.layout import Table, Unit
 from coss_eval.reports.results import Estimate, Results, aligned, from_shares, kept, mean
-from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, spaced
+from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, further_table, score_row, spaced
 from coss_eval.reports.task_report import TaskReport
+from coss_eval.store import Condition
 
 TASK = "corruptions"
 MeanOver = Callable[[Iterable[str]], Of]
@@ -35,6 +37,17 @@ SEEN_CAPTION = (
     f"unseen: the other {len(UNSEEN)} of the {len(NAMES)}."
 )
 ERROR_CAPTION = "100 minus the accuracy; lower is better. Not normalised, so not to be called mCE."
+CALIBRATION: dict[str, tuple[str, Unit]] = {
+    "ece": ("expected calibration error, %", "percent"),
+    "nll": ("negative log likelihood, nats", "plain"),
+    "brier": ("Brier score (0 to 2)", "plain"),
+}
+CALIBRATION_CAPTION = (
+    "Of the logits as they are: no temperature is fitted, and a linear probe's confidence is that of its chosen "
+    "strength. Calibration error: 15 bins of equal mass; it is biased upwards where images are few, which its interval "
+    "(reflected bootstrap over images) takes off. Intervals of means are the means of the conditions' intervals: on "
+    "the wide side."
+)
 MCE_CAPTION = (
     f"Errors relative to AlexNet's, which is 100 (Hendrycks & Dietterich 2019), over the {len(BENCHMARK)} corruptions; "
     "lower is better. Relative mCE takes the clean errors off first."
@@ -147,6 +160,60 @@ def _error(name: str, accuracy: Of) -> Score:
     return Score(name, error, lower_is_better=True)
 
 
+def calibration(results: Results) -> Table | None:
+    """Calibration error, likelihood and Brier score: clean, by severity, and over all that was measured of both."""
+    conditions = [c for c in results.conditions(TASK, "ece") if not c.includes(corruption="clean")]
+    severities = sorted({int(c["severity"]) for c in conditions})
+    names = list(dict.fromkeys(str(c["corruption"]) for c in conditions))
+    taken = [*BENCHMARK] if set(names) >= set(BENCHMARK) else names
+    rows = []
+    for metric, (title, unit) in CALIBRATION.items():
+        scores = {"clean": over_conditions(results, metric, [Condition(corruption="clean", severity=0)])}
+        for severity in severities:
+            scores[f"severity {severity}"] = over_conditions(results, metric, _under(taken, [severity]))
+        scores["all severities"] = over_conditions(results, metric, _under(taken, severities))
+        if metric == "ece":
+            scores |= {spaced(name): over_conditions(results, metric, _under([name], severities)) for name in names}
+        found = [Score(name, of, unit, title, lower_is_better=True) for name, of in scores.items()]
+        rows += [score_row(results, score) for score in found if any(map(score.of, results.labels))]
+    means = f"Severities: means over the benchmark's {len(BENCHMARK)} corruptions." if taken == [*BENCHMARK] else ""
+    return further_table(
+        results,
+        TASK,
+        [*CALIBRATION],
+        rows,
+        name="calibration",
+        title="Calibration",
+        corner="lower is better",
+        caption=f"{CALIBRATION_CAPTION} {means}".strip(),
+    )
+
+
+def over_conditions(results: Results, metric: str, conditions: Sequence[Condition]) -> Of:
+    """The mean of what is no mean of the images' verdicts; a gap unless all conditions are there.
+
+    Its bounds are the means of the conditions' bounds, which hold whatever the conditions have in common.
+    """
+
+    def of(label: str) -> Estimate | None:
+        found = [results.estimate(label, TASK, metric, **condition) for condition in conditions]
+        known = [estimate for estimate in found if estimate is not None]
+        if not known or len(known) < len(found):
+            return None
+        value, n = sum(e.value for e in known) / len(known), min(e.n for e in known)
+        bounded = [(e.low, e.high) for e in known if e.low is not None and e.high is not None]
+        if len(bounded) < len(known):
+            return Estimate(value, None, None, n, data=known[0].data)
+        low, high = (sum(bounds) / len(known) for bounds in zip(*bounded, strict=True))
+        return Estimate(value, low, high, n, data=known[0].data)
+
+    return of
+
+
+def _under(names: Iterable[str], severities: Iterable[int]) -> list[Condition]:
+    return [Condition(corruption=name, severity=severity) for name in names for severity in severities]
+
+
 def by_severity(results: Results) -> Figure | None:
     """A small panel a corruption, clean accuracy at 0."""
     present = {condition["corruption"] for condition in results.conditions(TASK, "accuracy")}
@@ -217,6 +284,7 @@ def headline(results: Results) -> list[Column]:
 
 REPORT = TaskReport(
     scores=scores,
+    tables=(calibration,),
     figures={
         "corruptions_by_severity": (by_severity, "Accuracy by severity for each corruption. Bands: 95 % (Wilson)."),
         "corruptions_mean": (

@@ -9,15 +9,17 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coss_eval.corruptions import corrupt, resolve_table
 from coss_eval.corruptions.registry import MIN_SIDE
 from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
-from coss_eval.data.choose import Bools, Ints
+from coss_eval.data.choose import Ints
 from coss_eval.errors import UsageError
 from coss_eval.models.classifier import to_float
+from coss_eval.probes.calibration import calibration, judge, judged
 from coss_eval.runtime.background import in_background
 from coss_eval.runtime.device import seconds_of
 from coss_eval.store import Cell
@@ -92,27 +94,28 @@ class Corruptions(CorruptionsOptions, Task):
         """Every subject sees the same corrupted pixels: each batch is corrupted once, beside the forward passes."""
         name, severities = cell.params["corruption"], cell.params.get("severities", [0])
         ids: dict[int, list[Ints]] = {severity: [] for severity in severities}
-        verdicts: dict[tuple[int, int], list[Bools]] = {
+        seen_by: dict[tuple[int, int], list[NDArray[np.float32]]] = {
             (index, severity): [] for index in range(len(subjects)) for severity in severities
         }
         for batch, severity, images in in_background(self._corrupted(cell, subjects[0])):
             ids[severity].append(batch.ids.cpu().numpy())
             for index, subject in enumerate(subjects):
-                verdicts[index, severity].append(_correct(subject, images, batch.labels))
+                seen_by[index, severity].append(_judge(subject, images, batch.labels))
         seen = {severity: np.concatenate(ids[severity]) for severity in severities}
         common = reduce(np.intersect1d, seen.values())  # a file may be unreadable at one severity only
         for index, subject in enumerate(subjects):
+            found = {
+                severity: judged(np.concatenate(seen_by[index, severity])[np.isin(seen[severity], common)])
+                for severity in severities
+            }
+            conditions = {severity: {"corruption": name, "severity": severity} for severity in severities}
             result = Result.of_verdicts(
                 "accuracy",
                 seen[severities[0]][np.isin(seen[severities[0]], common)],
-                (
-                    (
-                        {"corruption": name, "severity": severity},
-                        np.concatenate(verdicts[index, severity])[np.isin(seen[severity], common)],
-                    )
-                    for severity in severities
-                ),
+                ((conditions[severity], found[severity].correct) for severity in severities),
             )
+            for severity in severities:
+                result.measurements += calibration(found[severity], conditions[severity])
             if name == "clean":
                 result.measurements.append(chance(subject, len(common), corruption=name, severity=0))
             yield result
@@ -135,6 +138,5 @@ class Corruptions(CorruptionsOptions, Task):
 
 
 @torch.inference_mode()
-def _correct(subject: Subject, images: Tensor, labels: Tensor) -> Bools:
-    logits = subject.classifier(to_float(images))
-    return np.asarray((logits.argmax(1) == labels).cpu())
+def _judge(subject: Subject, images: Tensor, labels: Tensor) -> NDArray[np.float32]:
+    return np.asarray(judge(subject.classifier(to_float(images)), labels).cpu())

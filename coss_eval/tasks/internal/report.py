@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from coss_eval.reports.drawing import grid, label_edges, legend, line, looks_in, percent
-from coss_eval.reports.layout import Row, Table, Unit
-from coss_eval.reports.results import Results, area
+from coss_eval.reports.layout import Entry, Number, Row, Table, Unit
+from coss_eval.reports.relate import WHAT_FOLLOWS
+from coss_eval.reports.results import Estimate, Results, area, difference
 from coss_eval.reports.scores import (
     KEPT,
     Column,
@@ -27,6 +28,18 @@ from coss_eval.reports.task_report import TaskReport
 from coss_eval.store import Condition
 
 TASK = "internal"
+# what is drawn at each location, and the kind that does alike to all locations: coss_eval.internal.KINDS has them, too,
+# but imports torch
+CONTROLS = {"noise": "noise-shared", "location": "channel", "element": "channel"}
+BITS = {f"{1 / (2**bits - 1):.6g}": f"{bits} bits" for bits in range(1, 17)}  # of a grid, by the text of its level
+GRIDS = ("quantised", "weight-quantised")
+PAIRS = {"noise": "noise", "location": "locations / channels masked", "element": "activations / channels masked"}
+CONTROLS_CAPTION = (
+    "What is drawn independently at each location averages out under pooling by the root of their number, whether or "
+    "not the locations are redundant; what is alike at all does not. Neither alone says anything of redundancy. Before "
+    "pooling the kept locations are pooled alone, while masked channels are scaled up with --rescale only. "
+    "Differences are paired over the images, 95 %. " + WHAT_FOLLOWS
+)
 
 
 def scores(results: Results) -> list[TaskScores]:
@@ -42,8 +55,8 @@ def scores(results: Results) -> list[TaskScores]:
     ]
     rows = [score for score in rows if any(score.of(label) for label in results.labels)]
     caption = (
-        "Area under the curve over the level: the share masked, or the noise relative to the channels' deviation; the "
-        f"mean over the masks' seeds. Kept: {KEPT}."
+        "Area under the curve over the level: the share masked, the noise relative to the channels' or weights' "
+        f"deviation, or a grid's step as a share of the range; the mean over the masks' seeds. Kept: {KEPT}."
     )
     return [TaskScores(TASK, "Corruption inside the network", "area under accuracy %", rows, caption)]
 
@@ -58,8 +71,8 @@ def sites_of(conditions: Sequence[Condition]) -> list[str]:
 
 
 def _depth(site: str) -> tuple[int, int, str]:
-    """The stem, stages and blocks by number, before pooling, the global one."""
-    late = {"stem": -1, "prepool": 1, "pool": 2, "global": 3}
+    """The stem, stages and blocks by number, before pooling, the global one, and the network's weights."""
+    late = {"stem": -1, "prepool": 1, "pool": 2, "global": 3, "network": 4}
     digits = "".join(filter(str.isdigit, site))
     return late.get(site, 0), int(digits or 0), site
 
@@ -85,6 +98,35 @@ def kept_area(results: Results, conditions: Sequence[Condition]) -> Of:
     return kept_of(results, area_of(results, conditions), at_level(results, conditions, 0))
 
 
+def controls(results: Results) -> Table | None:
+    """What is drawn at each location beside its control, and how much more of it is survived, paired over images."""
+    conditions = results.conditions(TASK, "accuracy")
+    kinds = kinds_of(conditions)
+    rows = []
+    for label in results.labels:
+        for kind, control in CONTROLS.items():
+            for site in sites_of(conditions) if kind in kinds and control in kinds else ():
+                both = [results.conditions(TASK, "accuracy", kind=each, site=site) for each in (kind, control)]
+                if levels_of(both[0]) != levels_of(both[1]):  # areas over other levels do not compare
+                    continue
+                apart, alike = (kept_area(results, each)(label) for each in both)
+                more = difference(apart, alike)
+                if apart is not None and alike is not None and more is not None:
+                    entries: list[Entry] = [
+                        *map(_share, (apart, alike)),
+                        Number(more.difference, more.low, more.high, signed=True),
+                    ]
+                    rows.append(Row(f"{PAIRS[kind]}, {site}", entries, label))
+    n = results.n_text(results.rows(TASK)["n"], TASK)
+    return Table("internal_controls", "Independent at each location, and alike at all", f"area kept %, {n}", [
+        "independent", "alike at all locations", "difference"
+    ], rows, CONTROLS_CAPTION) if rows else None  # fmt: skip
+
+
+def _share(estimate: Estimate) -> Number:
+    return Number(estimate.value, estimate.low, estimate.high)
+
+
 def damage(results: Results) -> Table | None:
     """The share kept and the signal-to-noise ratio at the middle level of each kind of damage, by site."""
     rows: list[Row] = []
@@ -104,7 +146,7 @@ def damage(results: Results) -> Table | None:
                 of = at_level(results, here, level, metric)
                 if metric == "accuracy":
                     of = kept_of(results, of, at_level(results, here, 0))
-                rows.append(score_row(results, Score(site, of, unit, f"{kind} at level {level:g}: {what}")))
+                rows.append(score_row(results, Score(site, of, unit, f"{kind} at {level_text(kind, level)}: {what}")))
     return further_table(
         results,
         TASK,
@@ -118,19 +160,26 @@ def damage(results: Results) -> Table | None:
     )
 
 
+def level_text(kind: str, level: float) -> str:
+    """ "level 0.5", or "4 bits" for the step of a grid that has so many."""
+    return BITS.get(f"{level:.6g}", f"level {level:.6g}") if kind in GRIDS else f"level {level:g}"
+
+
 def by_level(results: Results) -> Figure | None:
-    """A row a kind of damage, a column a site; the mean over the masks' seeds."""
+    """A row a kind of damage, a column each of its sites; the mean over the masks' seeds."""
     conditions = results.conditions(TASK, "accuracy")
     if not conditions:
         return None
-    kinds, sites = kinds_of(conditions), sites_of(conditions)
-    figure, axes = grid(len(kinds), len(sites), height=1.4)
+    kinds = kinds_of(conditions)
+    sites = {kind: sites_of([c for c in conditions if c.includes(kind=kind)]) for kind in kinds}
+    figure, axes = grid(len(kinds), max(map(len, sites.values())), height=1.4)
     look = looks_in(results, TASK)
-    for axis, (kind, site) in zip(axes.flat, product(kinds, sites), strict=True):
+    for axis in axes.flat:
+        axis.set_visible(False)  # a vector has no locations, and weights have one site
+    for row, column in ((row, column) for row, kind in enumerate(kinds) for column in range(len(sites[kind]))):
+        axis, kind, site = axes[row, column], kinds[row], sites[kinds[row]][column]
         here = results.conditions(TASK, "accuracy", kind=kind, site=site)
-        axis.set_visible(bool(here))  # a vector has no locations
-        if not here:
-            continue
+        axis.set_visible(True)
         levels = levels_of(here)
         axis.set_title(f"{site}: {spaced(kind)}")
         axis.xaxis.set_major_locator(MaxNLocator(3))
@@ -138,7 +187,7 @@ def by_level(results: Results) -> Figure | None:
         for label in look:
             line(axis, levels, [at_level(results, here, level)(label) for level in levels], look[label])
     percent(axes)
-    label_edges(figure, "level (share masked, or noise)", "accuracy, %")
+    label_edges(figure, "level (share masked, noise, or step of a grid)", "accuracy, %")
     legend(figure, look)
     return figure
 
@@ -158,7 +207,7 @@ def headline(results: Results) -> list[Column]:
 
 REPORT = TaskReport(
     scores=scores,
-    tables=(damage,),
+    tables=(controls, damage),
     figures={
         "internal_by_level": (
             by_level,

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from coss_eval.data.choose import Bools
 from coss_eval.data.split import Split
-from coss_eval.errors import UsageError, unknown_name
-from coss_eval.internal import DEFAULT_LEVELS, KINDS, calibrate, check_level, kinds_at
+from coss_eval.errors import UsageError
+from coss_eval.internal import DEFAULT_LEVELS, KINDS, NETWORK, calibrate, check_level, find_kind, kinds_at
 from coss_eval.internal.scores import area_under_curve
-from coss_eval.internal.sweep import sweep
+from coss_eval.internal.sweep import DamageCurve, sweep, weight_sweep
+from coss_eval.models.backbone import Site
 from coss_eval.models.classifier import to_float
 from coss_eval.models.hooks import find_site
 from coss_eval.store import Cell, Measurement
@@ -25,7 +26,7 @@ CALIBRATION_IMAGES = 1000
 
 @dataclass(frozen=True)
 class Internal(InternalOptions, Task):
-    """Masking (or noise) at each site, one mask per image, the same masks at every level; see InternalOptions.
+    """Damage at each site, one mask per image, the same masks at every level, or of the weights; see InternalOptions.
 
     No ``sites`` are every stage and the map before pooling; ``levels`` None the defaults of each kind. ``seeds`` counts
     masks per image: seed, seed + 1, ...
@@ -37,8 +38,7 @@ class Internal(InternalOptions, Task):
         kinds = tuple(KINDS) if "all" in self.kinds else tuple(dict.fromkeys(self.kinds))
         object.__setattr__(self, "kinds", kinds)
         for kind in self.kinds:
-            if kind not in KINDS:
-                raise unknown_name("kind of internal corruption", kind, KINDS)
+            find_kind(kind)
             for level in self.levels or ():
                 check_level(kind, level)
         if self.levels is not None and list(self.levels) != sorted(set(self.levels)):
@@ -48,45 +48,60 @@ class Internal(InternalOptions, Task):
             raise UsageError(f"internal corruption needs at least 1 seed, got {self.seeds}")
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
-        backbone = subject.model.backbone
-        names = self.sites or tuple(name for name in backbone.sites if name != "global")
+        places = [(site, kind) for site in self._sites(subject) for kind in self.kinds if self._is_meant(site, kind)]
         defaults = {"rescale": False, "match_locations": None}
         cells = []
-        for site in (find_site(backbone, name) for name in names):
-            for kind in self.kinds:
-                if kind not in kinds_at(site) or (self.match_locations is not None and site.name != "prepool"):
-                    continue
-                params: dict[str, Any] = {"site": site.name, "kind": kind}
-                params["levels"] = list(self.levels or DEFAULT_LEVELS[kind])
-                params |= {"seeds": [seed + i for i in range(self.seeds)]}
-                params |= {"rescale": self.rescale, "match_locations": self.match_locations}
-                if kind.startswith("noise"):
-                    params["calibration"] = {"images": CALIBRATION_IMAGES, "train": _train(subject).fingerprint}
-                cells.append(Cell(self.name, params, defaults=defaults))
+        for site, kind in [(place.name, kind) for place, kind in places] + [
+            (NETWORK, kind) for kind in self._of_weights
+        ]:
+            if KINDS[kind].noise and subject.data.train is None:
+                continue
+            params: dict[str, Any] = {"site": site, "kind": kind}
+            params["levels"] = list(self.levels or DEFAULT_LEVELS[kind])
+            params |= {"seeds": [0] if KINDS[kind].grid else [seed + i for i in range(self.seeds)]}  # drawn or not
+            params |= {"rescale": self.rescale, "match_locations": self.match_locations}
+            if KINDS[kind].noise:
+                params["calibration"] = {"images": CALIBRATION_IMAGES, "train": _train(subject).fingerprint}
+            cells.append(Cell(self.name, params, defaults=defaults))
         if not cells:
-            asked = f"{', '.join(self.kinds)} at {', '.join(names)}"
+            asked = f"{', '.join(self.kinds)} at {', '.join(site.name for site in self._sites(subject))}"
             only = "" if self.match_locations is None else "; match_locations works at site 'prepool' only"
-            raise UsageError(f"there is nothing to measure: {asked} means nothing (a vector has no locations){only}")
+            lines = "".join(f"; {line}" for line in self.left_out(subject))
+            raise UsageError(
+                f"there is nothing to measure: {asked} means nothing (a vector has no locations){only}{lines}"
+            )
         return cells
 
+    def left_out(self, subject: Subject) -> list[str]:
+        noisy = [kind for kind in self.kinds if KINDS[kind].noise]
+        if subject.data.train is not None or not noisy:
+            return []
+        return [f"{subject.data.name} has no training split to calibrate {' and '.join(noisy)} on"]
+
+    def _sites(self, subject: Subject) -> list[Site]:
+        backbone = subject.model.backbone
+        names = self.sites or tuple(name for name in backbone.sites if name != "global")
+        return [find_site(backbone, name) for name in names]
+
+    def _is_meant(self, site: Site, kind: str) -> bool:
+        return kind in kinds_at(site) and (self.match_locations is None or site.name == "prepool")
+
+    @property
+    def _of_weights(self) -> list[str]:
+        """The kinds that damage the whole network; its locations are not matched."""
+        return [kind for kind in self.kinds if KINDS[kind].weights] if self.match_locations is None else []
+
     def forwards(self, cell: Cell, subject: Subject) -> float:
-        """Levels run the rest of the network only: about half of it, seen over all sites."""
-        levels = len(cell.params["levels"]) * len(cell.params["seeds"])
+        """Levels run the rest of the network only: about half of it, seen over all sites; all of it for weights."""
+        levels, seeds = len(cell.params["levels"]), len(cell.params["seeds"])
+        if KINDS[cell.params["kind"]].weights:
+            return float(len(subject.data.test) * seeds * (1 + levels))
+        levels *= seeds
         return len(subject.data.test) * (1 + 0.5 * levels * _share_after(cell, subject))
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
         site, kind = cell.params["site"], cell.params["kind"]
-        found = sweep(
-            subject.classifier,
-            subject.batches(),
-            [site],
-            [kind],
-            levels={kind: cell.params["levels"]},
-            seeds=cell.params["seeds"],
-            std=_clean_deviation(subject, site) if kind.startswith("noise") else None,
-            rescale=cell.params["rescale"],
-            match_locations=cell.params["match_locations"],
-        )[site, kind]
+        found = _curve(cell, subject)
         place = {"site": site, "kind": kind}
 
         def verdicts() -> Iterator[tuple[dict[str, Any], Bools]]:
@@ -112,6 +127,25 @@ class Internal(InternalOptions, Task):
             area = area_under_curve(found.levels, relative)
             result.measurements.append(Measurement("auc", area, len(found.ids), condition=place | {"seed": seed}))
         return result
+
+
+def _curve(cell: Cell, subject: Subject) -> DamageCurve:
+    """The cell's verdicts, of the weights or at a site."""
+    params = cell.params
+    site, kind, levels, seeds = (params[name] for name in ("site", "kind", "levels", "seeds"))
+    if KINDS[kind].weights:
+        return weight_sweep(subject.classifier, subject.batches, kind, levels=levels, seeds=seeds)
+    return sweep(
+        subject.classifier,
+        subject.batches(),
+        [site],
+        [kind],
+        levels={kind: levels},
+        seeds=seeds,
+        std=_clean_deviation(subject, site) if KINDS[kind].noise else None,
+        rescale=params["rescale"],
+        match_locations=params["match_locations"],
+    )[site, kind]
 
 
 def _share_after(cell: Cell, subject: Subject) -> float:
