@@ -31,7 +31,7 @@ def rsa_matrix(
     def of(images: Tensor) -> Tensor:
         return _correlations([condensed(order[images][:, images]) for order in orders], names)
 
-    return jackknifed(of(torch.arange(count)), map(of, _without_each(count)))
+    return jackknifed(of(torch.arange(count)), map(of, without_each(count)))
 
 
 def procrustes_matrix(representations: Sequence[Array], *, names: Sequence[str] = ()) -> Compared:
@@ -46,7 +46,7 @@ def procrustes_matrix(representations: Sequence[Array], *, names: Sequence[str] 
                 found[i, j] = found[j, i] = procrustes(first[images], given[j][images])
         return found
 
-    return jackknifed(of(torch.arange(count)), map(of, _without_each(count)))
+    return jackknifed(of(torch.arange(count)), map(of, without_each(count)))
 
 
 def _images(representations: Sequence[Array]) -> int:
@@ -56,8 +56,8 @@ def _images(representations: Sequence[Array]) -> int:
     return counts[0]
 
 
-def _without_each(count: int) -> Iterator[Tensor]:
-    """The images that are left without each block; nothing where a block would hold a single image."""
+def without_each(count: int) -> Iterator[Tensor]:
+    """The images, of ``count``, that are left without each block; nothing where a block would hold a single image."""
     places = torch.arange(count)
     for block in range(BLOCKS if count >= 2 * BLOCKS else 0):
         yield places[places % BLOCKS != block]
