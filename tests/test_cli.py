@@ -472,6 +472,9 @@ def test_heatmaps_are_drawn_and_kept(run: Callable[..., Done], small: Callable[.
         assert found["mean"].shape == found["each"].shape[1:]
         assert (np.abs(found["each"]) <= 1 + 1e-5).all()
     assert Path("out/heatmaps.png").stat().st_size > 5_000
+    for of in ("1,1", "another", "evidence"):
+        assert run("heatmaps", *small(), "--images", "2", "--limit", "8", "--of", of).code == 0, of
+    assert "no location 9, 9" in run("heatmaps", *small(), "--of", "9,9").err
     missing = run("heatmaps", *small(), "--site", "global")
     assert missing.code == 2
     assert "no locations" in missing.err
