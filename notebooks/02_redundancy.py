@@ -95,6 +95,32 @@ else:
     interact(show, image=(0, 19), row=(0, 7), column=(0, 7))
 
 # %% [markdown]
+# ## Against another image, and for a class
+#
+# A map may also compare with the mean of *another* image, or, where there is a classifier, show what each location
+# alone gives to a class's logit; the map's mean is the logit, where the classifier is linear on the mean of the
+# locations.
+
+# %%
+classifier = ce.fit_classifier(trained, data)
+figure, axes = plt.subplots(2, 4, figsize=(7, 3.6))
+for row, image in zip(axes, (images[0], images[4]), strict=True):
+    alike = heatmap(trained, image, of=images[1], site=SITE, centre=centre["trained"])
+    row[0].imshow(image.permute(1, 2, 0).numpy())
+    row[1].imshow(alike.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+    for axis, label in zip(row[2:], (4, 2), strict=True):
+        evidence = heatmap(classifier, image, label=label)
+        axis.imshow(evidence.numpy(), vmin=-10, vmax=10, cmap="PuOr")
+        axis.set_title(f"{data.classes[label]}: logit {float(evidence.mean()):.1f}", fontsize=9)
+    row[1].set_title("like the second image", fontsize=9)
+for axis in axes.flat:
+    axis.set_axis_off()
+figure.tight_layout()
+
+# %% [markdown]
+# On the command line, `coss-eval heatmaps --of another` (or `evidence`, or `3,4`) draws a page of them for several
+# networks, with the mean map over many images.
+#
 # ## Numbers
 #
 # `measure` streams over the images and gives one row a metric, with its interval over images. `within` is the mean

@@ -17,15 +17,15 @@ from coss_eval.models.hooks import device_of, find_site, outputs_of
 from coss_eval.models.model import Model
 from coss_eval.models.trial import evaluating
 
-Network = Model | Classifier
-Target = str | tuple[int, int] | Tensor | NDArray[np.uint8]
+ModelOrClassifier = Model | Classifier
+ComparedWith = str | tuple[int, int] | Tensor | NDArray[np.uint8]
 
 
 def heatmap(
-    model: Network,
+    model: ModelOrClassifier,
     image: Tensor | NDArray[np.uint8],
     *,
-    of: Target = "global",
+    of: ComparedWith = "global",
     label: int | None = None,
     site: str = "prepool",
     centre: Tensor | None = None,
@@ -46,7 +46,7 @@ def heatmap(
 
 
 def heatmaps(
-    model: Network,
+    model: ModelOrClassifier,
     images: Tensor,
     *,
     of: str | tuple[int, int] | Tensor = "global",
@@ -84,7 +84,7 @@ def heatmaps(
     return F.cosine_similarity(local, target[:, None], dim=2).reshape(len(local), *grid)
 
 
-def location_means(model: Network, batches: Iterable[Tensor], *, site: str = "prepool") -> Tensor:
+def location_means(model: ModelOrClassifier, batches: Iterable[Tensor], *, site: str = "prepool") -> Tensor:
     """The mean (L, D) of each place of the grid over uint8 batches (B, 3, H, W): what ``heatmaps`` takes off."""
     total, count = torch.zeros(()), 0
     for images in batches:
@@ -95,13 +95,13 @@ def location_means(model: Network, batches: Iterable[Tensor], *, site: str = "pr
     return (total / count).float()
 
 
-def locations(model: Network, images: Tensor, site: str) -> tuple[Tensor, tuple[int, int]]:
+def locations(model: ModelOrClassifier, images: Tensor, site: str) -> tuple[Tensor, tuple[int, int]]:
     """Representations (B, L, D) of uint8 images (B, 3, H, W) at a site, and its grid. UsageError where it has none."""
     local, _, grid = _seen(model, images, site)
     return local, grid
 
 
-def _seen(model: Network, images: Tensor, site: str) -> tuple[Tensor, Tensor, tuple[int, int]]:
+def _seen(model: ModelOrClassifier, images: Tensor, site: str) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """As ``locations``, with the global representation (B, D') of the same pass between them."""
     place = find_site(model.backbone, site)
     if place.layout == "nc":
@@ -122,7 +122,7 @@ def _seen(model: Network, images: Tensor, site: str) -> tuple[Tensor, Tensor, tu
     return local, global_, _grid(output, place, local.shape[1])
 
 
-def _name(model: Network) -> str:
+def _name(model: ModelOrClassifier) -> str:
     return model.name if isinstance(model, Model) else "the classifier"
 
 
@@ -142,7 +142,7 @@ def _with_others(local: Tensor) -> Tensor:
     return F.cosine_similarity(local, others, dim=2)
 
 
-def _evidence(model: Network, images: Tensor, labels: Tensor, site: str) -> Tensor:
+def _evidence(model: ModelOrClassifier, images: Tensor, labels: Tensor, site: str) -> Tensor:
     """The logit of each image's label that the head gives to each location alone, (B, H, W)."""
     logits: Callable[[Tensor], Tensor] | None = model.logits if isinstance(model, Classifier) else _head(model)
     if logits is None or site != "prepool":

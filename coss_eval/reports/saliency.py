@@ -71,7 +71,7 @@ def draw(
                 drawn = axis.imshow(values, alpha=0.6 if row < len(images) else 1.0, extent=extent, **scale)
                 if chosen is not None:
                     down, right = ((place + 0.5) / side for place, side in zip(chosen, values.shape, strict=True))
-                    axis.plot(right * width, down * height, "kx", markersize=4)
+                    axis.plot(right * width, down * height, "kx", markersize=4, markeredgewidth=1)
             if evidence:
                 figure.colorbar(drawn, ax=axes[-1, column], location="bottom", shrink=0.9)
         if evidence:
