@@ -40,6 +40,7 @@ def field_map(
 ) -> FieldMap:
     """``effective`` of what it takes, as an array, with the pixels that the same unit can see in theory.
 
+    >>> import torch
     >>> from coss_eval.checkpoints.load import make_model
     >>> model = make_model("rf9_resnet18", stem="cifar", width=8)
     >>> seen = field_map(model, [torch.rand(2, 3, 32, 32)], site="stage1")
