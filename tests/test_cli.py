@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from coss_eval import cli
@@ -281,6 +282,12 @@ def test_receptive_fields_in_theory_and_over_images(run: Callable[..., Done]) ->
     done = run("receptive-field", "--arch", "rf9_resnet18", "--width", "8", "--data", "digits", "--images", "5")
     assert "median over 5 test images of digits" in done.out
     assert "of an image of 32 px" in done.out
+    done = run("receptive-field", "--arch", "rf9_resnet18", "--data", "digits", "--images", "3", "--out", "fields")
+    assert [Path(line).suffix for line in done.out.splitlines()[-3:]] == [".png", ".pdf", ".npz"]
+    with np.load(done.out.splitlines()[-1]) as maps:
+        assert set(maps) == {"stage1", "stage2", "stage3", "stage4", "prepool"}
+        assert all(one.shape == (32, 32) and one.max() == 1 for one in maps.values())
+    assert "give --data" in run("receptive-field", "--arch", "rf9_resnet18", "--out", "fields").err
     assert "--arch" in run("receptive-field").err
     assert "32 px" in run("receptive-field", "--arch", "rf9_resnet18", "--data", "digits", "--size", "64").err
 
@@ -470,6 +477,9 @@ def test_heatmaps_are_drawn_and_kept(run: Callable[..., Done], small: Callable[.
         assert found["mean"].shape == found["each"].shape[1:]
         assert (np.abs(found["each"]) <= 1 + 1e-5).all()
     assert Path("out/heatmaps.png").stat().st_size > 5_000
+    for of in ("1,1", "another", "evidence"):
+        assert run("heatmaps", *small(), "--images", "2", "--limit", "8", "--of", of).code == 0, of
+    assert "no location 9, 9" in run("heatmaps", *small(), "--of", "9,9").err
     missing = run("heatmaps", *small(), "--site", "global")
     assert missing.code == 2
     assert "no locations" in missing.err

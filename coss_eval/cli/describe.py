@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import UsageError, unknown_name
 
@@ -111,6 +112,35 @@ def field_lines(
         level = f"pixels above {100 * EFFECTIVE_LEVEL:g} % of the gradient's peak (Luo et al. 2016: of its centre)"
         lines.append(f"effective: the median over {images} test images of {data}; {level}")
     return lines
+
+
+def write_field_pictures(
+    model: Model, *, data: str, data_root: Path | None = None, images: int = 64, out: Path
+) -> list[Path]:
+    """Each site's effective field over test images as PNG and PDF, with its theoretical box, and as arrays; the paths.
+
+    The arrays (NAME.npz) are maps (H, W) by site, each with a peak of 1.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from coss_eval.data.open import load_dataset
+    from coss_eval.receptive_field import draw, field_map
+    from coss_eval.reports.drawing import save, style
+    from coss_eval.reports.files import write_file
+
+    test = load_dataset(data, root=data_root).test.limited(images, seed=0)
+    sites = {site.module: name for name, site in model.backbone.sites.items() if site.layout != "nc"}
+    maps = [field_map(model, test, site=name) for name in sites.values()]
+    with style():
+        figure = Figure(figsize=(1.8 * len(maps), 2.1), layout="constrained")
+        for axis, seen in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+            draw(seen, axis).set_title(f"{seen.site}: {seen.size:.0f} px")
+        stem = out / f"receptive_fields_{model.name}".replace("/", "-")
+        paths = save(figure, stem)
+    buffer, arrays = io.BytesIO(), dict[str, Any]((seen.site, seen.map) for seen in maps)
+    np.savez(buffer, **arrays)
+    return [*paths, write_file(stem.with_name(f"{stem.name}.npz"), buffer.getvalue())]
 
 
 def _run_lines(path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from coss_eval.cli.app import EVALUATE, app
 from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfTask, PassFlags
@@ -120,16 +120,20 @@ def extract(
 @app.command(group=EVALUATE)
 def heatmaps(
     *,
+    of: OfTask[str] = "global",
     site: OfTask[str] = "prepool",
     images: OfTask[int] = 6,
     models: ModelFlags | None = None,
     data: DataFlags | None = None,
     run: PassFlags | None = None,
 ) -> int:
-    """Draw where an image's locations agree with the rest of it, without labels, networks side by side.
+    """Draw where an image's locations agree with the rest of it, or with something else, networks side by side.
 
     Parameters
     ----------
+    of
+        What each location is compared with: global (the image's other locations), ROW,COLUMN (one of them, as 3,4),
+        another (another image), or evidence (what it gives to the logit of the image's class).
     site
         Where the locations are: prepool, stage1, ...
     images
@@ -144,6 +148,7 @@ def heatmaps(
         loaded,
         dataset,
         folder,
+        of=_target(of),
         site=site,
         images=images,
         limit=run.limit or 1000,
@@ -155,3 +160,9 @@ def heatmaps(
     for path in paths:
         say(str(path))
     return 0
+
+
+def _target(of: str) -> Any:
+    """ "3,4" is a location (3, 4); any other word itself."""
+    parts = of.split(",")
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(map(str.isdecimal, parts)) else of

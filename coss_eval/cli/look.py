@@ -8,7 +8,7 @@ from typing import Literal
 from cyclopts import App, Parameter
 
 from coss_eval.cli.app import LOOK, app
-from coss_eval.cli.flags import ModelFlags, OfData, OfTask
+from coss_eval.cli.flags import ModelFlags, OfData, OfRun, OfTask
 from coss_eval.errors import UsageError
 
 
@@ -249,6 +249,7 @@ def receptive_field(
     images: OfTask[int] = 64,
     data: OfData[str | None] = None,
     data_root: OfData[Path | None] = None,
+    out: OfRun[Path | None] = None,
 ) -> int:
     """How many pixels a unit sees at each site: in theory, and effectively where --data gives images.
 
@@ -264,11 +265,18 @@ def receptive_field(
         A name (see coss-eval list) or a folder: images for the effective field [default: in theory alone].
     data_root
         Where named datasets lie [env: COSS_DATA_ROOT].
+    out
+        Folder for pictures of the effective fields, with the theoretical ones as boxes, and the maps as arrays.
     """
-    from coss_eval.cli.describe import field_lines
+    from coss_eval.cli.describe import field_lines, write_field_pictures
     from coss_eval.runtime.live import say
 
     model = model or ModelFlags()
+    if out is not None and data is None:
+        raise UsageError("pictures are of the effective field, which needs images: give --data")
     for one in model.load() if model.ckpt else [model.make()]:
         say("\n".join(field_lines(one, size=size, data=data, data_root=data_root, images=images)) + "\n")
+        if out is not None and data is not None:
+            for path in write_field_pictures(one, data=data, data_root=data_root, images=images, out=out):
+                say(str(path))
     return 0

@@ -147,6 +147,24 @@ def location_fields(backbone: Backbone, site: str, size: int) -> LocationFields:
     return LocationFields(size, grid, longer, reach.rows.jump, border, _covered(output, reach, size), seen)
 
 
+def middle_box(backbone: Backbone, site: str, size: int) -> tuple[int, int, int, int]:
+    """First and last row, first and last column of an image that a site's middle unit sees in theory.
+
+    Cut at the image's edges. Errors as for ``location_fields``.
+    """
+    if site not in backbone.sites:
+        raise unknown_name("site", site, backbone.sites)
+    found = fields(backbone, size).get(backbone.sites[site].module)
+    if found is None:
+        raise CossError(f"the image could not be followed to {site!r}")
+    output, reach = found
+    if not isinstance(reach, Field):
+        return (0, size - 1, 0, size - 1)
+    spans = _spans(output, reach)
+    (top, bottom), (left, right) = ((max(low, 0), min(high, size - 1)) for low, high in (s[len(s) // 2] for s in spans))
+    return (top, bottom, left, right)
+
+
 def _side(output: Tensor, field: Field) -> int:
     return len(_spans(output, field)[0])
 

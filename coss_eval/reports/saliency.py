@@ -20,16 +20,29 @@ class HeatMaps(NamedTuple):
     mean: NDArray[np.float32]  # (h, w), over all images that were looked at
 
 
-def draw(images: NDArray[np.uint8], maps: Mapping[str, HeatMaps], n: int) -> Figure:
+def draw(
+    images: NDArray[np.uint8],
+    maps: Mapping[str, HeatMaps],
+    n: int,
+    *,
+    label: str = "cosine with the other locations",
+    others: NDArray[np.uint8] | None = None,
+    chosen: tuple[int, int] | None = None,
+    evidence: bool = False,
+) -> Figure:
     """A row an image (n, H, W, 3), a column a network, in one scale of colours; below, the mean over ``n`` images.
 
     A square is a location: nothing is smoothed, as a smooth picture would claim a sharpness that the grid has not.
+    ``label`` says what the colours are. ``others``: the images that each was compared with, in a column of their own;
+    ``chosen``: the location (row, column) that all were compared with, which gets a cross. ``evidence``: the values are
+    shares of logits, whose scale is centred on 0, and each network has one of its own.
     """
     with style():
-        rows, columns = len(images) + 1, len(maps) + 1
+        rows, shown = len(images) + 1, [images] if others is None else [images, others]
+        first = len(shown)
+        columns = len(maps) + first
         figure = Figure(figsize=(1.35 * columns + 0.9, 1.35 * rows + 0.5), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
-        low = min(min(float(found.each.min()), float(found.mean.min())) for found in maps.values())
         height, width = images.shape[1:3]
         extent = (0.0, float(width), float(height), 0.0)
         for axis in axes.flat:
@@ -37,17 +50,39 @@ def draw(images: NDArray[np.uint8], maps: Mapping[str, HeatMaps], n: int) -> Fig
             axis.set_yticks([])
             axis.grid(False)
             axis.spines[:].set_visible(False)
-        for row, image in enumerate(images):
-            axes[row, 0].imshow(image, extent=extent)
-        axes[-1, 0].axis("off")
+        for column, pictures in enumerate(shown):
+            for row, image in enumerate(pictures):
+                axes[row, column].imshow(image, extent=extent)
+            axes[-1, column].axis("off")
+        if others is not None:
+            axes[0, 1].set_title("compared with", fontsize=7)
         axes[-1, 0].text(0.98, 0.5, f"mean,\nn = {n:,}", ha="right", va="center", transform=axes[-1, 0].transAxes)
-        for column, (name, found) in enumerate(maps.items(), 1):
+        low = min(_extremes(found)[0] for found in maps.values())
+        for column, (name, found) in enumerate(maps.items(), first):
             axes[0, column].set_title(textwrap.fill(name, 20), fontsize=7)
+            largest = max(map(abs, _extremes(found)))
+            scale = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r"} if evidence else {
+                "vmin": low, "vmax": 1, "cmap": "viridis"
+            }  # fmt: skip
             for row, values in enumerate([*found.each, found.mean]):
                 axis = axes[row, column]
                 if row < len(images):
                     axis.imshow(images[row].mean(2), cmap="gray", vmin=0, vmax=255, extent=extent)
-                alpha = 0.6 if row < len(images) else 1.0
-                drawn = axis.imshow(values, vmin=low, vmax=1, cmap="viridis", alpha=alpha, extent=extent)
-        figure.colorbar(drawn, ax=axes[:, -1].tolist(), shrink=0.6, label="cosine with the other locations")
+                drawn = axis.imshow(values, alpha=0.6 if row < len(images) else 1.0, extent=extent, **scale)
+                if chosen is not None:
+                    down, right = ((place + 0.5) / side for place, side in zip(chosen, values.shape, strict=True))
+                    axis.plot(right * width, down * height, "kx", markersize=4, markeredgewidth=1)
+            if evidence:
+                figure.colorbar(drawn, ax=axes[-1, column], location="bottom", shrink=0.9)
+        if evidence:
+            figure.supxlabel(label, fontsize=7)
+        else:
+            figure.colorbar(drawn, ax=axes[:, -1].tolist(), shrink=0.6, label=label)
         return figure
+
+
+def _extremes(found: HeatMaps) -> tuple[float, float]:
+    return (
+        min(float(found.each.min()), float(found.mean.min())),
+        max(float(found.each.max()), float(found.mean.max())),
+    )

@@ -13,7 +13,7 @@ Array = Tensor | NDArray[np.floating]
 
 
 def pair(x: Array, y: Array, fewest: int) -> tuple[Tensor, Tensor]:
-    """Both as float64 (N, D) and (N, D') with the mean over images taken off.
+    """Both as float64 (N, D) and (N, D') with the mean over images taken off, as ``rows`` has it.
 
     Raises UsageError where they are no rows of the same ``fewest`` images or more, CossError where one is not finite or
     the same for all images.
@@ -27,14 +27,23 @@ def pair(x: Array, y: Array, fewest: int) -> tuple[Tensor, Tensor]:
 
 
 def rows(array: Array, name: str) -> Tensor:
-    """One representation, float64 (N, D), centred."""
-    values = torch.as_tensor(array).detach()
-    if values.ndim != 2 or values.shape[1] == 0:
-        raise UsageError(f"{name} must be (images, units), got an array of shape {tuple(values.shape)}")
-    values = values.double()
-    if not bool(values.isfinite().all()):
-        raise CossError(f"{name} holds NaN or infinity")
+    """One representation, float64 (N, D), with the mean over images taken off."""
+    values = uncentred(array, name)
     centred = values - values.mean(0)
     if bool(centred.square().sum() <= 1e-24 * values.square().sum()):
         raise CossError(f"{name} is the same for all images: there is nothing to compare")
     return centred
+
+
+def uncentred(array: Array, name: str) -> Tensor:
+    """One representation, float64 (N, D), as it is; (N, L, D) averaged over its locations, or repeats."""
+    values = torch.as_tensor(array).detach()
+    if values.ndim not in (2, 3) or 0 in values.shape[1:]:
+        raise UsageError(
+            f"{name} must be (images, units), or (images, locations or repeats, units), which are averaged over, got "
+            f"an array of shape {tuple(values.shape)}"
+        )
+    values = values.double()
+    if not bool(values.isfinite().all()):
+        raise CossError(f"{name} holds NaN or infinity")
+    return values.mean(1) if values.ndim == 3 else values

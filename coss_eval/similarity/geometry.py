@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.similarity.arrays import Array, pair, rows
+from coss_eval.similarity.arrays import Array, pair, rows, uncentred
 
 Metric = Literal["correlation", "cosine", "euclidean"]
 MOST = 5000  # images: 12.5 million pairs of them
@@ -40,8 +40,8 @@ def dissimilarities(x: Array, *, metric: Metric = "correlation") -> Tensor:
 
     correlation: 1 - Pearson's r of the two images' units; cosine: 1 - cosine; euclidean: the distance.
     """
-    rows(x, "x")
-    values = torch.as_tensor(x).detach().double()
+    rows(x, "x")  # which refuses one that is the same for all images
+    values = uncentred(x, "x")
     if len(values) > MOST:
         raise UsageError(f"dissimilarities of {len(values)} images: take {MOST} of them at most")
     if metric == "euclidean":

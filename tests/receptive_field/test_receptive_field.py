@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from build_networks import build
 from gradient_probe import gradient_probe
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -17,6 +19,7 @@ from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.rf_resnet import RFResNet
 from coss_eval.receptive_field.effective import effective
+from coss_eval.receptive_field.picture import draw, field_map
 from coss_eval.receptive_field.rules import Field
 from coss_eval.receptive_field.theoretical import by_site, fields, theoretical
 
@@ -302,3 +305,43 @@ def test_the_former_import_path_still_works() -> None:
     with pytest.warns(DeprecationWarning, match=r"import it from coss_eval\.receptive_field"):
         from coss_eval.models.receptive_field import theoretical as former
     assert former is theoretical
+
+
+def test_the_map_of_a_kernel_fills_its_box() -> None:
+    """7 x 7 averages see 7 x 7 pixels and use them alike; the box is the gradient probe's, cut at the edges."""
+    seen = field_map(Convolutions(7, 1), [torch.rand(2, 3, 33, 33)])
+    assert seen.box == (13, 19, 13, 19)
+    rows, columns = np.nonzero(seen.map)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == seen.box
+    assert (seen.map.max(), seen.size, seen.n) == (1, 7, 2)
+    assert field_map(Convolutions(7, 9), [torch.rand(1, 3, 16, 16)]).box == (0, 15, 0, 15)
+
+
+def test_the_box_holds_the_map_of_every_site() -> None:
+    backbone = zoo.wrap(RFResNet(18, kept=(1, 1, 0, 0), stem="cifar", width=4))[0].eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    probed = gradient_probe(backbone, 64)
+    for site in ("stage1", "stage2", "prepool"):
+        seen = field_map(backbone, [images], site=site)
+        assert seen.box == (*probed[site][0], *probed[site][1])
+        top, bottom, left, right = seen.box
+        assert seen.map.sum() == pytest.approx(seen.map[top : bottom + 1, left : right + 1].sum())
+
+
+def test_the_picture_shows_the_map_and_its_box() -> None:
+    seen = field_map(Convolutions(7, 1), [torch.rand(1, 3, 33, 33)])
+    axis = draw(seen, Figure().subplots())
+    np.testing.assert_allclose(axis.images[0].get_array(), np.sqrt(seen.map))
+    (box,) = axis.patches
+    assert (box.get_xy(), box.get_width(), box.get_height()) == ((12.5, 12.5), 7, 7)
+    assert not draw(seen._replace(box=None), Figure().subplots()).patches
+
+
+def test_a_map_without_a_theory_has_no_box() -> None:
+    class Doubled(Convolutions):
+        def features(self, pixels: Tensor) -> Tensor:
+            return F.interpolate(self.layers(pixels), scale_factor=2)
+
+    assert field_map(Doubled(3, 1), [torch.rand(1, 3, 16, 16)]).box is None
+    with pytest.raises(UsageError, match="stage9"):
+        field_map(Convolutions(3, 1), [torch.rand(1, 3, 16, 16)], site="stage9")

@@ -12,8 +12,21 @@ from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 from torch import Tensor
 
+import coss_eval as ce
+from coss_eval.checkpoints.load import make_model
 from coss_eval.errors import CossError, UsageError
-from coss_eval.similarity import StreamedCKA, cka, dissimilarities, procrustes, procrustes_matrix, rsa, rsa_matrix
+from coss_eval.similarity import (
+    StreamedCKA,
+    against_recordings,
+    cka,
+    dissimilarities,
+    noise_ceiling,
+    procrustes,
+    procrustes_matrix,
+    rsa,
+    rsa_matrix,
+)
+from coss_eval.similarity.arrays import Array
 from coss_eval.similarity.compared import Compared
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
@@ -207,3 +220,94 @@ def test_pairs_that_cannot_be_compared() -> None:
     corners = torch.eye(8, dtype=torch.float64)
     with pytest.raises(CossError, match="stage1 puts all pairs of images equally far apart"):
         rsa_matrix([normal(8, 3), corners], metric="euclidean", names=["pixels", "stage1"])
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_locations_and_repeats_are_averaged_over(measure: Callable[[Array, Array], float]) -> None:
+    x, y = related()
+    apart = normal(60, 4 * 20, 5).reshape(60, 4, 20)
+    apart = x[:, None] + apart - apart.mean(1, keepdim=True)
+    assert measure(apart, y) == pytest.approx(measure(x, y), abs=1e-9)
+    assert measure(apart.numpy(), y[:, None].numpy()) == pytest.approx(measure(x, y), abs=1e-9)
+    with pytest.raises(UsageError, match="averaged over"):
+        measure(apart[..., None], y)
+
+
+def recorded(noise: float, repeats: int, n: int = 200) -> tuple[Tensor, Tensor]:
+    """What a perfect model has (n, 30), and recordings of it (n, repeats, 30)."""
+    signal = normal(n, 10, 1) @ normal(10, 30, 2)
+    return signal, signal[:, None] + noise * normal(n, repeats * 30, 3).reshape(n, repeats, 30)
+
+
+@pytest.mark.parametrize("measure", [cka, rsa])
+@pytest.mark.parametrize(("noise", "repeats"), [(1.0, 4), (3.0, 10), (3.0, 5)])
+def test_a_perfect_model_reaches_the_ceiling(
+    measure: Callable[[Array, Array], float], noise: float, repeats: int
+) -> None:
+    """Within 3 %, for even and odd numbers of repeats, where an unrelated representation does not."""
+    signal, recordings = recorded(noise, repeats)
+    found = against_recordings(signal, recordings, measure=measure)
+    assert found.share == pytest.approx(1, abs=0.03)
+    assert found.value == pytest.approx(measure(signal, recordings.mean(1)), abs=1e-9)
+    assert found.low < found.value < found.high
+    assert found == against_recordings(signal.numpy(), recordings.numpy(), measure=measure)
+    other = against_recordings(normal(200, 30, 9), recordings, measure=measure)
+    assert other.share < 0.2
+    assert other.ceiling == found.ceiling
+
+
+def test_spearman_and_brown() -> None:
+    """Two repeats have one way of halving, and twice as many in all as in a half."""
+    _, recordings = recorded(1.0, 2)
+    found = noise_ceiling(recordings, splits=3)
+    r = cka(recordings[:, 0], recordings[:, 1])
+    assert found == pytest.approx((r, 2 * r / (1 + r), (2 * r / (1 + r)) ** 0.5), abs=1e-12)
+
+
+def test_wrong_recordings() -> None:
+    x, recordings = recorded(1.0, 4)
+    for wrong in (x, recordings[:, :1]):
+        with pytest.raises(UsageError, match=r"\(images, repeats, units\) with 2"):
+            noise_ceiling(wrong)
+    with pytest.raises(UsageError, match="procrustes is no correlation"):
+        noise_ceiling(recordings, measure=procrustes)
+    with pytest.raises(UsageError, match="199 images and y 200"):
+        against_recordings(x[1:], recordings)
+    with pytest.raises(CossError, match="do not agree"):
+        noise_ceiling(torch.cat([recordings[:, :1], -recordings[:, :1]], 1), measure=rsa_of_signs)
+
+
+def rsa_of_signs(x: Array, y: Array) -> float:
+    """A measure that can be below 0: the correlation of all values."""
+    return float(np.corrcoef(np.asarray(x).ravel(), np.asarray(y).ravel())[0, 1])
+
+
+def features() -> tuple[Tensor, Tensor]:
+    """Two sites of a network on 150 digits, as float64."""
+    model = make_model("resnet18", stem="cifar", width=8)
+    found = ce.extract(
+        model, ce.load_dataset("digits").test.subset(range(150)), sites=["stage2", "global"], cache=False
+    )
+    return found.values["stage2"].double(), found.values["global"].double()
+
+
+def test_rsa_is_rsatoolboxs_on_features() -> None:
+    rsatoolbox = pytest.importorskip("rsatoolbox", reason="rsatoolbox is not installed")
+    pair = features()
+    for ours, theirs in (("correlation", "correlation"), ("euclidean", "euclidean")):
+        rdms = [rsatoolbox.rdm.calc_rdm(rsatoolbox.data.Dataset(one.numpy()), method=theirs) for one in pair]
+        expected = float(rsatoolbox.rdm.compare(*rdms, method="spearman").item())  # ties of squares are ties of roots
+        assert rsa(*pair, metric=ours) == pytest.approx(expected, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_plain_cka_is_the_cosine_of_rsatoolboxs_covariances_on_features() -> None:
+    """Of the centred inner products, which follow from its squared Euclidean dissimilarities D: -1/2 H D H."""
+    rsatoolbox = pytest.importorskip("rsatoolbox", reason="rsatoolbox is not installed")
+    grams = []
+    for one in features():
+        rdm = rsatoolbox.rdm.calc_rdm(rsatoolbox.data.Dataset(one.numpy()), method="euclidean").get_matrices()[0]
+        centring = np.eye(len(rdm)) - 1 / len(rdm)
+        grams.append(centring @ rdm @ centring)
+    a, b = grams
+    expected = np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
+    assert cka(*features(), debiased=False) == pytest.approx(expected, abs=1e-6)
