@@ -8,12 +8,12 @@ from typing import Literal
 from cyclopts import App, Parameter
 
 from coss_eval.cli.app import LOOK, app
-from coss_eval.cli.flags import ModelFlags, OfData, OfTask
+from coss_eval.cli.flags import Chosen, ModelFlags, OfData, OfTask
 from coss_eval.errors import UsageError
 
 
 @app.command(group=LOOK)
-def report(folder: Path, *, baseline: str | None = None) -> int:
+def report(folder: Path, *, baseline: str | None = None, label: Chosen = ()) -> int:
     """Write report.md, report.html, tables and figures again from a results folder.
 
     Parameters
@@ -21,12 +21,15 @@ def report(folder: Path, *, baseline: str | None = None) -> int:
     folder
         A results folder.
     baseline
-        Name of the model that the differences refer to [default: the first].
+        Name of the model or method that the differences refer to [default: the first].
+    label
+        Runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors", or their names; repeat it for other methods.
     """
     from coss_eval import reports
+    from coss_eval.reports.groups import given
     from coss_eval.runtime.live import say
 
-    for path in reports.write(folder, baseline=baseline):
+    for path in reports.write(folder, baseline=baseline, groups=given(label)):
         say(str(path))
     return 0
 

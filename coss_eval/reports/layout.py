@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 GAP = "—"
+_NOTHING = 1e-9  # rounding
 
 Unit = Literal["percent", "plain"]
 
@@ -67,7 +68,13 @@ class Number:
         else:
             digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
             text = f"{value:{sign}.{digits}f}"
-        return text.replace("-", "−") if float(text) != 0 else text.lstrip("+-")
+        if float(text) == 0:
+            shown = 100 * value if self.unit == "percent" else value
+            if abs(shown) < _NOTHING:
+                return text.lstrip("+-")
+            digits = -math.floor(math.log10(abs(shown)))
+            text = f"{shown:{sign}.{digits}f}"  # -0.04 is not 0: its first digit shows
+        return text.replace("-", "−")
 
 
 Entry = Number | str | None  # None: a gap

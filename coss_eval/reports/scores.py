@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations
 
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results, kept, mean
+from coss_eval.reports.results import Estimate, Results, difference, kept, mean
+from coss_eval.statistics import holm
 from coss_eval.store import Condition
 
 Of = Callable[[str], Estimate | None]  # a checkpoint's estimate by its label; None: a gap
@@ -61,6 +63,21 @@ class TaskScores:
         object.__setattr__(self, "name", self.name or self.task)
 
 
+def adjusted(scores: Sequence[Score], labels: Sequence[str]) -> dict[tuple[str, str, str, str], float]:
+    """Holm's p of every comparison in one table, by the score's group and name and the two labels, in both orders.
+
+    The family is all pairs of ``labels`` on all ``scores``, whatever is shown of it: so a comparison has one p,
+    whichever label is the baseline. NaN, where there is no p, counts for nothing.
+    """
+    keys = [(score, one, other) for score in scores for one, other in combinations(labels, 2)]
+    found = [difference(score.of(one), score.of(other)) for score, one, other in keys]
+    adjusted_p = holm([float("nan") if d is None else d.p for d in found])
+    family: dict[tuple[str, str, str, str], float] = {}
+    for (score, one, other), p in zip(keys, adjusted_p, strict=True):
+        family[score.group, score.name, one, other] = family[score.group, score.name, other, one] = float(p)
+    return family
+
+
 def plain_scores(
     results: Results,
     task: str,
@@ -95,7 +112,7 @@ def plain_words(condition: Condition) -> list[str]:
 
 def unit_of(results: Results, task: str, metric: str) -> Unit:
     """Percent for what is right or wrong of each image, as the stored samples have it; plain for all else."""
-    pairs = ((label, condition) for condition in results.conditions(task, metric) for label in results.labels)
+    pairs = ((label, condition) for condition in results.conditions(task, metric) for label in results.checkpoints)
     found = (results.estimate(label, task, metric, **condition) for label, condition in pairs)
     shares = next((e.shares for e in found if e is not None and e.shares is not None), None)
     return "percent" if shares is not None and shares.isin((0.0, 1.0)).all() else "plain"

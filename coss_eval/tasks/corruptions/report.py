@@ -23,7 +23,7 @@ from coss_eval.corruptions.names import (
 from coss_eval.corruptions.score import Errors, Value, mce, relative_mce
 from coss_eval.errors import UsageError
 from coss_eval.reports.drawing import grid, label_edges, label_ends, legend, line, looks_in, percent
-from coss_eval.reports.results import Estimate, Results, aligned, from_shares, kept, mean
+from coss_eval.reports.results import Estimate, Results, aligned, from_shares, kept, mean, shifted
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, spaced
 from coss_eval.reports.task_report import TaskReport
 
@@ -92,6 +92,10 @@ def scores(results: Results) -> list[TaskScores]:
 
 def mean_corruption_error(results: Results, label: str, *, relative: bool = False) -> Estimate | None:
     """(Relative) mCE: only where score.py defines it (ImageNet at 224 px with ImageNet-C's table)."""
+    return results.pooled(label, lambda member: _mean_corruption_error(results, member, relative=relative))
+
+
+def _mean_corruption_error(results: Results, label: str, *, relative: bool) -> Estimate | None:
     keys = [(name, severity) for name in BENCHMARK for severity in SEVERITIES]
     found = [corrupted(results, label, *key) for key in keys] + ([clean(results, label)] if relative else [])
     known = [estimate for estimate in found if estimate is not None]
@@ -140,9 +144,7 @@ def _error(name: str, accuracy: Of) -> Score:
         found = accuracy(label)
         if found is None:
             return None
-        low, high = (None if bound is None else 1 - bound for bound in (found.high, found.low))
-        shares = None if found.shares is None else 1 - found.shares
-        return Estimate(1 - found.value, low, high, found.n, shares, found.data)
+        return shifted(found, 1.0, slope=-1.0)
 
     return Score(name, error, lower_is_better=True)
 
