@@ -227,6 +227,11 @@ def contrast_error(groups: Sequence[tuple[float, ArrayLike]]) -> tuple[float, fl
     return estimate, math.sqrt(total), total**2 / doubt if doubt > 0 else sum(len(x) - 1.0 for _, x in parts)
 
 
+def p_against(estimate: float, error: float, df: float, value: float) -> float:
+    """Two-sided p of Student's test that what was estimated is ``value``; NaN where the error is not known or 0."""
+    return _student(estimate - value, error if error > _TINY else math.nan, df=df, n=0, level=0.95).p
+
+
 def detectable(error: float, df: float = math.inf, level: float = 0.95) -> float:
     """The difference that a two-sided test at 1 - ``level`` with this standard error sees 8 times in 10."""
     return (_t(df, (1 + level) / 2) + _t(df, POWER)) * error

@@ -125,6 +125,27 @@ def compare(a: Path, b: Path) -> int:
 
 
 @app.command(group=LOOK)
+def claim(what: str, *, results: Path, size: str | None = None) -> int:
+    """Whether claims that were written down beforehand hold: supported, refuted or undecided, over training seeds.
+
+    Parameters
+    ----------
+    what
+        A YAML of claims (or a sweep with claims, shipped or a file): name, task, metric, where, contrast, margin.
+    results
+        Folder of the sweep that it is, or a results folder with the runs of the methods.
+    size
+        One of the sizes that a sweep's YAML has.
+    """
+    from coss_eval.reports.claims import claim_lines
+    from coss_eval.runtime.live import say
+    from coss_eval.sweeps.report import judge
+
+    say("\n".join(claim_lines(*judge(what, results, size))))
+    return 0
+
+
+@app.command(group=LOOK)
 def consistency(*folders: Path, out: Path | None = None) -> int:
     """Whether networks fail on the same images: Cohen's kappa of their stored verdicts, with intervals.
 

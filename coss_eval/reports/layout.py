@@ -8,7 +8,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 GAP = "—"
@@ -57,6 +57,17 @@ class Number:
     def better(self) -> bool:
         """A difference for the better."""
         return self.value < 0 if self.lower_is_better else self.value > 0
+
+    @property
+    def reading(self) -> str:
+        """What a difference shows: "no difference seen, at most 3.2" unless its interval (and p) leave 0 out."""
+        if self.low is None or self.high is None or not (_known(self.low) and _known(self.high)):
+            return ""
+        unclear = self.p is not None and _known(self.p) and not self.clear
+        if self.low <= 0 <= self.high or unclear:
+            most = replace(self, signed=False)._format(max(abs(self.low), abs(self.high)))
+            return f"no difference seen, at most {most}"
+        return "higher" if self.value > 0 else "lower"
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.main, self.interval, self.p_text) if part)

@@ -99,6 +99,23 @@ class Results:
         """The checkpoints that a label stands for: a method's runs, or the one itself."""
         return self.groups.members.get(label, (label,))
 
+    def models(self, label: str) -> set[str]:
+        """The names of the models that a label stands for."""
+        return {model for text in self._texts(label) for model, _ in self._sources.get(text, ())}
+
+    def datasets(self, label: str) -> set[str]:
+        """The names of the datasets that a label's numbers are of."""
+        return {data for text in self._texts(label) for _, data in self._sources.get(text, ())}
+
+    @cached_property
+    def _sources(self) -> dict[str, set[tuple[str, str]]]:
+        """Model and dataset of each checkpoint's cells."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for record in self.records:
+            pair = str(record["model"]), str(record["protocol"].get("data", {}).get("name"))
+            found.setdefault(self._labels[record["key"]].text, set()).add(pair)
+        return found
+
     def _texts(self, label: str) -> set[str]:
         """The labels of the cells that a label's numbers are in."""
         return {text for member in self.members(label) for text in (member, self._base.get(member, member))}
