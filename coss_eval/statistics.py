@@ -5,6 +5,7 @@ Which one to use:
 * one proportion (top-1 of n images): ``wilson``;
 * a mean over conditions that share images (corruptions x severities): ``clustered_wilson``;
 * two checkpoints on the same images: ``paired_difference`` (its p is ``mcnemar`` for one condition);
+* two numbers of which only the intervals are known: ``unpaired``;
 * several seeds of one method: ``spread``, or ``contrast`` of one group for new images as well;
 * METHODS against each other by their seeds: ``contrast``. McNemar compares two checkpoints only;
 * what such a comparison could have seen, and the seeds that it would need: ``detectable``, ``seeds_needed``;
@@ -84,6 +85,21 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
     return low, high
+
+
+def mean_of_classes(right: ArrayLike, count: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The interval of the mean of the classes' accuracies, from ``right`` of ``count`` images in each (K,).
+
+    The variance is that of a stratified mean, each class's by its own rate with half an image added on either side,
+    turned into an effective sample size for Wilson's formula, as in ``clustered_wilson``.
+    """
+    k, n = np.asarray(right, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    k, n = k[n > 0], n[n > 0]
+    p, smooth = float((k / n).mean()), (k + 0.5) / (n + 1)
+    variance = float((smooth * (1 - smooth) / n).sum()) / len(n) ** 2
+    centre = float(smooth.mean())
+    effective = min(centre * (1 - centre) / variance, float(n.sum()))
+    return wilson(p * effective, effective, level)
 
 
 def clustered_wilson(correct: ArrayLike, level: float = 0.95) -> tuple[float, float]:
@@ -176,6 +192,16 @@ def _by_signs(found: Difference, per_image: NDArray[np.float64], level: float, *
     low, high = ends if above else (-ends[1], -ends[0]) if below else (-ends[1], ends[1])
     zero = [0.0] if exact > 1 - level else []
     return found._replace(low=min(low, found.low, *zero), high=max(high, found.high, *zero), p=p)
+
+
+def unpaired(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:
+    """a - b and its interval from (value, low, high) of each, as if of other images: wider than paired ones would be.
+
+    MOVER (Zou & Donner 2008, Statistics in Medicine 27, 1693): Newcombe's square and add without the correlation.
+    """
+    (x, low_x, high_x), (y, low_y, high_y) = a, b
+    down, up = math.hypot(x - low_x, high_y - y), math.hypot(high_x - x, y - low_y)
+    return x - y, x - y - down, x - y + up
 
 
 def spread(values: ArrayLike, level: float = 0.95) -> Spread:

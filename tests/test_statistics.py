@@ -19,9 +19,11 @@ from coss_eval.statistics import (
     detectable,
     holm,
     mcnemar,
+    mean_of_classes,
     paired_difference,
     seeds_needed,
     spread,
+    unpaired,
     wilson,
 )
 
@@ -309,3 +311,21 @@ def test_a_contrast_refuses_other_images() -> None:
     for groups in ([(1, np.ones((2, 5))), (-1, np.ones((2, 6)))], [(1, np.ones((2, 5))), (-1, [1.0, 2.0])]):
         with pytest.raises(UsageError, match="same images"):
             contrast(groups)
+
+
+def test_numbers_known_by_their_intervals_alone_are_compared_as_unpaired() -> None:
+    """Without correlation Newcombe's method 10 is his method for two samples (1998, Statistics in Medicine 17, 873)."""
+    value, low, high = unpaired((56 / 70, *wilson(56, 70)), (48 / 80, *wilson(48, 80)))
+    assert (value, low, high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)  # his table II, (a), method 10
+
+
+def test_a_mean_of_classes_has_an_interval_that_covers() -> None:
+    rng = np.random.default_rng(6)
+    rates, count, hits = np.array([0.9, 0.5, 0.2, 0.7]), np.array([300, 20, 40, 10]), 0
+    for _ in range(2000):
+        low, high = mean_of_classes(rng.binomial(count, rates), count)
+        hits += low <= rates.mean() <= high
+    assert 0.93 < hits / 2000 < 0.98
+    balanced = mean_of_classes([40, 30, 20, 0], [50, 50, 50, 0])
+    assert balanced == pytest.approx(wilson(90, 150), abs=0.012)  # a little narrower: the classes are fixed
+    assert wilson(90, 150)[0] <= balanced[0] < balanced[1] <= wilson(90, 150)[1]

@@ -106,21 +106,28 @@ def curves(*runs: Path, out: Path = Path(".")) -> int:
 
 
 @app.command(group=LOOK)
-def compare(a: Path, b: Path) -> int:
-    """Paired differences between two results folders, with intervals and p-values.
+def compare(a: Path, b: Path, *, out: Path | None = None, force: bool = False) -> int:
+    """Differences between two models or methods of any results folders, with intervals and p-values.
 
     Parameters
     ----------
     a
-        A results folder.
+        A results folder, or FOLDER::MODEL for one model or method of it.
     b
-        Another, of the same images.
+        Another, of the same images; or another model of the same folder.
+    out
+        Folder for the comparison: a page, its tables and a figure.
+    force
+        Compare in spite of different images or protocols; warnings name them.
     """
-    from coss_eval.reports.compare import compare as paired
-    from coss_eval.reports.compare import text
+    from coss_eval.reports.compare import compare as differences
+    from coss_eval.reports.compare import text, write
     from coss_eval.runtime.live import say
 
-    say(text(paired(a, b)))
+    found = differences(a, b, force=force)
+    say(text(found))
+    for path in [] if out is None else write(found, out):
+        say(str(path))
     return 0
 
 

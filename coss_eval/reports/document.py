@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coss_eval.errors import unknown_name
 from coss_eval.reports import headline, provenance
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.layout import Number, Row, Table, transposed
 from coss_eval.reports.results import Estimate, Results, could_have_seen, difference
-from coss_eval.reports.scores import Column, Score, TaskScores, adjusted
+from coss_eval.reports.scores import Column, Score, TaskScores, adjusted, comparable
 from coss_eval.statistics import SEEDS_FOR_P
 
 
@@ -45,7 +44,9 @@ def build(results: Results, baseline: str | None = None, figures: Sequence[str] 
     others = [] if differences is None else [transposed(differences)]
     if results.groups.members:
         others.append(headline_table(results, columns, each=True))
-    sections = [Section("Headline", [], [headline_table(results, columns), *others])] if columns else []
+    chances = {results.chance(label) for label in results.labels} - {None}
+    chance = [f"Chance level: {Number(chances.pop() or 0.0).main} %."] if len(chances) == 1 else []
+    sections = [Section("Headline", chance, [headline_table(results, columns), *others])] if columns else []
     sections += [_section(results, task, base, figures) for task in results.tasks]
     sections.append(Section("Provenance", [provenance.STATISTICS], provenance.tables(results)))
     data = ", ".join(dict.fromkeys(str(name) for name in results.frame["data"].dropna()))
@@ -91,16 +92,7 @@ def _section(results: Results, task: str, base: str, figures: Sequence[str]) -> 
 
 def resolve_baseline(results: Results, baseline: str | None) -> str:
     """The label of the checkpoint that differences refer to. Raises UsageError for a name that is not there."""
-    if baseline is None:
-        return results.labels[0]
-    methods = {method: label for label, method in results.groups.methods.items() if label in results.labels}
-    if baseline in methods:
-        return methods[baseline]
-    models = dict(zip(results.frame["model"], results.frame["checkpoint"], strict=True))
-    label = baseline if baseline in results.labels else models.get(baseline)
-    if label not in results.labels:
-        raise unknown_name("baseline", baseline, results.labels)
-    return str(label)
+    return results.labels[0] if baseline is None else results.named(baseline, "baseline")
 
 
 def headline_table(results: Results, scores: Sequence[Column], *, each: bool = False) -> Table:
@@ -144,19 +136,21 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
 
 def difference_table(results: Results, spec: TaskScores, base: str) -> Table | None:
     """Every other one minus the baseline, in points, p adjusted over the table; None where nothing can be compared."""
-    scores = [s for s in spec.scores if s.unit == "percent" and s.of(base) is not None]
+    scores = [score for score in comparable(spec.scores, results.labels) if score.of(base) is not None]
     others = [label for label in results.labels if label != base and any(s.of(label) is not None for s in scores)]
     if not scores or not others:
         return None
-    family = adjusted(scores, results.labels)
+    family = adjusted(comparable(spec.scores, results.labels), results.labels)  # also where the baseline has a gap
     rows = [
         Row(s.name, [_change(s, base, label, family.get((s.group, s.name, label, base))) for label in others], s.group)
         for s in scores
     ]
     title = f"{spec.title}: difference from {base}"
     n = results.n_text(e.n for score in scores for label in others if (e := score.of(label)) is not None)
-    corner = f"points from {base}, {n}" if results.groups.members else f"points from {base}, p of checkpoints, {n}"
-    seen = [could_have_seen(score.of(label), score.of(base)) for score in scores for label in others]
+    points = [score for score in scores if score.unit == "percent"]
+    points_or_not = "points" if len(points) == len(scores) else "difference (points where it is of %)"
+    corner = f"{points_or_not} from {base}, " + (n if results.groups.members else f"p of checkpoints, {n}")
+    seen = [could_have_seen(score.of(label), score.of(base)) for score in points for label in others]
     return Table(f"{spec.name}_differences", title, corner, others, rows, _power([x for x in seen if x is not None]))
 
 
@@ -191,4 +185,4 @@ def _change(score: Score, base: str, label: str, p: float | None) -> Number | No
     if found is None:
         return None
     bounds = found.difference, found.low, found.high
-    return Number(*bounds, p=p, signed=True, lower_is_better=score.lower_is_better)
+    return Number(*bounds, unit=score.unit, p=p, signed=True, lower_is_better=score.lower_is_better)

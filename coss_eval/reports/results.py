@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from coss_eval.errors import unknown_name
 from coss_eval.reports.groups import Groups
 from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
@@ -37,6 +38,7 @@ from coss_eval.statistics import (
     detectable,
     mean_interval,
     paired_difference,
+    unpaired,
 )
 from coss_eval.store import Condition, Record, Store, StoreWarning, column_name
 
@@ -94,6 +96,15 @@ class Results:
         """What tables compare, in order: methods where several of their runs are there, checkpoints otherwise."""
         group = {text: name for name, texts in self.groups.members.items() for text in texts}
         return list(dict.fromkeys(group.get(text, text) for text in self.checkpoints))
+
+    def named(self, name: str, what: str) -> str:
+        """The label that a person's ``name`` means: itself, a method's or a model's. Raises UsageError, naming them."""
+        methods = {method: label for label, method in self.groups.methods.items()}
+        checkpoints = dict(zip(self.frame["model"], self.frame["checkpoint"], strict=True))
+        label = name if name in (*self.labels, *self.checkpoints) else methods.get(name, checkpoints.get(name))
+        if label not in (*self.labels, *self.checkpoints) or (what == "baseline" and label not in self.labels):
+            raise unknown_name(what, name, self.labels)
+        return str(label)
 
     def members(self, label: str) -> tuple[str, ...]:
         """The checkpoints that a label stands for: a method's runs, or the one itself."""
@@ -379,8 +390,9 @@ def from_shares(value: float, shares: Shares, data: str | None) -> Estimate:
 def difference(a: Estimate | None, b: Estimate | None) -> Difference | None:
     """a - b over the images that both saw; interval and p are NaN where they cannot be compared.
 
-    Two checkpoints are paired over images. Two methods are compared over seeds and images (``contrast``), without p
-    where one has fewer seeds than ``SEEDS_FOR_P``; a method and a single checkpoint cannot be.
+    Two checkpoints are paired over images; where only their intervals are known, these make a wider one, without p. Two
+    methods are compared over seeds and images (``contrast``), without p where one has fewer seeds than ``SEEDS_FOR_P``;
+    a method and a single checkpoint cannot be.
     """
     if a is None or b is None:
         return None
@@ -388,7 +400,10 @@ def difference(a: Estimate | None, b: Estimate | None) -> Difference | None:
         return _between_methods(a, b)
     columns = aligned([a, b]) if a.data == b.data else None
     if columns is None:
-        return _unknown(a, b)
+        one, other = _bounds(a), _bounds(b)
+        if a.data != b.data or one is None or other is None:
+            return _unknown(a, b)
+        return Difference(*unpaired(one, other), float("nan"), min(a.n, b.n))
     _, table = columns
     return paired_difference(table[:, 0], table[:, 1])
 
@@ -421,6 +436,12 @@ def could_have_seen(a: Estimate | None, b: Estimate | None) -> float | None:
 
 def _unknown(a: Estimate, b: Estimate) -> Difference:
     return Difference(a.value - b.value, float("nan"), float("nan"), float("nan"), min(a.n, b.n))
+
+
+def _bounds(estimate: Estimate) -> tuple[float, float, float] | None:
+    if estimate.low is None or estimate.high is None:
+        return None
+    return estimate.value, estimate.low, estimate.high
 
 
 def aligned(parts: Sequence[Estimate]) -> tuple[pd.Index, NDArray[np.float64]] | None:

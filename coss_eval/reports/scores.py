@@ -63,6 +63,12 @@ class TaskScores:
         object.__setattr__(self, "name", self.name or self.task)
 
 
+def comparable(scores: Sequence[Score], labels: Sequence[str]) -> list[Score]:
+    """The scores whose differences can have an interval: shares of images, and what has an interval of its own."""
+    found = [(score, [score.of(label) for label in labels]) for score in scores]
+    return [s for s, ofs in found if s.unit == "percent" or any(e is not None and e.low is not None for e in ofs)]
+
+
 def adjusted(scores: Sequence[Score], labels: Sequence[str]) -> dict[tuple[str, str, str, str], float]:
     """Holm's p of every comparison in one table, by the score's group and name and the two labels, in both orders.
 
@@ -86,8 +92,9 @@ def plain_scores(
     names: Mapping[str, str] | None = None,
     words: Callable[[Condition], list[str]] | None = None,
     unit: Unit | None = None,
+    of: Callable[[str, Sequence[Condition]], Of] | None = None,
 ) -> list[Score]:
-    """A row for each metric and condition of ``found``; the seeds of one condition are averaged over.
+    """A row for each metric and condition of ``found``; the seeds of one condition are averaged over (or see ``of``).
 
     ``names`` says what the metrics are called and their order, ``words`` what a condition is called. Without ``unit``,
     shares of images are percent.
@@ -99,9 +106,10 @@ def plain_scores(
     place = {name: i for i, name in enumerate(names)}
     scores = []
     for metric, condition in sorted(groups, key=lambda g: (place.get(g[0], len(place)), len(g[1]) > 0)):  # stable
-        of = mean_of(results, task, metric, groups[metric, condition])
+        same = groups[metric, condition]
         name = ", ".join([names.get(metric) or spaced(metric), *words(condition)])
-        scores.append(Score(name, of, unit or unit_of(results, task, metric)))
+        found_of = mean_of(results, task, metric, same) if of is None else of(metric, same)
+        scores.append(Score(name, found_of, unit or unit_of(results, task, metric)))
     return scores
 
 

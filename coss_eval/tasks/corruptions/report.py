@@ -22,7 +22,7 @@ from coss_eval.corruptions.names import (
 )
 from coss_eval.corruptions.score import Errors, Value, mce, relative_mce
 from coss_eval.errors import UsageError
-from coss_eval.reports.drawing import grid, label_edges, label_ends, legend, line, looks_in, percent
+from coss_eval.reports.drawing import chance_in, grid, label_edges, label_ends, legend, line, looks_in, percent
 from coss_eval.reports.results import Estimate, Results, aligned, from_shares, kept, mean, shifted
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, spaced
 from coss_eval.reports.task_report import TaskReport
@@ -166,7 +166,7 @@ def by_severity(results: Results) -> Figure | None:
             line(axis, [0, *SEVERITIES], points, look[label])
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    percent(axes)
+    percent(axes, chance_in(results, look))
     note = "; * held out for validation" if any(name not in BENCHMARK for name in names) else ""
     label_edges(figure, f"severity (0: clean{note})", "accuracy, %")
     legend(figure, look)
@@ -188,7 +188,7 @@ def by_mean_severity(results: Results) -> Figure | None:
     figure, axes = grid(1, 1, height=2.4, width=4.2)
     for label, points in lines.items():
         line(axes[0, 0], [0, *SEVERITIES], points, look[label])
-    percent(axes)
+    percent(axes, chance_in(results, look))
     axes[0, 0].set(xlabel="severity (0: clean)", ylabel=f"accuracy, mean of {len(BENCHMARK)} corruptions, %")
     label_ends(axes[0, 0], lines, look)
     if incomplete:

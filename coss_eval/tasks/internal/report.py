@@ -8,7 +8,7 @@ from itertools import product
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from coss_eval.reports.drawing import grid, label_edges, legend, line, looks_in, percent
+from coss_eval.reports.drawing import chance_in, grid, label_edges, legend, line, looks_in, percent
 from coss_eval.reports.layout import Row, Table, Unit
 from coss_eval.reports.results import Results, area
 from coss_eval.reports.scores import (
@@ -137,7 +137,7 @@ def by_level(results: Results) -> Figure | None:
         axis.xaxis.set_major_formatter("{x:g}")
         for label in look:
             line(axis, levels, [at_level(results, here, level)(label) for level in levels], look[label])
-    percent(axes)
+    percent(axes, chance_in(results, look))
     label_edges(figure, "level (share masked, or noise)", "accuracy, %")
     legend(figure, look)
     return figure
