@@ -22,7 +22,7 @@ from coss_eval.reports.document import build, resolve_baseline
 from coss_eval.reports.groups import given
 from coss_eval.reports.layout import Number, Table
 from coss_eval.reports.results import Estimate, Results, area, difference, from_shares, mean, ratio
-from coss_eval.statistics import clustered_wilson, contrast, paired_difference
+from coss_eval.statistics import clustered_wilson, contrast, paired_difference, wilson
 from coss_eval.store import Cell, Measurement, Store
 
 
@@ -146,6 +146,26 @@ def test_a_column_is_used_only_for_the_metric_it_is_of(store: Store, writer: Cal
         "mean_per_class": False,
         "top5": False,
     }
+
+
+def test_top_5_and_the_mean_per_class_have_their_intervals(store: Store, writer: Callable) -> None:
+    """Of cells that were stored without: a share of the images, and the top-1 where classes are of one size."""
+    for name, skill in (("a", 0.2), ("b", 1.4)):
+        run = writer(name, skill)
+        right = run.verdicts(0)
+        value, n = float(right.mean()), len(right)
+        bare = [Measurement("top5", 0.9, n), Measurement("mean_per_class", value if name == "a" else value - 0.1, n)]
+        run.put(Cell("probe", {}), [Measurement("top1", value, n, 0.1, 0.9), *bare], {"id": run.ids, "top1": right})
+    results = Results(store)
+    rows = {score.name: score for score in task_report("probe").scores(results)[0].scores}
+    assert (rows["linear probe top-5"].of("a").low, rows["linear probe top-5"].of("a").high) == wilson(0.9 * n, n)
+    mean_per_class = rows["linear probe, mean per class"]
+    assert mean_per_class.of("a").shares is not None
+    assert mean_per_class.of("b").low is None  # of classes of unlike sizes
+    shown = entry(table(build(results), "probe_differences"), "linear probe top-5", "b")
+    assert isinstance(shown, Number)
+    assert shown.interval
+    assert shown.p_text == ""  # not paired
 
 
 def test_damaged_files_are_reported_not_raised(full: Store) -> None:

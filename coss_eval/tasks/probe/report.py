@@ -41,16 +41,22 @@ def scores(results: Results) -> list[TaskScores]:
 
 
 def _bounded(results: Results, metric: str, conditions: Sequence[Condition], label: str) -> Estimate | None:
-    """A metric with Wilson's interval where cells, of an older version, have none.
+    """A metric with what its cells leave out: older ones have bounds and verdicts of the top-1 alone.
 
-    The top-5 is a share of the images; so is the mean per class where classes are of one size, and it is the top-1.
+    The mean per class is the top-1 where classes are of one size, its images are then the same; the top-5 is a share.
     """
     found = mean_of(results, TASK, metric, conditions)(label)
-    if found is None or found.runs or found.low is not None:
+    if found is None:
+        return None
+    if found.runs:
+        return results.pooled(label, partial(_bounded, results, metric, conditions))
+    of_classes = metric.endswith("mean_per_class")
+    top1 = mean_of(results, TASK, metric.replace("mean_per_class", "top1"), conditions)(label) if of_classes else None
+    if top1 is not None and abs(top1.value - found.value) < 1e-9:
+        return replace(top1, value=found.value)
+    if found.low is not None or not metric.endswith("top5"):
         return found
-    top1 = mean_of(results, TASK, metric.replace("mean_per_class", "top1"), conditions)(label)
-    is_share = metric.endswith("top5") or (top1 is not None and abs(top1.value - found.value) < 1e-9)
-    low, high = wilson(found.value * found.n, found.n) if is_share else (None, None)
+    low, high = wilson(found.value * found.n, found.n)
     return replace(found, low=low, high=high)
 
 
