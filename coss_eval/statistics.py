@@ -5,9 +5,12 @@ Which one to use:
 * one proportion (top-1 of n images): ``wilson``;
 * a mean over conditions that share images (corruptions x severities): ``clustered_wilson``;
 * two checkpoints on the same images: ``paired_difference`` (its p is ``mcnemar`` for one condition);
-* several seeds of one method: ``spread``;
+* two numbers of which only the intervals are known: ``unpaired``;
+* several seeds of one method: ``spread``, or ``contrast`` of one group for new images as well;
 * METHODS against each other by their seeds: ``contrast``. McNemar compares two checkpoints only;
+* what such a comparison could have seen, and the seeds that it would need: ``detectable``, ``seeds_needed``;
 * a median that may be censored (the smallest eps that breaks an image): ``median_interval``;
+* a mean of any numbers, one an image: ``mean_interval``;
 * many p-values in one table: ``holm``.
 
 Correctness arrays are boolean or [0, 1] floats, (N,) for one condition or (N, C) for C conditions of the same N images.
@@ -16,6 +19,7 @@ Correctness arrays are boolean or [0, 1] floats, (N,) for one condition or (N, C
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeVar
@@ -26,6 +30,10 @@ from numpy.typing import ArrayLike, NDArray
 from coss_eval.errors import UsageError
 
 T = TypeVar("T", bound=np.generic)
+SEEDS_FOR_P = 4  # with 3 seeds against 3 no permutation of them has p < .1; 4 against 4 can reach .029
+POWER = 0.8
+MOST_SEEDS = 200  # more than anybody trains
+_TINY = 1e-12  # rounding, where all images have one difference
 
 
 class Jackknifed(NamedTuple):
@@ -79,6 +87,21 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     return low, high
 
 
+def mean_of_classes(right: ArrayLike, count: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The interval of the mean of the classes' accuracies, from ``right`` of ``count`` images in each (K,).
+
+    The variance is that of a stratified mean, each class's by its own rate with half an image added on either side,
+    turned into an effective sample size for Wilson's formula, as in ``clustered_wilson``.
+    """
+    k, n = np.asarray(right, dtype=np.float64), np.asarray(count, dtype=np.float64)
+    k, n = k[n > 0], n[n > 0]
+    p, smooth = float((k / n).mean()), (k + 0.5) / (n + 1)
+    variance = float((smooth * (1 - smooth) / n).sum()) / len(n) ** 2
+    centre = float(smooth.mean())
+    effective = min(centre * (1 - centre) / variance, float(n.sum()))
+    return wilson(p * effective, effective, level)
+
+
 def clustered_wilson(correct: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of the mean of ``correct`` (N, C), whose C columns are conditions of the same N images.
 
@@ -128,16 +151,57 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, level: float =
     """Accuracy of a minus that of b on the same images, with interval and p.
 
     (N,): Newcombe's (1998, method 10) square-and-add interval, which Fagerland, Lydersen & Laake (2014) recommend, and
-    McNemar's mid-p. (N, C): the images are the unit; Student's t on the per-image mean differences, which is the
-    cluster-robust interval of a balanced design.
+    McNemar's mid-p, or the exact p where all images that differ go one way. (N, C): the images are the unit; Student's
+    t on the per-image mean differences, which is the cluster-robust interval of a balanced design, within what the
+    images' signs can tell (``_by_signs``).
     """
     a, b = _pair(np.asarray(correct_a, dtype=np.float64), np.asarray(correct_b, dtype=np.float64))
     if a.ndim == 1 and _is_binary(a) and _is_binary(b):
         low, high = _newcombe(a > 0.5, b > 0.5, level)
-        return Difference(float(a.mean() - b.mean()), low, high, mcnemar(a > 0.5, b > 0.5), len(a))
+        one_way = bool(np.all(a >= b) or np.all(a <= b))
+        p = max(mcnemar(a > 0.5, b > 0.5, method="exact" if one_way else "mid-p"), sys.float_info.min)
+        return Difference(float(a.mean() - b.mean()), low, high, p, len(a))
     per_image = _two_dimensional(a).mean(axis=1) - _two_dimensional(b).mean(axis=1)
-    error = float(per_image.std(ddof=1)) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
-    return _student(float(per_image.mean()), error, df=len(per_image) - 1, n=len(per_image), level=level)
+    in_range = min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1
+    return _by_signs(mean_interval(per_image, level), per_image, level, largest=1.0 if in_range else 0.0)
+
+
+def mean_interval(values: ArrayLike, level: float = 0.95) -> Difference:
+    """The mean of one number an image (N,), with Student's interval and its p against a mean of 0."""
+    x = np.asarray(values, dtype=np.float64)
+    error = float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    return _student(float(x.mean()), error, df=len(x) - 1, n=len(x), level=level)
+
+
+def _by_signs(found: Difference, per_image: NDArray[np.float64], level: float, *, largest: float) -> Difference:
+    """Student's answer on per-image differences (N,), no surer than the sign test that has all images go one way.
+
+    p is at least 2^(1 - k) where k images differ: exact, and never 0. Where the k all go one way, or none differs, the
+    spread says nothing: the interval then holds Wilson's of the share of images that differ times their mean difference
+    (``largest`` where none does), and 0 unless that exact p is below 1 - ``level``.
+    """
+    above, below = int(np.sum(per_image > _TINY)), int(np.sum(per_image < -_TINY))
+    exact = max(2.0 ** (1 - above - below), sys.float_info.min) if above + below < 1000 else sys.float_info.min
+    exact = min(1.0, exact)
+    p = max(found.p, exact)
+    if (above and below) or math.isnan(found.low):
+        return found._replace(p=p)
+    differing = above + below
+    size = abs(found.difference) * len(per_image) / differing if differing else largest
+    ends = [size * share for share in wilson(differing, len(per_image), level)]
+    low, high = ends if above else (-ends[1], -ends[0]) if below else (-ends[1], ends[1])
+    zero = [0.0] if exact > 1 - level else []
+    return found._replace(low=min(low, found.low, *zero), high=max(high, found.high, *zero), p=p)
+
+
+def unpaired(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:
+    """a - b and its interval from (value, low, high) of each, as if of other images: wider than paired ones would be.
+
+    MOVER (Zou & Donner 2008, Statistics in Medicine 27, 1693): Newcombe's square and add without the correlation.
+    """
+    (x, low_x, high_x), (y, low_y, high_y) = a, b
+    down, up = math.hypot(x - low_x, high_y - y), math.hypot(high_x - x, y - low_y)
+    return x - y, x - y - down, x - y + up
 
 
 def spread(values: ArrayLike, level: float = 0.95) -> Spread:
@@ -153,20 +217,95 @@ def spread(values: ArrayLike, level: float = 0.95) -> Spread:
 
 
 def contrast(groups: Sequence[tuple[float, ArrayLike]], level: float = 0.95) -> Difference:
-    """sum of weight * mean over independent groups of runs, each (weight, one number a seed), two seeds or more.
+    """sum of weight * mean over independent groups of runs, each (weight, its runs' values), two seeds or more.
 
-    Spreads may differ: the variance is the sum of weight^2 s^2 / n with Satterthwaite's (1946) degrees of freedom,
-    which is Welch's test for two groups. ``n`` of the result is the number of runs. p is two-sided.
+    Values (S,), one number a seed: about new seeds on the same images; Welch's test for two groups. Values (S, N), one
+    a seed and image, the same N images in all groups: about new seeds and new images (see ``contrast_error``). ``n`` of
+    the result is the number of runs. p is two-sided; NaN, as the interval, where no run differs from another.
     """
+    parts = _groups(groups)
+    estimate, error, df = contrast_error(groups)
+    runs = sum(len(x) for _, x in parts)
+    if parts[0][1].ndim == 1:
+        return _student(estimate, error if error > _TINY else math.nan, df=df, n=runs, level=level)
+    per_image = np.sum([w * x.mean(axis=0) for w, x in parts], axis=0)
+    in_range = all(x.min() >= 0 and x.max() <= 1 for _, x in parts)
+    found = _student(estimate, error, df=df, n=runs, level=level)
+    return found if error > _TINY else _by_signs(found, per_image, level, largest=float(in_range))
+
+
+def contrast_error(groups: Sequence[tuple[float, ArrayLike]]) -> tuple[float, float, float]:
+    """Estimate, standard error and degrees of freedom of a ``contrast``.
+
+    Readers (here: seeds) nested in methods, every image read by all (Obuchowski & Rockette 1995; Hillis 2007):
+    SE^2 = sum w^2 s^2 / S + max(0, V - sum w^2 R / S) / N, with s^2 the variance of a group's seeds, V that of the
+    images' contrasts of seed means, and R the seed-by-image residual, which s^2 has in it already. Satterthwaite's
+    (1946) degrees of freedom from those of each mean square: S - 1, N - 1 and (S - 1)(N - 1).
+    """
+    parts = _groups(groups)
+    estimate = sum(w * float(x.mean()) for w, x in parts)
+    terms = [(w**2 * float(_by_seed(x).var(ddof=1)) / len(x), len(x) - 1.0) for w, x in parts]
+    images = _image_terms(parts)
+    if sum(value for value, _ in images) > 0:
+        terms += images
+    total = sum(value for value, _ in terms)
+    doubt = sum(value**2 / df for value, df in terms)
+    return estimate, math.sqrt(total), total**2 / doubt if doubt > 0 else sum(len(x) - 1.0 for _, x in parts)
+
+
+def p_against(estimate: float, error: float, df: float, value: float) -> float:
+    """Two-sided p of Student's test that what was estimated is ``value``; NaN where the error is not known or 0."""
+    return _student(estimate - value, error if error > _TINY else math.nan, df=df, n=0, level=0.95).p
+
+
+def detectable(error: float, df: float = math.inf, level: float = 0.95) -> float:
+    """The difference that a two-sided test at 1 - ``level`` with this standard error sees 8 times in 10."""
+    return (_t(df, (1 + level) / 2) + _t(df, POWER)) * error
+
+
+def seeds_needed(groups: Sequence[tuple[float, ArrayLike]], difference: float, level: float = 0.95) -> int | None:
+    """The seeds a group with which ``contrast`` would see ``difference`` 8 times in 10, if spreads stay as they are.
+
+    None where ``MOST_SEEDS`` do not suffice, as where there are too few images.
+    """
+    parts = _groups(groups)
+    spreads = [w**2 * float(_by_seed(x).var(ddof=1)) for w, x in parts]
+    images = max(0.0, sum(value for value, _ in _image_terms(parts)))
+    many = float(parts[0][1].shape[-1] - 1) if images > 0 else 1.0
+    for seeds in range(2, MOST_SEEDS + 1):
+        terms = [(s / seeds, seeds - 1.0) for s in spreads] + [(images, many)]
+        total, doubt = sum(value for value, _ in terms), sum(value**2 / df for value, df in terms)
+        if detectable(math.sqrt(total), total**2 / doubt if doubt > 0 else math.inf, level) <= abs(difference):
+            return seeds
+    return None
+
+
+def _groups(groups: Sequence[tuple[float, ArrayLike]]) -> list[tuple[float, NDArray[np.float64]]]:
+    """Weights and values, all of them (S,) or all (S, N) of as many images."""
     parts = [(w, np.asarray(values, dtype=np.float64)) for w, values in groups]
-    if any(x.ndim != 1 or len(x) < 2 for _, x in parts):
+    if not parts or any(x.ndim not in (1, 2) or len(x) < 2 or x.size == 0 for _, x in parts):
         raise UsageError("a contrast needs two seeds or more in every group")
-    variances = np.array([w**2 * x.var(ddof=1) / len(x) for w, x in parts])
-    total = float(variances.sum())
-    freedom = np.array([len(x) - 1 for _, x in parts])
-    df = total**2 / float((variances**2 / freedom).sum()) if total > 0 else float(freedom.sum())
-    estimate = float(sum(w * x.mean() for w, x in parts))
-    return _student(estimate, math.sqrt(total), df=df, n=sum(len(x) for _, x in parts), level=level)
+    if len({x.shape[1:] for _, x in parts}) > 1:
+        raise UsageError("a contrast needs one number a seed in all groups, or the same images in all")
+    return parts
+
+
+def _by_seed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values if values.ndim == 1 else values.mean(axis=1)
+
+
+def _image_terms(parts: Sequence[tuple[float, NDArray[np.float64]]]) -> list[tuple[float, float]]:
+    """What the images add to the variance: that of their contrasts, less the seed-by-image residuals; each with df."""
+    images = parts[0][1].shape[-1]
+    if parts[0][1].ndim == 1 or images < 2:
+        return []
+    per_image = np.sum([w * x.mean(axis=0) for w, x in parts], axis=0)
+    terms = [(float(per_image.var(ddof=1)) / images, images - 1.0)]
+    for w, x in parts:
+        residual = x - x.mean(axis=0) - x.mean(axis=1, keepdims=True) + x.mean()
+        df = (len(x) - 1.0) * (images - 1)
+        terms.append((-(w**2) * float(np.square(residual).sum()) / df / len(x) / images, df))
+    return terms
 
 
 def median_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
@@ -212,14 +351,20 @@ def _newcombe(a: NDArray[np.bool_], b: NDArray[np.bool_], level: float) -> tuple
 
 
 def _student(estimate: float, error: float, *, df: float, n: int, level: float) -> Difference:
-    from scipy.special import stdtr, stdtrit
+    from scipy.special import stdtr
 
     if math.isnan(error) or df < 1:
         return Difference(estimate, math.nan, math.nan, math.nan, n)
-    half = float(stdtrit(df, (1 + level) / 2)) * error
-    tiny = 1e-12  # rounding, where all images have one difference
-    p = float(2 * stdtr(df, -abs(estimate) / error)) if error > tiny else float(abs(estimate) < tiny)
+    half = _t(df, (1 + level) / 2) * error
+    p = float(2 * stdtr(df, -abs(estimate) / error)) if error > _TINY else float(abs(estimate) < _TINY)
     return Difference(estimate, estimate - half, estimate + half, p, n)
+
+
+def _t(df: float, share: float) -> float:
+    """Student's quantile; the normal one where ``df`` is infinite."""
+    from scipy.special import stdtrit
+
+    return NormalDist().inv_cdf(share) if math.isinf(df) else float(stdtrit(df, share))
 
 
 def _z(level: float) -> float:

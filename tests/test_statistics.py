@@ -14,10 +14,16 @@ from scipy import stats
 from coss_eval.errors import UsageError
 from coss_eval.statistics import (
     clustered_wilson,
+    contrast,
+    contrast_error,
+    detectable,
     holm,
     mcnemar,
+    mean_of_classes,
     paired_difference,
+    seeds_needed,
     spread,
+    unpaired,
     wilson,
 )
 
@@ -175,7 +181,7 @@ def test_paired_difference_over_conditions_is_student_on_images() -> None:
 def test_one_difference_in_every_image_is_no_chance() -> None:
     a = np.full((50, 3), 0.1) + 0.2  # 0.30000000000000004: rounding must not pass for evidence
     assert paired_difference(a, np.full((50, 3), 0.3)).p == 1.0
-    assert paired_difference(a, np.full((50, 3), 0.2)).p == 0.0
+    assert paired_difference(a, np.full((50, 3), 0.2)).p == 2.0**-49  # the sign test of 50 images, never 0
 
 
 def test_the_bootstrap_agrees_with_the_closed_form() -> None:
@@ -206,3 +212,120 @@ def test_holm() -> None:
 def test_different_images_are_refused() -> None:
     with pytest.raises(UsageError, match="same images"):
         paired_difference(np.ones(3), np.ones(4))
+
+
+@pytest.mark.parametrize("conditions", [None, 1, 4])
+@pytest.mark.parametrize("images", [5, 10, 3000])
+def test_images_that_all_go_one_way_get_an_exact_p_and_an_interval(images: int, conditions: int | None) -> None:
+    shape = (images,) if conditions is None else (images, conditions)
+    found = paired_difference(np.ones(shape), np.zeros(shape))
+    assert found.p == pytest.approx(2.0 ** (1 - images), rel=1e-9) if images < 1000 else 0 < found.p < 1e-300
+    assert found.low < found.difference == found.high == 1.0
+    assert conditions is None or (found.low <= 0) == (found.p > 0.05)
+    turned = paired_difference(np.zeros(shape), np.ones(shape))
+    assert (turned.low, turned.high, turned.p) == pytest.approx((-found.high, -found.low, found.p))
+
+
+def test_few_images_that_differ_are_tested_by_their_signs() -> None:
+    a = np.zeros((1000, 4))
+    b = a.copy()
+    a[:5, 0] = 1
+    found = paired_difference(a, b)
+    assert found.p == 2**-4
+    assert found.low <= 0 < found.high
+    same = paired_difference(b, b)
+    assert same.p == 1.0
+    assert same.low == -same.high < 0  # that no image of a thousand differs does not show that none ever does
+
+
+def nested(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Difference, standard error and degrees of freedom of a - b, (seeds, images) each, written out cell by cell."""
+    images = a.shape[1]
+    terms: list[tuple[float, float]] = []
+    for x in (a, b):
+        by_seed = [sum(row) / images for row in x]
+        centre = sum(by_seed) / len(x)
+        terms.append((sum((m - centre) ** 2 for m in by_seed) / (len(x) - 1) / len(x), len(x) - 1))
+    differences = [sum(a[:, j]) / len(a) - sum(b[:, j]) / len(b) for j in range(images)]
+    centre = sum(differences) / images
+    image_terms = [(sum((d - centre) ** 2 for d in differences) / (images - 1) / images, images - 1)]
+    for x in (a, b):
+        residual = 0.0
+        for s in range(len(x)):
+            for j in range(images):
+                expected = sum(x[s]) / images + sum(x[:, j]) / len(x) - x.mean()
+                residual += (x[s, j] - expected) ** 2
+        df = (len(x) - 1) * (images - 1)
+        image_terms.append((-residual / df / len(x) / images, df))
+    if sum(value for value, _ in image_terms) > 0:
+        terms += image_terms
+    total = sum(value for value, _ in terms)
+    return centre, math.sqrt(total), total**2 / sum(value**2 / df for value, df in terms)
+
+
+@pytest.mark.parametrize("interaction", [0.02, 3.0])  # the second leaves nothing to the images
+def test_a_contrast_of_seeds_and_images_is_the_one_written_out(interaction: float) -> None:
+    rng = np.random.default_rng(4)
+    hard = rng.normal(size=(2, 20))
+    a, b = (
+        rng.normal(size=(n, 1)) * spread + hard[i] + interaction * rng.normal(size=(n, 20))
+        for i, (n, spread) in enumerate([(3, 0.2), (5, 1.0)])
+    )
+    estimate, error, df = nested(a, b)
+    assert contrast_error([(1, a), (-1, b)]) == pytest.approx((estimate, error, df))
+    found = contrast([(1, a), (-1, b)])
+    half = stats.t.ppf(0.975, df) * error
+    assert (found.low, found.high) == pytest.approx((estimate - half, estimate + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(estimate) / error, df))
+
+
+def test_one_image_s_worth_of_seeds_is_welch() -> None:
+    a, b = np.array([0.31, 0.35, 0.29, 0.40]), np.array([0.25, 0.26, 0.27])
+    same = contrast([(1, np.repeat(a[:, None], 9, axis=1)), (-1, np.repeat(b[:, None], 9, axis=1))])
+    assert tuple(same) == pytest.approx(tuple(contrast([(1, a), (-1, b)])))
+
+
+def test_runs_that_do_not_differ_claim_nothing() -> None:
+    bare = contrast([(1, [0.5, 0.5]), (-1, [0.2, 0.2])])
+    assert math.isnan(bare.low)
+    assert math.isnan(bare.p)
+    images = contrast([(1, np.ones((3, 10))), (-1, np.zeros((3, 10)))])
+    assert (images.p, images.high) == (2**-9, 1.0)
+    assert images.low < 1.0
+
+
+def test_more_seeds_see_a_smaller_difference() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(0.5, 0.02, (3, 1)) + np.zeros(50), rng.normal(0.5, 0.02, (3, 1)) + np.zeros(50)
+    groups = [(1.0, a), (-1.0, b)]
+    _, error, df = contrast_error(groups)
+    assert seeds_needed(groups, detectable(error, df)) == 3
+    more = seeds_needed(groups, 0.02)
+    assert more is not None
+    assert more > 3
+    assert seeds_needed(groups, 1e-4) is None
+    assert detectable(1.0) == pytest.approx(1.959964 + 0.841621, abs=1e-5)
+
+
+def test_a_contrast_refuses_other_images() -> None:
+    for groups in ([(1, np.ones((2, 5))), (-1, np.ones((2, 6)))], [(1, np.ones((2, 5))), (-1, [1.0, 2.0])]):
+        with pytest.raises(UsageError, match="same images"):
+            contrast(groups)
+
+
+def test_numbers_known_by_their_intervals_alone_are_compared_as_unpaired() -> None:
+    """Without correlation Newcombe's method 10 is his method for two samples (1998, Statistics in Medicine 17, 873)."""
+    value, low, high = unpaired((56 / 70, *wilson(56, 70)), (48 / 80, *wilson(48, 80)))
+    assert (value, low, high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)  # his table II, (a), method 10
+
+
+def test_a_mean_of_classes_has_an_interval_that_covers() -> None:
+    rng = np.random.default_rng(6)
+    rates, count, hits = np.array([0.9, 0.5, 0.2, 0.7]), np.array([300, 20, 40, 10]), 0
+    for _ in range(2000):
+        low, high = mean_of_classes(rng.binomial(count, rates), count)
+        hits += low <= rates.mean() <= high
+    assert 0.93 < hits / 2000 < 0.98
+    balanced = mean_of_classes([40, 30, 20, 0], [50, 50, 50, 0])
+    assert balanced == pytest.approx(wilson(90, 150), abs=0.012)  # a little narrower: the classes are fixed
+    assert wilson(90, 150)[0] <= balanced[0] < balanced[1] <= wilson(90, 150)[1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -34,6 +35,8 @@ class ModelFlags:
 
     ckpt: Words = ()
     "Checkpoint file, torchvision:NAME, timm:NAME or pixels:SIDE (no network); several stand side by side."
+    label: Words = ()
+    'Checkpoint files that are runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors"; repeat it for others.'
     untrained: int = 0
     "Number of untrained networks of the first checkpoint's architecture to add."
     options: Annotated[LoadOptions, Parameter(name="*")] = field(default_factory=LoadOptions)
@@ -59,10 +62,28 @@ class ModelFlags:
     def load(self) -> list[Model]:
         from coss_eval.checkpoints.load import load
 
-        if not self.ckpt:
+        method = self._labelled()
+        sources = list(dict.fromkeys([*self.ckpt, *method]))
+        if not sources:
             raise UsageError("no model given: add --ckpt FILE (or torchvision:resnet50); repeat it for several")
-        models = [load(source, self.options) for source in self.ckpt]
+        models = [load(source, self.options) for source in sources]
+        for place, source in enumerate(sources):
+            if source in method:  # whatever the file says of itself
+                models[place] = replace(models[place], group=method[source], seed=None)
         return [*models, *(models[0].untrained(seed) for seed in range(self.untrained))]
+
+    def _labelled(self) -> dict[str, str]:
+        """The method of each file that --label names."""
+        from coss_eval.reports.groups import given
+
+        found: dict[str, str] = {}
+        for name, patterns in given(self.label).items():
+            for pattern in patterns:
+                files = sorted(glob(str(Path(pattern).expanduser())))
+                if not files:
+                    raise UsageError(f"--label {name}={pattern} matches no file; give the checkpoints of that method")
+                found |= dict.fromkeys(files, name)
+        return found
 
 
 @Parameter(name="*", group=DATA)

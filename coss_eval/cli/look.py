@@ -8,12 +8,12 @@ from typing import Literal
 from cyclopts import App, Parameter
 
 from coss_eval.cli.app import LOOK, app
-from coss_eval.cli.flags import ModelFlags, OfData, OfRun, OfTask
+from coss_eval.cli.flags import Chosen, ModelFlags, OfData, OfRun, OfTask
 from coss_eval.errors import UsageError
 
 
 @app.command(group=LOOK)
-def report(folder: Path, *, baseline: str | None = None) -> int:
+def report(folder: Path, *, baseline: str | None = None, label: Chosen = ()) -> int:
     """Write report.md, report.html, tables and figures again from a results folder.
 
     Parameters
@@ -21,12 +21,15 @@ def report(folder: Path, *, baseline: str | None = None) -> int:
     folder
         A results folder.
     baseline
-        Name of the model that the differences refer to [default: the first].
+        Name of the model or method that the differences refer to [default: the first].
+    label
+        Runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors", or their names; repeat it for other methods.
     """
     from coss_eval import reports
+    from coss_eval.reports.groups import given
     from coss_eval.runtime.live import say
 
-    for path in reports.write(folder, baseline=baseline):
+    for path in reports.write(folder, baseline=baseline, groups=given(label)):
         say(str(path))
     return 0
 
@@ -103,21 +106,49 @@ def curves(*runs: Path, out: Path = Path(".")) -> int:
 
 
 @app.command(group=LOOK)
-def compare(a: Path, b: Path) -> int:
-    """Paired differences between two results folders, with intervals and p-values.
+def compare(a: Path, b: Path, *, out: Path | None = None, force: bool = False) -> int:
+    """Differences between two models or methods of any results folders, with intervals and p-values.
 
     Parameters
     ----------
     a
-        A results folder.
+        A results folder, or FOLDER::MODEL for one model or method of it.
     b
-        Another, of the same images.
+        Another, of the same images; or another model of the same folder.
+    out
+        Folder for the comparison: a page, its tables and a figure.
+    force
+        Compare in spite of different images or protocols; warnings name them.
     """
-    from coss_eval.reports.compare import compare as paired
-    from coss_eval.reports.compare import text
+    from coss_eval.reports.compare import compare as differences
+    from coss_eval.reports.compare import text, write
     from coss_eval.runtime.live import say
 
-    say(text(paired(a, b)))
+    found = differences(a, b, force=force)
+    say(text(found))
+    for path in [] if out is None else write(found, out):
+        say(str(path))
+    return 0
+
+
+@app.command(group=LOOK)
+def claim(what: str, *, results: Path, size: str | None = None) -> int:
+    """Whether claims that were written down beforehand hold: supported, refuted or undecided, over training seeds.
+
+    Parameters
+    ----------
+    what
+        A YAML of claims (or a sweep with claims, shipped or a file): name, task, metric, where, contrast, margin.
+    results
+        Folder of the sweep that it is, or a results folder with the runs of the methods.
+    size
+        One of the sizes that a sweep's YAML has.
+    """
+    from coss_eval.reports.claims import claim_lines
+    from coss_eval.runtime.live import say
+    from coss_eval.sweeps.report import judge
+
+    say("\n".join(claim_lines(*judge(what, results, size))))
     return 0
 
 

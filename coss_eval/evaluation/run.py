@@ -268,8 +268,11 @@ def provenance(planned: Plan) -> dict[str, Any]:
     }
 
 
-def compare(run_a: Run | str | Path, run_b: Run | str | Path) -> pd.DataFrame:
-    """Paired differences between the models of two runs, with intervals and p-values, one row a condition."""
-    from coss_eval.reports.compare import compare as paired
+def compare(run_a: Run | str | Path, run_b: Run | str | Path, *, force: bool = False) -> pd.DataFrame:
+    """Differences between the models of two runs, or of "folder::model", with intervals and p-values, a row a score.
 
-    return paired(*(run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b)))
+    Different images or protocols are refused, unless ``force`` is given: then warnings name them.
+    """
+    from coss_eval.reports.compare import compare as differences
+
+    return differences(*(run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b)), force=force)

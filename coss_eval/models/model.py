@@ -60,6 +60,7 @@ class Model:
     ``architecture`` is what builds the same network afresh; None for a network that somebody made by hand.
     ``code`` identifies code that is not the packages' (see ``code_identity``), ``batch_size`` the batches of a network
     whose outputs depend on them; both are None for ordinary networks, and stand in every key where they are not.
+    ``group`` is the method that trained it and ``seed`` its training seed, where known: reports compare groups.
     """
 
     name: str
@@ -75,6 +76,8 @@ class Model:
     architecture: Architecture | None = None
     code: str | None = None
     batch_size: int | None = None
+    group: str | None = None
+    seed: int | None = None
 
     def __repr__(self) -> str:
         head = "no head" if self.head is None else f"its own {type(self.head).__name__} head"
@@ -114,6 +117,8 @@ class Model:
         return replace(
             self,
             name=f"untrained {self.arch} (seed {seed})",
+            group=None,
+            seed=None,
             backbone=backbone.to(device).eval().requires_grad_(False),
             head=None,
             classes=None,

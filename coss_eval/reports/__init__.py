@@ -6,6 +6,7 @@ pandas and matplotlib are imported when something is written, so that importing 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,16 @@ __all__ = ["headline_text", "write"]
 
 
 def write(
-    store_path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, baseline: str | None = None
+    store_path: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    baseline: str | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
     """Write the report of a results folder into it (or into ``out``); the paths written.
 
-    ``baseline`` names the checkpoint that differences refer to (default: the first). Writes report.md, report.html,
+    ``baseline`` names the checkpoint or method that differences refer to (default: the first). ``groups`` names methods
+    by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. Writes report.md, report.html,
     tables/<name>.csv and .tex, tables/measurements.csv (every number, as fractions) and figures/<name>.png and .pdf.
     Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for an
     unknown baseline.
@@ -32,7 +38,7 @@ def write(
     from coss_eval.reports.files import write_file
 
     folder = Path(store_path if out is None else out)
-    results = _results(Store(store_path))
+    results = _results(Store(store_path), groups)
     base = document.resolve_baseline(results, baseline)
     everything = tables.apart_from_untrained(results.frame).to_csv(index=False, lineterminator="\n")
     paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early
@@ -63,10 +69,10 @@ def headline_text(store: Store) -> str:
     return f"{shown}\n{table.gaps} not measured ({layout.GAP})" if table.gaps else shown
 
 
-def _results(store: Store) -> Results:
+def _results(store: Store, groups: Mapping[str, Sequence[str]] | None = None) -> Results:
     from coss_eval.reports.results import Results
 
-    results = Results(store)
+    results = Results(store, groups)
     if not results.records:
         raise CossError(f"no finished cells in {store.path}; give a results folder that coss-eval has evaluated into")
     return results

@@ -1,7 +1,8 @@
 """Claims that were written down before any run: one score each, a contrast of methods, over training seeds.
 
-Imports no torch. The seed is the unit: a score is one number a run, and an interval is about other seeds of the same
-methods on the same images. A claim says nothing before every arm that it compares has two seeds.
+Imports no torch. The seed is the unit: a score is one number a run, with its images' shares where they are stored, and
+an interval is about other seeds of the same methods and, with shares, other images. A claim says nothing before every
+arm that it compares has two seeds. All claims of a file are one family: Holm's correction runs over them.
 """
 
 from __future__ import annotations
@@ -9,20 +10,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from coss_eval.errors import UsageError
+import numpy as np
+from numpy.typing import ArrayLike
+
+from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.statistics import Difference, contrast, spread
-from coss_eval.store import Condition, Record
+from coss_eval.reports.results import Estimate, Results, by_run, mean
+from coss_eval.statistics import (
+    SEEDS_FOR_P,
+    Difference,
+    contrast,
+    contrast_error,
+    detectable,
+    holm,
+    p_against,
+    seeds_needed,
+    spread,
+)
+from coss_eval.store import Condition
+
+Verdict = Literal["supported", "refuted", "undecided"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A weighted sum of arms' means of one score: by default CO-BYOL minus BYOL.
+    """That a weighted sum of arms' means of one score, by default CO-BYOL minus BYOL, is at least ``margin``.
 
     The score is the mean over the measurements of ``metric`` of a task under the conditions ``where``: each name with
-    the value, or the values, that it must have. ``margin`` is the smallest difference that would matter.
+    the value, or the values, that it must have; those that have no other conditions, but seeds, where there are such.
+    ``data`` names the dataset where results have several.
     """
 
     name: str
@@ -33,6 +51,7 @@ class Claim:
     where: dict[str, Any] = field(default_factory=dict)
     contrast: dict[str, float] = field(default_factory=lambda: {"co-byol": 1.0, "byol": -1.0})
     percent: bool = True
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if not self.contrast or abs(sum(self.contrast.values())) > 1e-9:
@@ -55,54 +74,158 @@ class Claim:
         )
         return text.removeprefix("+ ")
 
-    def score(self, records: Sequence[Record]) -> float | None:
-        """The score of one run from the stored records of its cells; None where it was not measured."""
-        found = [
-            m["value"]
-            for record in records
-            if record["task"] == self.task
-            for m in record["measurements"]
-            if m["metric"] == self.metric and self._is_meant(Condition(m["condition"]))
-        ]
-        return None if not found or None in found else sum(found) / len(found)
+    def of(self, results: Results, label: str) -> Estimate | None:
+        """The score of a checkpoint; None where it lacks a condition that others have, or all lack a named one."""
+        found = [c for c in results.conditions(self.task, self.metric) if self._is_meant(c)]
+        plain = [c for c in found if set(c.without("seed")) <= set(self.where)]
+        found = plain or found
+        if any(not any(c.includes(**{name: v}) for c in found) for name, v in self._wanted()):
+            return None
+        return mean([results.estimate(label, self.task, self.metric, **c) for c in found])
+
+    def _wanted(self) -> list[tuple[str, Any]]:
+        """Every name of ``where`` with each of its values."""
+        lists = {name: v if isinstance(v, list | tuple) else [v] for name, v in self.where.items()}
+        return [(name, value) for name, values in lists.items() for value in values]
 
     def _is_meant(self, condition: Condition) -> bool:
-        wanted = {name: v if isinstance(v, list | tuple) else [v] for name, v in self.where.items()}
-        return all(any(condition.includes(**{name: v}) for v in values) for name, values in wanted.items())
+        wanted = self._wanted()
+        return all(any(condition.includes(**{n: v}) for n, v in wanted if n == name) for name in self.where)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of a claim: seeds by arm, and the difference once every arm has two of them."""
+    """What is known of a claim: seeds by arm, and the rest once every arm has two of them.
+
+    ``p`` is against the margin, not yet adjusted; ``seen`` the difference that these seeds show 8 times in 10;
+    ``needed`` the seeds an arm that would decide if the difference is as estimated (None: more than anybody trains).
+    """
 
     claim: Claim
     seeds: dict[str, int]
-    difference: Difference | None
+    difference: Difference | None = None
+    p: float = math.nan
+    seen: float | None = None
+    needed: int | None = None
 
 
-def finding(claim: Claim, scores: Mapping[str, Sequence[float]]) -> Finding:
-    """The contrast of the arms' ``scores``, one a seed: Satterthwaite's interval for seeds of unequal spread."""
-    values = {arm: scores.get(arm, []) for arm in claim.contrast}
-    ready = all(len(each) >= 2 for each in values.values())
-    found = contrast([(w, values[arm]) for arm, w in claim.contrast.items()]) if ready else None
-    return Finding(claim, {arm: len(each) for arm, each in values.items()}, found)
+def finding(claim: Claim, scores: Mapping[str, ArrayLike]) -> Finding:
+    """The contrast of the arms' ``scores``, one a seed (S,), or one a seed and image (S, N) of the same images."""
+    values = {arm: np.asarray(scores.get(arm, []), dtype=np.float64) for arm in claim.contrast}
+    seeds = {arm: len(each) for arm, each in values.items()}
+    if min(seeds.values()) < 2:
+        return Finding(claim, seeds)
+    groups = [(w, values[arm]) for arm, w in claim.contrast.items()]
+    estimate, error, df = contrast_error(groups)
+    p = p_against(estimate, error, df, claim.margin)
+    needed = seeds_needed(groups, estimate - claim.margin)
+    return Finding(claim, seeds, contrast(groups), p, detectable(error, df), needed)
 
 
-def claims_table(findings: Sequence[Finding], planned: Mapping[str, int]) -> Table:
-    """A row a claim; ``planned`` has the seeds that each arm is to have."""
+def finding_of_runs(claim: Claim, runs: Mapping[str, Sequence[Estimate]]) -> Finding:
+    """``finding`` from the estimates of each arm's runs."""
+    there = [arm for arm in claim.contrast if runs.get(arm)]
+    return finding(claim, dict(zip(there, by_run([runs[arm] for arm in there]), strict=True)) if there else {})
+
+
+def findings_in(claims: Sequence[Claim], results: Results) -> list[Finding]:
+    """What a results folder says of each claim; its arms are the methods or checkpoints there."""
+    return [finding_of_runs(claim, {arm: _runs_of(claim, results, arm) for arm in claim.contrast}) for claim in claims]
+
+
+def _runs_of(claim: Claim, results: Results, arm: str) -> list[Estimate]:
+    methods = results.groups.methods
+    found = [label for label in results.labels if arm in (label, methods.get(label), *results.models(label))]
+    if not found:
+        known = [methods.get(label, label) for label in results.labels]
+        raise unknown_name(f"method in the claim {claim.name!r}", arm, list(dict.fromkeys(known)))
+    found = [label for label in found if claim.data is None or claim.data in results.datasets(label)]
+    if len(found) != 1:
+        data = sorted({name for label in results.labels for name in results.datasets(label)})
+        raise UsageError(f"the claim {claim.name!r} needs data: one of {', '.join(data)}; {arm} has {len(found)} rows")
+    estimates = [claim.of(results, member) for member in results.members(found[0])]
+    return [estimate for estimate in estimates if estimate is not None]
+
+
+def verdicts(findings: Sequence[Finding], level: float = 0.95) -> list[tuple[Verdict, float]]:
+    """Each claim's verdict with its p, adjusted by Holm over all of them; a claim without data counts as p = 1.
+
+    Supported: the difference is above the margin; refuted: below it.
+    """
+    adjusted = holm([1.0 if math.isnan(found.p) else found.p for found in findings])
+    answers: list[tuple[Verdict, float]] = []
+    for found, p in zip(findings, adjusted, strict=True):
+        if found.difference is None or p >= 1 - level:
+            answers.append(("undecided", float(p)))
+        else:
+            answers.append(("supported" if found.difference.difference > found.claim.margin else "refuted", float(p)))
+    return answers
+
+
+def claims_table(
+    findings: Sequence[Finding], planned: Mapping[str, int] | None = None, hours: Mapping[str, float] | None = None
+) -> Table:
+    """A row a claim; ``planned`` has the seeds that each arm is to have, ``hours`` what a run of it takes."""
     rows = []
-    for i, found in enumerate(findings, 1):
+    for i, (found, (verdict, p)) in enumerate(zip(findings, verdicts(findings), strict=True), 1):
         claim, d = found.claim, found.difference
-        seeds = ", ".join(f"{n} of {planned.get(arm, 0)}" for arm, n in found.seeds.items())
+        seeds = ", ".join(
+            str(n) if planned is None else f"{n} of {planned.get(arm, 0)}" for arm, n in found.seeds.items()
+        )
         shown = None if d is None else Number(d.difference, d.low, d.high, claim.unit, signed=True)
         margin = Number(claim.margin, unit=claim.unit).main
-        rows.append(Row(f"{i} {claim.name}", [claim.compared, shown, margin, seeds]))
+        seen = None if found.seen is None else Number(found.seen, unit=claim.unit)
+        enough = min(found.seeds.values()) >= SEEDS_FOR_P
+        answer = f"{verdict}, {Number(0.0, p=p).p_text}" if enough and not math.isnan(found.p) else verdict
+        rows.append(
+            Row(
+                f"{i} {claim.name}",
+                [claim.compared, shown, margin, answer, seen, seeds, still_needed(found, verdict, hours)],
+            )
+        )
     caption = (
-        "Difference of the means over seeds with its 95 % interval over seeds (Satterthwaite's degrees of freedom); "
-        "percentage points where the score is an accuracy. Scores, contrasts and margins were fixed before any run. "
-        "No p-value: too few seeds say nothing either way."
+        "Difference of the means over seeds with its 95 % interval, about new seeds and, where each image's "
+        "verdict is stored, new images (readers nested in methods, Satterthwaite's degrees of freedom); percentage "
+        "points where the score is an accuracy. Supported: above the margin, refuted: below it, by Student's test "
+        f"at 5 % with Holm's correction over all claims; p is shown from {SEEDS_FOR_P} seeds on. Could have seen: the "
+        "difference that these seeds show 8 times in 10. Seeds needed: of each arm, if difference and spread are "
+        "as they seem. Scores, contrasts and margins were fixed before any run."
     )
-    return Table("claims", "The claims", "claim", ["compared", "difference", "margin", "seeds done"], rows, caption)
+    columns = ["compared", "difference", "margin", "verdict", "could have seen", "seeds done", "seeds needed"]
+    return Table("claims", "The claims", "claim", columns, rows, caption)
+
+
+def still_needed(found: Finding, verdict: Verdict, hours: Mapping[str, float] | None) -> str:
+    """ "12 each, about 30 hours"; empty where the claim is decided or has too few seeds to tell."""
+    if verdict != "undecided" or found.difference is None:
+        return ""
+    if found.needed is None:
+        return "more than 200 each"
+    missing = {arm: max(0, found.needed - seeds) for arm, seeds in found.seeds.items()}
+    known = hours is not None and all(arm in hours for arm, count in missing.items() if count)
+    total = sum(count * hours[arm] for arm, count in missing.items() if count) if known and hours is not None else 0.0
+    return f"{found.needed} each" + (f", about {total:.0f} hours" if total else "")
+
+
+def claim_lines(findings: Sequence[Finding], hours: Mapping[str, float] | None = None) -> list[str]:
+    """The answers for a terminal, a few lines a claim; what was not seen is said with the most that it may be."""
+    lines = []
+    for i, (found, (verdict, p)) in enumerate(zip(findings, verdicts(findings), strict=True), 1):
+        claim, d = found.claim, found.difference
+        margin = Number(claim.margin, unit=claim.unit).main
+        seeds = " and ".join(map(str, found.seeds.values()))
+        lines.append(f"{i} {claim.name}: {verdict.upper()}")
+        lines.append(f"    {claim.compared} at least {margin}; {seeds} seeds")
+        if d is None:
+            lines.append("    every arm needs two seeds or more")
+            continue
+        shown = Number(d.difference, d.low, d.high, claim.unit, signed=True)
+        p_text = Number(0.0, p=p).p_text if min(found.seeds.values()) >= SEEDS_FOR_P else ""
+        lines.append("    " + ", ".join(part for part in (str(shown), shown.reading, p_text) if part))
+        seen = Number(found.seen or 0.0, unit=claim.unit).main
+        needed = still_needed(found, verdict, hours)
+        lines.append(f"    these seeds show {seen} 8 times in 10" + (f"; seeds needed: {needed}" if needed else ""))
+    return lines
 
 
 def scores_table(

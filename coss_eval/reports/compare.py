@@ -1,10 +1,11 @@
-"""Two runs side by side: paired differences between their checkpoints, with intervals, p-values and warnings."""
+"""Models or methods of any folders side by side: differences with intervals, p-values and what forbids them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,15 +13,17 @@ import pandas as pd
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import headline
 from coss_eval.reports.by_task import task_report
-from coss_eval.reports.layout import Number, Row, Table
+from coss_eval.reports.files import write_file
+from coss_eval.reports.layout import Number, Row, Table, latex, markdown
 from coss_eval.reports.layout import text as table_text
-from coss_eval.reports.results import Results, difference
+from coss_eval.reports.results import Estimate, Results, difference
 from coss_eval.reports.scores import Score
-from coss_eval.statistics import holm
+from coss_eval.statistics import SEEDS_FOR_P, holm
 from coss_eval.store import Store
 
 COLUMNS = [
     "task",
+    "table",
     "group",
     "score",
     "a",
@@ -34,137 +37,227 @@ COLUMNS = [
     "p_holm",
     "n",
     "unit",
+    "n_a",
+    "n_b",
+    "seeds_a",
+    "seeds_b",
 ]
+NOTE = (
+    "Differences are the second minus the first; p is adjusted over each table (Holm). One seed a side is paired over "
+    f"images and compares two checkpoints, not two methods; with several, seeds and images are new, and fewer than "
+    f"{SEEDS_FOR_P} seeds have no p."
+)
 
 
-def compare(run_a: str | os.PathLike[str], run_b: str | os.PathLike[str]) -> pd.DataFrame:
-    """b minus a, paired over the images that both saw: one row a score that both runs have.
+@dataclass(frozen=True)
+class _Side:
+    """One of the two that are compared: its folder's results and its label there."""
 
-    Checkpoints of the same name are paired; a run with one checkpoint is paired with every one of the other. Columns:
-    task, group, score, a, b (checkpoints), value_a, value_b, difference, low, high, p, p_holm (over the pair's task),
-    n, unit. Accuracies are fractions. ``attrs["warnings"]`` says what makes the two hard to compare. p compares two
-    CHECKPOINTS; methods are compared over training seeds (statistics.contrast).
-    Raises CossError for a folder without cells, UsageError where no checkpoints can be paired.
+    results: Results
+    label: str
+
+
+def compare(run_a: str | os.PathLike[str], run_b: str | os.PathLike[str], *, force: bool = False) -> pd.DataFrame:
+    """b minus a over the images that both saw: one row a score that both have.
+
+    A side is a results folder, or "folder::model" for one model or method of it; the folders may be one. Without names,
+    models of the same name are paired, and a run with one model with every one of the other. Columns: task, table,
+    group, score, a, b (labels), value_a, value_b, difference, low, high, p, p_holm (over the table), n, unit, and the
+    images and seeds of each side. Accuracies are fractions. ``attrs["warnings"]`` says what makes the two hard to
+    compare. Raises CossError for a folder without cells, UsageError where nothing can be paired, and, unless ``force``
+    is given, where images or protocols differ.
     """
-    a, b = (_results(path) for path in (run_a, run_b))
-    frames = []
-    for label_a, label_b in _pairs(a, b):
-        for task in ["headline", *(task for task in a.tasks if task in b.tasks)]:
-            frames.append(_task_rows(a, b, label_a, label_b, task))
-    frames = [one for one in frames if len(one)]
-    if not frames:
+    (a, name_a), (b, name_b) = (_results(path) for path in (run_a, run_b))
+    sides = [(_Side(a, one), _Side(b, other)) for one, other in _pairs(a, b, name_a, name_b)]
+    different = list(dict.fromkeys(line for pair in sides for line in _differing(*pair)))
+    if different and not force:
+        raise UsageError(f"{different[0]}; add --force (force=True) to compare them nevertheless")
+    rows = [row for pair in sides for task in _tasks(a, b) for row in _task_rows(*pair, task)]
+    if not rows:
         raise UsageError(f"no score in common: {a.store.path} has {', '.join(a.tasks)}, the other {', '.join(b.tasks)}")
-    frame = pd.concat(frames, ignore_index=True)
-    frame.attrs |= {"warnings": _warnings(a, b), "runs": [results.store.path.name for results in (a, b)]}
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    for _, of_table in frame.groupby("table", sort=False).groups.items():
+        frame.loc[of_table, "p_holm"] = holm(frame.loc[of_table, "p"].astype(float))
+    frame["p_holm"] = frame["p_holm"].astype(float)
+    warnings = list(dict.fromkeys([*a.warnings, *b.warnings, *different, *_devices(a, b)]))
+    frame.attrs |= {"warnings": warnings, "runs": [results.store.path.name for results in (a, b)]}
     return frame
 
 
 def text(frame: pd.DataFrame) -> str:
-    """The comparison for a terminal: a table a task, headed by the two checkpoints; warnings first."""
+    """The comparison for a terminal: warnings first, then a table a table; what each difference shows beside it."""
     lines = [f"WARNING  {warning}" for warning in frame.attrs.get("warnings", [])]
-    for (label_a, label_b, task), rows in frame.groupby(["a", "b", "task"], sort=False):
-        entries = [
-            Row(
-                row["score"],
-                [
-                    Number(row["value_a"], unit=row["unit"]),
-                    Number(row["value_b"], unit=row["unit"]),
-                    Number(row["difference"], row["low"], row["high"], row["unit"], p=row["p_holm"], signed=True),
-                ],
-                row["group"],
-            )
-            for row in rows.to_dict("records")
-        ]
+    return "\n".join([*lines, *(table_text(table) + "\n" for table in tables(frame)), NOTE])
+
+
+def tables(frame: pd.DataFrame) -> list[Table]:
+    """A table for each pair and table of scores, headed by the two, their images and their seeds."""
+    found = []
+    for (label_a, label_b, name), rows in frame.groupby(["a", "b", "table"], sort=False):
+        entries = []
+        for row in rows.to_dict("records"):
+            shown = _difference(row)
+            values = [Number(row[value], unit=row["unit"]) for value in ("value_a", "value_b")]
+            entries.append(Row(row["score"], [*values, shown, shown.reading], row["group"]))
+        columns = [str(label_a), str(label_b)]
+        if label_a == label_b:
+            columns = [f"{label_a}, {run}" for run in frame.attrs["runs"]]
+        columns = [f"{c} ({_sizes(rows, side)})" for c, side in zip(columns, "ab", strict=True)]
         counts = sorted(set(rows["n"]))
         n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-        columns = [str(label_a), str(label_b), "difference"]
-        if label_a == label_b:
-            columns[:2] = [f"{label_a}, {run}" for run in frame.attrs["runs"]]
-        lines.append(table_text(Table(str(task), str(task), f"{task}, {n}", columns, entries)) + "\n")
-    lines.append(
-        "Differences are the second minus the first, paired over images; p is adjusted over each table (Holm)."
-    )
-    return "\n".join(lines)
+        found.append(Table(str(name), str(name), f"{name}, {n}", [*columns, "difference", "seen"], entries))
+    return found
 
 
-def _results(path: str | os.PathLike[str]) -> Results:
-    results = Results(Store(path))
+def write(frame: pd.DataFrame, out: Path) -> list[Path]:
+    """comparison.md, comparison.csv (fractions), tables/*.tex and figures/comparison.png, .pdf in ``out``."""
+    from coss_eval.reports.drawing import save, style
+
+    parts = ["# Comparison", *(f"> **{warning}**" for warning in frame.attrs["warnings"])]
+    paths = [write_file(out / "comparison.csv", frame.to_csv(index=False, lineterminator="\n"))]
+    with style():
+        paths += save(figure(frame), out / "figures" / "comparison")
+    parts.append("![Differences with 95 % intervals](figures/comparison.png)")
+    for number, table in enumerate(tables(frame)):
+        paths.append(write_file(out / "tables" / f"{number}_{table.name}.tex", latex(table)))
+        parts += [f"## {table.title}", markdown(table)]
+    return [write_file(out / "comparison.md", "\n\n".join([*parts, NOTE]) + "\n"), *paths]
+
+
+def figure(frame: pd.DataFrame) -> Any:
+    """A forest plot of the first table's differences that are of shares of images: a row a score, a mark a pair."""
+    from matplotlib.figure import Figure
+
+    from coss_eval.reports.drawing import WIDTH, legend, looks
+
+    shares = frame[(frame["unit"] == "percent") & frame["low"].notna()]
+    shown = shares if shares.empty else shares[shares["table"] == shares["table"].iloc[0]]
+    scores = list(dict.fromkeys(zip(shown["group"], shown["score"], strict=True)))
+    look = looks(list(dict.fromkeys(f"{b} minus {a}" for a, b in zip(shown["a"], shown["b"], strict=True))))
+    drawn = Figure(figsize=(0.7 * WIDTH, 1.0 + 0.3 * max(1, len(scores))), layout="constrained")
+    axis = drawn.subplots()
+    for row in shown.to_dict("records"):
+        pair = f"{row['b']} minus {row['a']}"
+        y = scores.index((row["group"], row["score"])) + 0.7 * ((list(look).index(pair) + 0.5) / len(look) - 0.5)
+        axis.hlines(y, 100 * row["low"], 100 * row["high"], color=look[pair].color)
+        axis.plot(100 * row["difference"], y, look[pair].marker, color=look[pair].color)
+    axis.axvline(0, color="#555555", linewidth=0.7)
+    axis.set_yticks(range(len(scores)), [" ".join(part for part in score if part) for score in scores])
+    axis.set_ylim(len(scores) - 0.5, -0.5)
+    axis.set_xlabel("difference, points (bars: 95 %)")
+    if look:
+        legend(drawn, look)
+    return drawn
+
+
+def _difference(row: dict[Any, Any]) -> Number:
+    p = row["p_holm"]
+    return Number(row["difference"], row["low"], row["high"], row["unit"], p=p, signed=True)
+
+
+def _sizes(rows: pd.DataFrame, side: str) -> str:
+    """ "n = 500, 3 seeds"."""
+    counts, seeds = sorted(set(rows[f"n_{side}"])), max(rows[f"seeds_{side}"])
+    shown = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+    return f"n = {shown}, {seeds} seed{'' if seeds == 1 else 's'}"
+
+
+def _results(path: str | os.PathLike[str]) -> tuple[Results, str | None]:
+    """A folder's results, and the model that "folder::model" names."""
+    folder, _, name = os.fspath(path).partition("::")
+    results = Results(Store(folder))
     if not results.records:
-        raise CossError(f"no finished cells in {os.fspath(path)}; give a results folder that coss-eval has written")
-    return results
+        raise CossError(f"no finished cells in {folder}; give a results folder that coss-eval has written")
+    return results, name or None
 
 
-def _pairs(a: Results, b: Results) -> Iterator[tuple[str, str]]:
-    shared = [label for label in a.labels if label in b.labels]
-    if len(a.labels) == 1 or len(b.labels) == 1:
-        yield from ((left, right) for left in a.labels for right in b.labels)
+def _tasks(a: Results, b: Results) -> list[str]:
+    return ["headline", *(task for task in a.tasks if task in b.tasks)]
+
+
+def _pairs(a: Results, b: Results, name_a: str | None, name_b: str | None) -> Iterator[tuple[str, str]]:
+    left = a.labels if name_a is None else [a.named(name_a, "model")]
+    right = b.labels if name_b is None else [b.named(name_b, "model")]
+    shared = [label for label in left if label in right]
+    if len(left) == 1 or len(right) == 1:
+        yield from ((one, other) for one in left for other in right)
     elif shared:
         yield from ((label, label) for label in shared)
     else:
         raise UsageError(
-            f"no checkpoint to pair: the first run has {', '.join(a.labels)}, the second {', '.join(b.labels)}; "
-            "give runs that share names or have one checkpoint each"
+            f"no checkpoint to pair: the first run has {', '.join(left)}, the second {', '.join(right)}; "
+            "give runs that share names or have one checkpoint each, or name them: FOLDER::MODEL"
         )
 
 
-def _task_rows(a: Results, b: Results, label_a: str, label_b: str, task: str) -> pd.DataFrame:
-    left, right = ({(s.group, s.name): s for s in _scores(results, task)} for results in (a, b))
+def _task_rows(a: _Side, b: _Side, task: str) -> list[dict[str, Any]]:
+    left, right = ({(t, s.group, s.name): s for t, s in _scores(side.results, task)} for side in (a, b))
     rows: list[dict[str, Any]] = []
     for key, score in left.items():
-        one = score.of(label_a)
-        other = right[key].of(label_b) if key in right else None
+        one = score.of(a.label)
+        other = right[key].of(b.label) if key in right else None
         found = difference(other, one)
         if one is None or other is None or found is None:
             continue
-        group, name = key
+        table, group, name = key
         rows.append(
-            {"task": task, "group": group, "score": name, "a": label_a, "b": label_b}
+            {"task": task, "table": table, "group": group, "score": name, "a": a.label, "b": b.label}
             | {"value_a": one.value, "value_b": other.value}
             | dict(zip(("difference", "low", "high", "p", "n"), found, strict=True))
-            | {"unit": score.unit}
+            | {"unit": score.unit, "n_a": one.n, "n_b": other.n, "seeds_a": _seeds(one), "seeds_b": _seeds(other)}
         )
-    adjusted = holm([row["p"] for row in rows])
-    return pd.DataFrame([row | {"p_holm": float(p)} for row, p in zip(rows, adjusted, strict=True)], columns=COLUMNS)
+    return rows
 
 
-def _scores(results: Results, task: str) -> list[Score]:
+def _seeds(estimate: Estimate) -> int:
+    return max(1, len(estimate.runs))
+
+
+def _scores(results: Results, task: str) -> list[tuple[str, Score]]:
+    """Every score of a task with the name of its table; groups of further tables say whose they are."""
     if task == "headline":
-        return [*headline.columns(results)]
+        return [("headline", column) for column in headline.columns(results)]
     main, *others = task_report(task).scores(results)
-    return main.scores + [replace(score, group=score.group or spec.title) for spec in others for score in spec.scores]
+    further = [(t.name, replace(s, group=s.group or t.title)) for t in others for s in t.scores]
+    return [*((main.name, score) for score in main.scores), *further]
 
 
-def _warnings(a: Results, b: Results) -> list[str]:
-    """Why a difference may not be the checkpoints' own: other images, limits, protocols or device types."""
-    found = [*a.warnings, *b.warnings]
+def _differing(a: _Side, b: _Side) -> list[str]:
+    """Why a difference may not be the models' own: other images, limits or protocols."""
+    found = []
     one, other = _facts(a), _facts(b)
     for name in one:
         if one[name] != other[name]:
             found.append(f"{name} differ: {', '.join(one[name])} and {', '.join(other[name])}")
-    for task in a.tasks:
-        left, right = (_protocol(results, task) for results in (a, b))
+    for task in _tasks(a.results, b.results)[1:]:
+        left, right = _protocol(a, task), _protocol(b, task)
         differing = sorted(name for name in left.keys() & right.keys() if left[name] != right[name])
         found += [f"{task}: {name} differs: {left[name]} and {right[name]}" for name in differing]
-    return list(dict.fromkeys(found))
+    return found
 
 
-def _facts(results: Results) -> dict[str, list[str]]:
-    """What all of a run's numbers rest on."""
-    protocols = [record["protocol"] for record in results.records]
+def _facts(side: _Side) -> dict[str, list[str]]:
+    """The images that a side's numbers rest on, of the tasks that it has."""
+    cells = [cell for task in side.results.tasks for cell in side.results.cells(task, side.label)]
+    data = [cell["protocol"].get("data", {}) for cell in cells]
     values = {
-        "datasets": [protocol.get("data", {}).get("name") for protocol in protocols],
-        "images (fingerprints)": [protocol.get("data", {}).get("fingerprint") for protocol in protocols],
-        "limits": [protocol.get("data", {}).get("limit") for protocol in protocols],
-        "geometries": [protocol.get("geometry") for protocol in protocols],
-        "device types": [str(run["device"]).split(":")[0] for run in results.runs if run.get("device")],
+        "datasets": [one.get("name") for one in data],
+        "images (fingerprints)": [one.get("fingerprint") for one in data],
+        "limits": [one.get("limit") for one in data],
     }
     return {name: sorted(set(map(str, some))) for name, some in values.items()}
 
 
-def _protocol(results: Results, task: str) -> dict[str, str]:
+def _devices(a: Results, b: Results) -> list[str]:
+    """Perturbations are equal within a device type only."""
+    one, other = (sorted({str(run["device"]).split(":")[0] for run in r.runs if run.get("device")}) for r in (a, b))
+    return [] if one == other else [f"device types differ: {', '.join(one)} and {', '.join(other)}"]
+
+
+def _protocol(side: _Side, task: str) -> dict[str, str]:
     """The parameters that all cells of a task share."""
     values: dict[str, set[str]] = {}
-    for cell in results.cells(task):
+    for cell in side.results.cells(task, side.label):
         for name, value in (cell["params"] | {"algorithm_version": cell.get("algorithm_version")}).items():
             values.setdefault(name, set()).add(str(value))
     return {name: value.pop() for name, value in values.items() if len(value) == 1}

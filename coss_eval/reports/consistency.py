@@ -92,7 +92,7 @@ def _checkpoints(runs: Sequence[str | os.PathLike[str]]) -> list[Checkpoint]:
         results = Results(Store(run))
         if not results.records:
             raise CossError(f"no finished cells in {os.fspath(run)}; give a results folder that coss-eval has written")
-        found += [(label, results, label) for label in results.labels]
+        found += [(label, results, label) for label in results.checkpoints]
     names = [name for name, _, _ in found]
     return [
         (f"{name}, {results.store.path.name}" if names.count(name) > 1 else name, results, label)

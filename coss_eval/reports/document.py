@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coss_eval.errors import unknown_name
 from coss_eval.reports import headline, provenance
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.layout import Number, Row, Table, transposed
-from coss_eval.reports.results import Estimate, Results, difference
-from coss_eval.reports.scores import Column, Score, TaskScores
-from coss_eval.statistics import Difference, holm
+from coss_eval.reports.results import Estimate, Results, could_have_seen, difference
+from coss_eval.reports.scores import Column, Score, TaskScores, adjusted, comparable
+from coss_eval.statistics import SEEDS_FOR_P
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,42 @@ def build(results: Results, baseline: str | None = None, figures: Sequence[str] 
     spec = TaskScores("headline", "Headline", "", [*columns])
     differences = difference_table(results, spec, base)
     others = [] if differences is None else [transposed(differences)]
-    sections = [Section("Headline", [], [headline_table(results, columns), *others])] if columns else []
+    if results.groups.members:
+        others.append(headline_table(results, columns, each=True))
+    chances = {results.chance(label) for label in results.labels} - {None}
+    chance = [f"Chance level: {Number(chances.pop() or 0.0).main} %."] if len(chances) == 1 else []
+    sections = [Section("Headline", chance, [headline_table(results, columns), *others])] if columns else []
     sections += [_section(results, task, base, figures) for task in results.tasks]
     sections.append(Section("Provenance", [provenance.STATISTICS], provenance.tables(results)))
     data = ", ".join(dict.fromkeys(str(name) for name in results.frame["data"].dropna()))
-    count = len(results.labels)
-    subtitle = f"{count} checkpoint{'s' if count != 1 else ''} on {data or 'unnamed data'}"
+    subtitle = f"{_counted(results)} on {data or 'unnamed data'}{_what_is_compared(results)}"
     return Document("coss-eval report", subtitle, provenance.warnings(results), sections)
+
+
+def _counted(results: Results) -> str:
+    """ "2 methods (6 checkpoints) and 1 checkpoint"."""
+    members = results.groups.members
+    alone = len(results.labels) - len(members)
+    runs = sum(map(len, members.values()))
+    parts = [f"{len(members)} method{_s(len(members))} ({runs} checkpoints)"] if members else []
+    parts += [f"{alone} checkpoint{_s(alone)}"] if alone or not members else []
+    return " and ".join(parts)
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _what_is_compared(results: Results) -> str:
+    """What a reader must know before any difference: whether they are of methods or of checkpoints."""
+    seeds = [len(texts) for texts in results.groups.members.values()]
+    if not seeds:
+        alone = ". One seed each: differences and p-values compare these checkpoints, not the methods that made them"
+        return f"{alone}." if len(results.labels) > 1 else ""
+    found = ". Methods are compared over their seeds: intervals are about new seeds and new images"
+    found += f"; fewer than {SEEDS_FOR_P} seeds give an interval and no p" if min(seeds) < SEEDS_FOR_P else ""
+    alone = "; what has one seed is shown beside them, without an interval of its difference from them"
+    return f"{found}{alone if len(results.labels) > len(seeds) else ''}."
 
 
 def _section(results: Results, task: str, base: str, figures: Sequence[str]) -> Section:
@@ -64,18 +92,13 @@ def _section(results: Results, task: str, base: str, figures: Sequence[str]) -> 
 
 def resolve_baseline(results: Results, baseline: str | None) -> str:
     """The label of the checkpoint that differences refer to. Raises UsageError for a name that is not there."""
-    if baseline is None:
-        return results.labels[0]
-    models = dict(zip(results.frame["model"], results.frame["checkpoint"], strict=True))
-    label = baseline if baseline in results.labels else models.get(baseline)
-    if label not in results.labels:
-        raise unknown_name("baseline", baseline, results.labels)
-    return str(label)
+    return results.labels[0] if baseline is None else results.named(baseline, "baseline")
 
 
-def headline_table(results: Results, scores: Sequence[Column]) -> Table:
-    """One row a checkpoint. The corner has the n of most columns; another n stands in its column's head."""
-    found = {label: [score.of(label) for score in scores] for label in results.labels}
+def headline_table(results: Results, scores: Sequence[Column], *, each: bool = False) -> Table:
+    """One row a method or checkpoint, or ``each`` checkpoint. The corner has the usual n, heads have others."""
+    labels = results.checkpoints if each else results.labels
+    found = {label: [score.of(label) for score in scores] for label in labels}
     by_score = zip(*found.values(), strict=True)
     n_texts = [results.n_text(e.n for e in column if e is not None) for column in by_score]
     usual = max(n_texts, key=n_texts.count, default="")
@@ -89,6 +112,8 @@ def headline_table(results: Results, scores: Sequence[Column]) -> Table:
     first = {label: [head] if known else [] for label, head in heads.items()}
     rows = [Row(label, [*first[label], *map(_number, scores, found[label])]) for label in found]
     columns = ["head", *names] if known else names
+    if each:
+        return Table("headline_checkpoints", "Headline of each checkpoint", usual, columns, rows)
     return Table("headline", "Headline", usual, columns, rows, headline.caption(scores))
 
 
@@ -110,20 +135,32 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
 
 
 def difference_table(results: Results, spec: TaskScores, base: str) -> Table | None:
-    """Every other checkpoint minus the baseline, in points; None where there is nothing to compare."""
-    scores = [s for s in spec.scores if s.unit == "percent" and s.of(base) is not None]
+    """Every other one minus the baseline, in points, p adjusted over the table; None where nothing can be compared."""
+    scores = [score for score in comparable(spec.scores, results.labels) if score.of(base) is not None]
     others = [label for label in results.labels if label != base and any(s.of(label) is not None for s in scores)]
     if not scores or not others:
         return None
-    columns = []
-    for label in others:
-        found = [difference(score.of(label), score.of(base)) for score in scores]
-        adjusted = holm([float("nan") if d is None else d.p for d in found])
-        columns.append([_change(*each) for each in zip(scores, found, adjusted, strict=True)])
-    rows = [Row(s.name, [column[i] for column in columns], s.group) for i, s in enumerate(scores)]
+    family = adjusted(comparable(spec.scores, results.labels), results.labels)  # also where the baseline has a gap
+    rows = [
+        Row(s.name, [_change(s, base, label, family.get((s.group, s.name, label, base))) for label in others], s.group)
+        for s in scores
+    ]
     title = f"{spec.title}: difference from {base}"
     n = results.n_text(e.n for score in scores for label in others if (e := score.of(label)) is not None)
-    return Table(f"{spec.name}_differences", title, f"points from {base}, {n}", others, rows)
+    points = [score for score in scores if score.unit == "percent"]
+    points_or_not = "points" if len(points) == len(scores) else "difference (points where it is of %)"
+    corner = f"{points_or_not} from {base}, " + (n if results.groups.members else f"p of checkpoints, {n}")
+    seen = [could_have_seen(score.of(label), score.of(base)) for score in points for label in others]
+    return Table(f"{spec.name}_differences", title, corner, others, rows, _power([x for x in seen if x is not None]))
+
+
+def _power(seen: Sequence[float]) -> str:
+    """The differences that the data of a table could have shown."""
+    if not seen:
+        return ""
+    low, high = (Number(x).main for x in (min(seen), max(seen)))
+    shown = low if low == high else f"{low} to {high}"
+    return f"Differences that these numbers show 8 times in 10, before adjustment: {shown} points."
 
 
 def protocol_line(results: Results, task: str) -> str:
@@ -143,8 +180,9 @@ def _number(score: Score, estimate: Estimate | None) -> Number | None:
     return None if estimate is None else Number(estimate.value, estimate.low, estimate.high, score.unit)
 
 
-def _change(score: Score, found: Difference | None, p: float) -> Number | None:
+def _change(score: Score, base: str, label: str, p: float | None) -> Number | None:
+    found = difference(score.of(label), score.of(base))
     if found is None:
         return None
     bounds = found.difference, found.low, found.high
-    return Number(*bounds, p=float(p), signed=True, lower_is_better=score.lower_is_better)
+    return Number(*bounds, unit=score.unit, p=p, signed=True, lower_is_better=score.lower_is_better)

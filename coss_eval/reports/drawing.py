@@ -104,13 +104,21 @@ def _scaled(points: Sequence[Estimate | None], scale: float) -> tuple[list[float
     return value, low, high
 
 
-def percent(axes: Any) -> None:
-    """All panels on one scale from 0 to a little above the highest value."""
+def percent(axes: Any, chance: float | None = None) -> None:
+    """All panels on one scale from 0 to a little above the highest value, with a line where guessing stands."""
     top = max(axis.dataLim.y1 for axis in axes.flat if axis.get_visible() and axis.has_data())
     for axis in axes.flat:
         axis.set_ylim(0, min(102.0, top * 1.06))
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.margins(x=0.04)
+        if chance is not None and axis.get_visible():
+            axis.axhline(100 * chance, color="#555555", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0, gid="chance")
+
+
+def chance_in(results: Results, look: Collection[str]) -> float | None:
+    """The accuracy of guessing on the images of all that is drawn; None where it is not known or not one."""
+    found = {results.chance(label) for label in look}
+    return found.pop() if len(found) == 1 else None
 
 
 def label_edges(figure: Figure, x: str, y: str) -> None:

@@ -8,10 +8,11 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 GAP = "—"
+_NOTHING = 1e-9  # rounding
 
 Unit = Literal["percent", "plain"]
 
@@ -57,6 +58,17 @@ class Number:
         """A difference for the better."""
         return self.value < 0 if self.lower_is_better else self.value > 0
 
+    @property
+    def reading(self) -> str:
+        """What a difference shows: "no difference seen, at most 3.2" unless its interval (and p) leave 0 out."""
+        if self.low is None or self.high is None or not (_known(self.low) and _known(self.high)):
+            return ""
+        unclear = self.p is not None and _known(self.p) and not self.clear
+        if self.low <= 0 <= self.high or unclear:
+            most = replace(self, signed=False)._format(max(abs(self.low), abs(self.high)))
+            return f"no difference seen, at most {most}"
+        return "higher" if self.value > 0 else "lower"
+
     def __str__(self) -> str:
         return " ".join(part for part in (self.main, self.interval, self.p_text) if part)
 
@@ -67,7 +79,13 @@ class Number:
         else:
             digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
             text = f"{value:{sign}.{digits}f}"
-        return text.replace("-", "−") if float(text) != 0 else text.lstrip("+-")
+        if float(text) == 0:
+            shown = 100 * value if self.unit == "percent" else value
+            if abs(shown) < _NOTHING:
+                return text.lstrip("+-")
+            digits = -math.floor(math.log10(abs(shown)))
+            text = f"{shown:{sign}.{digits}f}"  # -0.04 is not 0: its first digit shows
+        return text.replace("-", "−")
 
 
 Entry = Number | str | None  # None: a gap

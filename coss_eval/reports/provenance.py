@@ -14,8 +14,13 @@ STATISTICS = (
     "Brackets are 95 % intervals over images: Wilson's for a proportion, Wilson's with the images as clusters for a "
     "mean or an area over conditions of the same images, Student's on the images' shares for ratios, a jackknife for "
     "redundancy. Differences are paired over the same images (Newcombe's interval and McNemar's mid-p for one "
-    "condition, Student's t on the images' means for several), and p is adjusted over its column of the table (Holm). "
-    "They compare these checkpoints; methods are compared over training seeds."
+    "condition, Student's t on the images' means for several, no surer than the sign test where all images go one "
+    "way); where only intervals are stored, theirs is as wide as of other images (Zou and Donner 2008), without p. "
+    "These compare checkpoints. Methods of several seeds have intervals and differences about new seeds and new "
+    "images: readers nested in methods (Obuchowski and Rockette 1995) with Satterthwaite's degrees of freedom. p is "
+    "adjusted over its table (Holm): every pair in the run on every score of the table, whatever is shown of it. Each "
+    "table is an exploratory family of its own; only claims that were written down beforehand (coss-eval claim) are "
+    "more."
 )
 
 
@@ -41,6 +46,7 @@ def warnings(results: Results) -> list[str]:
         found.append(
             f"Runs used several device types ({', '.join(devices)}): perturbations are equal within a type only."
         )
+    found += results.groups.warnings
     missing = [cell for run in results.runs for cell in run.get("cells", [])]
     done = {record["key"] for record in results.records}
     absent = {cell["key"]: f"{cell['model']}: {cell['task']}" for cell in missing if cell["key"] not in done}

@@ -1,13 +1,14 @@
 """What a store knows, as estimates: a value with its interval and, where samples exist, each image's share of it.
 
 Every score here is linear in the images or has been made so (a ratio by its first-order terms), so that means over
-conditions, areas, ratios and paired differences all follow from the shares: the image is the unit throughout.
+conditions, areas, ratios and paired differences all follow from the shares: the image is the unit throughout. Several
+runs of one method are an estimate of its own, made from each run's: there seeds and images are the units.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from coss_eval.errors import unknown_name
+from coss_eval.reports.groups import Groups
+from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
     as_written_now,
     checkpoint_labels,
@@ -24,7 +28,18 @@ from coss_eval.reports.tables import (
     task_place,
     tidy_records,
 )
-from coss_eval.statistics import Difference, above_chance, clustered_wilson, paired_difference
+from coss_eval.statistics import (
+    SEEDS_FOR_P,
+    Difference,
+    above_chance,
+    clustered_wilson,
+    contrast,
+    contrast_error,
+    detectable,
+    mean_interval,
+    paired_difference,
+    unpaired,
+)
 from coss_eval.store import Condition, Record, Store, StoreWarning, column_name
 
 Shares = pd.Series  # of floats, indexed by sample id
@@ -32,7 +47,10 @@ Shares = pd.Series  # of floats, indexed by sample id
 
 @dataclass(frozen=True)
 class Estimate:
-    """One number of one checkpoint. ``shares`` has it image by image (their mean is ``value``), where that is known."""
+    """One number of one checkpoint. ``shares`` has it image by image (their mean is ``value``), where that is known.
+
+    Of a method it is the mean over its ``runs``, each an estimate of its own; they are empty for one checkpoint.
+    """
 
     value: float
     low: float | None
@@ -40,13 +58,17 @@ class Estimate:
     n: int
     shares: Shares | None = None
     data: str | None = None  # fingerprint of the images: only shares of the same images are paired
+    runs: tuple[Estimate, ...] = ()
 
 
 class Results:
-    """A store read once: its tidy frame, its checkpoints' labels in order, and estimates by name."""
+    """A store read once: its tidy frame, the labels of what it compares in order, and estimates by name.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    ``groups`` gives methods the patterns of their runs' names; runs whose own config says so are grouped without.
+    """
+
+    def __init__(self, store: Store, groups: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.store, self._patterns = store, groups or {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StoreWarning)
             self.runs = store.runs()
@@ -58,11 +80,56 @@ class Results:
         self._base = {label.text: label.base for label in self._labels.values()}
 
     @cached_property
-    def labels(self) -> list[str]:
+    def checkpoints(self) -> list[str]:
         """Checkpoints in order. One with variants ("r18 [seed=1]") stands for its base, whose numbers it inherits."""
         texts = list(dict.fromkeys(self.frame["checkpoint"]))
         inherited = {base for text, base in self._base.items() if text != base}
         return [text for text in texts if text not in inherited]
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Checkpoints that are runs of one method. Raises UsageError for patterns that match nothing or mix."""
+        return find_groups(self.checkpoints, self._labels, self.records, self.runs, self._patterns)
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """What tables compare, in order: methods where several of their runs are there, checkpoints otherwise."""
+        group = {text: name for name, texts in self.groups.members.items() for text in texts}
+        return list(dict.fromkeys(group.get(text, text) for text in self.checkpoints))
+
+    def named(self, name: str, what: str) -> str:
+        """The label that a person's ``name`` means: itself, a method's or a model's. Raises UsageError, naming them."""
+        methods = {method: label for label, method in self.groups.methods.items()}
+        checkpoints = dict(zip(self.frame["model"], self.frame["checkpoint"], strict=True))
+        label = name if name in (*self.labels, *self.checkpoints) else methods.get(name, checkpoints.get(name))
+        if label not in (*self.labels, *self.checkpoints) or (what == "baseline" and label not in self.labels):
+            raise unknown_name(what, name, self.labels)
+        return str(label)
+
+    def members(self, label: str) -> tuple[str, ...]:
+        """The checkpoints that a label stands for: a method's runs, or the one itself."""
+        return self.groups.members.get(label, (label,))
+
+    def models(self, label: str) -> set[str]:
+        """The names of the models that a label stands for."""
+        return {model for text in self._texts(label) for model, _ in self._sources.get(text, ())}
+
+    def datasets(self, label: str) -> set[str]:
+        """The names of the datasets that a label's numbers are of."""
+        return {data for text in self._texts(label) for _, data in self._sources.get(text, ())}
+
+    @cached_property
+    def _sources(self) -> dict[str, set[tuple[str, str]]]:
+        """Model and dataset of each checkpoint's cells."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for record in self.records:
+            pair = str(record["model"]), str(record["protocol"].get("data", {}).get("name"))
+            found.setdefault(self._labels[record["key"]].text, set()).add(pair)
+        return found
+
+    def _texts(self, label: str) -> set[str]:
+        """The labels of the cells that a label's numbers are in."""
+        return {text for member in self.members(label) for text in (member, self._base.get(member, member))}
 
     @cached_property
     def untrained(self) -> frozenset[str]:
@@ -83,7 +150,7 @@ class Results:
     def measured(self, task: str) -> list[str]:
         """The checkpoints that have numbers of a task, their own or their base's, in order."""
         found = set(self.rows(task)["checkpoint"])
-        return [label for label in self.labels if found & {label, self._base[label]}]
+        return [label for label in self.labels if found & self._texts(label)]
 
     def found(self, task: str) -> list[tuple[str, Condition]]:
         """What a task measured of any checkpoint: each metric and condition once, in the report's order."""
@@ -110,7 +177,7 @@ class Results:
 
     def heads(self, label: str) -> list[str]:
         """Where this checkpoint's logits came from."""
-        mine = (r for r in self.records if self._labels[r["key"]].text in (label, self._base[label]))
+        mine = (r for r in self.records if self._labels[r["key"]].text in self._texts(label))
         return sorted({record["head"] for record in mine if record["head"] is not None})
 
     def notes(self, task: str) -> list[str]:
@@ -127,11 +194,13 @@ class Results:
 
     def cells(self, task: str, label: str | None = None) -> list[Record]:
         """The stored cells of a task, of one checkpoint or of all."""
-        mine = {label, self._base.get(label)} if label is not None else set(self._base)
+        mine = self._texts(label) if label is not None else set(self._base)
         return [r for r in self.records if r["task"] == task and self._labels[r["key"]].text in mine]
 
     def estimate(self, label: str, task: str, metric: str, /, **condition: Any) -> Estimate | None:
         """A stored measurement under its condition, with its samples; None where it is missing."""
+        if label in self.groups.members:
+            return self.pooled(label, lambda member: self.estimate(member, task, metric, **condition))
         wanted = Condition(condition)
         found = self._index.get((label, task, metric, wanted)) or self._index.get(
             (self._base.get(label, label), task, metric, wanted)
@@ -148,6 +217,12 @@ class Results:
         data = record["protocol"].get("data", {}).get("fingerprint")
         return Estimate(m["value"], m["low"], m["high"], m["n"], column, data)
 
+    def pooled(self, label: str, of: Callable[[str], Estimate | None]) -> Estimate | None:
+        """What ``of`` gives for a checkpoint; for a method, what its runs' make together: a gap if one has none."""
+        if label not in self.groups.members:
+            return of(label)
+        return pooled([of(member) for member in self.groups.members[label]])
+
     @cached_property
     def _index(self) -> dict[tuple[str, str, str, Condition], tuple[Record, Record]]:
         """Record and measurement by checkpoint, task, metric and condition."""
@@ -159,7 +234,7 @@ class Results:
 
     def chance(self, label: str) -> float | None:
         """The accuracy of guessing, 1 / classes, on a checkpoint's images; None where the store does not tell."""
-        mine = (r for r in self.records if self._labels[r["key"]].text in (label, self._base.get(label)))
+        mine = (r for r in self.records if self._labels[r["key"]].text in self._texts(label))
         fingerprints = {record["protocol"].get("data", {}).get("fingerprint") for record in mine}
         found = {self._chances[fingerprint] for fingerprint in fingerprints if fingerprint in self._chances}
         return found.pop() if len(found) == 1 else None
@@ -188,6 +263,34 @@ class Results:
         return table[column].astype(float) if table is not None and column in table else None
 
 
+def pooled(runs: Sequence[Estimate | None]) -> Estimate | None:
+    """The mean over a method's runs, about new seeds and new images (new seeds alone where no images are known).
+
+    None, a gap, if a run has none.
+    """
+    known = [run for run in runs if run is not None]
+    if len(known) < len(runs) or not known:
+        return None
+    values = by_run([known])[0]
+    found = contrast([(1.0, values)])
+    low, high = (None, None) if np.isnan(found.low) else (found.low, found.high)
+    within = all(run.low is not None and run.high is not None and 0 <= run.low <= run.high <= 1 for run in known)
+    if within and low is not None and high is not None:
+        low, high = max(0.0, low), min(1.0, high)  # of a share
+    n, data = min(run.n for run in known), known[0].data
+    return Estimate(float(values.mean()), low, high, n, data=data, runs=tuple(known))
+
+
+def by_run(groups: Sequence[Sequence[Estimate]]) -> list[NDArray[np.float64]]:
+    """The values of each group's runs, (S, N) over the images that all have; (S,) where those are not known."""
+    everything = [run for runs in groups for run in runs]
+    columns = aligned(everything) if len({run.data for run in everything}) == 1 else None
+    if columns is None:
+        return [np.array([run.value for run in runs]) for runs in groups]
+    ends = np.cumsum([len(runs) for runs in groups])[:-1]
+    return [part.T for part in np.split(columns[1], ends, axis=1)]
+
+
 def mean(parts: Sequence[Estimate | None], weights: Sequence[float] | None = None) -> Estimate | None:
     """The (weighted) mean over conditions of one checkpoint; None, a gap, if any is missing.
 
@@ -199,6 +302,8 @@ def mean(parts: Sequence[Estimate | None], weights: Sequence[float] | None = Non
         return None
     if len(known) == 1:
         return known[0]
+    if known[0].runs:
+        return pooled([mean(parts, weights) for parts in zip(*(part.runs for part in known), strict=True)])
     w = np.full(len(known), 1 / len(known)) if weights is None else np.asarray(weights, dtype=float)
     value = float(np.dot(w, [part.value for part in known]))
     n, data = min(part.n for part in known), known[0].data
@@ -226,6 +331,8 @@ def ratio(top: Estimate | None, bottom: Estimate | None) -> Estimate | None:
     """top / bottom of one checkpoint. Its shares are the first-order terms (delta method) about the ratio."""
     if top is None or bottom is None or bottom.value <= 0:
         return None
+    if top.runs:
+        return pooled([ratio(*pair) for pair in zip(top.runs, bottom.runs, strict=True)])
     value = top.value / bottom.value
     columns = aligned([top, bottom])
     if columns is None:
@@ -240,16 +347,20 @@ def kept(damaged: Estimate | None, clean: Estimate | None, chance: float | None)
 
     None where the clean accuracy is within three standard errors of chance, or chance is not known.
     """
+    if damaged is not None and clean is not None and damaged.runs:
+        return pooled([kept(*pair, chance) for pair in zip(damaged.runs, clean.runs, strict=True)])
     if damaged is None or clean is None or chance is None or not above_chance(clean.value, chance, clean.n):
         return None
-    return ratio(_less(damaged, chance), _less(clean, chance))
+    return ratio(shifted(damaged, -chance), shifted(clean, -chance))
 
 
-def _less(estimate: Estimate, constant: float) -> Estimate:
-    """The estimate minus a constant."""
-    low, high = (None if bound is None else bound - constant for bound in (estimate.low, estimate.high))
-    shares = None if estimate.shares is None else estimate.shares - constant
-    return Estimate(estimate.value - constant, low, high, estimate.n, shares, estimate.data)
+def shifted(estimate: Estimate, constant: float, slope: float = 1.0) -> Estimate:
+    """slope * estimate + constant, its bounds and shares with it."""
+    bounds = [None if bound is None else slope * bound + constant for bound in (estimate.low, estimate.high)]
+    low, high = bounds if slope > 0 else bounds[::-1]
+    shares = None if estimate.shares is None else slope * estimate.shares + constant
+    runs = tuple(shifted(run, constant, slope) for run in estimate.runs)
+    return Estimate(slope * estimate.value + constant, low, high, estimate.n, shares, estimate.data, runs)
 
 
 def _solved_chance(measurements: Sequence[Record]) -> float | None:
@@ -271,20 +382,66 @@ def _solved_chance(measurements: Sequence[Record]) -> float | None:
 
 def from_shares(value: float, shares: Shares, data: str | None) -> Estimate:
     """An estimate whose interval is Student's on its images' shares."""
-    interval = paired_difference(shares.to_numpy()[:, None], np.zeros((len(shares), 1)))
+    interval = mean_interval(shares.to_numpy())
     shift = value - interval.difference
     return Estimate(value, interval.low + shift, interval.high + shift, len(shares), shares, data)
 
 
 def difference(a: Estimate | None, b: Estimate | None) -> Difference | None:
-    """a - b, paired over the images that both saw; interval and p are NaN where they cannot be paired."""
+    """a - b over the images that both saw; interval and p are NaN where they cannot be compared.
+
+    Two checkpoints are paired over images; where only their intervals are known, these make a wider one, without p. Two
+    methods are compared over seeds and images (``contrast``), without p where one has fewer seeds than ``SEEDS_FOR_P``;
+    a method and a single checkpoint cannot be.
+    """
     if a is None or b is None:
         return None
+    if a.runs or b.runs:
+        return _between_methods(a, b)
     columns = aligned([a, b]) if a.data == b.data else None
     if columns is None:
-        return Difference(a.value - b.value, float("nan"), float("nan"), float("nan"), min(a.n, b.n))
+        one, other = _bounds(a), _bounds(b)
+        if a.data != b.data or one is None or other is None:
+            return _unknown(a, b)
+        return Difference(*unpaired(one, other), float("nan"), min(a.n, b.n))
     _, table = columns
     return paired_difference(table[:, 0], table[:, 1])
+
+
+def _between_methods(a: Estimate, b: Estimate) -> Difference:
+    if min(len(a.runs), len(b.runs)) < 2 or a.data != b.data:
+        return _unknown(a, b)
+    values = by_run([a.runs, b.runs])
+    found = contrast([(1.0, values[0]), (-1.0, values[1])])
+    few = min(len(a.runs), len(b.runs)) < SEEDS_FOR_P
+    n = values[0].shape[1] if values[0].ndim == 2 else min(a.n, b.n)
+    return found._replace(n=n, p=float("nan") if few else found.p)
+
+
+def could_have_seen(a: Estimate | None, b: Estimate | None) -> float | None:
+    """The difference that these images, or these seeds and images, would show 8 times in 10; None where not known."""
+    if a is None or b is None:
+        return None
+    if a.runs or b.runs:
+        if min(len(a.runs), len(b.runs)) < 2 or a.data != b.data:
+            return None
+        values = by_run([a.runs, b.runs])
+        return detectable(*contrast_error([(1.0, values[0]), (-1.0, values[1])])[1:])
+    columns = aligned([a, b]) if a.data == b.data else None
+    if columns is None or len(columns[0]) < 2:
+        return None
+    apart = columns[1][:, 0] - columns[1][:, 1]
+    return detectable(float(apart.std(ddof=1)) / np.sqrt(len(apart)), len(apart) - 1.0)
+
+
+def _unknown(a: Estimate, b: Estimate) -> Difference:
+    return Difference(a.value - b.value, float("nan"), float("nan"), float("nan"), min(a.n, b.n))
+
+
+def _bounds(estimate: Estimate) -> tuple[float, float, float] | None:
+    if estimate.low is None or estimate.high is None:
+        return None
+    return estimate.value, estimate.low, estimate.high
 
 
 def aligned(parts: Sequence[Estimate]) -> tuple[pd.Index, NDArray[np.float64]] | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations
 
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results, kept, mean
+from coss_eval.reports.results import Estimate, Results, difference, kept, mean
+from coss_eval.statistics import holm
 from coss_eval.store import Condition
 
 Of = Callable[[str], Estimate | None]  # a checkpoint's estimate by its label; None: a gap
@@ -61,6 +63,27 @@ class TaskScores:
         object.__setattr__(self, "name", self.name or self.task)
 
 
+def comparable(scores: Sequence[Score], labels: Sequence[str]) -> list[Score]:
+    """The scores whose differences can have an interval: shares of images, and what has an interval of its own."""
+    found = [(score, [score.of(label) for label in labels]) for score in scores]
+    return [s for s, ofs in found if s.unit == "percent" or any(e is not None and e.low is not None for e in ofs)]
+
+
+def adjusted(scores: Sequence[Score], labels: Sequence[str]) -> dict[tuple[str, str, str, str], float]:
+    """Holm's p of every comparison in one table, by the score's group and name and the two labels, in both orders.
+
+    The family is all pairs of ``labels`` on all ``scores``, whatever is shown of it: so a comparison has one p,
+    whichever label is the baseline. NaN, where there is no p, counts for nothing.
+    """
+    keys = [(score, one, other) for score in scores for one, other in combinations(labels, 2)]
+    found = [difference(score.of(one), score.of(other)) for score, one, other in keys]
+    adjusted_p = holm([float("nan") if d is None else d.p for d in found])
+    family: dict[tuple[str, str, str, str], float] = {}
+    for (score, one, other), p in zip(keys, adjusted_p, strict=True):
+        family[score.group, score.name, one, other] = family[score.group, score.name, other, one] = float(p)
+    return family
+
+
 def plain_scores(
     results: Results,
     task: str,
@@ -69,8 +92,9 @@ def plain_scores(
     names: Mapping[str, str] | None = None,
     words: Callable[[Condition], list[str]] | None = None,
     unit: Unit | None = None,
+    of: Callable[[str, Sequence[Condition]], Of] | None = None,
 ) -> list[Score]:
-    """A row for each metric and condition of ``found``; the seeds of one condition are averaged over.
+    """A row for each metric and condition of ``found``; the seeds of one condition are averaged over (or see ``of``).
 
     ``names`` says what the metrics are called and their order, ``words`` what a condition is called. Without ``unit``,
     shares of images are percent.
@@ -82,9 +106,10 @@ def plain_scores(
     place = {name: i for i, name in enumerate(names)}
     scores = []
     for metric, condition in sorted(groups, key=lambda g: (place.get(g[0], len(place)), len(g[1]) > 0)):  # stable
-        of = mean_of(results, task, metric, groups[metric, condition])
+        same = groups[metric, condition]
         name = ", ".join([names.get(metric) or spaced(metric), *words(condition)])
-        scores.append(Score(name, of, unit or unit_of(results, task, metric)))
+        found_of = mean_of(results, task, metric, same) if of is None else of(metric, same)
+        scores.append(Score(name, found_of, unit or unit_of(results, task, metric)))
     return scores
 
 
@@ -95,7 +120,7 @@ def plain_words(condition: Condition) -> list[str]:
 
 def unit_of(results: Results, task: str, metric: str) -> Unit:
     """Percent for what is right or wrong of each image, as the stored samples have it; plain for all else."""
-    pairs = ((label, condition) for condition in results.conditions(task, metric) for label in results.labels)
+    pairs = ((label, condition) for condition in results.conditions(task, metric) for label in results.checkpoints)
     found = (results.estimate(label, task, metric, **condition) for label, condition in pairs)
     shares = next((e.shares for e in found if e is not None and e.shares is not None), None)
     return "percent" if shares is not None and shares.isin((0.0, 1.0)).all() else "plain"

@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from coss_eval.reports import layout
-from coss_eval.reports.claims import Claim, claims_table, finding, scores_table
+from coss_eval.reports.claims import Claim, Finding, claims_table, finding_of_runs, scores_table
 from coss_eval.reports.drawing import WIDTH, legend, line, looks, marks, save, style
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import Number, Row, Table
@@ -39,7 +39,7 @@ class Trial:
     seed: int
     state: str
     scores: Mapping[str, Estimate]  # by the names in SCORES; empty until it is done
-    values: Mapping[str, float] = field(default_factory=dict)  # by the names of claims
+    values: Mapping[str, Estimate] = field(default_factory=dict)  # by the names of claims
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,18 @@ def write_study(
     *,
     title: str,
     about: Sequence[str],
+    hours: Mapping[str, float],
 ) -> list[Path]:
-    """report.md, runs.csv, tables and, once a run is done, figures/scores.* of a sweep with claims; their paths."""
+    """report.md, runs.csv, tables and, once a run is done, figures/scores.* of a sweep with claims; their paths.
+
+    ``hours``: what a run of each arm takes, where it is known.
+    """
     arms = list(dict.fromkeys(trial.method for trial in trials))
     scores = {c.name: {arm: _values(trials, arm, c.name) for arm in arms} for c in claims}
     distinct = [c for i, c in enumerate(claims) if all(c.measured != other.measured for other in claims[:i])]
     planned = {arm: sum(trial.method == arm for trial in trials) for arm in arms}
     tables = [
-        claims_table([finding(claim, scores[claim.name]) for claim in claims], planned),
+        claims_table(findings(trials, claims), planned, hours),
         scores_table(distinct, scores, arms),
         *([pilots_table(pilots)] if pilots else []),
     ]
@@ -150,8 +154,19 @@ def draw_scores(
     return figure
 
 
-def _values(trials: Sequence[Trial], arm: str, score: str) -> list[float]:
+def findings(trials: Sequence[Trial], claims: Sequence[Claim]) -> list[Finding]:
+    """What the runs that are done say of each claim."""
+    return [
+        finding_of_runs(claim, {arm: _estimates(trials, arm, claim.name) for arm in claim.contrast}) for claim in claims
+    ]
+
+
+def _estimates(trials: Sequence[Trial], arm: str, score: str) -> list[Estimate]:
     return [trial.values[score] for trial in trials if trial.method == arm and score in trial.values]
+
+
+def _values(trials: Sequence[Trial], arm: str, score: str) -> list[float]:
+    return [estimate.value for estimate in _estimates(trials, arm, score)]
 
 
 def table(trials: Sequence[Trial], score: str) -> Table:
@@ -269,7 +284,7 @@ def _runs_csv(trials: Sequence[Trial], claims: Sequence[str] = ()) -> str:
         values = [v for e in found for v in ((e.value, e.low, e.high) if e else ("", "", ""))]
         n = next((e.n for e in found if e), "")
         varied = [_text(trial.varied.get(name, "")) for name in fields]
-        own = [trial.values.get(claim, "") for claim in claims]
+        own = [e.value if (e := trial.values.get(claim)) else "" for claim in claims]
         writer.writerow([trial.number, trial.name, trial.method, *varied, trial.seed, trial.state, n, *values, *own])
     return buffer.getvalue()
 

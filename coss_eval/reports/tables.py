@@ -19,10 +19,15 @@ COLUMNS_AFTER = ["value", "low", "high", "n", "limit", "data", "head", "seconds"
 
 
 class Label(NamedTuple):
-    """What a cell's checkpoint is called: ``text``, and ``base`` where the store has it under one protocol only."""
+    """What a cell's checkpoint is called: ``text``, and ``base`` where the store has it under one protocol only.
+
+    ``text`` is the ``model``'s name and what tells it apart; ``suffix`` is the latter without the weights' own hash.
+    """
 
     text: str
     base: str
+    model: str
+    suffix: str
 
 
 def tidy(store: Store) -> pd.DataFrame:
@@ -139,7 +144,8 @@ def checkpoint_labels(records: Sequence[Record]) -> dict[str, Label]:
     for record in records:
         model, own = str(record["model"]), facts[record["key"]]
         more = differing.get((model, record["task"]), set())
-        labels[record["key"]] = Label(_named(model, own, everywhere | more), _named(model, own, everywhere))
+        text, base = _named(model, own, everywhere | more), _named(model, own, everywhere)
+        labels[record["key"]] = Label(text, base, model, _named("", own, (everywhere | more) - {"sha256"}))
     return labels
 
 

@@ -154,9 +154,19 @@ def read_sweep(what: str | Path, size: str | None = None) -> Sweep:
 
     Raises UsageError in one line for a bad one.
     """
+    values = read_values(what, size)
+    if "data" not in values:
+        raise UsageError(f"{what} does not say data; a sweep has {', '.join(f.name for f in fields(Sweep))}")
+    own = {"name": Path(what).stem, "size": size or FIRST_SIZE}
+    return build(Sweep, values | own, "entry of the sweep")
+
+
+def read_values(what: str | Path, size: str | None = None) -> dict[str, Any]:
+    """The entries of a YAML file, or of the shipped sweep of that name, at one of its sizes. Raises UsageError."""
     path = Path(what)
     if not path.is_file():
-        if str(what) not in shipped():
+        what = str(what).removesuffix(".yaml")
+        if what not in shipped():
             raise unknown_name("sweep (no such file, and none of that name is shipped)", str(what), shipped())
         path = Path(str(resources.files("coss_eval.sweeps").joinpath(f"{what}.yaml")))
     try:
@@ -170,10 +180,7 @@ def read_sweep(what: str | Path, size: str | None = None) -> Sweep:
         if size not in sizes:
             raise unknown_name("size of the sweep", str(size), [FIRST_SIZE, *sizes])
         values |= sizes[size]
-    if "data" not in values:
-        raise UsageError(f"{path} does not say data; a sweep has {', '.join(f.name for f in fields(Sweep))}")
-    own = {"name": path.stem, "size": size or FIRST_SIZE}
-    return build(Sweep, values | own, "entry of the sweep")
+    return values
 
 
 def runs(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[TrainingRun]:

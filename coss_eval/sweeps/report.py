@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coss_eval.errors import UsageError
 from coss_eval.reports import sweeps
-from coss_eval.reports.results import Estimate
+from coss_eval.reports.claims import Claim, Finding, findings_in
+from coss_eval.reports.results import Estimate, Results
 from coss_eval.store import Store
-from coss_eval.sweeps.plan import Sweep, TrainingRun
-from coss_eval.sweeps.state import RESULTS, State, Step, choices, cost, in_order
+from coss_eval.sweeps.plan import Sweep, TrainingRun, read_sweep, read_values
+from coss_eval.sweeps.state import RESULTS, State, Step, choices, cost, in_order, states
+from coss_eval.training.fields import build
 
 
 def report(sweep: Sweep, everything: list[State], out: Path) -> list[Path]:
@@ -19,7 +24,8 @@ def report(sweep: Sweep, everything: list[State], out: Path) -> list[Path]:
     about = [f"Protocol: {'; '.join(_protocol(sweep))}."]
     if sweep.claims:
         about.append(still_to_do(everything))
-        return sweeps.write_study(trials, pilots, sweep.claims, out, title=_title(sweep), about=about)
+        hours = run_hours(everything)
+        return sweeps.write_study(trials, pilots, sweep.claims, out, title=_title(sweep), about=about, hours=hours)
     about.append(
         "Linear probe (strength chosen on held-out training images) and kNN on the test split, last checkpoint. All "
         "runs have the same epochs, not the same compute: the CO term adds work to every image."
@@ -74,19 +80,68 @@ def steps_left(state: State, everything: list[State]) -> dict[Step, float | None
     return {step: cost(state, step, everything) for step in steps}
 
 
+def run_hours(everything: list[State]) -> dict[str, float]:
+    """What a run of each arm is expected to take, training and evaluation, where finished ones tell."""
+    found: dict[str, float] = {}
+    for state in everything:
+        minutes = [cost(replace(state, epoch=0), step, everything) for step in ("train", "evaluate")]
+        known = [m for m in minutes if m is not None]
+        if not state.run.pilot and len(known) == len(minutes):
+            found[_arm(state.run)] = sum(known) / 60
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimFile:
+    """A YAML of claims alone."""
+
+    claims: tuple[Claim, ...]
+
+
+def judge(what: str | Path, folder: Path, size: str | None = None) -> tuple[list[Finding], dict[str, float]]:
+    """What a folder says of the claims in a YAML (a sweep's, or claims alone), and the hours that a run takes.
+
+    ``folder`` is what ``coss-eval sweep`` wrote for a sweep, else a results folder. Raises UsageError in one line.
+    """
+    values = read_values(what, size)
+    if "data" not in values:
+        claims = build(ClaimFile, {"claims": [], **values}, "entry of the claims").claims
+        results = Results(Store(folder))
+        if not claims or not results.records:
+            raise UsageError(f"no claims in {what}" if not claims else f"no finished cells in {folder}")
+        return findings_in(claims, results), {}
+    sweep = read_sweep(what, size)
+    everything = states(sweep, folder, folder)
+    if not sweep.claims or not folder.is_dir():
+        raise UsageError(f"{what} has no claims" if not sweep.claims else f"there is no folder {folder}")
+    trials = [_trial(state, sweep, folder) for state in everything if not state.run.pilot]
+    return sweeps.findings(trials, sweep.claims), run_hours(everything)
+
+
 def _trial(state: State, sweep: Sweep, out: Path) -> sweeps.Trial:
     run = state.run
-    records = Store(out / run.name / RESULTS).records() if state.stage == "done" else []
+    results = Results(Store(out / run.name / RESULTS)) if state.stage == "done" else None
+    records = [] if results is None else results.records
     scores = {
         m["metric"]: Estimate(m["value"], m["low"], m["high"], m["n"])
         for record in records
         for m in record["measurements"]
         if record["task"] == "probe" and m["metric"] in sweeps.SCORES and not m["condition"]
     }
-    found = {claim.name: claim.score(records) for claim in sweep.claims}
-    values = {name: value for name, value in found.items() if value is not None}
+    values = {} if results is None else _values_of(results, sweep.claims)
     arm = _arm(run) if sweep.claims else run.arm
     return sweeps.Trial(run.number, run.name, arm, run.varied, run.seed, state.stage, scores, values)
+
+
+def _values_of(results: Results, claims: Sequence[Claim]) -> dict[str, Estimate]:
+    """The scores of a run's one network; its label has the limit where tasks have others."""
+    found = {}
+    for claim in claims:
+        labels = results.measured(claim.task)
+        estimate = claim.of(results, labels[0]) if len(labels) == 1 else None
+        if estimate is not None:
+            found[claim.name] = estimate
+    return found
 
 
 def _arm(run: TrainingRun) -> str:

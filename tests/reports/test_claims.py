@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
+from synthetic_runs import Writer
 
+from coss_eval.cli.app import app
 from coss_eval.errors import UsageError
-from coss_eval.reports.claims import Claim, claims_table, finding
-from coss_eval.statistics import contrast
+from coss_eval.reports.claims import Claim, claim_lines, claims_table, finding, findings_in, verdicts
+from coss_eval.reports.results import Results
+from coss_eval.statistics import contrast, holm
+from coss_eval.store import Cell, Measurement, Store
 
 CLAIM = Claim(
     name="corruptions",
@@ -20,26 +29,37 @@ CLAIM = Claim(
 )
 
 
-def measurement(value: float, metric: str = "accuracy", **condition: object) -> dict[str, object]:
-    return {"metric": metric, "value": value, "condition": {"eps": 0.1, **condition}}
+def measurement(value: float, metric: str = "accuracy", **condition: object) -> Measurement:
+    return Measurement(metric, value, 60, condition={"eps": 0.1, **condition})
 
 
-def test_a_score_is_the_mean_over_the_conditions_that_it_names() -> None:
-    records = [
-        {
-            "task": "corruptions",
-            "measurements": [
-                measurement(0.5, corruption="fog", severity=1),
-                measurement(0.3, corruption="snow", severity=2),
-                measurement(0.9, corruption="frost", severity=1),
-                measurement(0.9, corruption="fog", severity=3),
-                measurement(0.9, "top1", corruption="fog", severity=1),
-            ],
-        },
-        {"task": "probe", "measurements": [measurement(0.9, corruption="fog", severity=1)]},
+def test_a_score_is_the_mean_over_the_conditions_that_it_names(store: Store, writer: Callable[..., Writer]) -> None:
+    run = writer("run")
+    assert CLAIM.of(Results(store), "run") is None
+    found = [
+        measurement(0.5, corruption="fog", severity=1),
+        measurement(0.3, corruption="snow", severity=2),
+        measurement(0.9, corruption="frost", severity=1),
+        measurement(0.9, corruption="fog", severity=3),
+        measurement(0.9, "top1", corruption="fog", severity=1),
     ]
-    assert CLAIM.score(records) == pytest.approx(0.4)
-    assert CLAIM.score(records[1:]) is None
+    run.put(Cell("corruptions", {"names": "all"}), found)
+    run.put(Cell("probe", {}), [measurement(0.9, corruption="fog", severity=1)])
+    score = CLAIM.of(Results(store), "run")
+    assert score is not None
+    assert score.value == pytest.approx(0.4)
+    absent = replace(CLAIM, where={"corruption": ["fog", "rain"]})
+    assert absent.of(Results(store), "run") is None
+
+
+def test_few_labels_are_no_part_of_a_plain_score(store: Store, writer: Callable[..., Writer]) -> None:
+    run = writer("run")
+    run.probe()
+    run.put(Cell("probe", {"labels": 0.01}), [Measurement("top1", 0.01, 60, condition={"labels": "0.01"})])
+    claim = Claim(name="linear", source="", task="probe", metric="top1", margin=0.0)
+    score = claim.of(Results(store), "run")
+    assert score is not None
+    assert score.value == run.verdicts(0).mean()
 
 
 def test_two_arms_give_welchs_test() -> None:
@@ -67,9 +87,111 @@ def test_one_seed_says_nothing() -> None:
     found = finding(CLAIM, {"co-byol": [0.3, 0.4], "byol": [0.2]})
     assert found.difference is None
     table = claims_table([found], {"co-byol": 8, "byol": 8})
-    assert table.rows[0].entries == ["co-byol − byol", None, "1.0", "2 of 8, 1 of 8"]
+    assert table.rows[0].entries == ["co-byol − byol", None, "1.0", "undecided", None, "2 of 8, 1 of 8", ""]
+    assert "every arm needs two seeds or more" in claim_lines([found])[2]
 
 
 def test_weights_that_do_not_sum_to_nothing_are_refused() -> None:
     with pytest.raises(UsageError, match="sum to 0"):
         Claim(name="x", source="", task="probe", metric="top1", margin=0.0, contrast={"a": 1.0})
+
+
+def test_a_claim_is_supported_refuted_or_open_with_what_it_still_needs() -> None:
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(0.0, 0.01, (2, 4))
+    byol, co = 0.5 + seeds[0], 0.6 + seeds[1]
+    found = [finding(replace(CLAIM, margin=margin), {"co-byol": co, "byol": byol}) for margin in (0.01, 0.5, 0.1)]
+    answers = verdicts(found)
+    assert [verdict for verdict, _ in answers] == ["supported", "refuted", "undecided"]
+    assert [p for _, p in answers] == pytest.approx(list(holm([each.p for each in found])))
+    rows = claims_table(found, {"co-byol": 8, "byol": 8}, {"co-byol": 1.0, "byol": 1.0}).rows
+    assert str(rows[0].entries[3]).startswith("supported, p ")
+    assert rows[0].entries[-1] == ""
+    needed = found[2].needed
+    assert rows[2].entries[-1] == (
+        "more than 200 each" if needed is None else f"{needed} each, about {2 * (needed - 4)} hours"
+    )
+    three = finding(CLAIM, {"co-byol": co[:3], "byol": byol[:3]})
+    assert claims_table([three]).rows[0].entries[3] == "supported"  # an interval, and no p
+    assert not any("p =" in line or "p <" in line for line in claim_lines([three]))
+
+
+def test_what_is_not_seen_is_said_with_the_most_that_it_may_be() -> None:
+    found = finding(CLAIM, {"co-byol": [0.50, 0.52, 0.51, 0.49], "byol": [0.50, 0.51, 0.52, 0.48]})
+    assert found.difference is not None
+    most = max(abs(found.difference.low), abs(found.difference.high))
+    lines = " ".join(claim_lines([found]))
+    assert f"no difference seen, at most {100 * most:.1f}" in lines
+    assert "equal" not in lines
+
+
+EFFECTS = {"byol": 0.0, "co-byol": 0.25, "dino": 0.0, "co-dino": 0.0}
+
+
+def two_datasets(
+    store: Store, rng: np.random.Generator, effects: dict[str, float], *, images: int = 60, draws: int = 1
+) -> None:
+    """4 methods x 3 seeds x 2 datasets: verdicts by image from its difficulty, the method's effect and the seed's.
+
+    Every one of the ``draws`` has seeds and images of its own.
+    """
+    models = [{"name": f"{method}-{seed}", "group": method, "seed": seed} for method in effects for seed in range(3)]
+    store.record_run({"models": models})
+    for data in ("one", "two"):
+        hard = rng.normal(0.0, 0.15, (draws, images))
+        for model in models:
+            chance = 0.5 + effects[str(model["group"])] + rng.normal(0.0, 0.02, (draws, 1)) + hard
+            right = rng.random((draws, images)) < chance
+            run = Writer(store, str(model["name"]), 0.0, data=data)
+            run.protocol["data"]["fingerprint"] = data
+            run.ids = np.arange(images)
+            run.write(Cell("probe", {"seed": 0}), [("top1", {"draw": i}, column) for i, column in enumerate(right)])
+
+
+def primary(draw: int) -> list[Claim]:
+    return [
+        Claim(
+            name=f"{co} on {data}",
+            source="",
+            task="probe",
+            metric="top1",
+            margin=0.0,
+            where={"draw": draw},
+            data=data,
+            contrast={co: 1, base: -1},
+        )
+        for data in ("one", "two")
+        for co, base in (("co-byol", "byol"), ("co-dino", "dino"))
+    ]
+
+
+def test_a_known_effect_gets_the_right_verdict(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claimed = primary(0)
+    two_datasets(store, np.random.default_rng(1), EFFECTS, images=1000)
+    found = findings_in(claimed, Results(store))
+    assert [verdict for verdict, _ in verdicts(found)] == ["supported", "undecided"] * 2
+    for each in found:
+        assert each.difference is not None
+        truth = EFFECTS["co-byol"] if "byol" in each.claim.name else 0.0
+        assert each.difference.low < truth < each.difference.high
+    written = {"claims": [{k: v for k, v in vars(claim).items() if k != "percent"} for claim in claimed]}
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(written))
+    command = ["claim", str(tmp_path / "claims.yaml"), "--results", str(store.path)]
+    assert app(command, result_action="return_value") == 0
+    said = capsys.readouterr().out
+    assert "1 co-byol on one: SUPPORTED" in said
+    assert "2 co-dino on one: UNDECIDED" in said
+    for wrong, error in (({"data": None}, "needs data: one of one, two"), ({"contrast": {"x": 1, "byol": -1}}, "'x'")):
+        with pytest.raises(UsageError, match=error):
+            findings_in([replace(claimed[0], **wrong)], Results(store))
+
+
+@pytest.mark.slow
+def test_no_effect_is_seldom_declared_one(store: Store) -> None:
+    """5 % of 200 families; 16 is two standard errors above."""
+    two_datasets(store, np.random.default_rng(2), dict.fromkeys(EFFECTS, 0.0), draws=200)
+    results = Results(store)
+    answers = [verdicts(findings_in(primary(draw), results)) for draw in range(200)]
+    assert sum(any(verdict != "undecided" for verdict, _ in family) for family in answers) <= 16

@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import Writer
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.reports.compare import compare, text
+from coss_eval.reports.compare import compare, text, write
 from coss_eval.statistics import paired_difference
 from coss_eval.store import Store
 
@@ -64,7 +64,9 @@ def test_what_makes_two_runs_hard_to_compare_is_said(make: Callable[..., Writer]
     b.corruptions(["fog"], backend="reference")
     a.store.record_run({"device": "cpu"})
     b.store.record_run({"device": "cuda:0"})
-    warnings = compare(a.store.path, b.store.path).attrs["warnings"]
+    with pytest.raises(UsageError, match=r"limits differ: None and 60; add --force"):
+        compare(a.store.path, b.store.path)
+    warnings = compare(a.store.path, b.store.path, force=True).attrs["warnings"]
     assert "limits differ: None and 60" in warnings
     assert "device types differ: cpu and cuda" in warnings
     assert "corruptions: backend differs: native and reference" in warnings
@@ -75,7 +77,7 @@ def test_other_images_give_a_difference_without_an_interval(make: Callable[..., 
     b.protocol["data"] = b.protocol["data"] | {"fingerprint": "beef"}
     a.probe()
     b.probe()
-    frame = compare(a.store.path, b.store.path)
+    frame = compare(a.store.path, b.store.path, force=True)
     assert frame["difference"].notna().all()
     assert frame[["low", "high", "p", "p_holm"]].isna().all().all()
     assert any("fingerprints" in warning for warning in frame.attrs["warnings"])
@@ -92,3 +94,34 @@ def test_runs_without_a_common_task_say_so(make: Callable[..., Writer]) -> None:
 def test_an_empty_run_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CossError, match="no finished cells"):
         compare(tmp_path, tmp_path)
+
+
+def test_any_two_models_of_any_folders_are_compared(make: Callable[..., Writer], tmp_path: Path) -> None:
+    for name, skill in (("weak", 0.2), ("strong", 1.2), ("other", 0.6)):
+        make("one", name, skill).probe()
+    store = make("one", "x", 0).store
+    frame = compare(f"{store.path}::weak", f"{store.path}::strong")
+    assert set(zip(frame["a"], frame["b"], strict=True)) == {("weak", "strong")}
+    shown = text(frame)
+    assert "weak (n = 60, 1 seed)" in shown
+    assert "compares two checkpoints, not two methods" in shown
+    with pytest.raises(UsageError, match="unknown model 'wek'; did you mean weak"):
+        compare(f"{store.path}::wek", store.path)
+    out = tmp_path / "out"
+    paths = {str(path.relative_to(out)) for path in write(frame, out)}
+    assert {"comparison.md", "comparison.csv", "figures/comparison.png", "tables/1_probe.tex"} <= paths
+    assert "no difference seen, at most" in text(compare(f"{store.path}::weak", f"{store.path}::weak"))
+
+
+def test_methods_are_compared_over_their_seeds(make: Callable[..., Writer]) -> None:
+    for number in range(6):
+        run, method = ("one", "byol") if number < 3 else ("two", "co")
+        writer = make(run, f"{method}-{number}", 0.2 if number < 3 else 1.4, seed=number)
+        writer.probe()
+        writer.store.record_run({"models": [{"name": writer.name, "group": method, "seed": number}]})
+    folder = make("one", "x", 0).store.path.parent
+    frame = compare(f"{folder / 'one'}::byol", f"{folder / 'two'}::co")
+    assert set(frame["seeds_a"]) == set(frame["seeds_b"]) == {3}
+    assert frame["low"].notna().all()
+    assert frame["p"].isna().all()
+    assert "co (3 seeds) (n = 60, 3 seeds)" in text(frame)

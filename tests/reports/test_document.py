@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from coss_eval.corruptions.names import BENCHMARK, SEVERITIES
 from coss_eval.corruptions.score import mce, relative_mce
 from coss_eval.errors import UsageError
 from coss_eval.reports import headline
-from coss_eval.reports.document import build, protocol_line, resolve_baseline
-from coss_eval.reports.layout import Number, Table
-from coss_eval.reports.results import Results
+from coss_eval.reports.by_task import task_report
+from coss_eval.reports.document import build, difference_table, protocol_line, resolve_baseline
+from coss_eval.reports.layout import Number, Table, latex, markdown, to_csv
+from coss_eval.reports.results import Results, difference
+from coss_eval.statistics import holm
 from coss_eval.store import Cell, Measurement, Store
 from coss_eval.tasks.corruptions.report import mean_corruption_error
 
@@ -91,7 +94,9 @@ def test_every_task_has_its_table_and_differences(full: Store) -> None:
     names = [t.name for t in document.tables]
     for task in ("probe", "corruptions", "attacks", "internal"):
         assert {task, f"{task}_differences"} <= set(names)
-    assert "redundancy_differences" not in names  # no samples to pair
+    redundancy = table(document, "redundancy_differences")  # no samples to pair: from the intervals, without p
+    assert {row.name for row in redundancy.rows} == {"within", "normalised", "… untrained network"}
+    assert all(isinstance(e, Number) and e.interval and not e.p_text for row in redundancy.rows for e in row.entries)
     corruptions = table(document, "corruptions")
     assert list(corruptions.columns) == ["b (baseline)", "a_1"]
     assert entry(corruptions, "frost", "a_1") is None
@@ -275,3 +280,25 @@ def test_a_checkpoint_without_a_task_is_named_below_it(store: Store, writer: Cal
     shown = table(build(Results(store)), "attacks")
     assert "Not measured here: other." in shown.footnote
     assert list(shown.columns) == ["m (baseline)"] or list(shown.columns) == ["m"]
+
+
+def test_one_comparison_has_one_p_whatever_is_shown(full: Store, writer: Callable) -> None:
+    """Its family is all pairs on all rows of its table: a baseline, a gap of it and the format change nothing."""
+    writer("c", 1.0).everything()
+    results = Results(full)
+    scores = next(s for s in task_report("corruptions").scores(results) if s.name == "corruptions")
+    labels = results.labels
+    raw = [difference(s.of(a), s.of(b)) for s in scores.scores for a, b in combinations(labels, 2)]
+    family = list(holm([float("nan") if d is None else d.p for d in raw]))
+    row = scores.scores[0]
+    expected = family[0]  # clean, b and a_1
+    for base, other in (("b", "a_1"), ("a_1", "b")):
+        shown = difference_table(results, scores, base)
+        assert shown is not None
+        number = entry(shown, row.name, other)
+        assert isinstance(number, Number)
+        assert number.p == pytest.approx(expected)
+        assert number.p_text in markdown(shown)
+        assert f"{expected:.4g}" in to_csv(shown)
+        assert f"${number.p_text.replace(' = ', '{=}').replace(' < ', '{<}')}$" in latex(shown)
+        assert "8 times in 10" in shown.caption

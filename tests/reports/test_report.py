@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 from matplotlib.text import Text
-from synthetic_runs import Writer
+from synthetic_runs import CHANCE, Writer
 
 from coss_eval import reports
 from coss_eval.corruptions.names import BENCHMARK
@@ -149,7 +149,9 @@ def test_a_gap_breaks_the_line(full: Store) -> None:
     assert "a_1" in mean.axes[0].get_title(loc="left")  # left out, and said so
     assert panels is not None
     frost = next(axis for axis in panels.axes if axis.get_title(loc="left") == "frost")
-    finite = [sum(y == y for y in line.get_ydata()) for line in frost.lines]
+    finite = [sum(y == y for y in line.get_ydata()) for line in frost.lines if line.get_gid() != "chance"]
+    chance = [set(line.get_ydata()) for line in frost.lines if line.get_gid() == "chance"]
+    assert chance == [{100 * CHANCE}]
     assert finite == [6, 1]  # the second has its clean accuracy only
 
 

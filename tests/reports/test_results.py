@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from bootstrap import paired_bootstrap
+from synthetic_runs import Writer
 
+from coss_eval.checkpoints.load import load_model, make_model, save_model
+from coss_eval.cli.app import app
+from coss_eval.cli.flags import ModelFlags
+from coss_eval.corruptions.names import BENCHMARK
+from coss_eval.errors import UsageError
+from coss_eval.reports.by_task import task_report
+from coss_eval.reports.document import build, resolve_baseline
+from coss_eval.reports.groups import given
+from coss_eval.reports.layout import Number, Table
 from coss_eval.reports.results import Estimate, Results, area, difference, from_shares, mean, ratio
-from coss_eval.statistics import clustered_wilson, paired_difference
+from coss_eval.statistics import clustered_wilson, contrast, paired_difference, wilson
 from coss_eval.store import Cell, Measurement, Store
 
 
@@ -136,9 +148,168 @@ def test_a_column_is_used_only_for_the_metric_it_is_of(store: Store, writer: Cal
     }
 
 
+def test_top_5_and_the_mean_per_class_have_their_intervals(store: Store, writer: Callable) -> None:
+    """Of cells that were stored without: a share of the images, and the top-1 where classes are of one size."""
+    for name, skill in (("a", 0.2), ("b", 1.4)):
+        run = writer(name, skill)
+        right = run.verdicts(0)
+        value, n = float(right.mean()), len(right)
+        bare = [Measurement("top5", 0.9, n), Measurement("mean_per_class", value if name == "a" else value - 0.1, n)]
+        run.put(Cell("probe", {}), [Measurement("top1", value, n, 0.1, 0.9), *bare], {"id": run.ids, "top1": right})
+    results = Results(store)
+    rows = {score.name: score for score in task_report("probe").scores(results)[0].scores}
+    assert (rows["linear probe top-5"].of("a").low, rows["linear probe top-5"].of("a").high) == wilson(0.9 * n, n)
+    mean_per_class = rows["linear probe, mean per class"]
+    assert mean_per_class.of("a").shares is not None
+    assert mean_per_class.of("b").low is None  # of classes of unlike sizes
+    shown = entry(table(build(results), "probe_differences"), "linear probe top-5", "b")
+    assert isinstance(shown, Number)
+    assert shown.interval
+    assert shown.p_text == ""  # not paired
+
+
 def test_damaged_files_are_reported_not_raised(full: Store) -> None:
     cells = sorted((full.path / "cells").glob("*.json"))
     cells[0].write_text("{")
     results = Results(full)
     assert len(results.records) == len(cells) - 1
     assert any(cells[0].name in warning for warning in results.warnings)
+
+
+def table(document: object, name: str) -> Table:
+    return next(t for t in document.tables if t.name == name)  # type: ignore[attr-defined]
+
+
+def entry(table: Table, row: str, column: str) -> object:
+    return next(r for r in table.rows if r.name == row).entries[list(table.columns).index(column)]
+
+
+def methods(
+    store: Store, seeds: int, skills: dict[str, float], *, recorded: bool = True, everything: bool = False
+) -> None:
+    """Runs of methods, with what their own checkpoints say of them."""
+    names = {(method, seed): f"{method}-{seed}" for method in skills for seed in range(seeds)}
+    said = [{"name": name, "group": method, "seed": seed} for (method, seed), name in names.items()]
+    store.record_run({"models": said if recorded else [{"name": name} for name in names.values()]})
+    for number, ((method, seed), name) in enumerate(names.items()):
+        run = Writer(store, name, skills[method] + 0.1 * seed, seed=number)
+        run.probe()
+        if everything:
+            run.corruptions(BENCHMARK)
+            run.internal()
+            run.attacks()
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("groups") / "run")
+    methods(store, 3, {"byol": 0.2, "co-byol": 1.5}, everything=True)
+    return store
+
+
+def test_runs_of_one_method_are_one_row_about_seeds_and_images(three_seeds: Store) -> None:
+    results = Results(three_seeds)
+    assert results.labels == ["byol (3 seeds)", "co-byol (3 seeds)"]
+    document = build(results)
+    assert "2 methods (6 checkpoints)" in document.subtitle
+    assert "fewer than 4 seeds give an interval and no p" in document.subtitle
+    own = {
+        label: np.array([results.estimate(one, "probe", "top1").shares for one in results.members(label)])  # type: ignore[union-attr]
+        for label in results.labels
+    }
+    byol, co_byol = (own[label] for label in results.labels)
+    found = entry(table(document, "probe_differences"), "linear probe top-1", "co-byol (3 seeds)")
+    expected = contrast([(1, co_byol), (-1, byol)])
+    assert isinstance(found, Number)
+    assert (found.value, found.low, found.high) == pytest.approx(expected[:3])
+    assert found.p_text == ""
+    shown = entry(table(document, "probe"), "linear probe top-1", "co-byol (3 seeds)")
+    assert isinstance(shown, Number)
+    assert (shown.low, shown.high) == pytest.approx(contrast([(1, co_byol)])[1:3])
+    each = table(document, "headline_checkpoints")
+    assert [row.name for row in each.rows] == [
+        f"{method}-{seed}" for method in ("byol", "co-byol") for seed in range(3)
+    ]
+
+
+def test_scores_of_methods_are_the_means_of_their_runs_scores(three_seeds: Store) -> None:
+    results = Results(three_seeds)
+    for task in ("corruptions", "internal", "attacks"):
+        for spec in task_report(task).scores(results):
+            for score in spec.scores:
+                for label in results.labels:
+                    runs = [score.of(one) for one in results.members(label)]
+                    found = score.of(label)
+                    assert (found is None) == (None in runs), score.name
+                    if found is not None:
+                        assert found.value == pytest.approx(np.mean([run.value for run in runs if run is not None]))
+
+
+def test_four_seeds_have_a_p(store: Store) -> None:
+    methods(store, 4, {"byol": 0.2, "co-byol": 1.5})
+    shown = table(build(Results(store)), "probe_differences")
+    assert "p of checkpoints" not in shown.corner
+    assert all(isinstance(e, Number) and e.p_text for row in shown.rows for e in row.entries)
+
+
+def test_one_seed_says_that_it_compares_checkpoints(full: Store) -> None:
+    document = build(Results(full))
+    assert "compare these checkpoints, not the methods that made them" in document.subtitle
+    assert "p of checkpoints" in table(document, "probe_differences").corner
+
+
+def test_labels_group_what_says_nothing_of_itself(store: Store) -> None:
+    methods(store, 2, {"byol": 0.2, "co-byol": 1.5}, recorded=False)
+    assert len(Results(store).labels) == 4
+    patterns = given(["CO-BYOL (ours)=runs/co-*/model.safetensors", "BYOL=byol-*"])
+    results = Results(store, patterns)
+    assert results.labels == ["BYOL (2 seeds)", "CO-BYOL (ours) (2 seeds)"]
+    assert resolve_baseline(results, "CO-BYOL (ours)") == "CO-BYOL (ours) (2 seeds)"
+    for wrong, said in (
+        ({"x": ["nothing-*"]}, "matches no model; there are byol-0"),
+        ({"x": ["byol-*"], "y": ["byol-1"]}, "byol-1 is in x and in y"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            _ = Results(store, wrong).labels
+    for text in ("no sign", "=x", "x="):
+        with pytest.raises(UsageError, match="expected --label"):
+            given([text])
+
+
+def test_protocols_are_not_mixed_in_a_group(store: Store) -> None:
+    for number, backend in enumerate(("native", "reference")):
+        Writer(store, f"byol-{number}", 0.4, seed=number).corruptions(BENCHMARK, backend=backend)
+    with pytest.raises(UsageError, match="--label BYOL: corruptions: backend differs"):
+        _ = Results(store, {"BYOL": ["byol-*"]}).labels
+    store.record_run({"models": [{"name": f"byol-{n}", "group": "byol", "seed": n} for n in range(2)]})
+    results = Results(store)
+    assert results.labels == ["byol-0", "byol-1"]
+    assert any("are not grouped: corruptions: backend differs" in line for line in build(results).warnings)
+
+
+def test_a_missing_run_is_a_gap_of_its_method(store: Store) -> None:
+    methods(store, 2, {"byol": 0.2, "co-byol": 1.5})
+    writer = Writer(store, "byol-0", 0.2, seed=0)
+    writer.redundancy()
+    assert Results(store).estimate("byol (2 seeds)", "redundancy", "within", site="prepool", weights="trained") is None
+
+
+@pytest.mark.slow
+def test_files_know_their_method_and_flags_name_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(2):
+        for method in ("byol", "co"):
+            made = make_model("resnet18", stem="cifar", width=8, seed=2 * seed + (method == "co"))
+            said = replace(made, group=method, seed=seed) if method == "byol" else made
+            save_model(said, tmp_path / f"{method}-{seed}" / "model.safetensors")
+    loaded = load_model(tmp_path / "byol-1" / "model.safetensors")
+    assert (loaded.group, loaded.seed) == ("byol", 1)
+    assert loaded.untrained().group is None
+    flags = [*(f"--ckpt={tmp_path}/byol-{seed}/model.safetensors" for seed in range(2)), "--out", str(tmp_path / "out")]
+    flags += ["--label", f"CO (ours)={tmp_path}/co-*/model.safetensors", "--limit", "20", "--quiet", "--no-cache"]
+    assert app(["crops", *flags], result_action="return_value") == 0
+    assert Results(Store(tmp_path / "out")).labels == ["byol (2 seeds)", "CO (ours) (2 seeds)"]
+    again = ["report", str(tmp_path / "out"), "--label", "ours=co-*", "--label", "theirs=runs/byol-*/model.safetensors"]
+    assert app(again, result_action="return_value") == 0
+    assert "| ours (2 seeds) |" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(UsageError, match="matches no file"):
+        ModelFlags(label=("x=nowhere/*.pt",)).load()

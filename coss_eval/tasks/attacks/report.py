@@ -113,7 +113,7 @@ def norm_name(norm: str) -> str:
 def median_eps(results: Results) -> Table | None:
     """The median smallest eps that breaks an image, one row an attack; "> 8/255" where more than half stand at it."""
     rows = [
-        Row(family_name(*family), [_median_text(results, label, *family) for label in results.labels])
+        Row(family_name(*family), [_median_texts(results, label, *family) for label in results.labels])
         for family in families(results)
     ]
     rows = [row for row in rows if any(row.entries)]
@@ -131,6 +131,12 @@ def median_eps(results: Results) -> Table | None:
         corner="median smallest eps",
         caption=caption,
     )
+
+
+def _median_texts(results: Results, label: str, attack: str, norm: str) -> str | None:
+    """The median of a checkpoint, or those of a method's runs."""
+    found = [_median_text(results, member, attack, norm) for member in results.members(label)]
+    return None if None in found else "; ".join(text for text in found if text is not None)
 
 
 def _median_text(results: Results, label: str, attack: str, norm: str) -> str | None:

@@ -22,9 +22,9 @@ from coss_eval.corruptions.names import (
 )
 from coss_eval.corruptions.score import Errors, Value, mce, relative_mce
 from coss_eval.errors import UsageError
-from coss_eval.reports.drawing import grid, label_edges, label_ends, legend, line, looks_in, percent
+from coss_eval.reports.drawing import chance_in, grid, label_edges, label_ends, legend, line, looks_in, percent
 from coss_eval.reports.layout import Table, Unit
-from coss_eval.reports.results import Estimate, Results, aligned, from_shares, kept, mean
+from coss_eval.reports.results import Estimate, Results, aligned, from_shares, kept, mean, shifted
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, further_table, score_row, spaced
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.store import Condition
@@ -105,6 +105,10 @@ def scores(results: Results) -> list[TaskScores]:
 
 def mean_corruption_error(results: Results, label: str, *, relative: bool = False) -> Estimate | None:
     """(Relative) mCE: only where score.py defines it (ImageNet at 224 px with ImageNet-C's table)."""
+    return results.pooled(label, lambda member: _mean_corruption_error(results, member, relative=relative))
+
+
+def _mean_corruption_error(results: Results, label: str, *, relative: bool) -> Estimate | None:
     keys = [(name, severity) for name in BENCHMARK for severity in SEVERITIES]
     found = [corrupted(results, label, *key) for key in keys] + ([clean(results, label)] if relative else [])
     known = [estimate for estimate in found if estimate is not None]
@@ -153,9 +157,7 @@ def _error(name: str, accuracy: Of) -> Score:
         found = accuracy(label)
         if found is None:
             return None
-        low, high = (None if bound is None else 1 - bound for bound in (found.high, found.low))
-        shares = None if found.shares is None else 1 - found.shares
-        return Estimate(1 - found.value, low, high, found.n, shares, found.data)
+        return shifted(found, 1.0, slope=-1.0)
 
     return Score(name, error, lower_is_better=True)
 
@@ -231,7 +233,7 @@ def by_severity(results: Results) -> Figure | None:
             line(axis, [0, *SEVERITIES], points, look[label])
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    percent(axes)
+    percent(axes, chance_in(results, look))
     note = "; * held out for validation" if any(name not in BENCHMARK for name in names) else ""
     label_edges(figure, f"severity (0: clean{note})", "accuracy, %")
     legend(figure, look)
@@ -253,7 +255,7 @@ def by_mean_severity(results: Results) -> Figure | None:
     figure, axes = grid(1, 1, height=2.4, width=4.2)
     for label, points in lines.items():
         line(axes[0, 0], [0, *SEVERITIES], points, look[label])
-    percent(axes)
+    percent(axes, chance_in(results, look))
     axes[0, 0].set(xlabel="severity (0: clean)", ylabel=f"accuracy, mean of {len(BENCHMARK)} corruptions, %")
     label_ends(axes[0, 0], lines, look)
     if incomplete:

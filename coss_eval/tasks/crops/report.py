@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from coss_eval.reports.drawing import legend, line, looks_in, marks, percent
+from coss_eval.reports.drawing import chance_in, legend, line, looks_in, marks, percent
 from coss_eval.reports.layout import Unit
 from coss_eval.reports.results import Estimate, Results, kept
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, mean_of
@@ -83,7 +83,7 @@ def by_family(results: Results) -> Figure | None:
                 scale = 100 if metric == "accuracy" else 1
                 draw(axis, [at + beside for at in x], [of(label) for _, of in points], look[label], scale=scale)
         column[1].set_xlabel(FAMILIES[family].axis)
-    percent(axes[:1])
+    percent(axes[:1], chance_in(results, look))
     axes[0, 0].set_ylabel("accuracy, %")
     axes[1, 0].set_ylabel("cosine with the full image")
     legend(figure, look)

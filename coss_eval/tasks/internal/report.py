@@ -8,7 +8,7 @@ from itertools import product
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from coss_eval.reports.drawing import grid, label_edges, legend, line, looks_in, percent
+from coss_eval.reports.drawing import chance_in, grid, label_edges, legend, line, looks_in, percent
 from coss_eval.reports.layout import Entry, Number, Row, Table, Unit
 from coss_eval.reports.relate import WHAT_FOLLOWS
 from coss_eval.reports.results import Estimate, Results, area, difference
@@ -186,7 +186,7 @@ def by_level(results: Results) -> Figure | None:
         axis.xaxis.set_major_formatter("{x:g}")
         for label in look:
             line(axis, levels, [at_level(results, here, level)(label) for level in levels], look[label])
-    percent(axes)
+    percent(axes, chance_in(results, look))
     label_edges(figure, "level (share masked, noise, or step of a grid)", "accuracy, %")
     legend(figure, look)
     return figure

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
-from coss_eval.reports.results import Results
-from coss_eval.reports.scores import Column, TaskScores, plain_scores, plain_words
+from coss_eval.reports.results import Estimate, Results
+from coss_eval.reports.scores import Column, TaskScores, mean_of, plain_scores, plain_words
 from coss_eval.reports.task_report import TaskReport
+from coss_eval.statistics import wilson
 from coss_eval.store import Condition
 
 TASK = "probe"
@@ -25,8 +28,36 @@ METRICS = {
 
 def scores(results: Results) -> list[TaskScores]:
     """One row for each metric and share of the labels."""
-    rows = plain_scores(results, TASK, results.found(TASK), names=METRICS, words=_words, unit="percent")
+    rows = plain_scores(
+        results,
+        TASK,
+        results.found(TASK),
+        names=METRICS,
+        words=_words,
+        unit="percent",
+        of=lambda metric, conditions: partial(_bounded, results, metric, conditions),
+    )
     return [TaskScores(TASK, "Probes", "accuracy %", rows)]
+
+
+def _bounded(results: Results, metric: str, conditions: Sequence[Condition], label: str) -> Estimate | None:
+    """A metric with what its cells leave out: older ones have bounds and verdicts of the top-1 alone.
+
+    The mean per class is the top-1 where classes are of one size, its images are then the same; the top-5 is a share.
+    """
+    found = mean_of(results, TASK, metric, conditions)(label)
+    if found is None:
+        return None
+    if found.runs:
+        return results.pooled(label, partial(_bounded, results, metric, conditions))
+    of_classes = metric.endswith("mean_per_class")
+    top1 = mean_of(results, TASK, metric.replace("mean_per_class", "top1"), conditions)(label) if of_classes else None
+    if top1 is not None and abs(top1.value - found.value) < 1e-9:
+        return replace(top1, value=found.value)
+    if found.low is not None or not metric.endswith("top5"):
+        return found
+    low, high = wilson(found.value * found.n, found.n)
+    return replace(found, low=low, high=high)
 
 
 def _words(condition: Condition) -> list[str]:

@@ -14,6 +14,7 @@ from coss_eval.errors import UsageError
 from coss_eval.probes import few_label_probe, fitted_probe, knn, scores
 from coss_eval.probes.features import Features
 from coss_eval.probes.sgd import SgdProtocol, sgd_probe
+from coss_eval.statistics import mean_of_classes, wilson
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.probe import ProbeOptions
 from coss_eval.tasks.task import Result, Subject, Task
@@ -114,8 +115,11 @@ def _scored(logits: Tensor, test: Features, cell: Cell, *how: str) -> Result:
     condition |= {"epochs": params["epochs"]} if "epochs" in params else {}
     correct = (logits.argmax(1) == test.labels).numpy()
     result = Result.of_verdicts(f"{prefix}top1", np.asarray(test.ids), [(condition, correct)])
+    n, labels = len(correct), test.labels.numpy()
+    of_class = mean_of_classes(np.bincount(labels[correct], minlength=labels.max() + 1), np.bincount(labels))
     for metric, value in scores(logits, test.labels).items():
         if metric != "top1":
-            result.measurements.append(Measurement(prefix + metric, value, len(correct), None, None, condition))
+            bounds = wilson(value * n, n) if metric == "top5" else of_class
+            result.measurements.append(Measurement(prefix + metric, value, n, *bounds, condition))
     result.notes.extend(how)
     return result

@@ -1,0 +1,129 @@
+"""Which checkpoints of a store are runs of one method, that differ in their training seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import PurePath
+
+from coss_eval.errors import UsageError
+from coss_eval.reports.tables import Label
+from coss_eval.store import Record, canonical_json
+
+OWN = ("sha256", "code")  # what two runs of one method may differ in
+
+
+@dataclass(frozen=True)
+class Groups:
+    """``members``: the checkpoints of each method by what tables call it, ``methods`` its plain name; ``warnings``."""
+
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    methods: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def given(labels: Iterable[str]) -> dict[str, list[str]]:
+    """Patterns by method from texts such as "CO-BYOL (ours)=runs/co-*/model.safetensors". Raises UsageError."""
+    found: dict[str, list[str]] = {}
+    for text in labels:
+        name, sign, pattern = text.rpartition("=")
+        if not sign or not name.strip() or not pattern.strip():
+            raise UsageError(
+                f'expected --label "NAME=PATHS", such as "CO-BYOL=runs/co-*/model.safetensors", got {text!r}'
+            )
+        found.setdefault(name.strip(), []).append(pattern.strip())
+    return found
+
+
+def find(
+    checkpoints: Sequence[str],
+    labels: Mapping[str, Label],
+    records: Sequence[Record],
+    runs: Iterable[Record],
+    patterns: Mapping[str, Sequence[str]],
+) -> Groups:
+    """The groups among ``checkpoints``, which ``labels`` (by a cell's key) name.
+
+    A model belongs to the method that ``patterns`` gives it (of its name, or of the file it was read from), else to the
+    one that its newest run recorded with its seed. Raises UsageError for a pattern that matches nothing or mixes
+    protocols; checkpoints whose own config says so are then left apart, with a warning.
+    """
+    known = {str(m["name"]): m for run in runs for m in run.get("models", [])}
+    shown = {label.text: label for label in labels.values()}
+    named = _named([shown[text].model for text in checkpoints], patterns)
+    found: dict[str, list[str]] = {}
+    methods: dict[str, str] = {}
+    for text in checkpoints:
+        label = shown[text]
+        method = named.get(label.model) or known.get(label.model, {}).get("group")
+        if method is not None:
+            found.setdefault(f"{method}{label.suffix}", []).append(text)
+            methods[f"{method}{label.suffix}"] = str(method)
+    members: dict[str, tuple[str, ...]] = {}
+    names: dict[str, str] = {}
+    warnings = []
+    for group, texts in found.items():
+        if len(texts) < 2:
+            continue
+        seeds = [seed for text in texts if (seed := known.get(shown[text].model, {}).get("seed")) is not None]
+        reason = _unlike(texts, labels, records)
+        if methods[group] in patterns and reason is not None:
+            raise UsageError(f"--label {methods[group]}: {reason}; name runs of one method that were evaluated alike")
+        if methods[group] not in patterns and reason is None and len(set(seeds)) < len(seeds):
+            reason = "two of them have one seed"
+        if reason is not None:
+            warnings.append(f"{group}: {', '.join(texts)} are not grouped: {reason}. Name groups with --label.")
+            continue
+        title = f"{group} ({len(texts)} seeds)"
+        members[title], names[title] = tuple(texts), methods[group]
+    return Groups(members, names, tuple(warnings))
+
+
+def _named(models: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The method of each model that a pattern names."""
+    found: dict[str, str] = {}
+    for method, mine in patterns.items():
+        for pattern in mine:
+            matching = [model for model in models if any(fnmatchcase(model, one) for one in _names(pattern))]
+            if not matching:
+                shown = ", ".join(dict.fromkeys(models))
+                raise UsageError(f"--label {method}={pattern} matches no model; there are {shown}")
+            twice = next((model for model in matching if found.get(model, method) != method), None)
+            if twice is not None:
+                raise UsageError(f"--label: {twice} is in {found[twice]} and in {method}; give it to one of them")
+            found |= dict.fromkeys(matching, method)
+    return found
+
+
+def _names(pattern: str) -> set[str]:
+    """A pattern of names, or of the files that models are called after: runs/co-*/model.safetensors is co-*."""
+    path = PurePath(pattern)
+    stem = path.stem if path.suffix else path.name
+    return {pattern, path.parent.name} if stem == "model" else {pattern, stem, f"{path.parent.name}/{stem}"}
+
+
+def _unlike(texts: Sequence[str], labels: Mapping[str, Label], records: Sequence[Record]) -> str | None:
+    """How the checkpoints' protocols differ: "corruptions: backend differs"; None where they do not."""
+    by_text: dict[str, dict[tuple[str, str], set[str]]] = {text: {} for text in texts}
+    for record in records:
+        label = labels[record["key"]]
+        for text in {label.text, label.base} & set(texts):
+            for name, value in _facts(record).items():
+                by_text[text].setdefault((record["task"], name), set()).add(value)
+    first, *others = by_text.values()
+    for other in others:
+        for key in first.keys() & other.keys():
+            if len(first[key]) == len(other[key]) == 1 and first[key] != other[key]:
+                return f"{key[0]}: {key[1]} differs"
+    return None
+
+
+def _facts(record: Record) -> dict[str, str]:
+    """What all runs of a method must have alike."""
+    protocol = record["protocol"]
+    model = {name: value for name, value in protocol.get("model", {}).items() if name not in OWN}
+    data = {name: protocol.get("data", {}).get(name) for name in ("name", "split", "limit", "fingerprint")}
+    facts = {**record["params"], **data, "geometry": protocol.get("geometry"), "architecture": model.get("arch")}
+    facts |= {"version of the task": record.get("algorithm_version", 1)}
+    return {name: canonical_json(value) for name, value in facts.items()}
