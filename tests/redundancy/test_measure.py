@@ -61,7 +61,7 @@ def test_real_networks(arch: str) -> None:
 def test_the_same_numbers_whatever_the_batch_size_or_kind_of_source() -> None:
     backbone, images = network("cnn").double(), IMAGES.double()
     expected = values(measure(backbone, images.split(7)))
-    sources: list[Any] = [[images], images.split(1), lambda: iter(images.split(13))]
+    sources: list[Any] = [[images], images.split(1), lambda: iter(images.split(13)), iter(images.split(9))]
     for source in sources:
         assert values(measure(backbone, source)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -101,14 +101,15 @@ def test_nothing_is_left_behind() -> None:
     assert all(not module._forward_hooks for module in backbone.modules())
     assert all(torch.equal(state[key], value) for key, value in backbone.state_dict().items())
     with pytest.raises(RuntimeError):
-        measure(backbone, [torch.zeros(4, 5, 16, 16)])
+        measure(backbone, [torch.zeros(4, 3, 16, 16, dtype=torch.int64)])
     assert all(not module._forward_hooks for module in backbone.modules())
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "unknown site": (lambda: measure(network("cnn"), [IMAGES], "stage9"), "expected one of stage1, stage2, prepool"),
     "site without locations": (lambda: measure(network("cnn"), [IMAGES], "global"), "expected one of stage1"),
-    "generator": (lambda: measure(network("cnn"), (b for b in [IMAGES])), "read twice"),
+    "layout": (lambda: measure(network("cnn"), [IMAGES.permute(0, 2, 3, 1)]), "move the channels to the second place"),
+    "other sizes": (lambda: measure(network("cnn"), [IMAGES, pixels(4, size=24)]), "images of one size"),
     "train mode": (lambda: measure(network("cnn").train(), [IMAGES]), "eval mode"),
     "no batch": (lambda: measure(network("cnn"), []), "at least 2, but got 0"),
     "one image": (lambda: measure(network("cnn"), [IMAGES[:1]]), "at least 2, but got 1"),
