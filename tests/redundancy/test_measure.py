@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from build_networks import build
 from small_networks import FAMILIES, network, pixels
 
+import coss_eval as ce
+from coss_eval.checkpoints.load import make_model
+from coss_eval.data.dataset import Dataset
 from coss_eval.errors import UsageError
 from coss_eval.models.hooks import outputs_of
+from coss_eval.models.model import Model
 from coss_eval.redundancy import measure
+from coss_eval.reports.results import Results
+from coss_eval.store import Cell, Measurement, Store
+from coss_eval.tasks.redundancy.report import against_untrained, scores
+from coss_eval.tasks.redundancy.task import Redundancy
 
 IMAGES = pixels(40)
 
@@ -123,3 +134,70 @@ def test_bad_calls_are_one_line(name: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def small_digits(order: slice = slice(None)) -> Dataset:
+    digits = ce.load_dataset("digits")
+    limited = digits.test.limited(120)
+    return replace(digits, test=limited.subset(np.arange(120)[order]))
+
+
+def trained() -> Model:
+    """Weights that are not those of the untrained network beside it."""
+    return make_model("rf5_resnet18", stem="cifar", width=8, seed=7, name="net")
+
+
+def test_each_image_is_stored_and_pairs_the_untrained_network(tmp_path: Path) -> None:
+    """The report's difference is that of each image's own numbers; a class's row their mean over its images."""
+    data = small_digits()
+    ce.evaluate(trained(), data, [Redundancy()], out=tmp_path, device="cpu").report()
+    store = Store(tmp_path)
+    by_state = {record["params"]["weights"]: record for record in store.records()}
+    values = {m["metric"]: m["value"] for m in by_state["trained"]["measurements"]}
+    frames = {state: store.samples(record["key"]) for state, record in by_state.items()}
+    column = {state: f"normalised_per_position: site=prepool,weights={state}" for state in frames}
+    own, untrained = (frames[state][column[state]] for state in ("trained", "untrained"))
+    assert sorted(own.index) == sorted(data.test.ids)
+    assert own.mean() == pytest.approx(values["normalised_per_position"], abs=1e-6)
+
+    shown = against_untrained(Results(store))
+    assert shown is not None
+    number = next(row for row in shown.rows if row.name == "normalised" and "position" in row.group).entries[0]
+    paired = (own - untrained.reindex(own.index)).to_numpy(dtype=float)
+    half = 1.98 * paired.std(ddof=1) / 120**0.5
+    assert [number.value, number.low] == pytest.approx([paired.mean(), paired.mean() - half], abs=1e-4)
+    assert number.value != 0
+
+    classes = pd.read_csv(tmp_path / "tables" / "redundancy_by_class.csv")
+    labels = pd.Series(data.test.labels, index=data.test.ids)
+    expected = own.groupby(labels.reindex(own.index)).mean()
+    assert classes["net"].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_the_order_of_the_data_changes_nothing(tmp_path: Path) -> None:
+    found = []
+    for name, order in (("there", slice(None)), ("back", slice(None, None, -1))):
+        ce.evaluate(trained(), small_digits(order), [Redundancy()], out=tmp_path / name, device="cpu")
+        records = Store(tmp_path / name).records()
+        record = next(one for one in records if one["params"]["weights"] == "trained")
+        found.append({m["metric"]: (m["value"], m["low"]) for m in record["measurements"]})
+    assert found[0] == found[1]
+
+
+def test_results_of_an_older_version_have_their_table_beside_new_ones(tmp_path: Path) -> None:
+    """No image's own numbers and no n in the spectral rows: a difference is left out, all else is shown."""
+    ce.evaluate(trained(), small_digits(), [Redundancy()], out=tmp_path, device="cpu")
+    store = Store(tmp_path)
+    old = next(record for record in store.records() if record["params"]["weights"] == "trained")
+    condition = {"site": "prepool", "weights": "trained"}
+    numbers = [Measurement(name, 0.4, 120, 0.3, 0.5, condition) for name in ("normalised_per_position", "lidar")]
+    cell = Cell("redundancy", condition, 2)
+    record = {"protocol": old["protocol"], "cell": cell, "model": "net", "measurements": numbers, "notes": []}
+    store.write(store.key(old["protocol"], cell), record)
+    results = Results(store)
+    label = next(one for one in results.labels if "algorithm_version=2" in one)
+    rows = {score.name: score for score in scores(results)[0].scores}
+    assert {"LiDAR", "LiDAR (n = 120)"} <= rows.keys()
+    lidar = rows["LiDAR"].of(label)
+    assert lidar is not None
+    assert lidar.value == 0.4
