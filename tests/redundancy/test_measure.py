@@ -19,6 +19,7 @@ import coss_eval as ce
 from coss_eval.checkpoints.load import make_model
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import UsageError
+from coss_eval.models.classifier import to_float
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.model import Model
 from coss_eval.redundancy import measure
@@ -201,3 +202,52 @@ def test_results_of_an_older_version_have_their_table_beside_new_ones(tmp_path: 
     lidar = rows["LiDAR"].of(label)
     assert lidar is not None
     assert lidar.value == 0.4
+
+
+def test_a_probe_reads_the_locations(tmp_path: Path) -> None:
+    """Each number from the probe's logits by a few lines; all locations pooled are the probe's own accuracy."""
+    data, model = small_digits(), trained()
+    assert data.train is not None
+    data = replace(data, train=data.train.limited(200))
+    ce.evaluate(model, data, [Redundancy(probe=True)], out=tmp_path, device="cpu").report()
+    record = next(one for one in Store(tmp_path).records() if "probe" in one["params"])
+    found = {(m["metric"], m["condition"].get("keep")): m["value"] for m in record["measurements"]}
+
+    classifier = ce.fit_classifier(model, data, head="probe", device="cpu")
+    batch = next(data.test.batches(batch_size=120))
+    with torch.no_grad():
+        local, global_ = classifier.represent(to_float(batch.images))
+        backbone = classifier.backbone
+        single = backbone.pool(local.flatten(0, 1)[:, :, None, None])  # an image of that location alone
+        logits = classifier.logits(single).reshape(120, local.shape[1], -1).double()
+        whole = (classifier.logits(global_).argmax(1) == batch.labels).double().mean()
+    votes, p = logits.argmax(2).numpy(), logits.softmax(2).numpy()
+    locations = votes.shape[1]
+    pairs = [(a, b) for a in range(locations) for b in range(locations) if a != b]
+    middle = p.mean(1, keepdims=True)
+    expected = {
+        ("local_accuracy", None): (votes == batch.labels.numpy()[:, None]).mean(),
+        ("vote_agreement", None): np.mean([(votes[:, a] == votes[:, b]).mean() for a, b in pairs]),
+        ("vote_divergence", None): (p * np.log(p / middle)).sum(2).mean(),
+        ("kept_accuracy", locations): float(whole),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+    curve = {k: value for (metric, k), value in found.items() if metric == "kept_accuracy"}
+    assert list(curve) == [1, 2, 4, 8, 16]
+    assert curve[1] < curve[16]
+    enough = found["locations_for_90", None]
+    assert min(k for k, value in curve.items() if value >= 0.9 * curve[16]) == enough
+    shares = [m["value"] for m in record["measurements"] if m["metric"] == "diffused_accuracy"]
+    assert len(shares) == 4
+    assert 0.1 < shares[0] < shares[-1] <= 1
+    report = (tmp_path / "report.md").read_text()
+    assert "| accuracy, 1 location |" in report
+    assert "| accuracy, 1/16 of the dimensions |" in report
+
+
+def test_a_probe_of_no_mean_is_refused_in_one_line(tmp_path: Path) -> None:
+    data = small_digits()
+    model = make_model("vit_d64_l1_h2_p16", img_size=32, name="class-token")
+    run = ce.evaluate(model, data, [Redundancy(probe=True)], out=tmp_path, device="cpu")
+    assert [failure for failure in map(str, run.failures) if "leave out --probe" in failure]

@@ -13,7 +13,7 @@ from scipy import stats
 from coss_eval.reports.drawing import Look, grid, legend, looks_in
 from coss_eval.reports.layout import Number, Row, Table, Unit
 from coss_eval.reports.results import Estimate, Results, difference
-from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, spaced
+from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, plain_scores, spaced
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import Difference, holm
 from coss_eval.store import Condition
@@ -84,6 +84,20 @@ GROUPS = {  # what stands always beside one another: a heading for the rows by t
     "spectral": "directions and information, which depend on the number of images",
     "rest": "variance, fields, steps on the grid",
 }
+PROBE = {
+    "local_accuracy": "accuracy of single locations",
+    "vote_agreement": "pairs of locations that agree on the class",
+    "vote_divergence": "Jensen-Shannon divergence of the locations, nats",
+    "kept_accuracy": "accuracy",
+    "kept_accuracy_area": "its mean over log k",
+    "locations_for_90": "locations that keep 90 % of the accuracy",
+    "diffused_accuracy": "accuracy",
+}
+PROBES = "redundancy_probe"
+PROBED = (
+    "The linear probe of the global representation, put to each location before pooling, to k random ones pooled (the "
+    "same of an image for all k) and, fitted anew, to random subsets of the dimensions (3 at each share)."
+)
 OVERLAP = ("within_overlapping", "within_disjoint")
 OF_NO_MEAN = ("position_share", "pixels_covered")
 
@@ -100,7 +114,7 @@ def _group(metric: str) -> str:
 
 def scores(results: Results) -> list[TaskScores]:
     """One row a metric, the untrained network's beside it."""
-    found = [(metric, condition.get("images")) for metric, condition in results.found(TASK)]
+    found = [(m, condition.get("images")) for m, condition in results.found(TASK) if m not in PROBE]
     rows = []
     for metric, images in sorted(dict.fromkeys(found), key=lambda each: list(GROUPS).index(_group(each[0]))):
         group = _group(metric)
@@ -112,7 +126,17 @@ def scores(results: Results) -> list[TaskScores]:
                 rows.append(Score(name, measured(results, metric, state, images), unit, GROUPS[group]))
     terms = {term: text for term, text in TERMS.items() if any(term in f"{score.group} {score.name}" for score in rows)}
     caption = f"{NOTE} {explained(terms)}".strip()
-    return [TaskScores(TASK, "Redundancy of the local representations", "value", rows, caption)]
+    read = [(m, c) for m, c in results.found(TASK) if m in PROBE]
+    probed = plain_scores(results, TASK, read, names=PROBE, words=_part)
+    tables = [TaskScores(TASK, "Redundancy of the local representations", "value", rows, caption)]
+    return [*tables, TaskScores(TASK, "Locations read by a probe", "value", probed, PROBED, PROBES)] if read else tables
+
+
+def _part(condition: Condition) -> list[str]:
+    """How many locations or dimensions, in words."""
+    keep, share = condition.get("keep"), condition.get("share")
+    kept = [] if keep is None else [f"{keep} location{'s' if keep > 1 else ''}"]
+    return kept + ([] if share is None else [f"1/{round(1 / share)} of the dimensions"])
 
 
 def against_untrained(results: Results) -> Table | None:
@@ -165,7 +189,8 @@ def _differences(
 ) -> Table | None:
     """A row a metric, a column a checkpoint; p adjusted over each column (Holm)."""
     metrics = sorted(
-        dict.fromkeys(metric for metric, _ in results.found(TASK)), key=lambda m: list(GROUPS).index(_group(m))
+        dict.fromkeys(metric for metric, _ in results.found(TASK) if metric not in PROBE),
+        key=lambda m: list(GROUPS).index(_group(m)),
     )
     found = {label: {metric: of(label, metric) for metric in metrics} for label in labels}
     shown = [metric for metric in metrics if any(column[metric] is not None for column in found.values())]

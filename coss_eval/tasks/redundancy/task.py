@@ -14,21 +14,25 @@ from torch import Tensor
 
 from coss_eval.data.choose import order_of
 from coss_eval.data.split import Split
-from coss_eval.errors import CossError
+from coss_eval.errors import CossError, UsageError
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes.behaviour import fixed_images
+from coss_eval.probes.fit import fitted_probe
 from coss_eval.probes.forward import ahead, ready
 from coss_eval.receptive_field.theoretical import LocationFields, location_fields
 from coss_eval.redundancy import measurement, spectrum
 from coss_eval.redundancy.centring import CALIBRATION_IMAGES, RANK, WIDEST
 from coss_eval.redundancy.moments import Moments
+from coss_eval.statistics import clustered_wilson, paired_difference
 from coss_eval.store import Cell, Measurement, own_column
 from coss_eval.tasks.redundancy import RedundancyOptions
-from coss_eval.tasks.task import Result, Subject, Task
+from coss_eval.tasks.redundancy.votes import Votes, diffused, enough, read_locations
+from coss_eval.tasks.task import Result, Subject, Task, proportion
 
 VERSION = 3  # 2 took means and ranks over all images, and had no samples; 1 one mean for all positions
 
+PROBE_VERSION = 1  # of what the probe sees at the locations
 PROTOCOL = {  # which images give the means that are taken off and, in the same order of hashed ids, the spectra
     "calibration_images": CALIBRATION_IMAGES,
     "spectral_images": spectrum.IMAGES,
@@ -50,10 +54,13 @@ class Redundancy(RedundancyOptions, Task):
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
         shared = {"site": self.site} | PROTOCOL
-        trained = Cell(self.name, shared | {"weights": "trained"}, VERSION)
-        if subject.model.architecture is None:  # raw pixels have no weights; how a network was made may not be known
-            return [trained]
-        return [trained, Cell(self.name, shared | {"weights": "untrained", "seed": seed}, VERSION)]
+        cells = [Cell(self.name, shared | {"weights": "trained"}, VERSION)]
+        if subject.model.architecture is not None:  # raw pixels have no weights; how a network was made is not known
+            cells.append(Cell(self.name, shared | {"weights": "untrained", "seed": seed}, VERSION))
+        if self.probe:
+            params = {"site": "prepool", "weights": "trained", "probe": _fitted_on(subject), "seed": seed}
+            cells.append(Cell(self.name, params, PROBE_VERSION))
+        return cells
 
     def impossible(self, subject: Subject) -> str | None:
         if self.site != "prepool":
@@ -75,6 +82,11 @@ class Redundancy(RedundancyOptions, Task):
         return float(len(subject.data.test))
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
+        return (
+            _read_by_probe(subject, cell.params["seed"]) if "probe" in cell.params else self._similarity(cell, subject)
+        )
+
+    def _similarity(self, cell: Cell, subject: Subject) -> Result:
         params, device = cell.params, subject.compute.device
         model = subject.model if params["weights"] == "trained" else subject.model.untrained(params["seed"])
         network = model.encoder()
@@ -93,6 +105,59 @@ class Redundancy(RedundancyOptions, Task):
         if collected.interior is None:
             result.notes.append("no interior rows: the grid has no two locations away from its border")
         return result
+
+
+def _fitted_on(subject: Subject) -> dict[str, Any]:
+    """What the probe depends on beside the network; UsageError where there is nothing to fit one on."""
+    if subject.data.train is None:
+        raise UsageError(f"{subject.data.name} has no training split to fit a probe on; leave out --probe")
+    return {"train": subject.data.train.fingerprint, "strength": "chosen on a tenth"}
+
+
+def _read_by_probe(subject: Subject, seed: int) -> Result:
+    """The probe of the global representation at the locations before pooling, and on some of its dimensions."""
+    train, device = subject.data.train, subject.compute.device
+    assert train is not None  # cells() has asked
+    probe = fitted_probe(subject.model, train, subject.compute)
+    classifier = Classifier(subject.model.backbone, probe.module(), subject.model.preprocessing, origin="a probe")
+    with ready(classifier, device):
+        found = read_locations(classifier, ahead(subject.batches(), device), seed)
+    condition = {"site": "prepool", "weights": "trained"}
+    samples: dict[str, Any] = {"id": found.ids.numpy(), "label": found.labels.numpy()}
+    result = Result([], samples)
+    for metric, values in _of_locations(found).items():
+        interval = paired_difference(values[:, None], np.zeros((len(values), 1)))
+        result.measurements.append(
+            Measurement(metric, interval.difference, len(values), interval.low, interval.high, condition)
+        )
+        samples[own_column(metric, condition)] = values
+    accuracies = {}
+    for k, right in found.kept.items():
+        kept = condition | {"keep": k}
+        result.measurements.append(proportion("kept_accuracy", right.numpy(), **kept))
+        samples[own_column("kept_accuracy", kept)] = right.numpy()
+        accuracies[k] = float(right.double().mean())
+    result.measurements.append(Measurement("locations_for_90", enough(accuracies), len(found.ids), condition=condition))
+    features = subject.features(train), subject.features(subject.data.test)
+    for share, verdicts in diffused(*features, len(train.classes), probe.strength, seed, device):
+        low, high = clustered_wilson(verdicts.numpy())
+        part = condition | {"share": share}
+        value = float(verdicts.double().mean())
+        result.measurements.append(Measurement("diffused_accuracy", value, len(verdicts), low, high, part))
+    return result
+
+
+def _of_locations(found: Votes) -> dict[str, Any]:
+    """Each image's own values by metric, the area under the curve of kept locations (over log k) among them."""
+    x = np.log2(list(found.kept))
+    curve = np.stack([right.numpy() for right in found.kept.values()], axis=1).astype(float)
+    area = ((curve[:, 1:] + curve[:, :-1]) / 2 * np.diff(x)).sum(1) / (x[-1] - x[0])
+    return {
+        "local_accuracy": found.accuracy.numpy(),
+        "vote_agreement": found.agreement.numpy(),
+        "vote_divergence": found.divergence.numpy(),
+        "kept_accuracy_area": area,
+    }
 
 
 def _shuffled(split: Split, seed: int) -> Split:
