@@ -405,7 +405,11 @@ def test_gaussian_mutual_information_of_known_gaussians(correlation: float) -> N
 
 def test_mutual_information_stays_finite_with_fewer_images_than_dimensions() -> None:
     image = torch.randn(5, 1, 1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert np.isfinite(metrics(collect(image.expand(5, 2, 2, 32)))["gaussian_mutual_information"])
+    m = collect(image.expand(5, 2, 2, 32))
+    assert np.isfinite(metrics(m)["gaussian_mutual_information"])
+    notes = measurement.table(m).attrs["notes"]
+    assert any("5 images are not more than the 32 dimensions" in note and "shrunk" in note for note in notes)
+    assert any("no rank-matched rows" in note for note in notes)  # four directions vary
 
 
 def test_spectral_ranks_count_directions() -> None:
