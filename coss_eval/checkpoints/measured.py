@@ -40,7 +40,7 @@ def measured(
     model = _with_backbone(network)
     classifier = model if isinstance(model, Classifier) else model.encoder().to(device_of(model.backbone))
     batches = _batches(model, images)
-    if isinstance(batches, Iterator):  # once only: who reads it twice says so
+    if isinstance(batches, Iterator):  # once only
         return model.backbone, (_normalised(classifier, batch) for batch in batches)
     return model.backbone, lambda: (_normalised(classifier, batch) for batch in _started(batches))
 

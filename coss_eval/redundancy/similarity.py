@@ -14,9 +14,11 @@ Statistic = Callable[[Sums, int], Tensor]
 
 
 def within(sums: Sums, locations: int) -> Tensor:
-    """Mean cosine of two different locations of one image: (Q - N L) / (N L (L - 1))."""
-    n = sums.images
-    return (sums.unit_square - n * locations) / (n * locations * (locations - 1))
+    """Mean cosine of two different locations of one image: (Q - N L) / (N L (L - 1)).
+
+    A location that is the same in every image agrees with none.
+    """
+    return (sums.unit_square - sums.own) / (sums.images * locations * (locations - 1))
 
 
 def between(sums: Sums, locations: int) -> Tensor:
@@ -68,23 +70,55 @@ SIMILARITIES: dict[str, Statistic] = {
     "icc": icc,
     "local_global_leave_one_out": local_global_leave_one_out,
 }
-INTERIOR: dict[str, Statistic] = {"within": within, "between": between, "normalised": normalised}
+COSINES: dict[str, Statistic] = {"within": within, "between": between, "normalised": normalised}
 
 
 def estimates(moments: Moments) -> dict[str, Jackknifed]:
     """Every similarity that is defined for these moments, by metric name; one mean is taken off all locations."""
     statistics = dict(SIMILARITIES)
-    if moments.cross.shape[0] == moments.cross.shape[1] and not moments.global_is_mean:
+    if moments.centre.local.shape[1] == len(moments.centre.global_) and not moments.centre.global_is_mean:
         statistics["local_global"] = local_global
     return {name: jackknife(statistic, moments) for name, statistic in statistics.items()}
 
 
 def estimates_per_position(moments: Moments) -> dict[str, Jackknifed]:
-    """The similarities with the mean of each grid position taken off, and of the interior alone, where there is one."""
-    rows = {f"{name}_per_position": jackknife(s, moments.per_position) for name, s in SIMILARITIES.items()}
-    if moments.interior is not None:
-        rows |= {f"{name}_interior": jackknife(s, moments.interior) for name, s in INTERIOR.items()}
+    """The similarities with the mean of each grid position taken off, of the interior, and at equal rank."""
+    return {
+        f"{name}{end}": jackknife(statistic, sums)
+        for end, (sums, statistics) in _views(moments).items()
+        for name, statistic in statistics.items()
+    }
+
+
+def each_image(moments: Moments) -> dict[str, Tensor]:
+    """What each image alone shows, (N,), by the metric whose mean over the images it has.
+
+    The baseline between images is that of all, held fixed. A ratio over all images (r2) is that ratio and the image's
+    first-order share in it.
+    """
+    rows: dict[str, Tensor] = {}
+    for end, (sums, _) in _views(moments).items():
+        each, total, locations = sums.each, sums.sums.total(), sums.locations
+        baseline = between(total, locations)
+        rows[f"within{end}"] = (each["unit_square"] - each["own"]) / (locations * (locations - 1))
+        rows[f"normalised{end}"] = (rows[f"within{end}"] - baseline) / (1 - baseline)
+    each, total = moments.per_position.each, moments.per_position.sums.total()
+    rows["local_global_leave_one_out_per_position"] = each["leave_one_out"]
+    share = r2(total, moments.locations)
+    shift = total.mean.square().sum() / total.images**2
+    residual = (each["mean_square"] - shift) - share * (each["square"] - shift)
+    rows["r2_per_position"] = share + residual / (total.square / total.images - shift)
     return rows
+
+
+def _views(moments: Moments) -> dict[str, tuple[CentredSums, dict[str, Statistic]]]:
+    """The sums with each position's mean taken off, by the end of their rows' names."""
+    views: dict[str, tuple[CentredSums, dict[str, Statistic]]] = {"_per_position": (moments.per_position, SIMILARITIES)}
+    if moments.interior is not None:
+        views["_interior"] = (moments.interior, COSINES)
+    if moments.rank_matched is not None:
+        views["_rank_matched"] = (moments.rank_matched, COSINES)
+    return views
 
 
 def jackknife(statistic: Statistic, moments: CentredSums) -> Jackknifed:

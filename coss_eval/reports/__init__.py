@@ -50,6 +50,8 @@ def write(
     for table in page.tables:
         paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
         paths.append(write_file(folder / "tables" / f"{table.name}.tex", layout.latex(table)))
+    for table in document.long_tables(results):
+        paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
     return paths + drawn
 
 

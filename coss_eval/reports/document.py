@@ -90,6 +90,12 @@ def _section(results: Results, task: str, base: str, figures: Sequence[str]) -> 
     return Section(specs[0].title, lines, tables, drawn)
 
 
+def long_tables(results: Results) -> list[Table]:
+    """Tables that no page shows."""
+    makers = (maker for task in results.tasks for maker in task_report(task).files)
+    return [table for maker in makers if (table := maker(results)) is not None]
+
+
 def resolve_baseline(results: Results, baseline: str | None) -> str:
     """The label of the checkpoint that differences refer to. Raises UsageError for a name that is not there."""
     return results.labels[0] if baseline is None else results.named(baseline, "baseline")

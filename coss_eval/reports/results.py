@@ -40,7 +40,7 @@ from coss_eval.statistics import (
     paired_difference,
     unpaired,
 )
-from coss_eval.store import Condition, Record, Store, StoreWarning, column_name
+from coss_eval.store import Condition, Record, Store, StoreWarning, column_name, own_column
 
 Shares = pd.Series  # of floats, indexed by sample id
 
@@ -208,13 +208,16 @@ class Results:
         if found is None or found[1]["value"] is None:
             return None
         record, m = found
+        own = self._verdicts(record["key"], own_column(metric, m["condition"]))
+        data = record["protocol"].get("data", {}).get("fingerprint")
+        if own is not None:
+            return Estimate(m["value"], m["low"], m["high"], m["n"], own, data)
         # One condition may have several metrics. A column belongs to the one whose value is its mean; equal means are
         # no proof of it (mean per class on balanced classes), so also to one that its task could give an interval.
         name = column_name(metric, m["condition"])
         column = self._verdicts(record["key"], name) if m["low"] is not None else None
         if column is not None and abs(float(column.mean()) - m["value"]) > 1e-9:
             column = None
-        data = record["protocol"].get("data", {}).get("fingerprint")
         return Estimate(m["value"], m["low"], m["high"], m["n"], column, data)
 
     def pooled(self, label: str, of: Callable[[str], Estimate | None]) -> Estimate | None:
@@ -231,6 +234,12 @@ class Results:
             for r in self.records
             for m in r["measurements"]
         }
+
+    def image_labels(self, label: str, task: str) -> pd.Series | None:
+        """The class number of each image by id, as a task's cells of a checkpoint hold it; None where none does."""
+        found = (self._verdicts(cell["key"], "label") for cell in self.cells(task, label))
+        known = next((labels for labels in found if labels is not None), None)
+        return None if known is None else known.astype(int)
 
     def chance(self, label: str) -> float | None:
         """The accuracy of guessing, 1 / classes, on a checkpoint's images; None where the store does not tell."""

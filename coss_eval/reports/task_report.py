@@ -19,10 +19,12 @@ class TaskReport:
     """Functions of the results; what they give none of is left out.
 
     ``scores``: the task's tables, the main one first, whose title is the section's; checkpoints are compared in them.
-    ``tables``: further ones. ``figures``: by file name, with their captions. ``headline``: the columns there.
+    ``tables``: further ones. ``files``: tables too long to be shown, written as CSV alone. ``figures``: by file name,
+    with their captions. ``headline``: the columns there.
     """
 
     scores: Callable[[Results], list[TaskScores]]
     tables: tuple[Callable[[Results], Table | None], ...] = ()
+    files: tuple[Callable[[Results], Table | None], ...] = ()
     figures: Mapping[str, tuple[Callable[[Results], Figure | None], str]] = field(default_factory=dict)
     headline: Callable[[Results], list[Column]] = lambda results: []

@@ -114,6 +114,11 @@ def column_name(metric: str, condition: Mapping[str, Any]) -> str:
     return str(Condition(condition)) or metric
 
 
+def own_column(metric: str, condition: Mapping[str, Any]) -> str:
+    """The column of ``samples`` with each image's share of a measurement that others have the condition of."""
+    return f"{metric}: {Condition(condition)}"
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value, for hashing: keys sorted, no spaces, shortest floats, 1.0 written as 1.
 

@@ -5,7 +5,8 @@
            samples-<digest>.npz   their samples: the file that cells.jsonl.gz names
            cells/<key>.json       one cell: what was measured, under which protocol; wins over the packed one
            cells/<key>.lock       exists while a process is at this cell
-           samples/<key>.parquet  "id" (int64) and one column a condition (see ``column_name``)
+           samples/<key>.parquet  "id" (int64), maybe "label", and one column a condition (see ``column_name``) or a
+                                  measurement (see ``own_column``)
            run.lock               exists while a process packs, or adds to run.json
 
 What holds, whatever happens to the process or the machine:
@@ -35,7 +36,7 @@ from coss_eval.errors import UsageError
 from coss_eval.runtime.disk import remove_leftovers, sync_folder
 from coss_eval.runtime.provenance import git_commit
 from coss_eval.store import pack as _pack
-from coss_eval.store.cells import Cell, _check_distinct, _plain, canonical_json, column_name
+from coss_eval.store.cells import Cell, _check_distinct, _plain, canonical_json, column_name, own_column
 from coss_eval.store.folder import ResultsFolder, keep_aside, warn
 from coss_eval.store.pack import FORMAT
 from coss_eval.store.packed import PackOfFolder
@@ -87,9 +88,9 @@ class Store:
         """Store one cell: all of it or, on a CossError, nothing.
 
         ``record`` has protocol, cell (a Cell), model (the name shown), measurements, and maybe notes and seconds.
-        ``samples`` (a mapping of arrays or a DataFrame) has "id" and a verdict column for some of the measurements,
-        named by ``column_name``. NaN and infinity become null. Unknown columns, repeated ids and two measurements that
-        nothing tells apart raise UsageError.
+        ``samples`` (a mapping of arrays or a DataFrame) has "id", maybe "label", and a column for some of the
+        measurements, named by ``column_name`` or, where several have one condition, by ``own_column``. NaN and infinity
+        become null. Unknown columns, repeated ids and two measurements that nothing tells apart raise UsageError.
         """
         content = {"format": FORMAT, "key": key, **record}
         cell = content.pop("cell", None)
@@ -258,11 +259,12 @@ def _parquet(samples: Any, measurements: list[dict[str, Any]]) -> bytes:
     import pyarrow.parquet as pq
 
     columns = dict(samples.items())
-    known = {column_name(m["metric"], m["condition"]) for m in measurements}
-    unknown = sorted(set(columns) - known - {"id"})
+    known = {name(m["metric"], m["condition"]) for m in measurements for name in (column_name, own_column)}
+    unknown = sorted(set(columns) - known - {"id", "label"})
     if "id" not in columns or unknown:
         raise UsageError(
-            f'samples need "id" and columns named by column_name; unknown: {unknown}, known: {sorted(known)}'
+            f'samples need "id" and columns named by column_name (or own_column); unknown: {unknown}, '
+            f"known: {sorted(known)}"
         )
     arrays = {name: np.asarray(column) for name, column in columns.items()}
     ids = arrays["id"] = arrays["id"].astype(np.int64, casting="same_kind")

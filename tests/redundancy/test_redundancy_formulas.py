@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.redundancy import locality, moments, similarity, spectrum
+from coss_eval.redundancy import centring, locality, measurement, moments, similarity, spectrum
 
 Data = tuple[Tensor, Tensor]
 
@@ -23,15 +23,19 @@ def data(n: int = 23, grid: tuple[int, int] = (3, 4), dim: int = 6, global_dim: 
     return local, torch.tanh(local.mean((1, 2)) @ randn(dim, global_dim))
 
 
-def collect(local: Tensor, global_: Tensor | None = None, batch: int = 5) -> moments.Moments:
+def collect(local: Tensor, global_: Tensor | None = None, batch: int = 5, border: int = 0) -> moments.Moments:
     global_ = local.flatten(1, -2).mean(1) if global_ is None else global_
-    return moments.collect(lambda: zip(local.split(batch), global_.split(batch), strict=True))
+    return moments.collect(zip(local.split(batch), global_.split(batch), strict=True), as_it_is, border)
+
+
+def as_it_is(pair: Data) -> Data:
+    return pair
 
 
 def metrics(m: moments.Moments) -> dict[str, float]:
     values = {name: estimate.value for name, estimate in similarity.estimates(m).items()}
     values |= {f"distance {d}": estimate.value for d, estimate in locality.by_distance(m).items()}
-    return values | spectrum.spectra(m)
+    return values | {name: estimate.value for name, estimate in spectrum.spectra(m.covariances).items()}
 
 
 def naive(local: Tensor, global_: Tensor) -> dict[str, float]:
@@ -128,8 +132,7 @@ def test_centring_per_position_is_the_same_formulas_on_locals_without_their_plac
 @pytest.mark.parametrize(("grid", "border"), [((5, 6), 1), ((5, 6), 2), ((4, 4), 1)])
 def test_the_interior_is_the_same_formulas_without_the_border(grid: tuple[int, int], border: int) -> None:
     local, global_ = data(grid=grid)
-    generator = (zip(part.split(5), global_.split(5), strict=True) for part in [padded(local)] * 2)
-    found = per_position(moments.collect(lambda: next(generator), border))
+    found = per_position(collect(padded(local), global_, border=border))
     inner = (local - local.mean(0))[:, border:-border, border:-border]
     slow = naive(inner, global_)
     for name in ("within", "between", "normalised"):
@@ -139,7 +142,7 @@ def test_the_interior_is_the_same_formulas_without_the_border(grid: tuple[int, i
 @pytest.mark.parametrize(("grid", "border"), [((2, 2), 1), ((3, 3), 1), ((5, 5), 0), ((1, 9), 1), ((6, 6), 3)])
 def test_no_interior_where_no_two_locations_remain(grid: tuple[int, int], border: int) -> None:
     local, global_ = data(grid=grid)
-    found = moments.collect(lambda: [(local, global_)], border)
+    found = collect(local, global_, border=border)
     assert found.interior is None
     assert not any("interior" in name for name in per_position(found))
 
@@ -161,10 +164,10 @@ def test_a_mark_of_each_place_moves_the_plain_metrics_only() -> None:
 def test_lidars_delta_is_absolute(delta: float) -> None:
     local, global_ = data()
     m = collect(1e-2 * local, global_)
-    values, vectors = np.linalg.eigh(m.within.numpy() + delta * np.eye(6))
+    values, vectors = np.linalg.eigh(m.covariances.within.numpy() + delta * np.eye(6))
     half = vectors / values**0.5 @ vectors.T  # (S_W + d I)^-1/2
-    expected = rank(np.linalg.eigvalsh(half @ m.between.numpy() @ half))
-    assert spectrum.lidar(m.between, m.within, delta) == pytest.approx(expected, rel=1e-6)
+    expected = rank(np.linalg.eigvalsh(half @ m.covariances.between.numpy() @ half))
+    assert spectrum.lidar(m.covariances.between, m.covariances.within, delta) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -175,6 +178,135 @@ def test_batch_size_changes_nothing(batch: int) -> None:
     intervals = [similarity.estimates(collect(local, global_, size)) for size in (10, batch)]
     for name, estimate in intervals[0].items():
         assert intervals[1][name] == pytest.approx(estimate, rel=1e-9, abs=1e-9)
+
+
+FIRST = 7  # images that give the means
+
+
+@pytest.mark.parametrize("batch", [3, 41])
+@pytest.mark.parametrize("held", [0, 1 << 28])
+def test_the_means_are_those_of_the_first_images(batch: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stream longer than the calibration subset, whether its representations were kept or are made anew."""
+    monkeypatch.setattr(centring, "CALIBRATION_IMAGES", FIRST)
+    monkeypatch.setattr(centring, "_HELD", held)
+    monkeypatch.setattr(spectrum, "IMAGES", 20)
+    local, global_ = data(n=41)
+    m = collect(local, global_, batch)
+    found, first = metrics(m), naive(local[:20], global_[:20])
+    for name in spectrum.METRICS.keys() & first.keys():
+        assert found[name] == pytest.approx(first[name], rel=1e-7), name
+    whole = naive(local, global_)  # what is no cosine does not depend on the mean that was taken off first
+    assert [found["r2"], found["icc"]] == pytest.approx([whole["r2"], whole["icc"]], rel=1e-9)
+    for name, x in (("", local - local[:FIRST].mean((0, 1, 2))), ("_per_position", local - local[:FIRST].mean(0))):
+        u = torch.nn.functional.normalize(x.flatten(1, 2), dim=-1)
+        cosines = torch.einsum("nld,mkd->nmlk", u, u)
+        same = torch.eye(41, dtype=torch.bool)
+        estimates = similarity.estimates(m) | similarity.estimates_per_position(m)
+        inside = (float(cosines[same].sum()) - 41 * 12) / (41 * 12 * 11)
+        assert estimates[f"within{name}"].value == pytest.approx(inside, rel=1e-9, abs=1e-12)
+        assert estimates[f"between{name}"].value == pytest.approx(float(cosines[~same].mean()), rel=1e-9, abs=1e-12)
+
+
+def test_representations_are_made_once_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(centring, "CALIBRATION_IMAGES", 12)
+    made = []
+    for held, again in ((1 << 28, 0), (0, 3)):
+        monkeypatch.setattr(centring, "_HELD", held)
+        made.clear()
+        local, global_ = data()
+        pairs = zip(local.split(5), global_.split(5), strict=True)
+        moments.collect(pairs, lambda pair: made.append(len(pair[0])) or pair)
+        assert len(made) == 5 + again  # the three batches that hold the first 12 images come twice
+
+
+def test_each_image_has_its_own_numbers_whose_mean_is_the_metric() -> None:
+    local, global_ = data(grid=(5, 6))
+    m = collect(local, global_, border=1)
+    each, rows = measurement.each_image(m, (3, 1)), measurement.table(m, (3, 1)).set_index("metric")["value"]
+    assert {"within_per_position", "normalised_interior", "within_disjoint", "r2_per_position"} <= each.keys()
+    for name, values in each.items():
+        assert values.shape == (23,)
+        assert float(values.mean()) == pytest.approx(rows[name], rel=1e-9, abs=1e-12), name
+    u = torch.nn.functional.normalize((local - local.mean(0))[4].flatten(0, 1), dim=-1)
+    expected = (float((u @ u.T).sum()) - 30) / (30 * 29)
+    assert float(each["within_per_position"][4]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_large_grids_have_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    local, global_ = data(grid=(5, 3))
+    pairwise = collect(local, global_).sums.by_distance
+    monkeypatch.setattr(moments, "_PAIRWISE", 0)
+    assert torch.allclose(collect(local, global_).sums.by_distance, pairwise, atol=1e-9)
+
+
+def test_rank_matched_rows_are_cosines_of_the_first_components() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(24, 24, generator=generator, dtype=torch.float64)
+    shared = torch.randn(60, 1, 1, 24, generator=generator, dtype=torch.float64)
+    local = (shared + torch.randn(60, 3, 3, 24, generator=generator, dtype=torch.float64)) @ mix
+    m = collect(local)
+    x = (local - local.mean(0)).flatten(1, 2)
+    _, _, right = np.linalg.svd(x.reshape(-1, 24).numpy(), full_matrices=False)
+    white = x.numpy() @ right[:16].T
+    white /= white.reshape(-1, 16).std(0)
+    control = torch.tensor(white)
+    expected = naive(control[:, None], control[:, 0])["within"]
+    assert per_position(m)["within_rank_matched"] == pytest.approx(expected, rel=1e-6)
+    sixteen = shared[..., :16] + torch.randn(60, 3, 3, 16, generator=generator, dtype=torch.float64)
+    spread, flat = per_position(collect(sixteen)), per_position(collect(sixteen @ mix[:16, :16] ** 3))  # another rank
+    assert flat["normalised_rank_matched"] == pytest.approx(spread["normalised_rank_matched"], rel=1e-6)
+    assert flat["normalised_per_position"] < 0.95 * spread["normalised_per_position"]
+    assert collect(*data()).rank_matched is None  # 6 dimensions
+
+
+def test_wide_representations_keep_their_cosines_and_are_projected_for_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    local = torch.randn(50, 2, 2, 300, generator=generator, dtype=torch.float64)
+    local = local + torch.randn(50, 1, 1, 300, generator=generator, dtype=torch.float64)
+    full = collect(local)
+    monkeypatch.setattr(centring, "WIDEST", 200)
+    narrow = collect(local)
+    assert narrow.covariances.total.shape == (200, 200)
+    assert similarity.estimates(narrow) == similarity.estimates(full)
+    assert narrow.covariances.total.trace() == pytest.approx(float(full.covariances.total.trace()), rel=0.05)
+    assert any("random projection" in note for note in measurement.table(narrow).attrs["notes"])
+
+
+@pytest.mark.parametrize("name", spectrum.METRICS)
+def test_spectral_intervals_are_the_jackknifes(name: str) -> None:
+    """By the derivative and by leaving each group out: half widths agree to first order."""
+    local, global_ = data(n=300)
+    covariances = collect(local, global_, 300).covariances
+    rows = torch.arange(300)
+    left_out = []
+    for group in range(spectrum.GROUPS):
+        kept = rows[rows % spectrum.GROUPS != group]
+        part = collect(local[kept], global_[kept], 300).covariances
+        left_out.append(spectrum.spectra(part)[name].value)
+    expected = 2.262 * (9 * np.var(left_out)) ** 0.5  # t of 9 degrees of freedom
+    found = spectrum.spectra(covariances)[name]
+    assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.1)
+
+
+def test_a_location_that_never_changes_agrees_with_nothing() -> None:
+    """A black border, say: without its variance there is no direction, and rounding must not be taken for one."""
+    local, global_ = data(grid=(3, 4))
+    local[:, 0] = 3.7
+    local[:, 0] += 1e-9 * torch.randn(23, 4, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = per_position(collect(local, global_))
+    alive = per_position(collect(local[:, 1:], global_))
+    assert found["within_per_position"] == pytest.approx(alive["within_per_position"] * 8 * 7 / (12 * 11), rel=1e-9)
+    assert all(np.isfinite(value) for value in metrics(collect(local, global_)).values())
+
+
+def test_degenerate_representations_give_numbers_all_the_same() -> None:
+    """A global that never changes; images whose means are all one: no direction, not NaN."""
+    local, _ = data()
+    constant = metrics(collect(local, torch.ones(23, 6, dtype=torch.float64)))
+    assert constant["local_global_cka"] == pytest.approx(0, abs=1e-9)
+    found = measurement.table(collect(torch.cat([local, -local], 2))).set_index("metric")["value"]
+    assert found.notna().all()
+    assert found["r2"] == pytest.approx(0, abs=1e-12)
 
 
 SYMMETRIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -273,7 +405,11 @@ def test_gaussian_mutual_information_of_known_gaussians(correlation: float) -> N
 
 def test_mutual_information_stays_finite_with_fewer_images_than_dimensions() -> None:
     image = torch.randn(5, 1, 1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert np.isfinite(metrics(collect(image.expand(5, 2, 2, 32)))["gaussian_mutual_information"])
+    m = collect(image.expand(5, 2, 2, 32))
+    assert np.isfinite(metrics(m)["gaussian_mutual_information"])
+    notes = measurement.table(m).attrs["notes"]
+    assert any("5 images are not more than the 32 dimensions" in note and "shrunk" in note for note in notes)
+    assert any("no rank-matched rows" in note for note in notes)  # four directions vary
 
 
 def test_spectral_ranks_count_directions() -> None:

@@ -150,7 +150,7 @@ def test_redundancy_is_explained_as_far_as_it_is_shown(full: Store) -> None:
         ("the mean of each grid position taken off", "normalised"),
         ("one mean taken off for all positions", "within"),
         ("one mean taken off for all positions", "normalised"),
-        ("pairs by their receptive fields", "effective rank total"),
+        ("directions and information", "effective rank total"),
     ]
     terms = [part.split(": ")[0].rsplit(". ", 1)[-1] for part in shown.caption.split(" · ")]
     assert terms[1:] == ["normalised", "effective rank"]

@@ -18,6 +18,8 @@ class RedundancyOptions:
 
     site: str = "prepool"
     "Where the local representations are taken: stage1, stage2, ..., prepool."
+    probe: bool = False
+    "Also read every location, a few of them, and some dimensions by the global representation's linear probe."
 
 
 ENTRY = TaskEntry(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from coss_eval.reports.drawing import Look, grid, legend, looks_in
-from coss_eval.reports.layout import Unit
-from coss_eval.reports.results import Estimate, Results
-from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, spaced
+from coss_eval.reports.layout import Number, Row, Table, Unit
+from coss_eval.reports.results import Estimate, Results, difference
+from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, plain_scores, spaced
 from coss_eval.reports.task_report import TaskReport
+from coss_eval.statistics import Difference, holm
 from coss_eval.store import Condition
 
 TASK = "redundancy"
@@ -49,13 +55,16 @@ TERMS = {
     "within overlapping": "each position's mean taken off, pairs of locations whose receptive fields overlap",
     "within disjoint": "likewise, pairs whose receptive fields do not",
     "position share": "of the variance, what the means of the grid positions make: padding, mostly",
+    "rank-matched control": "in the first 16 principal directions scaled alike, so that networks of any rank compare",
     "pixels covered": "the share of the image's pixels, %, that lie in the receptive field of some location",
     "within at distance": "by steps on the grid between the two locations",
 }
 SIMILARITIES = ("within", "between", "normalised", "r2", "icc", "local_global_leave_one_out", "local_global")
+BY_CLASS, STATISTICS = "normalised_per_position", ("mean", "sem", "count")
 BOUNDED = (
     "normalised_per_position",
     "normalised_interior",
+    "normalised_rank_matched",
     "within_overlapping",
     "within_disjoint",
     "normalised",
@@ -66,48 +75,189 @@ BOUNDED = (
 )
 
 
-CENTRINGS = {  # what the ends of their names say, in the order of the table
+GROUPS = {  # what stands always beside one another: a heading for the rows by the ends of their names, in this order
     "_per_position": "the mean of each grid position taken off",
     "_interior": "the same, without the border of the grid",
+    "_rank_matched": "the same, rank-matched control: the first 16 principal directions scaled alike",
+    "overlap": "the same, pairs by their receptive fields",
     "": "one mean taken off for all positions, so that zero padding counts",
-    "rest": "pairs by their receptive fields, variance, ranks, information",
+    "spectral": "directions and information, which depend on the number of images",
+    "rest": "variance, fields, steps on the grid",
 }
+PROBE = {
+    "local_accuracy": "accuracy of single locations",
+    "vote_agreement": "pairs of locations that agree on the class",
+    "vote_divergence": "Jensen-Shannon divergence of the locations, nats",
+    "kept_accuracy": "accuracy",
+    "kept_accuracy_area": "its mean over log k",
+    "locations_for_90": "locations that keep 90 % of the accuracy",
+    "diffused_accuracy": "accuracy",
+}
+PROBES = "redundancy_probe"
+PROBED = (
+    "The linear probe of the global representation, put to each location before pooling, to k random ones pooled (the "
+    "same of an image for all k) and, fitted anew, to random subsets of the dimensions (3 at each share)."
+)
+OVERLAP = ("within_overlapping", "within_disjoint")
+OF_NO_MEAN = ("position_share", "pixels_covered")
 
 
-def _centring(metric: str) -> str:
-    """The entry of CENTRINGS that a metric of redundancy belongs to."""
-    found = next((end for end in ("_per_position", "_interior") if metric.endswith(end)), "")
-    return found if found or metric in SIMILARITIES else "rest"
+def _group(metric: str) -> str:
+    """The entry of GROUPS that a metric of redundancy belongs to."""
+    found = next((end for end in ("_per_position", "_interior", "_rank_matched") if metric.endswith(end)), "")
+    if found or metric in SIMILARITIES:
+        return found
+    if metric in OVERLAP:
+        return "overlap"
+    return "rest" if metric in OF_NO_MEAN or "_at_distance_" in metric else "spectral"
 
 
 def scores(results: Results) -> list[TaskScores]:
     """One row a metric, the untrained network's beside it."""
-    metrics = dict.fromkeys(metric for metric, _ in results.found(TASK))
+    found = [(m, condition.get("images")) for m, condition in results.found(TASK) if m not in PROBE]
     rows = []
-    for metric in sorted(metrics, key=lambda each: list(CENTRINGS).index(_centring(each))):
-        ending, heading = _centring(metric), CENTRINGS[_centring(metric)]
+    for metric, images in sorted(dict.fromkeys(found), key=lambda each: list(GROUPS).index(_group(each[0]))):
+        group = _group(metric)
+        shown = metric_name(metric.removesuffix(group)) + (f" (n = {images})" if images else "")
         for state in ("trained", "untrained"):
-            if _conditions(results, metric, state):
-                shown = metric_name(metric.removesuffix(ending)) if state == "trained" else "… untrained network"
+            if _conditions(results, metric, state, images):
+                name = shown if state == "trained" else "… untrained network"
                 unit: Unit = "percent" if metric in PERCENT else "plain"
-                rows.append(Score(shown, measured(results, metric, state), unit, heading))
-    terms = {term: text for term, text in TERMS.items() if any(score.name.startswith(term) for score in rows)}
+                rows.append(Score(name, measured(results, metric, state, images), unit, GROUPS[group]))
+    terms = {term: text for term, text in TERMS.items() if any(term in f"{score.group} {score.name}" for score in rows)}
     caption = f"{NOTE} {explained(terms)}".strip()
-    return [TaskScores(TASK, "Redundancy of the local representations", "value", rows, caption)]
+    read = [(m, c) for m, c in results.found(TASK) if m in PROBE]
+    probed = plain_scores(results, TASK, read, names=PROBE, words=_part)
+    tables = [TaskScores(TASK, "Redundancy of the local representations", "value", rows, caption)]
+    return [*tables, TaskScores(TASK, "Locations read by a probe", "value", probed, PROBED, PROBES)] if read else tables
+
+
+def _part(condition: Condition) -> list[str]:
+    """How many locations or dimensions, in words."""
+    keep, share = condition.get("keep"), condition.get("share")
+    kept = [] if keep is None else [f"{keep} location{'s' if keep > 1 else ''}"]
+    return kept + ([] if share is None else [f"1/{round(1 / share)} of the dimensions"])
+
+
+def against_untrained(results: Results) -> Table | None:
+    """Trained minus untrained, paired over the images, of every metric that has each image's own value."""
+
+    def of(label: str, metric: str) -> Difference | None:
+        return _paired(*(measured(results, metric, state)(label) for state in ("trained", "untrained")))
+
+    return _differences(
+        results,
+        of,
+        results.labels,
+        name="redundancy_against_untrained",
+        title="Redundancy: trained minus untrained",
+        corner="trained minus untrained",
+    )
+
+
+def against_first(results: Results) -> Table | None:
+    """Every other checkpoint minus the first, paired over the images."""
+    first, *others = results.labels
+
+    def of(label: str, metric: str) -> Difference | None:
+        return _paired(*(measured(results, metric, "trained")(one) for one in (label, first)))
+
+    return _differences(
+        results,
+        of,
+        others,
+        name="redundancy_against_first",
+        title=f"Redundancy: difference from {first}",
+        corner=f"minus {first}",
+    )
+
+
+def _paired(one: Estimate | None, other: Estimate | None) -> Difference | None:
+    """Their difference where both saw the same images, one by one."""
+    found = difference(one, other)
+    return None if found is None or math.isnan(found.low) else found
+
+
+def _differences(
+    results: Results,
+    of: Callable[[str, str], Difference | None],
+    labels: Sequence[str],
+    *,
+    name: str,
+    title: str,
+    corner: str,
+) -> Table | None:
+    """A row a metric, a column a checkpoint; p adjusted over each column (Holm)."""
+    metrics = sorted(
+        dict.fromkeys(metric for metric, _ in results.found(TASK) if metric not in PROBE),
+        key=lambda m: list(GROUPS).index(_group(m)),
+    )
+    found = {label: {metric: of(label, metric) for metric in metrics} for label in labels}
+    shown = [metric for metric in metrics if any(column[metric] is not None for column in found.values())]
+    if not shown:
+        return None
+    columns = []
+    for column in found.values():
+        mine = [column[metric] for metric in shown]
+        adjusted = holm([math.nan if d is None else d.p for d in mine])
+        columns.append([None if d is None else _signed(d, p) for d, p in zip(mine, adjusted, strict=True)])
+    rows = [
+        Row(metric_name(metric.removesuffix(_group(metric))), [column[i] for column in columns], GROUPS[_group(metric)])
+        for i, metric in enumerate(shown)
+    ]
+    n = results.n_text((d.n for column in found.values() for d in column.values() if d is not None), TASK)
+    caption = (
+        "Paired over the images, 95 %; the baseline between images is held fixed. p adjusted over a column (Holm)."
+    )
+    return Table(name, title, f"{corner}, {n}", list(found), rows, caption)
+
+
+def _signed(found: Difference, p: float) -> Number:
+    return Number(found.difference, found.low, found.high, "plain", p=float(p), signed=True)
+
+
+def by_class(results: Results) -> Table | None:
+    """Normalised redundancy of each class's images, trained and untrained: classes in the dataset's order, from 0."""
+    columns: dict[str, pd.DataFrame] = {}
+    for label in results.labels:
+        classes = results.image_labels(label, TASK)
+        for state in ("trained", "untrained"):
+            found = measured(results, BY_CLASS, state)(label)
+            if classes is not None and found is not None and found.shares is not None:
+                shares = found.shares.groupby(classes.reindex(found.shares.index))
+                columns[label if state == "trained" else f"{label}, untrained"] = shares.agg(list(STATISTICS))
+    if not columns:
+        return None
+    numbers = sorted({number for column in columns.values() for number in column.index})
+    rows = [Row(f"class {number}", [_of_class(column, number) for column in columns.values()]) for number in numbers]
+    corner = f"{metric_name(BY_CLASS)}, mean over the class's images"
+    return Table("redundancy_by_class", "Redundancy by class", corner, list(columns), rows)
+
+
+def _of_class(column: pd.DataFrame, number: int) -> Number | None:
+    """Mean and Student's interval over a class's images; no interval for a single one."""
+    if number not in column.index:
+        return None
+    mean, error, n = column.loc[[number]].to_numpy(dtype=float)[0].tolist()
+    if n < 2:
+        return Number(mean, unit="plain")
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    return Number(mean, mean - half, mean + half, "plain")
 
 
 def metric_name(metric: str) -> str:
     return METRICS.get(metric) or spaced(metric)
 
 
-def measured(results: Results, metric: str, state: str) -> Of:
-    """A metric of the trained or the untrained network."""
-    return mean_of(results, TASK, metric, _conditions(results, metric, state))
+def measured(results: Results, metric: str, state: str, images: int | None = None) -> Of:
+    """A metric of the trained or the untrained network; ``images`` where it is that of so many alone."""
+    return mean_of(results, TASK, metric, _conditions(results, metric, state, images))
 
 
-def _conditions(results: Results, metric: str, state: str) -> list[Condition]:
+def _conditions(results: Results, metric: str, state: str, images: int | None = None) -> list[Condition]:
     mine = (c for c in results.conditions(TASK, metric) if c.get("weights", "trained") == state)
-    return [c for c in mine if "distance" not in c]  # old results had a row a distance: in measurements.csv
+    # old results had a row a distance: in measurements.csv
+    return [c for c in mine if "distance" not in c and c.get("images") == images]
 
 
 def similarities(results: Results) -> Figure | None:
@@ -175,6 +325,8 @@ def headline(results: Results) -> list[Column]:
 
 REPORT = TaskReport(
     scores=scores,
+    tables=(against_untrained, against_first),
+    files=(by_class,),
     figures={
         "redundancy": (
             similarities,

@@ -7,22 +7,39 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from coss_eval.errors import CossError
+from coss_eval.data.choose import order_of
+from coss_eval.data.split import Split
+from coss_eval.errors import CossError, UsageError
 from coss_eval.models.backbone import Backbone
-from coss_eval.models.classifier import to_float
+from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes.behaviour import fixed_images
-from coss_eval.probes.forward import ready
+from coss_eval.probes.fit import fitted_probe
+from coss_eval.probes.forward import ahead, ready
 from coss_eval.receptive_field.theoretical import LocationFields, location_fields
-from coss_eval.redundancy import measure
-from coss_eval.store import Cell, Measurement
+from coss_eval.redundancy import measurement, spectrum
+from coss_eval.redundancy.centring import CALIBRATION_IMAGES, RANK, WIDEST
+from coss_eval.redundancy.moments import Moments
+from coss_eval.statistics import clustered_wilson, paired_difference
+from coss_eval.store import Cell, Measurement, own_column
 from coss_eval.tasks.redundancy import RedundancyOptions
-from coss_eval.tasks.task import Result, Subject, Task
+from coss_eval.tasks.redundancy.votes import Votes, diffused, enough, read_locations
+from coss_eval.tasks.task import Result, Subject, Task, proportion
 
-VERSION = 2  # 1 had one mean for all positions, no rows by overlap, and a LiDAR whose delta was relative
+VERSION = 3  # 2 took means and ranks over all images, and had no samples; 1 one mean for all positions
+
+PROBE_VERSION = 1  # of what the probe sees at the locations
+PROTOCOL = {  # which images give the means that are taken off and, in the same order of hashed ids, the spectra
+    "calibration_images": CALIBRATION_IMAGES,
+    "spectral_images": spectrum.IMAGES,
+    "order_seed": 0,
+    "rank": RANK,
+    "widest": WIDEST,
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +53,14 @@ class Redundancy(RedundancyOptions, Task):
     uses_head: ClassVar[bool] = False
 
     def cells(self, subject: Subject, seed: int) -> list[Cell]:
-        trained = Cell(self.name, {"site": self.site, "weights": "trained"}, VERSION)
-        if subject.model.architecture is None:  # raw pixels have no weights; how a network was made may not be known
-            return [trained]
-        return [trained, Cell(self.name, {"site": self.site, "weights": "untrained", "seed": seed}, VERSION)]
+        shared = {"site": self.site} | PROTOCOL
+        cells = [Cell(self.name, shared | {"weights": "trained"}, VERSION)]
+        if subject.model.architecture is not None:  # raw pixels have no weights; how a network was made is not known
+            cells.append(Cell(self.name, shared | {"weights": "untrained", "seed": seed}, VERSION))
+        if self.probe:
+            params = {"site": "prepool", "weights": "trained", "probe": _fitted_on(subject), "seed": seed}
+            cells.append(Cell(self.name, params, PROBE_VERSION))
+        return cells
 
     def impossible(self, subject: Subject) -> str | None:
         if self.site != "prepool":
@@ -58,39 +79,130 @@ class Redundancy(RedundancyOptions, Task):
         )
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
-        return 2.0 * len(subject.data.test)
+        return float(len(subject.data.test))
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
-        params = cell.params
-        model = subject.model if params["weights"] == "trained" else subject.model.untrained(params["seed"])
-        backbone = model.backbone.to(subject.compute.device)
-        normalise = model.encoder().to(subject.compute.device).normalise
-
-        def batches() -> Iterator[Tensor]:
-            for batch in subject.batches():
-                yield normalise(to_float(batch.images))
-
-        fields, notes = _fields(backbone, params["site"], next(batches(), None))
-        table = measure(
-            backbone,
-            batches,
-            site=params["site"],
-            receptive_field=None if fields is None or fields.grid is None else (int(fields.size), fields.jump),
-            border=None if fields is None else _border(fields),
+        return (
+            _read_by_probe(subject, cell.params["seed"]) if "probe" in cell.params else self._similarity(cell, subject)
         )
-        condition = {"site": params["site"], "weights": params["weights"]}
-        result = Result([_measurement(row, condition) for _, row in table.iterrows()], notes=notes)
+
+    def _similarity(self, cell: Cell, subject: Subject) -> Result:
+        params, device = cell.params, subject.compute.device
+        model = subject.model if params["weights"] == "trained" else subject.model.untrained(params["seed"])
+        network = model.encoder()
+        with ready(network, device):
+            fields, notes = _fields(model.backbone, params["site"], _pixels(network, subject.image_size, device))
+            stream = _Stream(network, _shuffled(subject.data.test, params["order_seed"]), subject)
+            border = None if fields is None else _border(fields)
+            collected = measurement.collect(model.backbone, stream, params["site"], border=border)
+        field = None if fields is None or fields.grid is None else (int(fields.size), fields.jump)
+        result = _result(collected, field, {"site": params["site"], "weights": params["weights"]}, stream)
+        result.notes = [*notes, *result.notes]
         if fields is not None:
-            n = int(table["n"].max())
-            result.measurements.append(Measurement("pixels_covered", fields.covered, n, condition=condition))
-        if not any(m.metric == "normalised_interior" for m in result.measurements):
+            condition = {"site": params["site"], "weights": params["weights"]}
+            covered = Measurement("pixels_covered", fields.covered, collected.images, condition=condition)
+            result.measurements.append(covered)
+        if collected.interior is None:
             result.notes.append("no interior rows: the grid has no two locations away from its border")
         return result
 
 
-def _fields(backbone: Backbone, site: str, pixels: Tensor | None) -> tuple[LocationFields | None, list[str]]:
+def _fitted_on(subject: Subject) -> dict[str, Any]:
+    """What the probe depends on beside the network; UsageError where there is nothing to fit one on."""
+    if subject.data.train is None:
+        raise UsageError(f"{subject.data.name} has no training split to fit a probe on; leave out --probe")
+    return {"train": subject.data.train.fingerprint, "strength": "chosen on a tenth"}
+
+
+def _read_by_probe(subject: Subject, seed: int) -> Result:
+    """The probe of the global representation at the locations before pooling, and on some of its dimensions."""
+    train, device = subject.data.train, subject.compute.device
+    assert train is not None  # cells() has asked
+    probe = fitted_probe(subject.model, train, subject.compute)
+    classifier = Classifier(subject.model.backbone, probe.module(), subject.model.preprocessing, origin="a probe")
+    with ready(classifier, device):
+        found = read_locations(classifier, ahead(subject.batches(), device), seed)
+    condition = {"site": "prepool", "weights": "trained"}
+    samples: dict[str, Any] = {"id": found.ids.numpy(), "label": found.labels.numpy()}
+    result = Result([], samples)
+    for metric, values in _of_locations(found).items():
+        interval = paired_difference(values[:, None], np.zeros((len(values), 1)))
+        result.measurements.append(
+            Measurement(metric, interval.difference, len(values), interval.low, interval.high, condition)
+        )
+        samples[own_column(metric, condition)] = values
+    accuracies = {}
+    for k, right in found.kept.items():
+        kept = condition | {"keep": k}
+        result.measurements.append(proportion("kept_accuracy", right.numpy(), **kept))
+        samples[own_column("kept_accuracy", kept)] = right.numpy()
+        accuracies[k] = float(right.double().mean())
+    result.measurements.append(Measurement("locations_for_90", enough(accuracies), len(found.ids), condition=condition))
+    features = subject.features(train), subject.features(subject.data.test)
+    for share, verdicts in diffused(*features, len(train.classes), probe.strength, seed, device):
+        low, high = clustered_wilson(verdicts.numpy())
+        part = condition | {"share": share}
+        value = float(verdicts.double().mean())
+        result.measurements.append(Measurement("diffused_accuracy", value, len(verdicts), low, high, part))
+    return result
+
+
+def _of_locations(found: Votes) -> dict[str, Any]:
+    """Each image's own values by metric, the area under the curve of kept locations (over log k) among them."""
+    x = np.log2(list(found.kept))
+    curve = np.stack([right.numpy() for right in found.kept.values()], axis=1).astype(float)
+    area = ((curve[:, 1:] + curve[:, :-1]) / 2 * np.diff(x)).sum(1) / (x[-1] - x[0])
+    return {
+        "local_accuracy": found.accuracy.numpy(),
+        "vote_agreement": found.agreement.numpy(),
+        "vote_divergence": found.divergence.numpy(),
+        "kept_accuracy_area": area,
+    }
+
+
+def _shuffled(split: Split, seed: int) -> Split:
+    """The images in the order of their hashed ids, so that the first ones are like all, whatever the split's order."""
+    return split.subset(np.argsort(order_of(split.ids, "redundancy", seed), kind="stable"))
+
+
+class _Stream:
+    """Normalised pixels of a split, read once; what came is remembered by id and label."""
+
+    def __init__(self, network: Classifier, split: Split, subject: Subject) -> None:
+        self.network, self.split, self.subject = network, split, subject
+        self.ids: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        geometry, compute = self.subject.model.preprocessing.geometry, self.subject.compute
+        for batch in ahead(self.split.batches(geometry, batch_size=compute.batch_size), compute.device):
+            self.ids.append(batch.ids)
+            self.labels.append(batch.labels)
+            yield self.network.normalise(to_float(batch.images))
+
+
+def _result(collected: Moments, field: tuple[int, int] | None, condition: dict[str, Any], stream: _Stream) -> Result:
+    """Measurements, and each image's own values beside them."""
+    table = measurement.table(collected, field)
+    spectral = {"images": collected.covariances.images}
+    rows = [
+        _measurement(row, condition | (spectral if row["metric"] in spectrum.METRICS else {}))
+        for _, row in table.iterrows()
+    ]
+    samples = {"id": torch.cat(stream.ids).numpy(), "label": torch.cat(stream.labels).numpy()}
+    each = measurement.each_image(collected, field)
+    shares = {own_column(name, condition): values.float().numpy() for name, values in each.items()}
+    return Result(rows, samples | shares, notes=list(table.attrs["notes"]))
+
+
+def _pixels(network: Classifier, size: tuple[int, int], device: torch.device) -> Tensor:
+    """One image as the backbone gets it, whose size is all that matters."""
+    return network.normalise(fixed_images(size)[:1].to(device))
+
+
+def _fields(backbone: Backbone, site: str, pixels: Tensor) -> tuple[LocationFields | None, list[str]]:
     """What the locations see of images like ``pixels``, and notes that say so, or why it is not known."""
-    if pixels is None or pixels.shape[-2] != pixels.shape[-1]:
+    if pixels.shape[-2] != pixels.shape[-1]:
         return None, ["receptive fields are not known for images that are not square: no rows by overlap"]
     try:
         fields = location_fields(backbone, site, pixels.shape[-1])
