@@ -48,6 +48,7 @@ from coss_eval.models.wrap import wrap
 from coss_eval.models.zoo import imagenet_wnids
 from coss_eval.models.zoo import network as make_network
 from coss_eval.tasks.attacks.task import Attacks
+from coss_eval.tasks.corruptions.task import Corruptions
 
 
 def pixels(side: int = 32, channels: int = 3, count: int = 2) -> Tensor:
@@ -411,6 +412,38 @@ def test_corruption_folders_of_any_names_are_evaluated(tmp_path: Path) -> None:
     table = run.table()
     seen = {(row.corruption, int(row.severity)) for row in table[table.corruption != "clean"].itertuples()}
     assert seen == {("fog", 1), ("fog", 2), ("plasma_noise", 1), ("plasma_noise", 3), ("sparkles", 2)}
+
+
+def arrays_in(folder: Path, names: Sequence[str], count: int = 6) -> None:
+    """As CIFAR-10-C-bar has them: five severities of the same images one after the other."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in names:
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (5 * count, 32, 32, 3), np.uint8))
+    np.save(folder / "labels.npy", np.tile(np.arange(count) % 2, 5))
+
+
+def test_corruption_arrays_of_any_names_are_evaluated_and_named_alone(tmp_path: Path) -> None:
+    arrays_in(tmp_path / "CIFAR-10-C-Bar", ["plasma_noise", "sparkles", "fog"])
+    arrays_in(tmp_path / "plain", ["x"])
+    np.save(tmp_path / "plain" / "labels.npy", np.arange(30))  # thirty images, and no severities of six
+    with pytest.raises(CossError, match="is no dataset"):
+        ce.load_dataset(tmp_path / "plain")
+    data = ce.load_dataset(tmp_path / "CIFAR-10-C-Bar")
+    assert tuple(data.severities) == ("fog", "plasma_noise", "sparkles")
+    assert data.classes[:2] == ("airplane", "automobile")
+    model = ce.load_model("pixels:8")
+    head = nn.Linear(model.backbone.dim, 10).requires_grad_(False)
+    model = replace(model, head=head, classes=data.classes)
+    run = ce.evaluate(model, data, [Corruptions(names=("sparkles",))], out=tmp_path / "out", quiet=True)
+    assert not run.failures
+    assert set(run.table().corruption) == {"sparkles"}
+    with pytest.raises(UsageError, match="holds no plasma; it has fog, plasma_noise, sparkles"):
+        ce.evaluate(model, data, [Corruptions(names=("plasma",))], out=tmp_path / "out")
+    for split in ("train", "val"):
+        images_in(tmp_path / "clean" / split, ["a", "b"])
+    with pytest.raises(UsageError, match="unknown corruption 'fogg'; did you mean fog"):
+        ce.evaluate(model, tmp_path / "clean", [Corruptions(names=("fogg",))], out=tmp_path / "out")
 
 
 def test_folders_of_classes_are_no_corruptions(tmp_path: Path) -> None:

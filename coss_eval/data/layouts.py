@@ -34,6 +34,8 @@ IDX_FILES = {  # MNIST's
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
+LABELS = "labels.npy"  # beside the arrays of CIFAR-10-C
+
 MOST_CONFIGURATIONS = 20  # folders that are looked into for parquet files of a configuration
 
 MOST_CORRUPTIONS = 200  # folders that are looked into for severities
@@ -115,8 +117,30 @@ def _is_kaggle_imagenet(folder: Path) -> bool:
 
 
 def corrupted_arrays(folder: Path) -> dict[str, Path]:
-    """CIFAR-10-C's NAME.npy by the corruption's name."""
-    return {name: file for name in NAMES if (file := folder / f"{name}.npy").is_file()}
+    """CIFAR-10-C's NAME.npy by the corruption's name; the published names come first.
+
+    Others (CIFAR-10-C-bar's, one's own) are those that hold five severities of the images that labels.npy is for.
+    """
+    known = {name: file for name in NAMES if (file := folder / f"{name}.npy").is_file()}
+    if not (labels := folder / LABELS).is_file():
+        return known
+    others = [file for file in sorted(folder.glob("*.npy")) if file.name != LABELS and file.stem not in known]
+    return known | {file.stem: file for file in others[:MOST_CORRUPTIONS] if _is_stacked(file, labels)}
+
+
+def _is_stacked(file: Path, labels: Path) -> bool:
+    """Whether an array is uint8 (5 N, H, W, 3), for N labels, or for 5 N that repeat; their files are only mapped."""
+    import numpy as np  # quick lists do not need it
+
+    try:
+        array, numbers = (np.load(one, mmap_mode="r") for one in (file, labels))
+    except (OSError, ValueError, EOFError):
+        return False  # no arrays: what else the folder may be is seen elsewhere
+    count, left = divmod(len(array) if array.ndim == 4 else 0, len(SEVERITIES))
+    if not count or left or array.dtype != np.uint8 or array.shape[3] != 3 or numbers.ndim != 1:
+        return False
+    repeats = len(numbers) == len(array) and bool((numbers.reshape(-1, count) == numbers[:count]).all())
+    return repeats or len(numbers) == count
 
 
 def corrupted_folders(folder: Path) -> dict[str, Path]:
@@ -390,7 +414,7 @@ LAYOUTS = (  # the first that is found counts
     ),
     DataLayout(
         "corrupted-arrays",
-        "CIFAR-10-C: NAME.npy beside labels.npy (Hendrycks & Dietterich 2019)",
+        "CIFAR-10-C, CIFAR-10-C-bar: NAME.npy beside labels.npy (Hendrycks & Dietterich 2019)",
         corrupted_arrays,
         "corrupted:corrupted_arrays",
     ),
