@@ -169,9 +169,28 @@ CIFAR_NETWORKS = {
     "ResNet-56, option B": (lambda: CifarNet(9, "downsample", "fc"), "cifar_resnet56_projection", None),
     "ResNet-110": (lambda: CifarNet(18), "cifar_resnet110", None),
     "ResNet-20, shortcut B": (lambda: CifarNet(3, "shortcut"), "cifar_resnet20_projection", None),
-    "PreResNet-20": (lambda: PreActNet(3), "cifar_preresnet20_rawconv", None),
-    "PreResNet-110": (lambda: PreActNet(18), "cifar_preresnet110_rawconv", None),
-    "PreActResNet-18": (lambda: PreActNet(2, raw=False, four=True), "cifar_preresnet18_s4_w64_conv_bare", None),
+    "PreResNet-20": (lambda: PreActNet((3, 3, 3)), "cifar_preresnet20_rawconv", None),
+    "PreResNet-110": (lambda: PreActNet((18, 18, 18)), "cifar_preresnet110_rawconv", None),
+    "PreResNet-29, bottlenecks, bn1 at the end": (
+        lambda: PreActNet((3, 3, 3), bottleneck=True, norm="bn1"),
+        "cifar_preresnet29b_rawconv",
+        None,
+    ),
+    "PreActResNet-18": (
+        lambda: PreActNet((2, 2, 2, 2), 64, raw=False, norm=""),
+        "cifar_preresnet18_s4_w64_conv_bare",
+        None,
+    ),
+    "PreActResNet-34": (
+        lambda: PreActNet((3, 4, 6, 3), raw=False, norm=""),
+        "cifar_preresnet34_s3-4-6-3_conv_bare",
+        None,
+    ),
+    "PreActResNet-50": (
+        lambda: PreActNet((3, 4, 6, 3), raw=False, bottleneck=True, norm=""),
+        "cifar_preresnet50b_s3-4-6-3_conv_bare",
+        None,
+    ),
     "WRN-16-2": (WideNet, "cifar_preresnet16_x2_conv", None),
 }
 
@@ -185,7 +204,7 @@ def test_cifar_resnets_are_recognised_with_their_locations(kind: str, tmp_path: 
     model = ce.load_model(tmp_path / "net.th", arch=flag)
     assert_same_logits(model, network, pixels())
     assert model.arch == name
-    side = 4 if "s4" in name else 8
+    side = 4 if "_s" in name else 8
     assert model.backbone.represent(pixels()).local.shape[1] == side**2
     assert list(model.backbone.sites)[:3] == ["stage1", "stage2", "stage3"]
     assert model.untrained().arch == name
@@ -300,19 +319,23 @@ def test_dinov3_of_hugging_face(biased: bool, tmp_path: Path) -> None:
 
 
 def _swin_under_hugging_faces_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's Swin: queries, keys and values apart, and the merging of patches one stage earlier."""
+    """timm's Swin, both versions: queries, keys and values apart, and the merging of patches one stage earlier."""
     rules = (
         (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
         (r"^patch_embed\.norm\.", "embeddings.norm."),
         (r"^norm\.", "layernorm."),
         (r"^layers\.", "encoder.layers."),
         (r"\.attn\.proj\.", ".attention.output.dense."),
+        (r"\.attn\.q_bias$", ".attention.self.query.bias"),
+        (r"\.attn\.v_bias$", ".attention.self.value.bias"),
+        (r"\.attn\.cpb_mlp\.", ".attention.self.continuous_position_bias_mlp."),
         (r"\.attn\.", ".attention.self."),
         (r"\.norm1\.", ".layernorm_before."),
         (r"blocks\.(\d)\.norm2\.", r"blocks.\1.layernorm_after."),
         (r"\.mlp\.fc1\.", ".intermediate.dense."),
         (r"\.mlp\.fc2\.", ".output.dense."),
     )
+    prefix = "swin" if any("relative_position_bias_table" in key for key in state) else "swinv2"
     result = {}
     for key, value in state.items():
         name = re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key)
@@ -320,19 +343,73 @@ def _swin_under_hugging_faces_names(state: dict[str, Tensor]) -> dict[str, Tenso
             name = re.sub(pattern, replacement, name)
         if match := re.fullmatch(r"(.*)\.qkv\.(weight|bias)", name):
             parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-            result |= {f"swin.{match[1]}.{part}.{match[2]}": tensor for part, tensor in parts}
+            result |= {f"{prefix}.{match[1]}.{part}.{match[2]}": tensor for part, tensor in parts}
         else:
-            result[name.replace("head.fc.", "classifier.") if "head" in name else f"swin.{name}"] = value
+            result[name.replace("head.fc.", "classifier.") if "head" in name else f"{prefix}.{name}"] = value
     return result
 
 
-def test_swin_of_hugging_face(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_swin_of_hugging_face(name: str, tmp_path: Path) -> None:
     options = {"embed_dim": 24, "depths": (1, 2), "num_heads": (2, 4), "window_size": 4, "img_size": 32}
     timm = pytest.importorskip("timm")
-    network = wild_files.randomised(timm.create_model("swin_tiny_patch4_window7_224", num_classes=6, **options))
+    network = wild_files.randomised(timm.create_model(name, num_classes=6, **options))
     state = _swin_under_hugging_faces_names(network.state_dict())
-    model = ce.load_model(hugging_face_folder(network, state, tmp_path, {"image_size": 32}))
+    model = ce.load_model(hugging_face_folder(network, state, tmp_path, {"image_size": 32, "window_size": 4}))
     assert_same_logits(model, network, pixels())
+    assert model.arch.startswith(f"timm:{name}")
+
+
+def test_windows_of_swin_v2_are_a_guess_that_is_told(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    options = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 8, "img_size": 64}
+    network = wild_files.randomised(timm.create_model("swinv2_tiny_window8_256", num_classes=6, **options))
+    torch.save(_swin_under_hugging_faces_names(network.state_dict()), tmp_path / "net.pth")
+    model = ce.load_model(tmp_path / "net.pth")
+    assert_same_logits(model, network, pixels(64))
+    assert any("windows of 8 ASSUMED" in note for note in model.report.notes)
+
+
+class DINOv2(nn.Module):
+    """As github.com/facebookresearch/dinov2 names it: the class token, or with it the mean of the patches."""
+
+    def __init__(self, registers: int, dim: int = 64, side: int = 32, patch: int = 8) -> None:
+        super().__init__()
+        timm = pytest.importorskip("timm")
+        self.registers, grid = registers, (side // patch) ** 2
+        self.blocks = timm.create_model(
+            "vit_base_patch14_dinov2", img_size=28, embed_dim=dim, depth=2, num_heads=1
+        ).blocks
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, patch, patch)})
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, grid + 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        if registers:
+            self.register_tokens = nn.Parameter(torch.randn(1, registers, dim))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        if self.registers:
+            x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], 1)
+        tokens: Tensor = self.norm(self.blocks(x))
+        return tokens[:, 0]
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_dinov2_under_its_own_names(registers: int, chunked: bool, tmp_path: Path) -> None:
+    network = wild_files.randomised(DINOv2(registers))
+    state = {re.sub(r"^blocks\.", "blocks.0.", k) if chunked else k: v for k, v in network.state_dict().items()}
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in state.items()}} if chunked else state, tmp_path / "net.pth")
+    model = ce.load_model(tmp_path / "net.pth")
+    with torch.no_grad():
+        torch.testing.assert_close(model.backbone(pixels()), network(pixels()), rtol=1e-4, atol=1e-4)
+    assert model.backbone.represent(pixels()).local.shape == (2, 16, 64)
+    torch.save({"weight": torch.zeros(10, 128), "bias": torch.zeros(10)}, tmp_path / "linear_head.pth")
+    with pytest.raises(UsageError, match=r"one linear layer \(128 to 10\) and no network: .* give its backbone's file"):
+        ce.load_model(tmp_path / "linear_head.pth")
 
 
 @pytest.mark.slow

@@ -208,9 +208,18 @@ def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dia
         known: dict[str, Dialect | None] = dict(find_roots(tensors, (*HUGGING_FACE, *DIALECTS)))
         if known:
             return known
+    if (
+        options.arch is None
+        and len(tensors) <= 2
+        and (weight := next((t for t in tensors.values() if t.ndim == 2), None)) is not None
+    ):
+        raise UsageError(
+            f"it holds one linear layer ({weight.shape[1]} to {weight.shape[0]}) and no network: it is the file of a "
+            "head; give its backbone's file, for which a probe is fitted"
+        )
     if options.arch is None:
         raise UsageError(
-            f"no ResNet, ViT or ConvNeXt among its {named(tuple(tensors))} tensors; "
+            f"no ResNet, ViT, ConvNeXt or Swin among its {named(tuple(tensors))} tensors; "
             "give --arch (a torchvision name, timm:NAME or package.module:factory)"
         )
     architecture = Architecture(options.arch, options.stem or "imagenet", options.width or 64, options.img_size)
@@ -228,19 +237,19 @@ def _blueprint(
     options: LoadOptions,
     config: Mapping[str, Any],
 ) -> Blueprint:
-    shapes, reason = None, "its network is of no known kind"
-    of_timm = None if dialect is None else timm_arch(state, config)
-    if of_timm is not None:
-        shapes = Architecture(of_timm[0], img_size=of_timm[1])
-    elif dialect is not None:
-        try:
+    shapes, of_timm, reason = None, None, "its network is of no known kind"
+    try:
+        of_timm = None if dialect is None else timm_arch(state, config)
+        if of_timm is not None:
+            shapes = Architecture(of_timm[0], img_size=of_timm[1])
+        elif dialect is not None:
             raw = any(".downsample." in key for key in stored)  # those called "shortcut" take the activated input
             heads = dict(layout.vit_heads)
             if dialect in HUGGING_FACE and isinstance(config.get("num_attention_heads"), int):
                 heads = {config["hidden_size"]: config["num_attention_heads"]}
             shapes = infer(state, vit_heads=heads, raw_shortcuts=raw)
-        except UsageError as error:
-            reason = str(error)
+    except UsageError as error:
+        reason = str(error)
     if shapes is not None and shapes.stem == "cifar":
         shapes = replace(shapes, stem=dialect.stem if dialect and dialect.stem else layout.cifar_stem)
     elif shapes is not None and dialect is not None and dialect.stem:
@@ -357,7 +366,7 @@ def _hints(blueprint: Blueprint, fit: Fit, others: list[str], other_branches: li
         hints = [f"--{name} {getattr(shapes, name)}" for name in differing]
     if shapes is not None and not hints and shapes.arch != built.arch:
         hints = [f"--arch {shapes.arch}"]
-    elif not hints and (shapes is None or fit.misplaced):  # of a relative: layer scale, squeeze-and-excite, ...
+    elif not hints and (shapes is None or fit.misplaced or fit.misshapen):  # a relative: layer scale, another MLP, ...
         named_so = [f"--arch timm:{name}" for name in others if name != built.arch]
         hints = named_so or ["another --arch (timm:NAME, package.module:factory)"]
     return [*hints, *(f"--weights {name}" for name in other_branches)]

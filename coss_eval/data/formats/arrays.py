@@ -89,6 +89,16 @@ def _of_arrays(name: str, splits: Mapping[str, tuple[NDArray[np.uint8], Ints]], 
     return assemble(name, classes, part("train") if "train" in splits else None, part("test"))
 
 
+def holds_images(file: Path) -> bool:
+    """Whether an .npz file has the arrays of a test split by name, rather than weights; nothing of them is read."""
+    try:
+        with zipfile.ZipFile(file) as packed:
+            names = {name.removesuffix(".npy") for name in packed.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return any({images.format("test"), labels.format("test")} <= names for images, labels in ARRAYS)
+
+
 def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     """All arrays; nothing pickled is loaded, and no more than MOST_BYTES."""
     try:
