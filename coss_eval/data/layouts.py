@@ -42,6 +42,8 @@ MOST_CORRUPTIONS = 200  # folders that are looked into for severities
 
 EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet and val.parquet (or test.parquet)"
 
+DEVKIT = ("ILSVRC2012_devkit_t12/data", "data")  # of ImageNet's development kit, beside val/
+
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
 _SHARD = re.compile(r"(?P<split>[a-z]+)(-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?\.parquet")
 _CONVERTED = re.compile(r"\d{4}\.parquet")  # as the hub converts data sets: CONFIG/SPLIT/0000.parquet
@@ -365,14 +367,20 @@ def _listed(folder: Path) -> list[ImageTable]:
 
 
 def flat_val_labels(folder: Path) -> Path | None:
-    """The text file beside a val/ without folders that has a wnid on each line, alone or after the file's name."""
+    """The text file of a val/ without folders that has a class on each line, alone or after the file's name.
+
+    Classes are wnids, or numbers as in the development kit's list, which may still lie in the kit's folder.
+    """
     val = folder / "val"
     if not val.is_dir() or class_folders(val) or not _holds_image_files(val):
         return None
-    for file in sorted(folder.glob("*.txt")):
+    for file in sorted(file for place in (folder, *(folder / kit for kit in DEVKIT)) for file in place.glob("*.txt")):
         with file.open(encoding="utf-8", errors="replace") as lines:
             words = next(lines, "").split()
-        if words and _WNID.fullmatch(words[-1]) and len(words) <= 2:
+        if not 0 < len(words) <= 2:
+            continue
+        named = len(words) > 1 and (val / words[0].removeprefix("val/")).is_file()
+        if _WNID.fullmatch(words[-1]) or (words[-1].isdecimal() and (named or "ground_truth" in file.name)):
             return file
     return None
 
@@ -408,7 +416,7 @@ LAYOUTS = (  # the first that is found counts
     ),
     DataLayout(
         "flat-imagenet",
-        "val/ of ImageNet without folders, beside a list of wnids",
+        "val/ of ImageNet without folders, beside a list of wnids or the development kit",
         flat_val_labels,
         "listed:flat_imagenet",
     ),

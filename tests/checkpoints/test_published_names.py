@@ -23,7 +23,7 @@ QUICK = (
     *("timm:regnetx_002", "timm:convnext_atto", "timm:efficientvit_m0", "timm:test_vit"),
 )
 TORCHVISION = (
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "maxvit_t"),
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3"),
     *("mnasnet0_5", "mobilenet_v2", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "squeezenet1_0"),
     *("swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32"),
 )
@@ -133,5 +133,5 @@ def test_check_passes(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     torch.save(make_network(name).state_dict(), tmp_path / "net.pth")
     data = ce.load_dataset("digits").restricted(("0", "1"))
     model = ce.load_model(tmp_path / "net.pth", arch=name)
-    assert check([model], data, names=("probe", "attacks", "redundancy"), device="cpu") == 0
+    assert check([model], data, names=("probe", "redundancy"), device="cpu") == 0
     assert "ok: the same call" in capsys.readouterr().out
