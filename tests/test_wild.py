@@ -41,6 +41,7 @@ import coss_eval as ce
 from coss_eval import reports
 from coss_eval.checkpoints.files import read_checkpoint
 from coss_eval.checkpoints.flat_keys import flatten
+from coss_eval.checkpoints.unpickle import HostileCheckpoint
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import captured, hooked
@@ -124,7 +125,7 @@ def test_a_plain_pickle_cannot_smuggle_code_into_a_storage(tmp_path: Path) -> No
             return torch.storage._load_from_bytes, (pickle.dumps(_Touch(tmp_path / "it-ran"), 2),)
 
     (tmp_path / "net.pkl").write_bytes(pickle.dumps({"weight": Payload()}))
-    with pytest.raises(CossError):
+    with pytest.raises(HostileCheckpoint, match="nothing was run, do not load it"):
         ce.load_model(tmp_path / "net.pkl")
     assert not (tmp_path / "it-ran").exists()
 

@@ -116,7 +116,8 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     preprocessing = _preprocessing(found.layout, architecture, network, backbone)
     preprocessing = _that_travels(preprocessing, tensors, architecture, backbone, path, asked=options.mean is not None)
     place, head = _head(tensors, state, slots, backbone, own_head, found, branch)
-    elsewhere = sum(not key.startswith(root) for key in tensors.keys() - _constant_keys(tensors))
+    of_the_head = {f"{place}{kind}" for kind in ("weight", "bias")} if head is not None else set()
+    elsewhere = sum(not key.startswith(root) for key in tensors.keys() - _constant_keys(tensors) - of_the_head)
     report = KeyReport(
         layout=f"{found.layout.name} ({dialect.name})" if dialect else found.layout.name,
         branch=branch,
@@ -131,7 +132,7 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
             *blueprint.notes,
             *notes,
             *([] if fit.complete else [_partial(fit)]),
-            *([f"{elsewhere} tensors elsewhere in the file were not read"] if elsewhere else []),
+            *([f"{elsewhere} more tensor{'s' if elsewhere > 1 else ''} in the file not read"] if elsewhere else []),
             *([backbone.note] if backbone.note else []),
         ),
     )
@@ -237,6 +238,7 @@ def _blueprint(
     options: LoadOptions,
     config: Mapping[str, Any],
 ) -> Blueprint:
+    heads_known = dialect in HUGGING_FACE and isinstance(config.get("num_attention_heads"), int)
     shapes, of_timm, reason = None, None, "its network is of no known kind"
     try:
         of_timm = None if dialect is None else timm_arch(state, config)
@@ -245,7 +247,7 @@ def _blueprint(
         elif dialect is not None:
             raw = any(".downsample." in key for key in stored)  # those called "shortcut" take the activated input
             heads = dict(layout.vit_heads)
-            if dialect in HUGGING_FACE and isinstance(config.get("num_attention_heads"), int):
+            if heads_known:
                 heads = {config["hidden_size"]: config["num_attention_heads"]}
             shapes = infer(state, vit_heads=heads, raw_shortcuts=raw)
     except UsageError as error:
@@ -276,7 +278,7 @@ def _blueprint(
     fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
     fields = ["arch"] if cifar_from_name(architecture.arch) else fields
     inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)
-    notes = list(_assumptions(architecture, layout, inferred))
+    notes = list(_assumptions(architecture, layout, inferred, heads_known=heads_known))
     if of_timm is not None and options.arch is None:
         inferred = ("arch", "img_size")
         notes += of_timm[2]
@@ -288,15 +290,18 @@ def _related(arch: str, other: str) -> bool:
     return plain_resnet(arch) == plain_resnet(other)
 
 
-def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str, ...]) -> list[str]:
+def _assumptions(
+    architecture: Architecture, layout: Layout, inferred: tuple[str, ...], *, heads_known: bool
+) -> list[str]:
     """What no shape tells and was decided all the same."""
     notes = []
     if "stem" in inferred and architecture.stem != "imagenet":
         notes.append(f"3x3 stem ASSUMED {architecture.stem} ({STEM_NOTES[architecture.stem]}); else give --stem")
-    if "arch" in inferred and (spec := VIT_SPEC.fullmatch(architecture.arch)):
+    if "arch" in inferred and not heads_known and (spec := VIT_SPEC.fullmatch(architecture.arch)):
         dim, blocks, heads, patch = map(int, spec.groups())
         why = f"as {layout.name} has" if dim in layout.vit_heads else "ASSUMED, 64 channels each"
-        notes.append(f"{heads} attention heads ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
+        counted = f"{heads} attention head{'s' if heads > 1 else ''}"
+        notes.append(f"{counted} ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
     if "arch" in inferred and (spec := SPEC.fullmatch(architecture.arch)):
         if int(spec["depth"]) >= 50:
             notes.append(f"strides ASSUMED as torchvision has them; else give --arch {architecture.arch}_v1")

@@ -344,7 +344,7 @@ def _vit_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, 
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     depth = _count(state, r"blocks\.\d+\.norm1\.weight")
     heads = config.get("num_attention_heads")
-    guess = f"{dim // 64} attention heads ASSUMED (64 channels each); else give --arch timm:NAME"
+    guess = f"attention heads of 64 channels ASSUMED ({dim // 64}); else give --arch timm:NAME"
     notes: tuple[str, ...] = () if heads else (guess,)
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     options: dict[str, Any] = {

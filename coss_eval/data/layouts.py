@@ -293,7 +293,7 @@ def arrow_files(folder: Path) -> dict[str, list[Path]]:
         except (ValueError, KeyError, TypeError) as error:
             raise CossError(f"cannot read {place / 'state.json'}: it names no data files") from error
         if missing := [file.name for file in files if not file.is_file()]:
-            raise CossError(f"{place / 'state.json'} names {missing[0]}, which is not there")
+            raise CossError(f"{place / 'state.json'} names {missing[0]}, which is not there: copy the whole folder")
         if files and split_of(name):
             found[name.lower()] = files
     return found

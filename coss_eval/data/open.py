@@ -143,14 +143,14 @@ def _not_found(name: str, places: list[Path], root: Path | None) -> CossError:
             shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "") if entries else "an empty folder"
             return CossError(f"{place} is no dataset: expected {EXPECTED}, got {shown}")
         if place.is_file():
-            return UsageError(f"{place} is a file; pass the folder that holds it ({EXPECTED}), or arrays in .npz")
+            return UsageError(f"{place} is a file; pass the folder that holds it, or arrays in .npz")
     if name == "imagenet":
         return UsageError(
             "imagenet needs a folder imagenet/ with train/ and val/: pass --data-root or set COSS_DATA_ROOT"
         )
     if os.sep in name or name.startswith((".", "~")):
-        wanted = f"expected one with {EXPECTED}, or a name of `coss-eval list`"
-        return UsageError(f"there is no folder {name}; {wanted}{perhaps_remote(name)}")
+        wanted = f"; expected one with {EXPECTED}, or a name of `coss-eval list`"
+        return UsageError(f"there is no folder {name}{perhaps_remote(name, data=True) or wanted}")
     return unknown_name("dataset", name, names(root))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from coss_eval.checkpoints.as_model import ModelLike
-from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.checkpoints.normalisation import normalisation_note
 from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
@@ -55,7 +55,7 @@ def write_heatmaps(
     target, folder = resolve_device(device), Path(out)
     for model in loaded:
         if on_note is not None and model.preprocessing.said_by is None:
-            on_note(f"{model.name}: {normalisation_line(model)}")
+            on_note(normalisation_note(model))
     maps = {model.name: _maps(model, split, few, site, target, batch_size) for model in loaded}
     shown = next(few.batches(loaded[0].preprocessing.geometry, batch_size=images))
     with style():

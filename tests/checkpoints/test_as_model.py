@@ -91,7 +91,7 @@ def test_paths_names_and_models_go_through_the_same_door() -> None:
 
 
 def test_an_assumed_normalisation_is_told() -> None:
-    with pytest.warns(CossWarning, match=r"Small: mean, std .*ASSUMED"):
+    with pytest.warns(CossWarning, match=r"Small: mean and std ASSUMED"):
         ce.as_model(made())
 
 

@@ -109,7 +109,9 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CossError(f"cannot read {file}: {str(error).partition(chr(10))[0]}") from error
+        pickled = "allow_pickle" in str(error)
+        reason = "it holds Python objects: save arrays of numbers" if pickled else str(error).partition("\n")[0]
+        raise CossError(f"cannot read {file}: {reason}") from error
 
 
 def _named(arrays: Mapping[str, NDArray[Any]], split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
@@ -150,5 +152,6 @@ def _read_idx(file: Path, axes: int) -> NDArray[np.uint8]:
     except (OSError, EOFError) as error:
         raise CossError(f"cannot read {file}: {error}") from error
     if len(content) != size:
-        raise CossError(f"{file} says that it holds {size} bytes and has {'more' if len(content) > size else 'fewer'}")
+        found = "more" if len(content) > size else "fewer"
+        raise CossError(f"{file} says that it holds {size} bytes and has {found}: copy it again")
     return np.frombuffer(content, np.uint8).reshape(tuple(head[1:]))

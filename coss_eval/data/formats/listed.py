@@ -115,7 +115,7 @@ def read_table(file: Path) -> Iterable[dict[str, Any]]:
         raise CossError(f"cannot read {file}: {str(error).partition(chr(10))[0]}") from error
     for number, row in enumerate(found, start=2):
         if not isinstance(row, dict) or None in row.values():
-            raise CossError(f"{file} has a row that ends early, in line {number}")
+            raise CossError(f"{file} has a row that ends early, in line {number}: mend or remove it")
     return found
 
 
