@@ -153,6 +153,47 @@ def test_what_is_not_fetched_says_how_to_get_it(source: str, message: str) -> No
         ce.load_model(source)
 
 
+ODD_TENSORS: dict[str, tuple[Any, str]] = {
+    "without values": (lambda t: t.to("meta"), "has a shape and no values"),
+    "quantised": (
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        "quantised to integers: give the weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_tensors_without_their_numbers_are_told(kind: str, tmp_path: Path) -> None:
+    change, message = ODD_TENSORS[kind]
+    state = {key: change(value) if value.ndim == 4 else value for key, value in narrow_resnet().state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(CossError, match=f"net.pth: conv1.weight .*{message}"):
+        ce.load_model(tmp_path / "net.pth")
+
+
+def test_sparse_tensors_are_what_they_hold(tmp_path: Path) -> None:
+    state = {
+        key: value.to_sparse() if value.ndim == 4 else value for key, value in narrow_resnet().state_dict().items()
+    }
+    torch.save(state, tmp_path / "net.pth")
+    assert_same_logits(ce.load_model(tmp_path / "net.pth"), narrow_resnet(), pixels(64))
+
+
+def test_adapters_single_arrays_and_misspelt_files_say_what_to_do(tmp_path: Path) -> None:
+    layer = "encoder.layer.0.attention.attention.query"
+    torch.save(
+        {f"{layer}.lora_A.weight": torch.zeros(4, 24), f"{layer}.lora_B.weight": torch.zeros(24, 4)}, tmp_path / "a.pth"
+    )
+    np.save(tmp_path / "b.npy", {"weight": np.zeros(3)}, allow_pickle=True)  # type: ignore[arg-type]
+    for name, message in {
+        "a.pth": "LoRA adapters alone: merge them",
+        "b.npy": r"one array of numpy: save .* numpy\.savez",
+        "a.pht": r"does not exist; did you mean a\.pth\?",
+    }.items():
+        with pytest.raises(CossError, match=message):
+            ce.load_model(tmp_path / name)
+
+
 def test_a_long_list_of_names_is_cut() -> None:
     with pytest.raises(UsageError, match=r"and \d+ more") as raised:
         ce.load_model("torchvision:zzzzqqqq")
@@ -654,6 +695,65 @@ def test_timms_folders_of_the_hub_need_no_flag(name: str, tmp_path: Path) -> Non
     with torch.no_grad():
         expected = network.forward_head(network.forward_features(images), pre_logits=True)
         torch.testing.assert_close(model.backbone(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def _table(text: str) -> Any:
+    """Images of no class folders, and a table of their classes."""
+
+    def write(folder: Path) -> None:
+        images_in(folder, ["images"], 4)
+        (folder / "labels.csv").write_text(text)
+
+    return write
+
+
+TABLES = {
+    "names without a suffix": _table("id,label\n" + "".join(f"{i},c{i % 2}\n" for i in range(4))),
+    "semicolons": _table("filename;label\n" + "".join(f"{i}.png;c{i % 2}\n" for i in range(4))),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_folder_called_images_is_no_class(kind: str, tmp_path: Path) -> None:
+    TABLES[kind](tmp_path)
+    data = ce.load_dataset(tmp_path)
+    assert data.classes == ("c0", "c1")
+    assert data.test.labels.tolist() == [0, 1, 0, 1]
+    (tmp_path / "labels.csv").unlink()
+    with pytest.raises(CossError, match=r"is no dataset: .* got images"):
+        ce.load_dataset(tmp_path)
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        images_in(tmp_path / split, ["a", "b"])
+    (tmp_path / "val" / "a" / "again").symlink_to(tmp_path / "val" / "a")
+    images_in(tmp_path / "elsewhere", ["more"], 3)
+    (tmp_path / "val" / "b" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    assert len(ce.load_dataset(tmp_path).test) == 2 + 5
+
+
+def test_what_lies_beside_the_dataset_says_where_it_is(tmp_path: Path) -> None:
+    images_in(tmp_path / "outer" / "inner" / "train", ["a", "b"])
+    images_in(tmp_path / "outer" / "inner" / "val", ["a", "b"])
+    (tmp_path / "torchvision" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    for name, message in {
+        "outer": "give the folder inner/ in it",
+        "torchvision": "files of cifar10: give --data cifar10 --data-root",
+        "data.zip": "is an archive: unpack it and give the folder",
+    }.items():
+        with pytest.raises(CossError, match=message):
+            ce.load_dataset(tmp_path / name)
+
+
+def test_arrays_of_one_split(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(20) % 2)
+    assert len(ce.load_dataset(tmp_path / "set.npz").test) == 20
+    held = ce.load_dataset(tmp_path / "set.npz", holdout=0.2)
+    assert held.train is not None
+    assert (len(held.train), len(held.test)) == (16, 4)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ FORMATS: dict[str, tuple[str, str]] = {
         f"convert it to PyTorch (timm and Hugging Face have most networks' weights), {EXPORT}, {OWN_CODE}",
     ),
     "TensorFlow": ("TensorFlow's or JAX's", f"convert it to PyTorch, {EXPORT}, {OWN_CODE}"),
+    "npy": ("one array of numpy", "save a network's arrays together with numpy.savez(FILE, **arrays), or torch.save"),
     "GGUF": ("a GGUF file (quantised weights)", "give the PyTorch weights it was made from"),
     "gzip": ("compressed with gzip", "unpack it (gunzip) and give what is inside"),
     "7z": ("a 7z or rar archive", "unpack it and give the checkpoint inside"),
@@ -93,6 +94,7 @@ FORMATS: dict[str, tuple[str, str]] = {
 _STARTS = (
     (HDF5, "HDF5"),
     (b"GGUF", "GGUF"),
+    (b"\x93NUMPY", "npy"),
     (b"\x1f\x8b", "gzip"),
     (b"7z\xbc\xaf", "7z"),
     (b"Rar!", "7z"),
@@ -178,7 +180,7 @@ def _inside(path: Path) -> Path:
 
 def _near(path: Path) -> str:
     """The end of a message on a file that is not there: the names in its folder that are most like its own."""
-    inside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    inside = [file.name for file in path.parent.iterdir() if file.exists()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, inside, n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 

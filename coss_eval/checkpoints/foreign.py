@@ -209,6 +209,8 @@ def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dia
         known: dict[str, Dialect | None] = dict(find_roots(tensors, (*HUGGING_FACE, *DIALECTS)))
         if known:
             return known
+    if all("lora_" in key for key in tensors):
+        raise UsageError("it holds LoRA adapters alone: merge them into their network (merge_and_unload) and save that")
     if (
         options.arch is None
         and len(tensors) <= 2

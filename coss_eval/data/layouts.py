@@ -26,7 +26,17 @@ OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg", ".raw", ".psd")
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values", "image_bytes", "image_path")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target", "y", "category", "class_name")
-FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path", "filepath")  # of tables beside images
+FILE_COLUMNS = (
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_path",
+    "path",
+    "filepath",
+    "id",
+    "image_id",
+)  # of tables beside images
 
 KAGGLE_DATA, KAGGLE_SOLUTION = Path("ILSVRC/Data/CLS-LOC"), "LOC_val_solution.csv"
 IDX_FILES = {  # MNIST's
@@ -107,7 +117,10 @@ def composed(name: str) -> str:
 
 def _has_class_folders(folder: Path) -> bool:
     splits = split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))
-    return any(map(class_folders, splits)) or any(map(_holds_image_files, class_folders(folder)))
+    classes = [entry for entry in class_folders(folder) if not split_of(entry.name)]
+    if [entry.name.lower() for entry in classes] in (["images"], ["image"], ["imgs"], ["img"]):
+        classes = []  # all images, whose classes something else says
+    return any(map(class_folders, splits)) or any(map(_holds_image_files, classes))
 
 
 def _is_tiny_imagenet(folder: Path) -> bool:
@@ -212,13 +225,19 @@ def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[
             for name in filter(is_hidden, folders):
                 left_out[name] += sum(1 for _ in image_paths(Path(parent) / name))
             left_out.update(suffix for file in files if (suffix := Path(file).suffix.lower()) in OTHER_SUFFIXES)
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name) and not _leads_back(parent, name))
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
         _refuse_unreadable(parent, files)
         for file in sorted(files):
             if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
                 yield prefix + file
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, so that following it would not end."""
+    path = os.path.join(parent, name)
+    return os.path.islink(path) and Path(os.path.realpath(parent)).is_relative_to(os.path.realpath(path))
 
 
 def _holds_image_files(folder: Path) -> bool:
@@ -347,15 +366,22 @@ def _table_in(root: Path, place: Path, images: Sequence[str], labels: Sequence[s
 
 
 def listed_path(root: Path, place: Path, name: str) -> str:
-    """A table's file name as a path below the root: relative to the table, or to images/ beside it."""
+    """A table's file name as a path below the root: relative to the table, or to images/ beside it.
+
+    Where it says no suffix, that of an image that is there.
+    """
     for folder in (place, place / "images"):
-        if (folder / name).is_file():
-            return (folder / name).relative_to(root).as_posix()
+        for suffix in ("", *IMAGE_SUFFIXES):
+            if (folder / f"{name}{suffix}").is_file():
+                return (folder / f"{name}{suffix}").relative_to(root).as_posix()
     return (place / name).relative_to(root).as_posix()
 
 
 def delimiter(file: Path) -> str:
-    return "\t" if file.suffix.lower() == ".tsv" else ","
+    """What stands between a table's columns, by its first line: a comma unless only tabs or semicolons are there."""
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        first = next(lines, "")
+    return next((sign for sign in (",", "\t", ";") if sign in first), ",")
 
 
 def _listed(folder: Path) -> list[ImageTable]:

@@ -25,6 +25,7 @@ DIGITS_TEST = 0.25  # of the 1,797 images
 
 # how .npz files name a split's images and labels: Keras, MedMNIST, and both in plain words
 ARRAYS = ("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("X_{}", "y_{}"), ("images_{}", "labels_{}")
+ALONE = ("images", "labels"), ("x", "y"), ("X", "y"), ("data", "labels")  # of a single split, the test split
 MOST_BYTES = 2**34  # of all arrays of a file; it says its sizes itself, before anything is read
 IDX_MAGIC = {3: 2051, 1: 2049}  # by the number of axes, for unsigned bytes
 
@@ -49,12 +50,15 @@ def digits() -> Dataset:
 
 
 def npz(file: Path) -> Dataset:
-    """Arrays x_train, y_train, x_test, y_test (Keras), or train_images, train_labels, ... (MedMNIST).
+    """Arrays x_train, y_train, x_test, y_test (Keras), train_images, train_labels, ... (MedMNIST), or images, labels.
 
     Images are uint8 (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), labels whole numbers (N,) or (N, 1).
     """
     arrays = _read_npz(file)
     splits = {split: found for split in ("train", "test") if (found := _named(arrays, split)) is not None}
+    alone = next(((arrays[x], arrays[y]) for x, y in ALONE if x in arrays and y in arrays), None)
+    if not splits and alone is not None:
+        splits = {"test": alone}
     if "test" not in splits:
         shown = ", ".join(arrays) or "nothing"
         raise CossError(f"{file} has no arrays x_test and y_test, or test_images and test_labels; it has {shown}")
@@ -96,7 +100,8 @@ def holds_images(file: Path) -> bool:
             names = {name.removesuffix(".npy") for name in packed.namelist()}
     except (OSError, zipfile.BadZipFile):
         return False
-    return any({images.format("test"), labels.format("test")} <= names for images, labels in ARRAYS)
+    pairs = [*((images.format("test"), labels.format("test")) for images, labels in ARRAYS), *ALONE]
+    return any(set(pair) <= names for pair in pairs)
 
 
 def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
