@@ -77,6 +77,8 @@ def try_sizes(network: nn.Module, sides: Sequence[int]) -> tuple[Tensor, Tensor]
             _refuse_lost_batch(network, example, f"gives {tuple(output.shape)} of one image")
         return example, output
     tried = ", ".join(map(str, sides))
+    if all("channels" in failure for failure in failures):
+        raise UsageError(f"{type(network).__name__} takes no colour or grey images ({failures[0]})")
     raise UsageError(f"{type(network).__name__} takes no image of side {tried} ({failures[0]}); give --img-size")
 
 
@@ -104,8 +106,14 @@ def takes_any_size(network: nn.Module, example: Tensor) -> bool:
 
 def run(network: nn.Module, pixels: Tensor) -> Tensor:
     """One forward pass in eval mode without gradient; the network's mode is put back."""
-    with evaluating(network):
-        output: Any = network(pixels)
+    try:
+        with evaluating(network):
+            output: Any = network(pixels)
+    except TypeError as error:
+        kind, reason = type(network).__name__, str(error).partition("\n")[0]
+        raise UsageError(
+            f"{kind} cannot be called with a batch of images alone ({reason}); wrap it in a module whose forward does"
+        ) from error
     if not isinstance(output, Tensor):
         raise UsageError(f"{type(network).__name__} must return one tensor in eval mode, not {type(output).__name__}")
     return output
