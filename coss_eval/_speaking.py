@@ -9,7 +9,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
-from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.checkpoints.normalisation import normalisation_note
 from coss_eval.errors import CossWarning
 from coss_eval.models.model import Model
 
@@ -42,9 +42,9 @@ def _notes(result: Any) -> list[str]:
         return []
     report = result.report
     partial = [] if report is None or not report.missing else [f"{len(report.missing)} tensors missing in the file"]
-    assumed = [normalisation_line(result)] if result.preprocessing.said_by is None else []
+    assumed = [normalisation_note(result)] if result.preprocessing.said_by is None else []
     noted = [] if report is None else report.notes
-    return [f"{result.name}: {line}" for line in (*assumed, *partial, *noted)]
+    return [*assumed, *(f"{result.name}: {line}" for line in (*partial, *noted))]
 
 
 def _warn_in_function(line: str) -> None:

@@ -25,7 +25,7 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """The error for a name that is not among ``choices``, with the nearest ones suggested."""
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shown(known)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {shown(known, 12)}"
     return UsageError(f"unknown {kind} {name!r}; {hint}")
 
 

@@ -224,12 +224,12 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
     assert "resnet18" in described
     assert "(coss-eval)" not in described
     assert "451 images" in run("info", "digits").out
-    for wrong in (["info", "one"], ["probe", "--ckpt", "one/last.pt"]):
-        refused = run(*wrong)
-        assert refused.code in (1, 2)
-        assert "give" in refused.err
-        assert "model.safetensors" in refused.err
-        assert len(refused.err.strip().splitlines()) == 1
+    assert "parameters" in run("info", "one").out
+    refused = run("probe", "--ckpt", "one/last.pt")
+    assert refused.code in (1, 2)
+    assert "give" in refused.err
+    assert "model.safetensors" in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
 
     checked = run("check", "--ckpt", "one/model.safetensors")
     assert checked.code == 0, checked.out
@@ -243,7 +243,9 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
         done = run("evaluate", *flags, "--ckpt", f"{model}/model.safetensors", "--out", out, "--quiet")
         assert done.code == 0, done.err
         assert "report.md" in done.out
-    assert "limit 20" in run("info", "a").out
+    held = run("info", "a").out
+    assert "limit 20" in held
+    assert "corruptions one: 20 cells" in held
     assert "corruptions" in run("compare", "a", "b").out
     assert "Cohen's kappa" in run("consistency", "a", "b", "--out", "kappa.csv").out
     assert "3 models or more with both 'redundancy' and 'corrupted', got 2" in run("relate", "a", "b").err

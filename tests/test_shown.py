@@ -14,6 +14,7 @@ from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossWarning
 from coss_eval.evaluation import Progress
 from coss_eval.models.model import Model
+from coss_eval.runtime import live
 from coss_eval.store import Cell, Store
 from coss_eval.tasks.task import Result, Subject, Task
 from coss_eval.training.loop import TrainingProgress
@@ -115,6 +116,23 @@ def test_training_shows_its_line_and_goes_on_after_an_interrupt_in_its_first_epo
     whole = ce.train("simclr", few, out=tmp_path / "whole", quiet=True, **TINY)
     assert capfd.readouterr().err == ""
     assert resumed.sha256 == whole.sha256
+
+
+def test_extract_and_fit_classifier_say_how_far_they_are_where_they_take_seconds(
+    few: Dataset, raw: Model, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert few.train is not None
+    ce.extract(raw, few, cache=False, device="cpu")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(live, "SILENT", 0.0)  # as if it had taken so long
+    ce.extract(raw, few, cache=False, device="cpu")
+    ends = [f"features of {raw.name}: {n:,} of {n:,} images" for n in (len(few.test), len(few.train))]
+    assert capfd.readouterr().err.splitlines()[-1] == ends[0]
+    ce.fit_classifier(raw, few, cache=False, device="cpu")
+    assert ends[1] in capfd.readouterr().err.splitlines()
+    ce.extract(raw, few, cache=False, device="cpu", quiet=True)
+    ce.fit_classifier(raw, few, cache=False, device="cpu", quiet=True)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ import coss_eval as ce
 from coss_eval import reports
 from coss_eval.checkpoints.files import read_checkpoint
 from coss_eval.checkpoints.flat_keys import flatten
+from coss_eval.checkpoints.unpickle import HostileCheckpoint
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import captured, hooked
@@ -48,6 +49,7 @@ from coss_eval.models.wrap import wrap
 from coss_eval.models.zoo import imagenet_wnids
 from coss_eval.models.zoo import network as make_network
 from coss_eval.tasks.attacks.task import Attacks
+from coss_eval.tasks.corruptions.task import Corruptions
 
 
 def pixels(side: int = 32, channels: int = 3, count: int = 2) -> Tensor:
@@ -123,7 +125,7 @@ def test_a_plain_pickle_cannot_smuggle_code_into_a_storage(tmp_path: Path) -> No
             return torch.storage._load_from_bytes, (pickle.dumps(_Touch(tmp_path / "it-ran"), 2),)
 
     (tmp_path / "net.pkl").write_bytes(pickle.dumps({"weight": Payload()}))
-    with pytest.raises(CossError):
+    with pytest.raises(HostileCheckpoint, match="nothing was run, do not load it"):
         ce.load_model(tmp_path / "net.pkl")
     assert not (tmp_path / "it-ran").exists()
 
@@ -151,6 +153,47 @@ def test_what_is_not_fetched_says_how_to_get_it(source: str, message: str) -> No
         ce.load_model(source)
 
 
+ODD_TENSORS: dict[str, tuple[Any, str]] = {
+    "without values": (lambda t: t.to("meta"), "has a shape and no values"),
+    "quantised": (
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        "quantised to integers: give the weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_tensors_without_their_numbers_are_told(kind: str, tmp_path: Path) -> None:
+    change, message = ODD_TENSORS[kind]
+    state = {key: change(value) if value.ndim == 4 else value for key, value in narrow_resnet().state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(CossError, match=f"net.pth: conv1.weight .*{message}"):
+        ce.load_model(tmp_path / "net.pth")
+
+
+def test_sparse_tensors_are_what_they_hold(tmp_path: Path) -> None:
+    state = {
+        key: value.to_sparse() if value.ndim == 4 else value for key, value in narrow_resnet().state_dict().items()
+    }
+    torch.save(state, tmp_path / "net.pth")
+    assert_same_logits(ce.load_model(tmp_path / "net.pth"), narrow_resnet(), pixels(64))
+
+
+def test_adapters_single_arrays_and_misspelt_files_say_what_to_do(tmp_path: Path) -> None:
+    layer = "encoder.layer.0.attention.attention.query"
+    torch.save(
+        {f"{layer}.lora_A.weight": torch.zeros(4, 24), f"{layer}.lora_B.weight": torch.zeros(24, 4)}, tmp_path / "a.pth"
+    )
+    np.save(tmp_path / "b.npy", {"weight": np.zeros(3)}, allow_pickle=True)  # type: ignore[arg-type]
+    for name, message in {
+        "a.pth": "LoRA adapters alone: merge them",
+        "b.npy": r"one array of numpy: save .* numpy\.savez",
+        "a.pht": r"does not exist; did you mean a\.pth\?",
+    }.items():
+        with pytest.raises(CossError, match=message):
+            ce.load_model(tmp_path / name)
+
+
 def test_a_long_list_of_names_is_cut() -> None:
     with pytest.raises(UsageError, match=r"and \d+ more") as raised:
         ce.load_model("torchvision:zzzzqqqq")
@@ -168,9 +211,28 @@ CIFAR_NETWORKS = {
     "ResNet-56, option B": (lambda: CifarNet(9, "downsample", "fc"), "cifar_resnet56_projection", None),
     "ResNet-110": (lambda: CifarNet(18), "cifar_resnet110", None),
     "ResNet-20, shortcut B": (lambda: CifarNet(3, "shortcut"), "cifar_resnet20_projection", None),
-    "PreResNet-20": (lambda: PreActNet(3), "cifar_preresnet20_rawconv", None),
-    "PreResNet-110": (lambda: PreActNet(18), "cifar_preresnet110_rawconv", None),
-    "PreActResNet-18": (lambda: PreActNet(2, raw=False, four=True), "cifar_preresnet18_s4_w64_conv_bare", None),
+    "PreResNet-20": (lambda: PreActNet((3, 3, 3)), "cifar_preresnet20_rawconv", None),
+    "PreResNet-110": (lambda: PreActNet((18, 18, 18)), "cifar_preresnet110_rawconv", None),
+    "PreResNet-29, bottlenecks, bn1 at the end": (
+        lambda: PreActNet((3, 3, 3), bottleneck=True, norm="bn1"),
+        "cifar_preresnet29b_rawconv",
+        None,
+    ),
+    "PreActResNet-18": (
+        lambda: PreActNet((2, 2, 2, 2), 64, raw=False, norm=""),
+        "cifar_preresnet18_s4_w64_conv_bare",
+        None,
+    ),
+    "PreActResNet-34": (
+        lambda: PreActNet((3, 4, 6, 3), raw=False, norm=""),
+        "cifar_preresnet34_s3-4-6-3_conv_bare",
+        None,
+    ),
+    "PreActResNet-50": (
+        lambda: PreActNet((3, 4, 6, 3), raw=False, bottleneck=True, norm=""),
+        "cifar_preresnet50b_s3-4-6-3_conv_bare",
+        None,
+    ),
     "WRN-16-2": (WideNet, "cifar_preresnet16_x2_conv", None),
 }
 
@@ -184,7 +246,7 @@ def test_cifar_resnets_are_recognised_with_their_locations(kind: str, tmp_path: 
     model = ce.load_model(tmp_path / "net.th", arch=flag)
     assert_same_logits(model, network, pixels())
     assert model.arch == name
-    side = 4 if "s4" in name else 8
+    side = 4 if "_s" in name else 8
     assert model.backbone.represent(pixels()).local.shape[1] == side**2
     assert list(model.backbone.sites)[:3] == ["stage1", "stage2", "stage3"]
     assert model.untrained().arch == name
@@ -299,19 +361,23 @@ def test_dinov3_of_hugging_face(biased: bool, tmp_path: Path) -> None:
 
 
 def _swin_under_hugging_faces_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's Swin: queries, keys and values apart, and the merging of patches one stage earlier."""
+    """timm's Swin, both versions: queries, keys and values apart, and the merging of patches one stage earlier."""
     rules = (
         (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
         (r"^patch_embed\.norm\.", "embeddings.norm."),
         (r"^norm\.", "layernorm."),
         (r"^layers\.", "encoder.layers."),
         (r"\.attn\.proj\.", ".attention.output.dense."),
+        (r"\.attn\.q_bias$", ".attention.self.query.bias"),
+        (r"\.attn\.v_bias$", ".attention.self.value.bias"),
+        (r"\.attn\.cpb_mlp\.", ".attention.self.continuous_position_bias_mlp."),
         (r"\.attn\.", ".attention.self."),
         (r"\.norm1\.", ".layernorm_before."),
         (r"blocks\.(\d)\.norm2\.", r"blocks.\1.layernorm_after."),
         (r"\.mlp\.fc1\.", ".intermediate.dense."),
         (r"\.mlp\.fc2\.", ".output.dense."),
     )
+    prefix = "swin" if any("relative_position_bias_table" in key for key in state) else "swinv2"
     result = {}
     for key, value in state.items():
         name = re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key)
@@ -319,19 +385,73 @@ def _swin_under_hugging_faces_names(state: dict[str, Tensor]) -> dict[str, Tenso
             name = re.sub(pattern, replacement, name)
         if match := re.fullmatch(r"(.*)\.qkv\.(weight|bias)", name):
             parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-            result |= {f"swin.{match[1]}.{part}.{match[2]}": tensor for part, tensor in parts}
+            result |= {f"{prefix}.{match[1]}.{part}.{match[2]}": tensor for part, tensor in parts}
         else:
-            result[name.replace("head.fc.", "classifier.") if "head" in name else f"swin.{name}"] = value
+            result[name.replace("head.fc.", "classifier.") if "head" in name else f"{prefix}.{name}"] = value
     return result
 
 
-def test_swin_of_hugging_face(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_swin_of_hugging_face(name: str, tmp_path: Path) -> None:
     options = {"embed_dim": 24, "depths": (1, 2), "num_heads": (2, 4), "window_size": 4, "img_size": 32}
     timm = pytest.importorskip("timm")
-    network = wild_files.randomised(timm.create_model("swin_tiny_patch4_window7_224", num_classes=6, **options))
+    network = wild_files.randomised(timm.create_model(name, num_classes=6, **options))
     state = _swin_under_hugging_faces_names(network.state_dict())
-    model = ce.load_model(hugging_face_folder(network, state, tmp_path, {"image_size": 32}))
+    model = ce.load_model(hugging_face_folder(network, state, tmp_path, {"image_size": 32, "window_size": 4}))
     assert_same_logits(model, network, pixels())
+    assert model.arch.startswith(f"timm:{name}")
+
+
+def test_windows_of_swin_v2_are_a_guess_that_is_told(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    options = {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4), "window_size": 8, "img_size": 64}
+    network = wild_files.randomised(timm.create_model("swinv2_tiny_window8_256", num_classes=6, **options))
+    torch.save(_swin_under_hugging_faces_names(network.state_dict()), tmp_path / "net.pth")
+    model = ce.load_model(tmp_path / "net.pth")
+    assert_same_logits(model, network, pixels(64))
+    assert any("windows of 8 ASSUMED" in note for note in model.report.notes)
+
+
+class DINOv2(nn.Module):
+    """As github.com/facebookresearch/dinov2 names it: the class token, or with it the mean of the patches."""
+
+    def __init__(self, registers: int, dim: int = 64, side: int = 32, patch: int = 8) -> None:
+        super().__init__()
+        timm = pytest.importorskip("timm")
+        self.registers, grid = registers, (side // patch) ** 2
+        self.blocks = timm.create_model(
+            "vit_base_patch14_dinov2", img_size=28, embed_dim=dim, depth=2, num_heads=1
+        ).blocks
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, patch, patch)})
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, grid + 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        if registers:
+            self.register_tokens = nn.Parameter(torch.randn(1, registers, dim))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        if self.registers:
+            x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], 1)
+        tokens: Tensor = self.norm(self.blocks(x))
+        return tokens[:, 0]
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_dinov2_under_its_own_names(registers: int, chunked: bool, tmp_path: Path) -> None:
+    network = wild_files.randomised(DINOv2(registers))
+    state = {re.sub(r"^blocks\.", "blocks.0.", k) if chunked else k: v for k, v in network.state_dict().items()}
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in state.items()}} if chunked else state, tmp_path / "net.pth")
+    model = ce.load_model(tmp_path / "net.pth")
+    with torch.no_grad():
+        torch.testing.assert_close(model.backbone(pixels()), network(pixels()), rtol=1e-4, atol=1e-4)
+    assert model.backbone.represent(pixels()).local.shape == (2, 16, 64)
+    torch.save({"weight": torch.zeros(10, 128), "bias": torch.zeros(10)}, tmp_path / "linear_head.pth")
+    with pytest.raises(UsageError, match=r"one linear layer \(128 to 10\) and no network: .* give its backbone's file"):
+        ce.load_model(tmp_path / "linear_head.pth")
 
 
 @pytest.mark.slow
@@ -411,6 +531,38 @@ def test_corruption_folders_of_any_names_are_evaluated(tmp_path: Path) -> None:
     table = run.table()
     seen = {(row.corruption, int(row.severity)) for row in table[table.corruption != "clean"].itertuples()}
     assert seen == {("fog", 1), ("fog", 2), ("plasma_noise", 1), ("plasma_noise", 3), ("sparkles", 2)}
+
+
+def arrays_in(folder: Path, names: Sequence[str], count: int = 6) -> None:
+    """As CIFAR-10-C-bar has them: five severities of the same images one after the other."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in names:
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (5 * count, 32, 32, 3), np.uint8))
+    np.save(folder / "labels.npy", np.tile(np.arange(count) % 2, 5))
+
+
+def test_corruption_arrays_of_any_names_are_evaluated_and_named_alone(tmp_path: Path) -> None:
+    arrays_in(tmp_path / "CIFAR-10-C-Bar", ["plasma_noise", "sparkles", "fog"])
+    arrays_in(tmp_path / "plain", ["x"])
+    np.save(tmp_path / "plain" / "labels.npy", np.arange(30))  # thirty images, and no severities of six
+    with pytest.raises(CossError, match="is no dataset"):
+        ce.load_dataset(tmp_path / "plain")
+    data = ce.load_dataset(tmp_path / "CIFAR-10-C-Bar")
+    assert tuple(data.severities) == ("fog", "plasma_noise", "sparkles")
+    assert data.classes[:2] == ("airplane", "automobile")
+    model = ce.load_model("pixels:8")
+    head = nn.Linear(model.backbone.dim, 10).requires_grad_(False)
+    model = replace(model, head=head, classes=data.classes)
+    run = ce.evaluate(model, data, [Corruptions(names=("sparkles",))], out=tmp_path / "out", quiet=True)
+    assert not run.failures
+    assert set(run.table().corruption) == {"sparkles"}
+    with pytest.raises(UsageError, match="holds no plasma; it has fog, plasma_noise, sparkles"):
+        ce.evaluate(model, data, [Corruptions(names=("plasma",))], out=tmp_path / "out")
+    for split in ("train", "val"):
+        images_in(tmp_path / "clean" / split, ["a", "b"])
+    with pytest.raises(UsageError, match="unknown corruption 'fogg'; did you mean fog"):
+        ce.evaluate(model, tmp_path / "clean", [Corruptions(names=("fogg",))], out=tmp_path / "out")
 
 
 def test_folders_of_classes_are_no_corruptions(tmp_path: Path) -> None:
@@ -543,6 +695,65 @@ def test_timms_folders_of_the_hub_need_no_flag(name: str, tmp_path: Path) -> Non
     with torch.no_grad():
         expected = network.forward_head(network.forward_features(images), pre_logits=True)
         torch.testing.assert_close(model.backbone(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def _table(text: str) -> Any:
+    """Images of no class folders, and a table of their classes."""
+
+    def write(folder: Path) -> None:
+        images_in(folder, ["images"], 4)
+        (folder / "labels.csv").write_text(text)
+
+    return write
+
+
+TABLES = {
+    "names without a suffix": _table("id,label\n" + "".join(f"{i},c{i % 2}\n" for i in range(4))),
+    "semicolons": _table("filename;label\n" + "".join(f"{i}.png;c{i % 2}\n" for i in range(4))),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_folder_called_images_is_no_class(kind: str, tmp_path: Path) -> None:
+    TABLES[kind](tmp_path)
+    data = ce.load_dataset(tmp_path)
+    assert data.classes == ("c0", "c1")
+    assert data.test.labels.tolist() == [0, 1, 0, 1]
+    (tmp_path / "labels.csv").unlink()
+    with pytest.raises(CossError, match=r"is no dataset: .* got images"):
+        ce.load_dataset(tmp_path)
+
+
+def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        images_in(tmp_path / split, ["a", "b"])
+    (tmp_path / "val" / "a" / "again").symlink_to(tmp_path / "val" / "a")
+    images_in(tmp_path / "elsewhere", ["more"], 3)
+    (tmp_path / "val" / "b" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    assert len(ce.load_dataset(tmp_path).test) == 2 + 5
+
+
+def test_what_lies_beside_the_dataset_says_where_it_is(tmp_path: Path) -> None:
+    images_in(tmp_path / "outer" / "inner" / "train", ["a", "b"])
+    images_in(tmp_path / "outer" / "inner" / "val", ["a", "b"])
+    (tmp_path / "torchvision" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    for name, message in {
+        "outer": "give the folder inner/ in it",
+        "torchvision": "files of cifar10: give --data cifar10 --data-root",
+        "data.zip": "is an archive: unpack it and give the folder",
+    }.items():
+        with pytest.raises(CossError, match=message):
+            ce.load_dataset(tmp_path / name)
+
+
+def test_arrays_of_one_split(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(20) % 2)
+    assert len(ce.load_dataset(tmp_path / "set.npz").test) == 20
+    held = ce.load_dataset(tmp_path / "set.npz", holdout=0.2)
+    assert held.train is not None
+    assert (len(held.train), len(held.test)) == (16, 4)
 
 
 @pytest.mark.parametrize(

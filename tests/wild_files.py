@@ -197,8 +197,12 @@ OTHER_FORMATS: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "a web page": ("net.pth", _starts_with(b"<!DOCTYPE html><html>"), "web page.*download the file itself"),
     "an image": ("net.png", _starts_with(b"\x89PNG\r\n"), "an image.*--data"),
     "GGUF": ("net.gguf", _starts_with(b"GGUF\x03"), "GGUF"),
-    "two in a zip": ("net.zip", _zip_of("a.pth", "b.pth"), "an archive: unpack it .*several checkpoints .a.pth, b.pth"),
-    "none in a zip": ("net.zip", _zip_of("a.txt"), "no checkpoint"),
+    "two in a zip": (
+        "net.zip",
+        _zip_of("a.pth", "b.pth"),
+        "an archive that holds several checkpoints .a.pth, b.pth.: unpack it",
+    ),
+    "none in a zip": ("net.zip", _zip_of("a.txt"), "an archive that holds no checkpoint: give the file"),
 }
 
 

@@ -63,44 +63,61 @@ class CifarNet(nn.Module):
 class PreAct(nn.Module):
     """``raw``: the shortcut ("downsample") takes the input itself; else ("shortcut") the activated one."""
 
-    def __init__(self, inputs: int, planes: int, stride: int, *, raw: bool) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int, *, raw: bool, bottleneck: bool = False) -> None:
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(planes), nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.outputs = 4 * planes if bottleneck else planes
+        if bottleneck:
+            self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, planes, 1, bias=False)
+            self.bn2, self.conv2 = nn.BatchNorm2d(planes), nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+            self.bn3, self.conv3 = nn.BatchNorm2d(planes), nn.Conv2d(planes, self.outputs, 1, bias=False)
+        else:
+            self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+            self.bn2, self.conv2 = nn.BatchNorm2d(planes), nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.raw, self.place = raw, "downsample" if raw else "shortcut"
-        if stride > 1 or inputs != planes:
-            self.add_module(self.place, nn.Sequential(nn.Conv2d(inputs, planes, 1, stride, bias=False)))
+        if stride > 1 or inputs != self.outputs:
+            self.add_module(self.place, nn.Sequential(nn.Conv2d(inputs, self.outputs, 1, stride, bias=False)))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x))
         residual = getattr(self, self.place)(x if self.raw else out) if hasattr(self, self.place) else x
         out = self.conv2(F.relu(self.bn2(self.conv1(out))))
+        if hasattr(self, "conv3"):
+            out = self.conv3(F.relu(self.bn3(out)))
         return out + residual
 
 
 class PreActNet(nn.Module):
-    """Three stages with a norm at the end, or kuangliu's: four stages, wider, and none."""
+    """Three stages with a norm at the end, or kuangliu's: four stages, and none; ``norm`` is what that is called."""
 
-    def __init__(self, n: int = 2, *, raw: bool = True, four: bool = False) -> None:
+    def __init__(
+        self,
+        counts: tuple[int, ...] = (2, 2, 2),
+        width: int = 16,
+        *,
+        raw: bool = True,
+        bottleneck: bool = False,
+        norm: str = "bn",
+    ) -> None:
         super().__init__()
-        inputs = width = 64 if four else 16
-        self.stages = 4 if four else 3
+        inputs = width
+        self.stages, self.norm = len(counts), norm
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        for stage in range(self.stages):
+        for stage, count in enumerate(counts):
             planes, blocks = width * 2**stage, []
-            for i in range(n):
-                blocks.append(PreAct(inputs, planes, 2 if stage and i == 0 else 1, raw=raw))
-                inputs = planes
+            for i in range(count):
+                block = PreAct(inputs, planes, 2 if stage and i == 0 else 1, raw=raw, bottleneck=bottleneck)
+                blocks.append(block)
+                inputs = block.outputs
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        if not four:
-            self.bn = nn.BatchNorm2d(inputs)
+        if norm:
+            self.add_module(norm, nn.BatchNorm2d(inputs))
         self.linear = nn.Linear(inputs, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x)
-        x = F.relu(self.bn(x)) if hasattr(self, "bn") else x
+        x = F.relu(getattr(self, self.norm)(x)) if self.norm else x
         logits: Tensor = self.linear(x.mean(3).mean(2))
         return logits
 

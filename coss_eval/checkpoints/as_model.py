@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from coss_eval.checkpoints.load import load
 from coss_eval.checkpoints.matching import head_line, refuse_non_finite
@@ -138,6 +140,10 @@ def _bare(network: nn.Module) -> nn.Module:
 
 
 def _copied(network: nn.Module) -> nn.Module:
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UsageError("a TorchScript network cannot be taken apart: give the network that it was made from")
+    if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
+        raise UsageError(f"{type(network).__name__} has lazy layers without weights: call it once on a batch of images")
     try:
         copied = copy.deepcopy(network)
     except Exception as error:  # a network's own parts may refuse in any way

@@ -8,6 +8,7 @@ checkpoint. Every other format is told as what it is.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import pickle
@@ -82,6 +83,7 @@ FORMATS: dict[str, tuple[str, str]] = {
         f"convert it to PyTorch (timm and Hugging Face have most networks' weights), {EXPORT}, {OWN_CODE}",
     ),
     "TensorFlow": ("TensorFlow's or JAX's", f"convert it to PyTorch, {EXPORT}, {OWN_CODE}"),
+    "npy": ("one array of numpy", "save a network's arrays together with numpy.savez(FILE, **arrays), or torch.save"),
     "GGUF": ("a GGUF file (quantised weights)", "give the PyTorch weights it was made from"),
     "gzip": ("compressed with gzip", "unpack it (gunzip) and give what is inside"),
     "7z": ("a 7z or rar archive", "unpack it and give the checkpoint inside"),
@@ -92,6 +94,7 @@ FORMATS: dict[str, tuple[str, str]] = {
 _STARTS = (
     (HDF5, "HDF5"),
     (b"GGUF", "GGUF"),
+    (b"\x93NUMPY", "npy"),
     (b"\x1f\x8b", "gzip"),
     (b"7z\xbc\xaf", "7z"),
     (b"Rar!", "7z"),
@@ -171,8 +174,15 @@ def _inside(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise CossError(f"checkpoint {path} does not exist{perhaps_remote(str(path))}")
+        raise CossError(f"checkpoint {path} does not exist{_near(path) or perhaps_remote(str(path))}")
     return _chosen(path, path)
+
+
+def _near(path: Path) -> str:
+    """The end of a message on a file that is not there: the names in its folder that are most like its own."""
+    inside = [file.name for file in path.parent.iterdir() if file.exists()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, inside, n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _chosen(folder: Path, source: Path) -> Path:
@@ -187,9 +197,11 @@ def _chosen(folder: Path, source: Path) -> Path:
     kind = "a folder" if folder == source else "an archive"
     names = [file.relative_to(folder).as_posix() for file in found]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    holds = f"several checkpoints ({shown})" if found else "no checkpoint"
+    if not found:
+        usual = ", ".join(CHECKPOINTS[:4])
+        raise CossError(f"{source} is {kind} that holds no checkpoint: give the file of the weights ({usual} ...)")
     unpack = "" if folder == source else "unpack it and "
-    raise CossError(f"{source} is {kind}: {unpack}give the file itself (it holds {holds})")
+    raise CossError(f"{source} is {kind} that holds several checkpoints ({shown}): {unpack}give the file itself")
 
 
 def _may_be_checkpoint(name: str) -> bool:
@@ -261,7 +273,8 @@ def _unpack(path: Path, folder: Path) -> None:
 def _refuse_bomb(path: Path, unpacked: int) -> None:
     size = path.stat().st_size
     if unpacked > max(2**30, MOST_UNPACKED * size):
-        raise CossError(f"{path} ({size:,} bytes) would unpack to {unpacked:,} bytes or more, so it is not unpacked")
+        grows = f"{path} ({size:,} bytes) would unpack to {unpacked:,} bytes or more"
+        raise CossError(f"{grows}: if you trust it, unpack it and give the file itself")
 
 
 def _read_shards(index: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from coss_eval.checkpoints.unpickle import plain
@@ -30,7 +31,18 @@ def flatten(content: dict[str, Any]) -> dict[str, Tensor]:
     Lists are entered by place; that in a list of one is left out. Raises CossError for more entries than any network
     has.
     """
-    return {plain_key(key): tensor for key, tensor in _walk(content, "", count(1))}
+    return {plain_key(key): _dense(key, tensor) for key, tensor in _walk(content, "", count(1))}
+
+
+def _dense(key: str, tensor: Tensor) -> Tensor:
+    """A tensor with a number for each entry; CossError where it has none, or only rounded ones."""
+    if tensor.is_meta:
+        raise CossError(
+            f"{key} has a shape and no values (it was on the meta device): save the network with its weights"
+        )
+    if tensor.is_quantized:
+        raise CossError(f"{key} is quantised to integers: give the weights from before that")
+    return tensor.to_dense() if tensor.layout != torch.strided else tensor
 
 
 def _walk(holder: Any, prefix: str, entries: Iterator[int]) -> Iterator[tuple[str, Tensor]]:

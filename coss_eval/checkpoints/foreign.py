@@ -116,7 +116,8 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     preprocessing = _preprocessing(found.layout, architecture, network, backbone)
     preprocessing = _that_travels(preprocessing, tensors, architecture, backbone, path, asked=options.mean is not None)
     place, head = _head(tensors, state, slots, backbone, own_head, found, branch)
-    elsewhere = sum(not key.startswith(root) for key in tensors.keys() - _constant_keys(tensors))
+    of_the_head = {f"{place}{kind}" for kind in ("weight", "bias")} if head is not None else set()
+    elsewhere = sum(not key.startswith(root) for key in tensors.keys() - _constant_keys(tensors) - of_the_head)
     report = KeyReport(
         layout=f"{found.layout.name} ({dialect.name})" if dialect else found.layout.name,
         branch=branch,
@@ -131,7 +132,7 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
             *blueprint.notes,
             *notes,
             *([] if fit.complete else [_partial(fit)]),
-            *([f"{elsewhere} tensors elsewhere in the file were not read"] if elsewhere else []),
+            *([f"{elsewhere} more tensor{'s' if elsewhere > 1 else ''} in the file not read"] if elsewhere else []),
             *([backbone.note] if backbone.note else []),
         ),
     )
@@ -208,9 +209,20 @@ def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dia
         known: dict[str, Dialect | None] = dict(find_roots(tensors, (*HUGGING_FACE, *DIALECTS)))
         if known:
             return known
+    if all("lora_" in key for key in tensors):
+        raise UsageError("it holds LoRA adapters alone: merge them into their network (merge_and_unload) and save that")
+    if (
+        options.arch is None
+        and len(tensors) <= 2
+        and (weight := next((t for t in tensors.values() if t.ndim == 2), None)) is not None
+    ):
+        raise UsageError(
+            f"it holds one linear layer ({weight.shape[1]} to {weight.shape[0]}) and no network: it is the file of a "
+            "head; give its backbone's file, for which a probe is fitted"
+        )
     if options.arch is None:
         raise UsageError(
-            f"no ResNet, ViT or ConvNeXt among its {named(tuple(tensors))} tensors; "
+            f"no ResNet, ViT, ConvNeXt or Swin among its {named(tuple(tensors))} tensors; "
             "give --arch (a torchvision name, timm:NAME or package.module:factory)"
         )
     architecture = Architecture(options.arch, options.stem or "imagenet", options.width or 64, options.img_size)
@@ -228,19 +240,20 @@ def _blueprint(
     options: LoadOptions,
     config: Mapping[str, Any],
 ) -> Blueprint:
-    shapes, reason = None, "its network is of no known kind"
-    of_timm = None if dialect is None else timm_arch(state, config)
-    if of_timm is not None:
-        shapes = Architecture(of_timm[0], img_size=of_timm[1])
-    elif dialect is not None:
-        try:
+    heads_known = dialect in HUGGING_FACE and isinstance(config.get("num_attention_heads"), int)
+    shapes, of_timm, reason = None, None, "its network is of no known kind"
+    try:
+        of_timm = None if dialect is None else timm_arch(state, config)
+        if of_timm is not None:
+            shapes = Architecture(of_timm[0], img_size=of_timm[1])
+        elif dialect is not None:
             raw = any(".downsample." in key for key in stored)  # those called "shortcut" take the activated input
             heads = dict(layout.vit_heads)
-            if dialect in HUGGING_FACE and isinstance(config.get("num_attention_heads"), int):
+            if heads_known:
                 heads = {config["hidden_size"]: config["num_attention_heads"]}
             shapes = infer(state, vit_heads=heads, raw_shortcuts=raw)
-        except UsageError as error:
-            reason = str(error)
+    except UsageError as error:
+        reason = str(error)
     if shapes is not None and shapes.stem == "cifar":
         shapes = replace(shapes, stem=dialect.stem if dialect and dialect.stem else layout.cifar_stem)
     elif shapes is not None and dialect is not None and dialect.stem:
@@ -267,7 +280,7 @@ def _blueprint(
     fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
     fields = ["arch"] if cifar_from_name(architecture.arch) else fields
     inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)
-    notes = list(_assumptions(architecture, layout, inferred))
+    notes = list(_assumptions(architecture, layout, inferred, heads_known=heads_known))
     if of_timm is not None and options.arch is None:
         inferred = ("arch", "img_size")
         notes += of_timm[2]
@@ -279,15 +292,18 @@ def _related(arch: str, other: str) -> bool:
     return plain_resnet(arch) == plain_resnet(other)
 
 
-def _assumptions(architecture: Architecture, layout: Layout, inferred: tuple[str, ...]) -> list[str]:
+def _assumptions(
+    architecture: Architecture, layout: Layout, inferred: tuple[str, ...], *, heads_known: bool
+) -> list[str]:
     """What no shape tells and was decided all the same."""
     notes = []
     if "stem" in inferred and architecture.stem != "imagenet":
         notes.append(f"3x3 stem ASSUMED {architecture.stem} ({STEM_NOTES[architecture.stem]}); else give --stem")
-    if "arch" in inferred and (spec := VIT_SPEC.fullmatch(architecture.arch)):
+    if "arch" in inferred and not heads_known and (spec := VIT_SPEC.fullmatch(architecture.arch)):
         dim, blocks, heads, patch = map(int, spec.groups())
         why = f"as {layout.name} has" if dim in layout.vit_heads else "ASSUMED, 64 channels each"
-        notes.append(f"{heads} attention heads ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
+        counted = f"{heads} attention head{'s' if heads > 1 else ''}"
+        notes.append(f"{counted} ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
     if "arch" in inferred and (spec := SPEC.fullmatch(architecture.arch)):
         if int(spec["depth"]) >= 50:
             notes.append(f"strides ASSUMED as torchvision has them; else give --arch {architecture.arch}_v1")
@@ -357,7 +373,7 @@ def _hints(blueprint: Blueprint, fit: Fit, others: list[str], other_branches: li
         hints = [f"--{name} {getattr(shapes, name)}" for name in differing]
     if shapes is not None and not hints and shapes.arch != built.arch:
         hints = [f"--arch {shapes.arch}"]
-    elif not hints and (shapes is None or fit.misplaced):  # of a relative: layer scale, squeeze-and-excite, ...
+    elif not hints and (shapes is None or fit.misplaced or fit.misshapen):  # a relative: layer scale, another MLP, ...
         named_so = [f"--arch timm:{name}" for name in others if name != built.arch]
         hints = named_so or ["another --arch (timm:NAME, package.module:factory)"]
     return [*hints, *(f"--weights {name}" for name in other_branches)]

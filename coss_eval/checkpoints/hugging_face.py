@@ -1,4 +1,4 @@
-"""Networks under the key names of Hugging Face's transformers and of OpenAI's CLIP, brought to torchvision's or timm's.
+"""Key names of Hugging Face's transformers, OpenAI's CLIP and DINOv2, brought to torchvision's or timm's.
 
 What torchvision builds takes torchvision's names (plain ViT, ConvNeXt, ResNet); the others take timm's, and
 ``timm_arch`` says of which of its networks they are. A config.json beside the file tells what shapes do not.
@@ -7,7 +7,7 @@ What torchvision builds takes torchvision's names (plain ViT, ConvNeXt, ResNet);
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
@@ -35,6 +35,7 @@ CLIP_RESNETS: dict[tuple[int, ...], str] = {  # blocks, and the width of the ste
     (3, 15, 36, 10, 128): "50x64",
 }
 PROJECTION = "representation: what goes into the projection to the texts' space, which is no classifier"
+SWIN_V2_WINDOW = 8
 QUICK_GELU_ASSUMED = "quick GELU ASSUMED (as OpenAI's CLIP); else give --arch timm:NAME"
 
 
@@ -111,6 +112,12 @@ _openai_resnet = renamed(
     (r"(stages\.\d\.\d+)\.downsample\.0\.", r"\1.shortcut.conv.conv."),
     (r"(stages\.\d\.\d+)\.downsample\.1\.", r"\1.shortcut.conv.bn."),
 )
+_dinov2 = renamed(
+    (r"^register_tokens$", "reg_token"),
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # its training code keeps them in chunks
+    (r"(blocks\.\d+)\.mlp\.w12\.", r"\1.mlp.fc1."),
+    (r"(blocks\.\d+)\.mlp\.w3\.", r"\1.mlp.fc2."),
+)
 _dinov3 = renamed(
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.register_tokens$", "reg_token"),
@@ -127,6 +134,8 @@ _swin = renamed(
     (r"^embeddings\.norm\.", "patch_embed.norm."),
     (r"^layernorm\.", "norm."),
     (r"^encoder\.layers\.", "layers."),
+    (r"\.attention\.self\.continuous_position_bias_mlp\.", ".attn.cpb_mlp."),
+    (r"\.attention\.self\.(query|value)\.bias$", lambda m: f".attn.{m[1][0]}_bias"),
     (r"\.attention\.self\.", ".attn."),
     (r"\.attention\.output\.dense\.", ".attn.proj."),
     (r"\.layernorm_before\.", ".norm1."),
@@ -160,6 +169,12 @@ def _positions_of_patches(state: StateDict) -> StateDict:
     return state | {"cls_token": state["cls_token"] + position[:, :1], "pos_embed": position[:, 1:]}
 
 
+def _from_dinov2(state: StateDict) -> StateDict:
+    """github.com/facebookresearch/dinov2, and timm's own files of such networks, which have other registers."""
+    named = _without(_dinov2(state), r"mask_token")
+    return _positions_of_patches(named) if "register_tokens" in state else named
+
+
 def _tokens(state: StateDict) -> StateDict:
     """Class token and positions with the batch dimension that timm gives them; CLIP's have none."""
     shapes = {"cls_token": (1, 1, -1), "pos_embed": (1, *state["pos_embed"].shape)}
@@ -186,8 +201,9 @@ def _from_dinov3(state: StateDict) -> StateDict:
 
 
 def _from_swin(state: StateDict) -> StateDict:
-    """The merging of patches that ends a stage here begins the next one in timm."""
-    named = _without(_swin(_fused(state, ("query.", "key.", "value."), "qkv.")), r".*relative_position_index$")
+    """Both versions; the merging of patches that ends a stage here begins the next one in timm."""
+    named = _swin(_fused(state, ("query.", "key.", "value."), "qkv."))
+    named = _without(named, r".*\.relative_(position_index|coords_table)$")  # made anew for the windows
     return {
         re.sub(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key): value
         for key, value in named.items()
@@ -234,11 +250,12 @@ DIALECTS = (
     ),
     Dialect(
         "Hugging Face Swin",
-        r"encoder\.layers\.0\.blocks\.0\.attention\.self\.relative_position_bias_table",
+        r"encoder\.layers\.0\.blocks\.0\.attention\.self\.(relative_position_bias_table|logit_scale)",
         _from_swin,
     ),
     Dialect("Hugging Face ConvNeXt", r"encoder\.stages\.0\.layers\.0\.dwconv\.weight", _from_convnext),
     Dialect("Hugging Face ResNet", r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight", _from_resnet),
+    Dialect("DINOv2", r"blocks\.0\.(0\.)?ls1\.gamma", _from_dinov2, needs="pos_embed"),
     Dialect(
         "OpenAI CLIP ViT", r"transformer\.resblocks\.0\.attn\.in_proj_weight", _from_openai_vit, needs="class_embedding"
     ),
@@ -257,6 +274,8 @@ def timm_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, 
         return _clip_resnet(state)
     if "layers.0.blocks.0.attn.relative_position_bias_table" in state:
         return _swin_arch(state, config)
+    if "layers.0.blocks.0.attn.logit_scale" in state:
+        return _swin_v2_arch(state, config)
     if "blocks.0.attn.qkv.weight" in state or "blocks.0.attn.q_proj.weight" in state:
         return _vit_arch(state, config)
     return None
@@ -273,29 +292,59 @@ def _clip_resnet(state: Mapping[str, Tensor]) -> tuple[str, int, tuple[str, ...]
 
 
 def _swin_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, int, tuple[str, ...]]:
-    stages = _count(state, r"layers\.\d+\.blocks\.0\.norm1\.weight")
-    depths = tuple(_count(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in range(stages))
+    stages = _stages_of_swin(state)
     tables = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"].shape for i in range(stages)]
     window = (isqrt(tables[0][0]) + 1) // 2
+    side, assumed = _side_by_windows(state, config, window)
+    options = _options_of_swin(state, config, window, [table[1] for table in tables])
+    return f"timm:swin_tiny_patch4_window7_224({_written(options)})", side, assumed
+
+
+def _swin_v2_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, int, tuple[str, ...]]:
+    """Positions are computed from coordinates here, so that no tensor has the windows' size."""
+    window = int(config.get("window_size") or SWIN_V2_WINDOW)
+    side, assumed = _side_by_windows(state, config, window)
+    if "window_size" not in config:
+        assumed = (f"windows of {window} ASSUMED (no tensor tells); else put its config.json beside", *assumed)
+    heads = [state[f"layers.{i}.blocks.0.attn.logit_scale"].shape[0] for i in range(_stages_of_swin(state))]
+    options = _options_of_swin(state, config, window, heads)
+    if any(trained := tuple(config.get("pretrained_window_sizes") or ())):
+        options["pretrained_window_sizes"] = trained
+    return f"timm:swinv2_tiny_window8_256({_written(options)})", side, assumed
+
+
+def _stages_of_swin(state: Mapping[str, Tensor]) -> int:
+    return _count(state, r"layers\.\d+\.blocks\.0\.norm1\.weight")
+
+
+def _side_by_windows(state: Mapping[str, Tensor], config: NetworkConfig, window: int) -> tuple[int, tuple[str, ...]]:
+    """The side of a Swin's images, and what was assumed of it: without a config, one window in the last stage."""
+    if "image_size" in config:
+        return int(config["image_size"]), ()
+    side = state["patch_embed.proj.weight"].shape[-1] * window * 2 ** (_stages_of_swin(state) - 1)
+    return side, (f"{side} px ASSUMED, by its windows; else give --img-size",)
+
+
+def _options_of_swin(
+    state: Mapping[str, Tensor], config: NetworkConfig, window: int, heads: Sequence[int]
+) -> dict[str, Any]:
     patch = state["patch_embed.proj.weight"].shape
-    side = int(config.get("image_size") or patch[-1] * window * 2 ** (stages - 1))
-    options = {
+    depths = tuple(_count(state, rf"layers\.{i}\.blocks\.\d+\.norm1\.weight") for i in range(len(heads)))
+    return {
         "embed_dim": patch[0],
         "depths": depths,
-        "num_heads": tuple(table[1] for table in tables),
+        "num_heads": tuple(heads),
         "window_size": window,
         "patch_size": patch[-1],
         "norm_eps": config.get("layer_norm_eps", 1e-5),
     }
-    assumed = () if "image_size" in config else (f"{side} px ASSUMED, by its windows; else give --img-size",)
-    return f"timm:swin_tiny_patch4_window7_224({_written(options)})", side, assumed
 
 
 def _vit_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, int, tuple[str, ...]]:
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     depth = _count(state, r"blocks\.\d+\.norm1\.weight")
     heads = config.get("num_attention_heads")
-    guess = f"{dim // 64} attention heads ASSUMED (64 channels each); else give --arch timm:NAME"
+    guess = f"attention heads of 64 channels ASSUMED ({dim // 64}); else give --arch timm:NAME"
     notes: tuple[str, ...] = () if heads else (guess,)
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     options: dict[str, Any] = {

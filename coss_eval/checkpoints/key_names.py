@@ -32,7 +32,7 @@ class Dialect:
         return [m["root"] for m in matches if m and (not self.needs or m["root"] + self.needs in keys)]
 
 
-def renamed(*rules: tuple[str, str]) -> Callable[[StateDict], StateDict]:
+def renamed(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Callable[[StateDict], StateDict]:
     """A dialect's renaming: rules of a pattern in a key and what stands in its place, applied in this order."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
@@ -68,10 +68,11 @@ def _from_sequential(state: StateDict) -> StateDict:
 def _from_resnet(state: StateDict) -> StateDict:
     """Shortcuts by any name; the norm that ends a pre-activation network is bn, whatever it is called."""
     named = _shortcuts(state)
-    last = next((s for i in (4, 3) if (s := named.get(f"layer{i}.0.conv1.weight")) is not None), None)
-    first = named.get("layer2.0.bn1.weight")
-    expands = first is not None and named["layer2.0.conv1.weight"].shape[:2] == (2 * first.shape[0], first.shape[0])
-    if "bn1.weight" in named and last is not None and expands and named["bn1.weight"].shape[0] >= last.shape[0]:
+    norm, conv = named.get("layer2.0.bn1.weight"), named.get("layer2.0.conv1.weight")
+    if norm is None or conv is None or not norm.shape[0] == conv.shape[1] != conv.shape[0]:
+        return named  # a norm of what goes into the block's first convolution comes before it
+    last = next((s for i in (4, 3) if (s := named.get(f"layer{i}.0.conv1.weight")) is not None), conv)
+    if "bn1.weight" in named and named["bn1.weight"].shape[0] >= last.shape[0]:
         return renamed((r"^bn1\.", "bn."))(named)
     return named
 
@@ -157,6 +158,7 @@ DIALECTS = (
     Dialect("timm ViT", r"blocks\.0\.attn\.qkv\.weight", timm_vit_to_torchvision, needs="patch_embed.proj.weight"),
     Dialect("torchvision ViT", r"encoder\.layers\.encoder_layer_0\.ln_1\.weight", _old_vit),
     Dialect("torchvision ConvNeXt", r"features\.1\.0\.layer_scale", lambda state: state),
+    Dialect("torchvision Swin", r"features\.1\.0\.attn\.relative_position_index", lambda state: state),
     Dialect("timm ConvNeXt", r"stages\.0\.blocks\.0\.conv_dw\.weight", _from_timm_convnext),
     Dialect("ConvNeXt", r"stages\.0\.0\.dwconv\.weight", from_facebook_convnext),
 )

@@ -52,7 +52,17 @@ LAYOUTS = [
         "Hugging Face",
         {
             "online": (
-                *("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "dinov3_vit.", "convnext.", "swin.", "resnet."),
+                *(
+                    "vit.",
+                    "deit.",
+                    "dinov2.",
+                    "dinov2_with_registers.",
+                    "dinov3_vit.",
+                    "convnext.",
+                    "swin.",
+                    "swinv2.",
+                    "resnet.",
+                ),
                 *("vision_model.", "visual.", ""),
             )
         },
@@ -222,7 +232,8 @@ class Recognised:
         if weights is None:
             if self.default in self.roots:
                 return self.default
-            raise UsageError(f"which of its networks? choose with --weights: {', '.join(self.roots)}")
+            which = f"which of its networks? choose with --weights: {', '.join(self.roots)}"
+            raise UsageError(f"{which}; or give --arch (timm:NAME, package.module:factory) if they are parts of one")
         for name in (weights, SAME_ROLE.get(weights, weights)):
             if name in self.roots:
                 return name

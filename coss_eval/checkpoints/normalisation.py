@@ -82,5 +82,10 @@ def normalisation_line(model: Model) -> str:
     return f"mean, std   {_numbers(known.mean)}, {_numbers(known.std)} ({known.source})"
 
 
+def normalisation_note(model: Model) -> str:
+    """The sentence on a normalisation that nobody said."""
+    return f"{model.name}: mean and std ASSUMED to be ImageNet's; else give --mean and --std (mean=, std= in Python)"
+
+
 def _numbers(values: tuple[float, ...]) -> str:
     return "(" + " ".join(f"{value:.3f}" for value in values) + ")"

@@ -42,7 +42,7 @@ def save_model(model: Model, path: str | Path, *, dtype: torch.dtype | None = No
         "classes": model.classes,
         "preprocessing": model.preprocessing.protocol(),
         "name": model.name,
-        **{name: value for name, value in (("group", model.group), ("seed", model.seed)) if value is not None},
+        **model.training(),
     }
     content = safetensors.torch.save(
         {key: _rounded(value.detach().cpu().clone().contiguous(), dtype) for key, value in tensors.items()},
@@ -67,7 +67,7 @@ def own_model(name: str, content: dict[str, Any], config: str, options: LoadOpti
         classes = tuple(map(str, fields["classes"])) if fields["classes"] else None
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["preprocessing"].items()}
         preprocessing = Preprocessing(**stored, said_by="checkpoint")
-        group, seed = fields.get("group"), fields.get("seed")
+        training: dict[str, Any] = {name: fields[name] for name in ("group", "seed", "recipe") if name in fields}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CossError(f"its {CONFIG} metadata cannot be read ({error}); write it again with save_model") from error
     _agree(architecture, options)
@@ -104,8 +104,7 @@ def own_model(name: str, content: dict[str, Any], config: str, options: LoadOpti
         layout="coss-eval",
         report=report,
         architecture=architecture,
-        group=None if group is None else str(group),
-        seed=None if seed is None else int(seed),
+        **training,
     )
 
 

@@ -229,7 +229,12 @@ class PlainUnpickler(InertUnpickler):
 def _storage(content: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the old kind of storages
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise HostileCheckpoint(
+                "hides other objects in a tensor's numbers; nothing was run, do not load it"
+            ) from error
 
 
 def _load(file: Any, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,14 @@ ARCHITECTURES = {
     "rf99_resnet50": "RF-ResNet with a receptive field of 99 pixels (224 px images)",
     "timm:NAME": "any timm network (pip install 'coss-eval[timm]')",
     "package.module:factory": "a network of your own",
+}
+RUN_FILES = {
+    "report.md": "the report",
+    "report.html": "the report, with its figures",
+    "tables": "CSV and LaTeX",
+    "figures": "PDF and PNG",
+    "log.jsonl": "a training's log",
+    "model.safetensors": "the network that it trained",
 }
 OTHER_METHODS = {
     "co-NAME": "any of these that compares two views, with the CO term beside it (arXiv 2501.02860)",
@@ -62,13 +71,21 @@ def list_lines(kind: str | None = None) -> list[str]:
 
 
 def describe(what: str, *, data_root: Path | None = None, arch: str | None = None) -> list[str]:
-    """Lines on a results folder (provenance), a dataset (sizes, fingerprint) or a checkpoint (key report)."""
+    """Lines on a results folder (what it holds, provenance), a dataset (sizes, fingerprint) or a checkpoint (keys)."""
     path = Path(what)
     if (path / "run.json").is_file():
         return _run_lines(path)
-    if (path / "model.safetensors").is_file():
-        raise UsageError(f"{what} is a training run's folder: give {path / 'model.safetensors'}")
-    if path.is_file() or what.startswith(("torchvision:", "timm:")):
+    if path.is_dir() and (jobs := sorted(file.parent for file in path.glob("*/job.json"))):
+        return [f"sweep       {path}: {len(jobs)} runs; give the folder of one, or its results/", *map(_job_line, jobs)]
+    from coss_eval.checkpoints.files import CHECKPOINTS
+    from coss_eval.data.formats.arrays import holds_images
+    from coss_eval.data.layouts import recognise
+
+    if path.suffix == ".npz" and path.is_file() and arch is None and holds_images(path):
+        return _data_lines(what, data_root)
+    if path.is_file() or what.startswith(("torchvision:", "timm:")) or (path / "model.safetensors").is_file():
+        return _model_lines(what, arch)
+    if path.is_dir() and recognise(path) is None and any(file.suffix in CHECKPOINTS for file in path.iterdir()):
         return _model_lines(what, arch)
     if path.exists() or "/" not in what:
         return _data_lines(what, data_root)
@@ -147,7 +164,17 @@ def _run_lines(path: Path) -> list[str]:
     from coss_eval.store import Store
 
     store = Store(path)
-    lines = [f"results     {path}: {len(store.records())} cells"]
+    records = store.records()
+    lines = [f"results     {path}: {_cells(len(records))}"]
+    finished = {record["key"] for record in records}
+    held = Counter((record["task"], record["model"]) for record in records)
+    planned = {cell["key"]: (cell["task"], cell["model"]) for run in store.runs() for cell in run.get("cells", ())}
+    gaps = Counter(place for key, place in planned.items() if key not in finished)
+    for task, model in sorted({*held, *gaps}):
+        missing = f", {gaps[task, model]} missing: the same command computes them" if gaps[task, model] else ""
+        lines.append(f"{task:<12}{model}: {_cells(held[task, model])}{missing}")
+    if others := sorted(file.name for file in path.iterdir() if file.name in RUN_FILES):
+        lines.append(f"files       {', '.join(f'{name} ({RUN_FILES[name]})' for name in others)}")
     for run in store.runs():
         data = run["data"]
         lines.append(f"run         {run['started']}  {run['command']}")
@@ -157,6 +184,15 @@ def _run_lines(path: Path) -> list[str]:
         lines += [f"            {model['name']}: {model['arch']}, {model['sha256'][:12]}" for model in run["models"]]
         lines.append("            " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
     return lines
+
+
+def _job_line(folder: Path) -> str:
+    held = "its network" if (folder / "model.safetensors").is_file() else "no network"
+    return f"run         {folder.name}: {held}{' and results/' if (folder / 'results').is_dir() else ''}"
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _model_lines(source: str, arch: str | None) -> list[str]:

@@ -180,9 +180,23 @@ def _corruptions(
     """Evaluate, or write what would be evaluated."""
     models, data, run = models or ModelFlags(), data or CorruptionDataFlags(), run or RunFlags()
     task: Any = _make(registry.entry("corruptions"), options)
+    _refuse_unknown(task, data)
     if copy is not None and copy.write is not None:
         return _write_copy(copy.write, copy.layout, task, models, data, run)
     return _evaluate(models, data, run, [task])
+
+
+def _refuse_unknown(task: Corruptions, data: DataFlags) -> None:
+    """UsageError for a corruption that neither the package nor a ready-made set has, before a network is read."""
+    from coss_eval.corruptions.names import find
+    from coss_eval.corruptions.registry import CORRUPTIONS
+    from coss_eval.data.benchmark import Benchmark
+
+    words = [name for name in task.names if isinstance(name, str) and ":" not in name and name not in CORRUPTIONS]
+    dataset = data.open() if words else None
+    for word in words:
+        if not isinstance(dataset, Benchmark) or word not in dataset.severities:
+            find(word)
 
 
 def _add_commands() -> None:

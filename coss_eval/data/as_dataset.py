@@ -120,7 +120,8 @@ def _whole(given: Any, asked: _Asked) -> Dataset | None:
     if isinstance(given, Mapping):  # Hugging Face's DatasetDict among them
         splits = given
         if not any(name in given for name in TEST_NAMES + TRAIN_NAMES):
-            raise UsageError(f"expected splits called train and test, got {', '.join(map(str, given)) or 'none'}")
+            got = ", ".join(map(str, given)) or "none"
+            raise UsageError(f"expected splits called train and test, got {got}; one split is a pair (images, labels)")
     elif isinstance(given, tuple) and len(given) == 2 and not _is_pair(given):
         splits = dict(zip(("train", "test"), given, strict=True))
     elif isinstance(given, tuple) and len(given) != 2:

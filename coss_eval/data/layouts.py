@@ -26,7 +26,17 @@ OTHER_SUFFIXES = (".avif", ".heic", ".jp2", ".jxl", ".svg", ".raw", ".psd")
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values", "image_bytes", "image_path")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target", "y", "category", "class_name")
-FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path", "filepath")  # of tables beside images
+FILE_COLUMNS = (
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_path",
+    "path",
+    "filepath",
+    "id",
+    "image_id",
+)  # of tables beside images
 
 KAGGLE_DATA, KAGGLE_SOLUTION = Path("ILSVRC/Data/CLS-LOC"), "LOC_val_solution.csv"
 IDX_FILES = {  # MNIST's
@@ -34,11 +44,15 @@ IDX_FILES = {  # MNIST's
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
+LABELS = "labels.npy"  # beside the arrays of CIFAR-10-C
+
 MOST_CONFIGURATIONS = 20  # folders that are looked into for parquet files of a configuration
 
 MOST_CORRUPTIONS = 200  # folders that are looked into for severities
 
 EXPECTED = "train/ and val/ (or test/) with a folder a class, or train.parquet and val.parquet (or test.parquet)"
+
+DEVKIT = ("ILSVRC2012_devkit_t12/data", "data")  # of ImageNet's development kit, beside val/
 
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
 _SHARD = re.compile(r"(?P<split>[a-z]+)(-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?\.parquet")
@@ -103,7 +117,10 @@ def composed(name: str) -> str:
 
 def _has_class_folders(folder: Path) -> bool:
     splits = split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))
-    return any(map(class_folders, splits)) or any(map(_holds_image_files, class_folders(folder)))
+    classes = [entry for entry in class_folders(folder) if not split_of(entry.name)]
+    if [entry.name.lower() for entry in classes] in (["images"], ["image"], ["imgs"], ["img"]):
+        classes = []  # all images, whose classes something else says
+    return any(map(class_folders, splits)) or any(map(_holds_image_files, classes))
 
 
 def _is_tiny_imagenet(folder: Path) -> bool:
@@ -115,8 +132,30 @@ def _is_kaggle_imagenet(folder: Path) -> bool:
 
 
 def corrupted_arrays(folder: Path) -> dict[str, Path]:
-    """CIFAR-10-C's NAME.npy by the corruption's name."""
-    return {name: file for name in NAMES if (file := folder / f"{name}.npy").is_file()}
+    """CIFAR-10-C's NAME.npy by the corruption's name; the published names come first.
+
+    Others (CIFAR-10-C-bar's, one's own) are those that hold five severities of the images that labels.npy is for.
+    """
+    known = {name: file for name in NAMES if (file := folder / f"{name}.npy").is_file()}
+    if not (labels := folder / LABELS).is_file():
+        return known
+    others = [file for file in sorted(folder.glob("*.npy")) if file.name != LABELS and file.stem not in known]
+    return known | {file.stem: file for file in others[:MOST_CORRUPTIONS] if _is_stacked(file, labels)}
+
+
+def _is_stacked(file: Path, labels: Path) -> bool:
+    """Whether an array is uint8 (5 N, H, W, 3), for N labels, or for 5 N that repeat; their files are only mapped."""
+    import numpy as np  # quick lists do not need it
+
+    try:
+        array, numbers = (np.load(one, mmap_mode="r") for one in (file, labels))
+    except (OSError, ValueError, EOFError):
+        return False  # no arrays: what else the folder may be is seen elsewhere
+    count, left = divmod(len(array) if array.ndim == 4 else 0, len(SEVERITIES))
+    if not count or left or array.dtype != np.uint8 or array.shape[3] != 3 or numbers.ndim != 1:
+        return False
+    repeats = len(numbers) == len(array) and bool((numbers.reshape(-1, count) == numbers[:count]).all())
+    return repeats or len(numbers) == count
 
 
 def corrupted_folders(folder: Path) -> dict[str, Path]:
@@ -186,13 +225,19 @@ def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[
             for name in filter(is_hidden, folders):
                 left_out[name] += sum(1 for _ in image_paths(Path(parent) / name))
             left_out.update(suffix for file in files if (suffix := Path(file).suffix.lower()) in OTHER_SUFFIXES)
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name) and not _leads_back(parent, name))
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
         _refuse_unreadable(parent, files)
         for file in sorted(files):
             if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
                 yield prefix + file
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, so that following it would not end."""
+    path = os.path.join(parent, name)
+    return os.path.islink(path) and Path(os.path.realpath(parent)).is_relative_to(os.path.realpath(path))
 
 
 def _holds_image_files(folder: Path) -> bool:
@@ -267,7 +312,7 @@ def arrow_files(folder: Path) -> dict[str, list[Path]]:
         except (ValueError, KeyError, TypeError) as error:
             raise CossError(f"cannot read {place / 'state.json'}: it names no data files") from error
         if missing := [file.name for file in files if not file.is_file()]:
-            raise CossError(f"{place / 'state.json'} names {missing[0]}, which is not there")
+            raise CossError(f"{place / 'state.json'} names {missing[0]}, which is not there: copy the whole folder")
         if files and split_of(name):
             found[name.lower()] = files
     return found
@@ -321,15 +366,22 @@ def _table_in(root: Path, place: Path, images: Sequence[str], labels: Sequence[s
 
 
 def listed_path(root: Path, place: Path, name: str) -> str:
-    """A table's file name as a path below the root: relative to the table, or to images/ beside it."""
+    """A table's file name as a path below the root: relative to the table, or to images/ beside it.
+
+    Where it says no suffix, that of an image that is there.
+    """
     for folder in (place, place / "images"):
-        if (folder / name).is_file():
-            return (folder / name).relative_to(root).as_posix()
+        for suffix in ("", *IMAGE_SUFFIXES):
+            if (folder / f"{name}{suffix}").is_file():
+                return (folder / f"{name}{suffix}").relative_to(root).as_posix()
     return (place / name).relative_to(root).as_posix()
 
 
 def delimiter(file: Path) -> str:
-    return "\t" if file.suffix.lower() == ".tsv" else ","
+    """What stands between a table's columns, by its first line: a comma unless only tabs or semicolons are there."""
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        first = next(lines, "")
+    return next((sign for sign in (",", "\t", ";") if sign in first), ",")
 
 
 def _listed(folder: Path) -> list[ImageTable]:
@@ -341,14 +393,20 @@ def _listed(folder: Path) -> list[ImageTable]:
 
 
 def flat_val_labels(folder: Path) -> Path | None:
-    """The text file beside a val/ without folders that has a wnid on each line, alone or after the file's name."""
+    """The text file of a val/ without folders that has a class on each line, alone or after the file's name.
+
+    Classes are wnids, or numbers as in the development kit's list, which may still lie in the kit's folder.
+    """
     val = folder / "val"
     if not val.is_dir() or class_folders(val) or not _holds_image_files(val):
         return None
-    for file in sorted(folder.glob("*.txt")):
+    for file in sorted(file for place in (folder, *(folder / kit for kit in DEVKIT)) for file in place.glob("*.txt")):
         with file.open(encoding="utf-8", errors="replace") as lines:
             words = next(lines, "").split()
-        if words and _WNID.fullmatch(words[-1]) and len(words) <= 2:
+        if not 0 < len(words) <= 2:
+            continue
+        named = len(words) > 1 and (val / words[0].removeprefix("val/")).is_file()
+        if _WNID.fullmatch(words[-1]) or (words[-1].isdecimal() and (named or "ground_truth" in file.name)):
             return file
     return None
 
@@ -384,13 +442,13 @@ LAYOUTS = (  # the first that is found counts
     ),
     DataLayout(
         "flat-imagenet",
-        "val/ of ImageNet without folders, beside a list of wnids",
+        "val/ of ImageNet without folders, beside a list of wnids or the development kit",
         flat_val_labels,
         "listed:flat_imagenet",
     ),
     DataLayout(
         "corrupted-arrays",
-        "CIFAR-10-C: NAME.npy beside labels.npy (Hendrycks & Dietterich 2019)",
+        "CIFAR-10-C, CIFAR-10-C-bar: NAME.npy beside labels.npy (Hendrycks & Dietterich 2019)",
         corrupted_arrays,
         "corrupted:corrupted_arrays",
     ),

@@ -28,6 +28,15 @@ BUILT_IN = {
 }
 
 
+TORCHVISION_FOLDERS = {
+    "cifar-10-batches-py": "cifar10",
+    "cifar-100-python": "cifar100",
+    "stl10_binary": "stl10",
+    "oxford-iiit-pet": "oxfordiiitpet",
+    "food-101": "food101",
+}
+
+
 def names(root: str | os.PathLike[str] | None = None) -> dict[str, str]:
     """What ``load_dataset`` knows by name, each with a few words: the built-in names and the folders in the root."""
     folder = _root(root)
@@ -141,16 +150,23 @@ def _not_found(name: str, places: list[Path], root: Path | None) -> CossError:
         if place.is_dir():
             entries = sorted(entry.name for entry in place.iterdir())
             shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "") if entries else "an empty folder"
+            inside = [entry for entry in class_folders(place) if recognise(entry)]
+            if len(inside) == 1:
+                return CossError(f"{place} is no dataset: give the folder {inside[0].name}/ in it, which is one")
+            if known := next((name for folder, name in TORCHVISION_FOLDERS.items() if folder in entries), None):
+                return CossError(f"{place} has torchvision's files of {known}: give --data {known} --data-root {place}")
             return CossError(f"{place} is no dataset: expected {EXPECTED}, got {shown}")
+        if place.is_file() and place.suffix in (".zip", ".tar", ".gz", ".tgz", ".7z"):
+            return UsageError(f"{place} is an archive: unpack it and give the folder")
         if place.is_file():
-            return UsageError(f"{place} is a file; pass the folder that holds it ({EXPECTED}), or arrays in .npz")
+            return UsageError(f"{place} is a file; pass the folder that holds it, or arrays in .npz")
     if name == "imagenet":
         return UsageError(
             "imagenet needs a folder imagenet/ with train/ and val/: pass --data-root or set COSS_DATA_ROOT"
         )
     if os.sep in name or name.startswith((".", "~")):
-        wanted = f"expected one with {EXPECTED}, or a name of `coss-eval list`"
-        return UsageError(f"there is no folder {name}; {wanted}{perhaps_remote(name)}")
+        wanted = f"; expected one with {EXPECTED}, or a name of `coss-eval list`"
+        return UsageError(f"there is no folder {name}{perhaps_remote(name, data=True) or wanted}")
     return unknown_name("dataset", name, names(root))
 
 

@@ -49,7 +49,8 @@ def as_bytes(array: NDArray[Any], what: str) -> Pixels8:
             raise UsageError(f"{what}: uint8 from 0 to {array.max()}, where white is 255: multiply by 255")
         return array
     if not np.issubdtype(array.dtype, np.floating):
-        raise UsageError(f"{what}: expected uint8 in 0 to 255 or floats in [0, 1], got {array.dtype}: .astype('uint8')")
+        mend = "numpy.stack(images)" if array.dtype == object else ".astype('uint8')"
+        raise UsageError(f"{what}: expected uint8 in 0 to 255 or floats in [0, 1], got {array.dtype}: {mend}")
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise UsageError(f"{what}: holds NaN or infinity")

@@ -219,7 +219,8 @@ class Split:
         if self.native_size is not None:
             return self.native_size
         if geometry is None:
-            raise UsageError(f"the {self.name} images are not all of one small size: batches need a geometry, got None")
+            sizes = f"the {self.name} images are not all of one small size"
+            raise UsageError(f"{sizes}: give the model's geometry, batches(model.preprocessing.geometry)")
         return geometry
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from coss_eval.checkpoints.as_model import ModelLike
-from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.checkpoints.normalisation import normalisation_note
 from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
@@ -97,7 +97,7 @@ def write_features(
     target, folder = resolve_device(device), Path(out)
     assumed = [model for model in loaded if model.preprocessing.said_by is None]
     for model in assumed:
-        (on_note or (lambda line: None))(f"{model.name}: {normalisation_line(model)}")
+        (on_note or (lambda line: None))(normalisation_note(model))
     entry = {
         **made_with(target),
         "seed": seed,

@@ -26,7 +26,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         **model.protocol(),
         "layout": model.layout,
         "normalisation_source": model.preprocessing.source,
-        **{name: value for name, value in (("group", model.group), ("seed", model.seed)) if value is not None},
+        **model.training(),
         "report": None if model.report is None else model.report.as_dict(),
     }
 

@@ -13,7 +13,7 @@ import torch
 
 from coss_eval.checkpoints.as_model import ModelLike, as_model
 from coss_eval.checkpoints.load import normalisation_check
-from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.checkpoints.normalisation import normalisation_line, normalisation_note
 from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.errors import UsageError
@@ -96,7 +96,7 @@ class Plan:
         """What a person should know before the numbers: assumptions, warnings and what is left out."""
         assumed = [subject.model for subject in self.subjects if _assumed(subject.model)]
         return [
-            *(f"{model.name}: {normalisation_line(model)}" for model in assumed),
+            *map(normalisation_note, assumed),
             *self.warnings,
             *(f"skipped: {line}" for line in self.skipped),
         ]

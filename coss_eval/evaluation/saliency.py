@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from coss_eval.checkpoints.as_model import ModelLike
-from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.checkpoints.normalisation import normalisation_note
 from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.batches import Batch
 from coss_eval.data.split import Split
@@ -74,7 +74,7 @@ def write_heatmaps(
     target, folder = resolve_device(device), Path(out)
     for model in loaded:
         if on_note is not None and model.preprocessing.said_by is None:
-            on_note(f"{model.name}: {normalisation_line(model)}")
+            on_note(normalisation_note(model))
     labels = of == "evidence"
     work = [fit_classifier(model, dataset, device=target) if labels else model for model in loaded]
     maps = {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coss_eval.checkpoints.as_model import ModelLike
 from coss_eval.checkpoints.load import normalisation_check
-from coss_eval.checkpoints.normalisation import normalisation_line
+from coss_eval.checkpoints.normalisation import normalisation_note
 from coss_eval.data.as_dataset import DatasetLike, dataset_of
 from coss_eval.data.batches import Batch
 from coss_eval.data.choose import order_of
@@ -170,7 +170,7 @@ def _warnings(networks: Sequence[_Network], split: Split) -> list[str]:
     found = []
     for model in (network.model for network in networks):
         if model.preprocessing.said_by is None:
-            found.append(f"{model.name}: {normalisation_line(model)}")
+            found.append(normalisation_note(model))
         few = split.subset(range(min(64, len(split))))
         for batch in few.batches(model.preprocessing.geometry, batch_size=64):
             if (warning := normalisation_check(model, batch.images)) is not None:

@@ -50,6 +50,15 @@ VITS = {
     (1024, 24, 16, 32): "vit_l_32",
     (1280, 32, 16, 14): "vit_h_14",
 }
+# (version 2, dim, blocks) to torchvision's name; windows are of 7 in the first version and of 8 in the second
+SWINS = {
+    (False, 96, (2, 2, 6, 2)): "swin_t",
+    (False, 96, (2, 2, 18, 2)): "swin_s",
+    (False, 128, (2, 2, 18, 2)): "swin_b",
+    (True, 96, (2, 2, 6, 2)): "swin_v2_t",
+    (True, 96, (2, 2, 18, 2)): "swin_v2_s",
+    (True, 128, (2, 2, 18, 2)): "swin_v2_b",
+}
 VIT_SPEC = re.compile(r"vit_d(\d+)_l(\d+)_h(\d+)_p(\d+)")
 
 
@@ -196,6 +205,11 @@ def infer(
         return _infer_resnet(state, raw_shortcuts)
     if "conv_proj.weight" in state:
         return _infer_vit(state, vit_heads or {})
+    if "features.1.0.attn.qkv.weight" in state:
+        blocks = tuple(_count(state, rf"features\.{i}\.(\d+)\.norm1\.weight") for i in (1, 3, 5, 7))
+        dim, second = state["features.0.0.weight"].shape[0], "features.1.0.attn.logit_scale" in state
+        kind = f"a Swin{' v2' * second} of width {dim} and blocks {blocks}"
+        return Architecture(_known(SWINS, (second, dim, blocks), kind))
     if "features.0.0.weight" in state:
         blocks = tuple(_count(state, rf"features\.{i}\.(\d+)\.block\.0\.weight") for i in (1, 3, 5, 7))
         dim = state["features.0.0.weight"].shape[0]
@@ -230,7 +244,7 @@ def _infer_resnet(state: Mapping[str, Tensor], raw_shortcuts: bool) -> Architect
 
 
 def _infer_cifar(state: Mapping[str, Tensor], raw_shortcuts: bool) -> CifarSpec | None:
-    """The ResNet for 32 px whose shapes these are: three stages alike, or pre-activation; None for others."""
+    """The ResNet for 32 px whose shapes these are: three stages, or pre-activation; None for others."""
     blocks = [count for i in (1, 2, 3, 4) if (count := _count(state, rf"layer{i}\.(\d+)\.conv1\.weight"))]
     stem, first, second = (state.get(k) for k in ("conv1.weight", "layer2.0.conv1.weight", "layer2.0.bn1.weight"))
     if stem is None or first is None or second is None or stem.shape[2:] != (3, 3) or len(blocks) not in (3, 4):
@@ -238,7 +252,7 @@ def _infer_cifar(state: Mapping[str, Tensor], raw_shortcuts: bool) -> CifarSpec 
     preactivation = second.shape[0] == first.shape[1] != first.shape[0]
     if not preactivation and len(blocks) == 4:
         return None
-    if len(set(blocks)) > 1 or first.shape[2] not in (1, 3):
+    if first.shape[2] not in (1, 3):
         raise UsageError(f"a ResNet for 32 px of blocks {tuple(blocks)} has no known name")
     bottleneck = "layer1.0.conv3.weight" in state
     planes = state["layer1.0.conv1.weight"].shape[0]
@@ -248,7 +262,7 @@ def _infer_cifar(state: Mapping[str, Tensor], raw_shortcuts: bool) -> CifarSpec 
         shortcut = "projection" if "layer2.0.downsample.1.weight" in state else shortcut
     widen = max(1, planes // stem.shape[0])
     return CifarSpec(
-        len(blocks) * blocks[0] * (3 if bottleneck else 2) + (2 if widen == 1 else 4),
+        sum(blocks) * (3 if bottleneck else 2) + (2 if widen == 1 else 4),
         preactivation,
         bottleneck,
         len(blocks),
@@ -256,6 +270,7 @@ def _infer_cifar(state: Mapping[str, Tensor], raw_shortcuts: bool) -> CifarSpec 
         widen,
         shortcut,
         preactivation and "bn.weight" not in state,
+        tuple(blocks) if len(set(blocks)) > 1 else (),
     )
 
 

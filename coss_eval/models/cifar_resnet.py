@@ -1,4 +1,4 @@
-"""The ResNets made for 32 px: three stages of equal depth from 16 planes, pre-activation and wide ones too.
+"""The ResNets made for 32 px: three stages from 16 planes, or four from 64; pre-activation and wide ones too.
 
 He et al., Deep Residual Learning, section 4.2; He et al., Identity Mappings in Deep Residual Networks; Zagoruyko and
 Komodakis, Wide Residual Networks. Key names are torchvision's, where it has them.
@@ -20,8 +20,8 @@ Shortcut = Literal["pad", "padend", "conv", "rawconv", "projection"]
 a 1x1 convolution of the activated or of the raw input; that with a BatchNorm (option B)."""
 
 _SPEC = re.compile(
-    r"cifar_(?P<pre>pre)?resnet(?P<depth>\d+)(?P<bottleneck>b)?(_s(?P<stages>\d+))?(_w(?P<stem>\d+))?(_x(?P<widen>\d+))?"
-    r"(_(?P<shortcut>[a-z]+))?(?P<bare>_bare)?"
+    r"cifar_(?P<pre>pre)?resnet(?P<depth>\d+)(?P<bottleneck>b)?(_s(?P<stages>[1-9]\d*(-[1-9]\d*)*))?"
+    r"(_w(?P<stem>\d+))?(_x(?P<widen>\d+))?(_(?P<shortcut>[a-z]+))?(?P<bare>_bare)?"
 )
 
 
@@ -29,6 +29,7 @@ _SPEC = re.compile(
 class CifarSpec:
     """``depth`` counts layers, 6 n + 2 for three stages of n basic blocks; ``widen`` multiplies all but the stem.
 
+    ``each``: the blocks of each stage, where they are not alike (3, 4, 6, 3 of a ResNet-34 or 50).
     ``bare``: without the BatchNorm and ReLU that end a pre-activation network, as github.com/kuangliu's is.
     """
 
@@ -40,32 +41,30 @@ class CifarSpec:
     widen: int = 1
     shortcut: Shortcut = "pad"
     bare: bool = False
+    each: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.blocks < 1 or ((self.depth - 2) % self._layers and not self._wide):
-            raise UsageError(f"{self.name}: a depth of {self.depth} is not {self._layers} n + 2; give another")
+        left = self.depth - 2 - self._convolutions * sum(self.blocks)
+        if min(self.blocks) < 1 or (left and not (left == 2 and self.preactivation)):  # WRN-28-10 is 6 n + 4
+            kind = f"{self._convolutions * self.stages} n" if not self.each else f"{self.depth - left - 2}"
+            raise UsageError(f"{self.name}: a depth of {self.depth} is not {kind} + 2; give another")
         if self.shortcut not in get_args(Shortcut):
             raise UsageError(f"{self.name}: shortcuts are {', '.join(get_args(Shortcut))}, not {self.shortcut}")
 
     @property
-    def _layers(self) -> int:
-        return self.stages * (3 if self.bottleneck else 2)
+    def _convolutions(self) -> int:
+        return 3 if self.bottleneck else 2
 
     @property
-    def _wide(self) -> bool:
-        """Wide ones count the shortcuts' convolutions as well: WRN-28-10 is 6 n + 4."""
-        return self.preactivation and (self.depth - 4) % self._layers == 0
-
-    @property
-    def blocks(self) -> int:
-        """n, of each stage."""
-        return (self.depth - 2) // self._layers
+    def blocks(self) -> tuple[int, ...]:
+        """Of each stage. Wide ones count the shortcuts' convolutions as well, which adds two to their depth."""
+        return self.each or ((self.depth - 2) // (self._convolutions * self.stages),) * self.stages
 
     @property
     def name(self) -> str:
         """The name that ``from_name`` reads back."""
         parts = [f"cifar_{'pre' * self.preactivation}resnet{self.depth}{'b' * self.bottleneck}"]
-        parts += [f"s{self.stages}"] if self.stages != 3 else []
+        parts += [f"s{'-'.join(map(str, self.each or (self.stages,)))}"] if self.stages != 3 or self.each else []
         parts += [f"w{self.stem}"] if self.stem != 16 else []
         parts += [f"x{self.widen}"] if self.widen != 1 else []
         parts += [self.shortcut] if self.shortcut != "pad" else []
@@ -77,15 +76,17 @@ def from_name(arch: str) -> CifarSpec | None:
     match = _SPEC.fullmatch(arch)
     if match is None:
         return None
+    stages = tuple(map(int, (match["stages"] or "3").split("-")))
     return CifarSpec(
         int(match["depth"]),
         match["pre"] is not None,
         match["bottleneck"] is not None,
-        int(match["stages"] or 3),
+        len(stages) if len(stages) > 1 else stages[0],
         int(match["stem"] or 16),
         int(match["widen"] or 1),
         match["shortcut"] or "pad",  # type: ignore[arg-type]  # as it checks
         match["bare"] is not None,
+        stages if len(stages) > 1 else (),
     )
 
 
@@ -99,10 +100,10 @@ class CifarResNet(nn.Module):
         if not spec.preactivation:
             self.bn1 = nn.BatchNorm2d(spec.stem)
         inputs = spec.stem
-        for stage in range(spec.stages):
+        for stage, count in enumerate(spec.blocks):
             planes = spec.stem * spec.widen * 2**stage
             blocks = []
-            for number in range(spec.blocks):
+            for number in range(count):
                 block = _PreOrPostBlock(spec, inputs, planes, 2 if stage and not number else 1)
                 blocks.append(block)
                 inputs = block.outputs

@@ -60,7 +60,8 @@ class Model:
     ``architecture`` is what builds the same network afresh; None for a network that somebody made by hand.
     ``code`` identifies code that is not the packages' (see ``code_identity``), ``batch_size`` the batches of a network
     whose outputs depend on them; both are None for ordinary networks, and stand in every key where they are not.
-    ``group`` is the method that trained it and ``seed`` its training seed, where known: reports compare groups.
+    ``group`` is the method that trained it, ``seed`` its training seed and ``recipe`` a digest of all else that it was
+    trained with, where known: reports compare groups.
     """
 
     name: str
@@ -78,6 +79,12 @@ class Model:
     batch_size: int | None = None
     group: str | None = None
     seed: int | None = None
+    recipe: str | None = None
+
+    def training(self) -> dict[str, Any]:
+        """What is known of group, seed and recipe, for files and records; no part of any key."""
+        known = {"group": self.group, "seed": self.seed, "recipe": self.recipe}
+        return {name: value for name, value in known.items() if value is not None}
 
     def __repr__(self) -> str:
         head = "no head" if self.head is None else f"its own {type(self.head).__name__} head"
@@ -119,6 +126,7 @@ class Model:
             name=f"untrained {self.arch} (seed {seed})",
             group=None,
             seed=None,
+            recipe=None,
             backbone=backbone.to(device).eval().requires_grad_(False),
             head=None,
             classes=None,

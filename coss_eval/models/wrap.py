@@ -27,7 +27,7 @@ from coss_eval.models.find_head import as_linear, find_head
 from coss_eval.models.generic import Cut, generic_backbone
 from coss_eval.models.hooks import outputs_of
 from coss_eval.models.rf_resnet import RFResNet
-from coss_eval.models.trial import channels_of, evaluating, run, takes_any_size, try_sizes
+from coss_eval.models.trial import channels_of, close, evaluating, run, takes_any_size, try_sizes, unsettled
 
 TIMM_INTERFACE = ("forward_features", "forward_head", "feature_info", "pretrained_cfg", "get_classifier")
 
@@ -70,6 +70,12 @@ def _take_apart(network: Any, img_size: int | None, pooling: Pooling, cut: Cut) 
         if any(_foreign(module) for module in network.modules()):  # blocks of the user's own in a known frame
             backbone.memory_format = safe_format(network, try_sizes(network, (img_size or 224, 64, 32))[0])
         return backbone, detach(network, head)
+    with unsettled(network):  # what follows compares outputs
+        return _by_trial(network, img_size, pooling, cut)
+
+
+def _by_trial(network: Any, img_size: int | None, pooling: Pooling, cut: Cut) -> tuple[Backbone, nn.Module | None]:
+    """A network of no known family, by what it makes of an example."""
     example, output = try_sizes(network, (img_size,) if img_size else _sides(network))
     memory_format = safe_format(network, example)
     if not cut and all(hasattr(network, name) for name in TIMM_INTERFACE) and output.ndim == 2:
@@ -159,7 +165,7 @@ def _take_timm_apart(
         backbone = TimmBackbone(network, features, timm_sites(network, outputs), pooling)
         backbone.img_size = example.shape[-1] if network.pretrained_cfg.get("fixed_input_size") else None
         head = as_linear(classifier) if isinstance(classifier, nn.Module) else None  # a tuple where there are several
-        if head is not None and pooling == "own" and torch.allclose(head(backbone.pool(features)), logits, atol=1e-4):
+        if head is not None and pooling == "own" and close(head(backbone.pool(features)), logits):
             return backbone, detach(network, classifier) and head
     if not isinstance(classifier, nn.Identity):
         backbone.note = "its logits are not one linear map of the global representation, so its own head is left out"

@@ -23,6 +23,7 @@ from coss_eval.probes.forward import outputs, ready, refuse_non_finite
 from coss_eval.probes.sites import representations
 from coss_eval.runtime.code_identity import UNKNOWN
 from coss_eval.runtime.device import Compute, resolve_device
+from coss_eval.runtime.live import image_line
 
 VERSION = 1  # to be raised when the same protocol comes to mean other features
 
@@ -54,14 +55,15 @@ def extract(
     batch_size: int = 256,
     device: str | torch.device = "auto",
     cache: bool = True,
+    quiet: bool = False,
 ) -> Features:
     """Features of every image of ``split`` at ``sites``, on the CPU; a site with locations gives their mean.
 
     ``model`` is what ``as_model`` takes, ``split`` a Split, images without labels (theirs are -1), or what
     ``as_dataset`` takes, whose test split it is. A Model's backbone is moved to the device; its modes, gradients and
     hooks are left as they were. With ``cache``, features of the same weights, code, images, geometry and sites are read
-    from the user's cache directory or kept there. UsageError where an image's features depend on its batch, CossError
-    where one is not finite.
+    from the user's cache directory or kept there. What takes some seconds says how far it is, unless ``quiet``.
+    UsageError where an image's features depend on its batch, CossError where one is not finite.
 
     >>> import coss_eval as ce
     >>> features = ce.extract(ce.load_model("pixels:8"), ce.load_dataset("digits").test, cache=False)
@@ -70,8 +72,9 @@ def extract(
     """
     split = split_of(split)
     split.refuse_changed()
-    compute = Compute(resolve_device(device), batch_size, cache)
-    return extract_known(as_model(model).identified(), split, compute, sites=sites, check_batches=True)
+    with image_line(quiet=quiet) as on_images:
+        compute = Compute(resolve_device(device), batch_size, cache, on_images)
+        return extract_known(as_model(model).identified(), split, compute, sites=sites, check_batches=True)
 
 
 def extract_known(
@@ -99,7 +102,7 @@ def extract_known(
             return Features(arrays["ids"], arrays["labels"], kept, cached=True)
     if check_batches:
         refuse_batch_dependent(*network, min(compute.batch_size, len(split)))
-    features = _extract(model, split, places, compute.batch_size, compute.device)
+    features = _extract(model, split, places, compute)
     if cache:
         values = {_entry(site): value.numpy() for site, value in features.values.items()}
         keep(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}, *network)
@@ -127,8 +130,8 @@ def _entry(site: str) -> str:
     return f"at {site}"
 
 
-def _extract(model: Model, split: Split, places: Sequence[Site], batch_size: int, device: torch.device) -> Features:
-    batches = split.batches(model.preprocessing.geometry, batch_size=batch_size)
+def _extract(model: Model, split: Split, places: Sequence[Site], how: Compute) -> Features:
+    batches, device = split.batches(model.preprocessing.geometry, batch_size=how.batch_size), how.device
     network = model.encoder()
     ids, labels = (torch.empty(len(split), dtype=torch.int64) for _ in range(2))
     values: dict[str, Tensor] = {}
@@ -147,6 +150,8 @@ def _extract(model: Model, split: Split, places: Sequence[Site], batch_size: int
             for site, average in found.items():
                 values[site][rows] = average
             seen += len(batch.ids)
+            if how.on_images is not None:
+                how.on_images(f"features of {model.name}", seen, len(split))
     if not seen:
         raise CossError(f"no image of the {split.name} split could be read, so there are no features")
     for site, value in values.items():

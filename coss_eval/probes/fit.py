@@ -24,6 +24,7 @@ from coss_eval.probes.features import Features, extract_known, image_size, proto
 from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe
 from coss_eval.runtime.code_identity import UNKNOWN
 from coss_eval.runtime.device import Compute, resolve_device
+from coss_eval.runtime.live import image_line
 
 HELD_OUT = 0.1  # of the training images, to choose the strength on
 FIXED_STRENGTH = 1.0  # where labels are too few to hold any out; near the best for one or two labels a class
@@ -39,13 +40,14 @@ def fit_classifier(
     device: str | torch.device = "auto",
     batch_size: int = 256,
     cache: bool = True,
+    quiet: bool = False,
 ) -> Classifier:
     """Pixels in [0, 1] to the logits of ``data``'s classes, in eval mode on the device.
 
     ``model`` and ``data``: what ``as_model`` and ``as_dataset`` take. ``head``: "auto" takes the checkpoint's own head
     where its class names match, "own" insists on it, "probe" fits a linear probe on the training split; None is what
     the model was loaded with. ``origin`` of the result says which it was. The probe's strength is chosen on a tenth of
-    the training images; the test split is never read.
+    the training images; the test split is never read. What takes some seconds says how far it is, unless ``quiet``.
 
     >>> import coss_eval as ce
     >>> digits = ce.load_dataset("digits")
@@ -57,8 +59,9 @@ def fit_classifier(
     """
     data = dataset_of(data)
     data.refuse_changed()
-    compute = Compute(resolve_device(device), batch_size, cache)
-    return known_classifier(as_model(model).identified(), data, compute, head=head, check_batches=True)
+    with image_line(quiet=quiet) as on_images:
+        compute = Compute(resolve_device(device), batch_size, cache, on_images)
+        return known_classifier(as_model(model).identified(), data, compute, head=head, check_batches=True)
 
 
 def known_classifier(
@@ -101,6 +104,8 @@ def fitted_probe(model: Model, train: Split, compute: Compute, *, check_batches:
     probe = _load(name, *network) if cache else None
     if probe is None or (probe.at_the_end and len(probe.path) == len(STRENGTHS)):  # stored before grids were widened
         features = extract_known(model, train, compute, check_batches=check_batches)
+        if compute.on_images is not None:
+            compute.on_images(f"fitting a linear probe of {model.name}", 0, len(features))
         probe = choose_probe(features, train, device=compute.device)
         if cache:
             _save(name, probe, *network)

@@ -70,8 +70,10 @@ def find(
         reason = _unlike(texts, labels, records)
         if methods[group] in patterns and reason is not None:
             raise UsageError(f"--label {methods[group]}: {reason}; name runs of one method that were evaluated alike")
-        if methods[group] not in patterns and reason is None and len(set(seeds)) < len(seeds):
-            reason = "two of them have one seed"
+        if methods[group] not in patterns and reason is None:
+            recipes = {known.get(shown[text].model, {}).get("recipe") for text in texts}
+            reason = "two of them have one seed" if len(set(seeds)) < len(seeds) else None
+            reason = "they were trained in different ways" if len(recipes) > 1 else reason
         if reason is not None:
             warnings.append(f"{group}: {', '.join(texts)} are not grouped: {reason}. Name groups with --label.")
             continue

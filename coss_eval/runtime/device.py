@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ from coss_eval.errors import UsageError
 class Compute:
     """Where networks run, how many images at a time, and whether features and probes are kept in the user's cache.
 
-    No number depends on it beyond rounding.
+    ``on_images`` is told how far a pass is: (what it is, images done, images in all). No number depends on it beyond
+    rounding.
     """
 
     device: torch.device
     batch_size: int = 256
     cache: bool = True
+    on_images: Callable[[str, int, int], None] | None = field(default=None, compare=False)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Line = Callable[[str, bool], None]
 
+SILENT = 3.0  # seconds that a single call takes before it says how far it is
+
 
 def say(text: str) -> None:
     """A line of a command's output."""
@@ -101,6 +103,25 @@ def progress_line(*, quiet: bool = False) -> Iterator[Callable[[Progress], None]
             left = (time.monotonic() - started) / done * (total - done) if 0 < done < total else None
             eta = "" if left is None else f", {duration(left)} left"
             line(f"[{done}/{total}{eta}] {progress.label}", done == total)
+
+        yield show
+
+
+@contextmanager
+def image_line(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
+    """How far a pass over images is, on a live line, once it has taken SILENT seconds; None where nothing is shown."""
+    if quiet:
+        yield None
+        return
+    started = time.monotonic()
+    with live_line() as line:
+
+        def show(label: str, done: int, total: int) -> None:
+            passed = time.monotonic() - started
+            if passed >= SILENT:
+                left = f", {duration(passed / done * (total - done))} left" if 0 < done < total else ""
+                where = f"{label}: {done:,} of {total:,} images{left}" if done else f"{label} on {total:,} images"
+                line(where, done == total)
 
         yield show
 

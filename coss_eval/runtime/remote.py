@@ -22,11 +22,15 @@ def refuse_remote(source: str) -> None:
     raise UsageError(f"{source} is not fetched from here: download it ({how}) and give {what} that it is saved as")
 
 
-def perhaps_remote(source: str) -> str:
-    """The end of a message about a file or folder that is not there: how to get it, if it is a name on the hub."""
+def perhaps_remote(source: str, *, data: bool = False) -> str:
+    """The end of a message about a file or folder that is not there: how to get it, if it is a name on the hub.
+
+    ``data``: of a data set, not of a network.
+    """
     if not _NAME.fullmatch(source) or source.startswith("."):
         return ""
-    return f"; if it is a name on the Hugging Face hub, download it first ({_download(source)}) and give the folder"
+    how = _download(f"datasets/{source}" if data else source)
+    return f"; if it is a name on the Hugging Face hub, download it first ({how}) and give the folder"
 
 
 def _download(name: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import json
 from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
 from importlib import resources
 from math import inf
 from typing import Any, Literal
@@ -167,6 +169,11 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """As JSON and YAML have it; ``from_dict`` is its inverse."""
         return asdict(self)
+
+    def recipe(self) -> str:
+        """16 hex digits, alike for two runs that differ in their seed alone; bookkeeping does not count."""
+        fields = {k: v for k, v in _flat(self.as_dict()).items() if k != "seed" and k not in BOOKKEEPING}
+        return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:

@@ -131,7 +131,8 @@ class Setup:
             if module is not None:
                 module.eval().requires_grad_(False)
         classes = self.classes if head is not None else None
-        made = replace(self.model, backbone=backbone, head=head, classes=classes, layout="coss-eval")
+        run = {"group": self.config.method, "seed": self.config.seed, "recipe": self.config.recipe()}
+        made = replace(self.model, backbone=backbone, head=head, classes=classes, layout="coss-eval", **run)
         return made.identified()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import linecache
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_paths_names_and_models_go_through_the_same_door() -> None:
 
 
 def test_an_assumed_normalisation_is_told() -> None:
-    with pytest.warns(CossWarning, match=r"Small: mean, std .*ASSUMED"):
+    with pytest.warns(CossWarning, match=r"Small: mean and std ASSUMED"):
         ce.as_model(made())
 
 
@@ -159,3 +160,24 @@ def test_damage_of_a_network_that_nobody_would_run_is_refused() -> None:
         corrupted(made(), "prepool", "channel", 0.5, torch.arange(3)),  # type: ignore[arg-type]
     ):
         pass
+
+
+class OfPixelsAndTime(nn.Module):
+    def forward(self, pixels: Tensor, time: Tensor) -> Tensor:
+        return pixels.mean((2, 3)) + time
+
+
+NO_MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "two inputs": (OfPixelsAndTime, "with a batch of images alone .*'time'.*; wrap it in a module"),
+    "lazy layers": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), "lazy layers without weights: call it once"),
+    "TorchScript": (lambda: torch.jit.script(nn.Conv2d(3, 4, 3)), "give the network that it was made from"),
+    "four channels": (lambda: nn.Conv2d(4, 4, 3), "Conv2d takes no colour or grey images .*4 channels"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MODELS)
+def test_a_network_that_takes_no_batch_of_images_is_told_why(kind: str) -> None:
+    make, message = NO_MODELS[kind]
+    with pytest.raises(UsageError, match=message) as raised:
+        ce.as_model(make())
+    assert "\n" not in str(raised.value)

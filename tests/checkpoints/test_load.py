@@ -212,7 +212,7 @@ def test_a_deeper_network_does_not_pass_for_a_shallower_one(tmp_path: Path) -> N
     [
         ({"epoch": 3}, "no tensors"),
         ({"optimizer": {"state": {"x": torch.ones(3)}}}, "no tensors"),
-        ({"weight": torch.ones(3)}, r"no ResNet, ViT or ConvNeXt among its 1 \(weight\) tensors; give --arch"),
+        ({"weight": torch.ones(3)}, r"no ResNet, ViT, ConvNeXt or Swin among its 1 \(weight\) tensors; give --arch"),
         (lambda: under("a.", resnet(0)) | under("b.", resnet(0)), "--weights: a, b"),
         (lambda: dict.fromkeys(TRAINER_STATE, 0) | under("network.", resnet(0)), "the trainer's .*model.safetensors"),
         (lambda: resnet(0).state_dict() | {"conv1.weight": torch.ones(64, 3, 5, 5)}, r"7x7 nor one 3x3.*--arch"),

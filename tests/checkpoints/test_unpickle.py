@@ -299,7 +299,7 @@ def bad(kind: str, folder: Path) -> Path:
     ("kind", "message"),
     [
         ("missing", "does not exist"),
-        ("folder", "is a folder: give the file itself"),
+        ("folder", "is a folder that holds no checkpoint: give the file"),
         ("text", "is not a checkpoint: expected a torch file or .safetensors, it starts with b'import torch"),
         ("empty", "is empty"),
         ("git-lfs", "git lfs pull"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 from written_datasets import (
     CLASSES,
     COUNTS,
@@ -139,6 +140,45 @@ def test_a_flat_val_with_a_list_of_wnids(named: bool, tmp_path: Path) -> None:
     if not named:
         with pytest.raises(CossError, match="has 9 lines for the 8 images"):
             load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("place", [".", "ILSVRC2012_devkit_t12/data"])
+def test_the_development_kits_numbers_are_not_the_classes_order(place: str, tmp_path: Path) -> None:
+    write_flat_imagenet(tmp_path)
+    wnids = (tmp_path / "labels.txt").read_text().split()
+    (tmp_path / "labels.txt").unlink()
+    numbers = {"n00000007": 1, "n00000003": 2, "n00000005": 3}  # as the kit has them: not sorted
+    kit = tmp_path / place
+    kit.mkdir(parents=True, exist_ok=True)
+    truth = kit / "ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text("".join(f"{numbers[wnid]}\n" for wnid in wnids))
+    with pytest.raises(CossError, match=r"by ILSVRC2012_ID.* put the development kit's meta.mat beside it"):
+        load_dataset(tmp_path)
+    kind = np.dtype([("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)])
+    rows = [*((number, wnid, 0) for wnid, number in numbers.items()), (4, "n00000001", 3)]  # the last: of all three
+    savemat(kit / "meta.mat", {"synsets": np.array(rows, kind)})
+    data = load_dataset(tmp_path)
+    assert data.classes == ("n00000003", "n00000005", "n00000007")
+    assert data.test.labels.tolist() == [2, 0, 1] * 3
+    truth.write_text("".join(f"{numbers[wnid] + 1}\n" for wnid in wnids))
+    with pytest.raises(CossError, match="has the class 4; expected 1 to 3: give a list of wnids"):
+        load_dataset(tmp_path)
+
+
+def test_numbers_after_file_names_are_places_among_the_training_classes(tmp_path: Path) -> None:
+    names = write_flat_imagenet(tmp_path)
+    wnids = (tmp_path / "labels.txt").read_text().split()
+    (tmp_path / "labels.txt").unlink()
+    order = sorted(set(wnids))
+    listed = (f"{name} {order.index(wnid)}\n" for name, wnid in zip(names, wnids, strict=True))
+    (tmp_path / "val.txt").write_text("".join(listed))
+    assert load_dataset(tmp_path).classes == ("0", "1", "2")
+    for wnid in order:
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+        shutil.copy(tmp_path / "val" / names[0], tmp_path / "train" / wnid / "0.png")
+    data = load_dataset(tmp_path)
+    assert data.classes == tuple(order)
+    assert data.test.labels.tolist() == [2, 0, 1] * 3
 
 
 @pytest.mark.parametrize("layout", ["keras", "medmnist"])

@@ -25,6 +25,7 @@ DIGITS_TEST = 0.25  # of the 1,797 images
 
 # how .npz files name a split's images and labels: Keras, MedMNIST, and both in plain words
 ARRAYS = ("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("X_{}", "y_{}"), ("images_{}", "labels_{}")
+ALONE = ("images", "labels"), ("x", "y"), ("X", "y"), ("data", "labels")  # of a single split, the test split
 MOST_BYTES = 2**34  # of all arrays of a file; it says its sizes itself, before anything is read
 IDX_MAGIC = {3: 2051, 1: 2049}  # by the number of axes, for unsigned bytes
 
@@ -49,12 +50,15 @@ def digits() -> Dataset:
 
 
 def npz(file: Path) -> Dataset:
-    """Arrays x_train, y_train, x_test, y_test (Keras), or train_images, train_labels, ... (MedMNIST).
+    """Arrays x_train, y_train, x_test, y_test (Keras), train_images, train_labels, ... (MedMNIST), or images, labels.
 
     Images are uint8 (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), labels whole numbers (N,) or (N, 1).
     """
     arrays = _read_npz(file)
     splits = {split: found for split in ("train", "test") if (found := _named(arrays, split)) is not None}
+    alone = next(((arrays[x], arrays[y]) for x, y in ALONE if x in arrays and y in arrays), None)
+    if not splits and alone is not None:
+        splits = {"test": alone}
     if "test" not in splits:
         shown = ", ".join(arrays) or "nothing"
         raise CossError(f"{file} has no arrays x_test and y_test, or test_images and test_labels; it has {shown}")
@@ -89,6 +93,17 @@ def _of_arrays(name: str, splits: Mapping[str, tuple[NDArray[np.uint8], Ints]], 
     return assemble(name, classes, part("train") if "train" in splits else None, part("test"))
 
 
+def holds_images(file: Path) -> bool:
+    """Whether an .npz file has the arrays of a test split by name, rather than weights; nothing of them is read."""
+    try:
+        with zipfile.ZipFile(file) as packed:
+            names = {name.removesuffix(".npy") for name in packed.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return False
+    pairs = [*((images.format("test"), labels.format("test")) for images, labels in ARRAYS), *ALONE]
+    return any(set(pair) <= names for pair in pairs)
+
+
 def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     """All arrays; nothing pickled is loaded, and no more than MOST_BYTES."""
     try:
@@ -99,7 +114,9 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CossError(f"cannot read {file}: {str(error).partition(chr(10))[0]}") from error
+        pickled = "allow_pickle" in str(error)
+        reason = "it holds Python objects: save arrays of numbers" if pickled else str(error).partition("\n")[0]
+        raise CossError(f"cannot read {file}: {reason}") from error
 
 
 def _named(arrays: Mapping[str, NDArray[Any]], split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
@@ -140,5 +157,6 @@ def _read_idx(file: Path, axes: int) -> NDArray[np.uint8]:
     except (OSError, EOFError) as error:
         raise CossError(f"cannot read {file}: {error}") from error
     if len(content) != size:
-        raise CossError(f"{file} says that it holds {size} bytes and has {'more' if len(content) > size else 'fewer'}")
+        found = "more" if len(content) > size else "fewer"
+        raise CossError(f"{file} says that it holds {size} bytes and has {found}: copy it again")
     return np.frombuffer(content, np.uint8).reshape(tuple(head[1:]))

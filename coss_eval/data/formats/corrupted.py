@@ -146,7 +146,7 @@ def _array(file: Path) -> Any:
 
 def _labels(folder: Path, count: int) -> Ints:
     """int64 (N,), from (N,) or, as published, the same five times."""
-    file = folder / "labels.npy"
+    file = folder / layouts.LABELS
     if not file.is_file():
         raise CossError(f"{folder} has no labels.npy, which says the classes of its arrays' rows")
     labels = np.asarray(_array(file))
@@ -173,7 +173,7 @@ def _keys(folder: Path, count: int) -> list[str]:
 def _named(folder: Path, labels: Ints) -> tuple[list[str], Ints]:
     """The class names, and the labels as places among them; without names the numbers that occur are the names."""
     named = list(_json(folder / "classes.json"))
-    if not named and "".join(filter(str.isalnum, folder.name.lower())) == "cifar10c":
+    if not named and "".join(filter(str.isalnum, folder.name.lower())) in ("cifar10c", "cifar10cbar"):
         named = list(CIFAR10)
     if named and len(named) <= labels.max():
         raise CossError(f"{folder} has labels up to {labels.max()}, but {len(named)} class names")

@@ -79,8 +79,8 @@ def _classes_in(root: Path, folder: Path, classes: Sequence[str], reading: ReadO
     other = sorted(set(spelled) - set(map(layouts.composed, classes)))
     if other:
         raise CossError(
-            f"the class folders of {folder} must be among the training split's; {len(other)} are not: "
-            f"{', '.join(other[:5])}"
+            f"the class folders of {folder} must be among the training split's; {len(other)} of them "
+            f"{'is' if len(other) == 1 else 'are'} not: {', '.join(other[:5])}"
         )
     prefix = "" if folder == root else f"{folder.name}/"
     paths, labels, empty = list[str](), list[int](), list[str]()

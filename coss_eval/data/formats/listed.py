@@ -45,18 +45,62 @@ def kaggle_imagenet(folder: Path, reading: ReadOptions) -> Dataset:
 
 
 def flat_imagenet(folder: Path, reading: ReadOptions) -> Dataset:
-    """val/ of ImageNet with no folders, beside a text file with a wnid for each photograph (or its name and wnid)."""
+    """val/ of ImageNet with no folders, beside a text file with a class for each photograph (or its name and class).
+
+    Classes are wnids; the development kit's numbers, which its meta.mat explains; or, after a file's name, places
+    among train/'s sorted classes from 0 on, as Caffe's lists have them.
+    """
     listing = layouts.flat_val_labels(folder)
     assert listing is not None
     lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len({len(line) for line in lines}) > 1:
+        raise CossError(f"{listing} must have as many words on each line; some have one and some two")
+    classes = _wnids([line[-1] for line in lines], folder, listing)
     if len(lines[0]) == 1:
         names = sorted(path for path in layouts.image_paths(folder / "val"))
         if len(names) != len(lines):
             raise CossError(f"{listing} has {len(lines)} lines for the {len(names)} images of {folder / 'val'}")
-        rows = [(f"val/{name}", line[0]) for name, line in zip(names, lines, strict=True)]
+        rows = [(f"val/{name}", wnid) for name, wnid in zip(names, classes, strict=True)]
     else:
-        rows = [(f"val/{line[0].removeprefix('val/')}", line[1]) for line in lines]
+        rows = [(f"val/{line[0].removeprefix('val/')}", wnid) for line, wnid in zip(lines, classes, strict=True)]
     return _flat(folder, folder, rows, reading)
+
+
+def _wnids(classes: list[str], folder: Path, listing: Path) -> list[str]:
+    """The classes of a list as they are, or as what their numbers stand for."""
+    if not all(name.isdecimal() for name in classes):
+        return classes
+    if "ground_truth" in listing.name:
+        known = _of_the_kit(folder, listing)
+    else:
+        inside = layouts.class_folders(folder / "train")
+        known = {place: entry.name for place, entry in enumerate(inside)} or {int(name): name for name in classes}
+    numbers = [int(name) for name in classes]
+    if unknown := set(numbers) - set(known):
+        raise CossError(
+            f"{listing} has the class {min(unknown)}; expected {min(known)} to {max(known)}: give a list of wnids"
+        )
+    return [known[number] for number in numbers]
+
+
+def _of_the_kit(folder: Path, listing: Path) -> dict[int, str]:
+    """ILSVRC2012_ID to wnid, from the development kit's meta.mat; its groups of classes are left out."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    places = (listing.parent, folder, *(folder / kit for kit in layouts.DEVKIT))
+    meta = next((place / "meta.mat" for place in places if (place / "meta.mat").is_file()), None)
+    if meta is None:
+        raise CossError(
+            f"{listing.name} numbers its classes by ILSVRC2012_ID, which is not their order: "
+            "put the development kit's meta.mat beside it, or give a list of wnids"
+        )
+    try:
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        rows = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True)
+        return {int(number): str(wnid) for number, wnid, children in rows if children == 0}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, NotImplementedError, MatReadError) as error:
+        raise CossError(f"cannot read {meta}: it has no synsets with ILSVRC2012_ID and WNID") from error
 
 
 def read_table(file: Path) -> Iterable[dict[str, Any]]:
@@ -71,7 +115,7 @@ def read_table(file: Path) -> Iterable[dict[str, Any]]:
         raise CossError(f"cannot read {file}: {str(error).partition(chr(10))[0]}") from error
     for number, row in enumerate(found, start=2):
         if not isinstance(row, dict) or None in row.values():
-            raise CossError(f"{file} has a row that ends early, in line {number}")
+            raise CossError(f"{file} has a row that ends early, in line {number}: mend or remove it")
     return found
 
 

@@ -31,7 +31,7 @@ class CorruptionsOptions:
     """
 
     names: Annotated[Names, Parameter(show_default=lambda _: "all")] = tuple(NAMES)
-    "Names from coss-eval list corruptions, or package.module:function for one of your own."
+    "From coss-eval list corruptions, package.module:function for one of your own, or what a ready-made set has."
     severities: Integers = SEVERITIES
     "Of each corruption, 1 (mildest) to 5."
     backend: BackendFlag = "native"
@@ -41,16 +41,24 @@ class CorruptionsOptions:
     "The images whose published severities are used [default: by the side of the images]."
 
     def __post_init__(self) -> None:
-        if len(self.corruptions) < len(self.names):
+        if len(set(self.named)) < len(self.names):
             raise UsageError(f"expected each corruption once, got {', '.join(map(_name, self.names))}")
-        if self.backend == "reference" and (own := [name for name in self.corruptions if name not in NAMES]):
+        if self.backend == "reference" and (own := [name for name in self.named if name not in NAMES]):
             raise UsageError(f"the reference backend has no {own[0]}; it has the corruptions of imagecorruptions")
         if not self.severities or any(severity not in SEVERITIES for severity in self.severities):
             raise UsageError(f"severities must be among 1 to 5, got {list(self.severities)}")
 
     @cached_property
+    def named(self) -> tuple[str, ...]:
+        """What is evaluated, by name alone: a ready-made set may have corruptions that are not the package's."""
+        plain = [isinstance(wanted, str) and ":" not in wanted for wanted in self.names]
+        return tuple(
+            str(wanted) if as_it_is else find(wanted).name for wanted, as_it_is in zip(self.names, plain, strict=True)
+        )
+
+    @cached_property
     def corruptions(self) -> dict[str, Corruption]:
-        """What is evaluated, by name; found once, so that all of a run is of one function."""
+        """What is evaluated, by name; found once, so that all of a run is of one function. UsageError for unknown."""
         return {found.name: found for found in map(find, self.names)}
 
 

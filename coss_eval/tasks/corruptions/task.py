@@ -44,7 +44,7 @@ class Corruptions(CorruptionsOptions, Task):
                 raise UsageError(
                     f"the pixels of {subject.data.name} are made already: no backend, flavour or table applies"
                 )
-            return file_cells(self.name, subject.data, subject, tuple(self.corruptions), self.severities)
+            return file_cells(self.name, subject.data, subject, self.named, self.severities)
         table = resolve_table(self.table, subject.image_size, self.backend)
         shared = {"backend": self.backend, "flavour": self.flavour, "table": table, "seed": seed}
         clean = Cell(self.name, {"corruption": "clean"})
