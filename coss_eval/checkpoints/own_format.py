@@ -21,6 +21,7 @@ from coss_eval.models.model import KeyReport, Model
 from coss_eval.models.rf_resnet import PRESETS
 from coss_eval.runtime.disk import write_atomically
 
+TRAINING: dict[str, type] = {"group": str, "seed": int, "recipe": str}  # what Model.training gives
 CONFIG = "coss_eval"  # the entry of the metadata that holds the config, as JSON
 
 
@@ -67,7 +68,7 @@ def own_model(name: str, content: dict[str, Any], config: str, options: LoadOpti
         classes = tuple(map(str, fields["classes"])) if fields["classes"] else None
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["preprocessing"].items()}
         preprocessing = Preprocessing(**stored, said_by="checkpoint")
-        training: dict[str, Any] = {name: fields[name] for name in ("group", "seed", "recipe") if name in fields}
+        training: dict[str, Any] = {name: kind(fields[name]) for name, kind in TRAINING.items() if name in fields}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CossError(f"its {CONFIG} metadata cannot be read ({error}); write it again with save_model") from error
     _agree(architecture, options)

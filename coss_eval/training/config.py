@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from importlib import resources
@@ -170,7 +170,7 @@ class Config:
         """As JSON and YAML have it; ``from_dict`` is its inverse."""
         return asdict(self)
 
-    def recipe(self) -> str:
+    def digest(self) -> str:
         """16 hex digits, alike for two runs that differ in their seed alone; bookkeeping does not count."""
         fields = {k: v for k, v in _flat(self.as_dict()).items() if k != "seed" and k not in BOOKKEEPING}
         return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

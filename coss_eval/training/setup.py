@@ -131,8 +131,8 @@ class Setup:
             if module is not None:
                 module.eval().requires_grad_(False)
         classes = self.classes if head is not None else None
-        run = {"group": self.config.method, "seed": self.config.seed, "recipe": self.config.recipe()}
-        made = replace(self.model, backbone=backbone, head=head, classes=classes, layout="coss-eval", **run)
+        known = replace(self.model, group=self.config.method, seed=self.config.seed, recipe=self.config.digest())
+        made = replace(known, backbone=backbone, head=head, classes=classes, layout="coss-eval")
         return made.identified()
 
 
