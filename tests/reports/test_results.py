@@ -287,6 +287,16 @@ def test_protocols_are_not_mixed_in_a_group(store: Store) -> None:
     assert any("are not grouped: corruptions: backend differs" in line for line in build(results).warnings)
 
 
+def test_runs_trained_in_different_ways_are_left_apart(store: Store) -> None:
+    for number in range(2):
+        Writer(store, f"byol-{number}", 0.4, seed=number).corruptions(BENCHMARK)
+    said = [{"name": f"byol-{n}", "group": "byol", "seed": n, "recipe": f"{n}"} for n in range(2)]
+    store.record_run({"models": said})
+    results = Results(store)
+    assert results.labels == ["byol-0", "byol-1"]
+    assert any("are not grouped: they were trained in different ways" in line for line in build(results).warnings)
+
+
 def test_a_missing_run_is_a_gap_of_its_method(store: Store) -> None:
     methods(store, 2, {"byol": 0.2, "co-byol": 1.5})
     writer = Writer(store, "byol-0", 0.2, seed=0)
@@ -302,7 +312,7 @@ def test_files_know_their_method_and_flags_name_it(tmp_path: Path, capsys: pytes
             said = replace(made, group=method, seed=seed) if method == "byol" else made
             save_model(said, tmp_path / f"{method}-{seed}" / "model.safetensors")
     loaded = load_model(tmp_path / "byol-1" / "model.safetensors")
-    assert (loaded.group, loaded.seed) == ("byol", 1)
+    assert loaded.training() == {"group": "byol", "seed": 1}
     assert loaded.untrained().group is None
     flags = [*(f"--ckpt={tmp_path}/byol-{seed}/model.safetensors" for seed in range(2)), "--out", str(tmp_path / "out")]
     flags += ["--label", f"CO (ours)={tmp_path}/co-*/model.safetensors", "--limit", "20", "--quiet", "--no-cache"]

@@ -103,7 +103,21 @@ def test_the_target_draws_nothing() -> None:
 
 
 def test_a_trained_model_is_not_called_untrained(tmp_path: Path) -> None:
-    assert run("byol", tmp_path, epochs=1).layout == load_model(tmp_path / "model.safetensors").layout == "coss-eval"
+    made, read = run("byol", tmp_path, epochs=1), load_model(tmp_path / "model.safetensors")
+    assert made.layout == read.layout == "coss-eval"
+    assert made.training() == read.training()
+    assert made.training() == {
+        "group": "byol",
+        "seed": 0,
+        "recipe": resolve("byol", **TINY | HEADS["byol"] | {"epochs": 1}).digest(),
+    }
+
+
+def test_runs_that_differ_in_their_seed_alone_have_one_digest() -> None:
+    one = resolve("co-byol", "digits-tiny")
+    assert replace(one, seed=5, probe_every=0).digest() == one.digest()
+    others = [replace(one, lr=0.1), resolve("co-byol", "digits-tiny", local_weight=0.5), resolve("byol", "digits-tiny")]
+    assert len({one.digest(), *(other.digest() for other in others)}) == 4
 
 
 @pytest.mark.slow
