@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import torch
 
 from coss_eval import evaluation, reports, tasks
 from coss_eval.data.open import load_dataset
 from coss_eval.probes import resolve_device
+from coss_eval.runtime.device import spare_threads
 from coss_eval.runtime.live import progress_line, say, training_line
 from coss_eval.store import Store
 from coss_eval.training.loop import train
@@ -18,6 +22,9 @@ def run(out: Path, *, quiet: bool = False) -> int:
     """Train, evaluate beside an untrained network, report; the exit code."""
     say("coss-eval quickstart: BYOL with and without the CO term, a demonstration on scikit-learn's digits.")
     say("Digits and minutes of training support no ranking of methods.")
+    if (threads := spare_threads()) < torch.get_num_threads():
+        torch.set_num_threads(threads)
+        say(f"Other programs are busy here, so {threads} of {os.cpu_count()} cores are used.")
     data, device, models = load_dataset("digits"), resolve_device("auto"), []
     for method in METHODS:
         with training_line(method, quiet=quiet) as on_training:

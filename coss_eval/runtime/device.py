@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -49,6 +50,18 @@ def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return time.perf_counter() - started
+
+
+def spare_threads() -> int:
+    """As many of torch's threads as there are cores that no program uses; one at least.
+
+    Threads of a small network wait for one another at every layer, so that one of them without a core makes all of them
+    slow: two threads beside one busy program on two cores train at a tenth of one thread's speed.
+    """
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):  # the person has decided; Windows
+        return torch.get_num_threads()
+    free = (os.cpu_count() or 1) - round(os.getloadavg()[0])
+    return max(1, min(torch.get_num_threads(), free))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes.calibration import Reals, calibration, calibration_error, judge, judged
 from coss_eval.probes.forward import ahead, predict, scores
 from coss_eval.runtime.background import in_background
-from coss_eval.runtime.device import exact_float32, resolve_device
+from coss_eval.runtime.device import exact_float32, resolve_device, spare_threads
 from coss_eval.tasks.corruptions.task import Corruptions
 
 CPU = torch.device("cpu")
@@ -254,3 +254,17 @@ def test_cells_have_the_calibration_and_the_page_shows_it(tmp_path: Path) -> Non
     fog = table[(table["metric"] == "brier") & (table["corruption"] == "fog")]["value"].mean()
     contrast = table[(table["metric"] == "brier") & (table["corruption"] == "contrast")]["value"].mean()
     assert f"{(fog + contrast) / 2:.3f}" in page[page.index("Brier score") :]
+
+
+@pytest.mark.parametrize(
+    ("load", "cores", "expected"), [(0.1, 2, 2), (1.0, 2, 1), (7.9, 2, 1), (1.2, 8, 4), (6.6, 8, 1)]
+)
+def test_threads_are_left_to_others(load: float, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch has four threads, or two on two cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.get_num_threads", lambda: min(cores, 4))
+    assert spare_threads() == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert spare_threads() == min(cores, 4)
