@@ -142,11 +142,12 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
 
 def difference_table(results: Results, spec: TaskScores, base: str) -> Table | None:
     """Every other one minus the baseline, in points, p adjusted over the table; None where nothing can be compared."""
-    scores = [score for score in comparable(spec.scores, results.labels) if score.of(base) is not None]
+    tested = comparable(spec.scores, results.labels)
+    scores = [score for score in tested if score.of(base) is not None]
     others = [label for label in results.labels if label != base and any(s.of(label) is not None for s in scores)]
     if not scores or not others:
         return None
-    family = adjusted(comparable(spec.scores, results.labels), results.labels)  # also where the baseline has a gap
+    family = adjusted(tested, results.labels)  # also where the baseline has a gap
     rows = [
         Row(s.name, [_change(s, base, label, family.get((s.group, s.name, label, base))) for label in others], s.group)
         for s in scores

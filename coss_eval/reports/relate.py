@@ -110,10 +110,10 @@ class Relation:
         with style():
             return _scatter(self)
 
-    def text(self) -> str:
+    def text(self, width: int | None = None) -> str:
         """The warnings and both tables for a terminal."""
         lines = [f"WARNING  {line}" for line in self.warnings]
-        return "\n\n".join([*lines, *map(layout.text, self._tables())])
+        return "\n\n".join([*lines, *(layout.text(table, width) for table in self._tables())])
 
     def write(self, out: str | os.PathLike[str]) -> list[Path]:
         """relate.csv, correlations.csv, figures/, report.md and report.html in the folder ``out``; the paths."""
