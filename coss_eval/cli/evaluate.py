@@ -86,7 +86,7 @@ def _show_plan(planned: Plan, out: Path) -> None:
 
     for subject in planned.subjects:
         if subject.model.report is not None:
-            say("\n".join(subject.model.report.lines()))
+            say("\n".join([f"checkpoint  {subject.model.name}", *subject.model.report.lines()]))
     say("\n".join(planned.lines()))
     say(f"out         {out}")
     seconds = planned.seconds()

@@ -245,10 +245,14 @@ def list_(kind: str | None = None) -> int:
         tasks, datasets, corruptions, attacks, architectures, methods, layouts, data-layouts, presets or sweeps
         [default: all].
     """
-    from coss_eval.cli.describe import list_lines
-    from coss_eval.runtime.live import say
+    from textwrap import fill
 
-    say("\n".join(list_lines(kind)))
+    from coss_eval.cli.describe import list_lines
+    from coss_eval.runtime.live import say, width
+
+    within = width()
+    for line in list_lines(kind):
+        say(line if within is None else fill(line, within, subsequent_indent=" " * 32, break_on_hyphens=False))
     return 0
 
 

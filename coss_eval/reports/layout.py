@@ -130,8 +130,9 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """A pipe table."""
-    lines = [_pipes([table.corner, *table.columns]), "|:--|" + "--:|" * len(table.columns)]
+    """A pipe table; columns of text are aligned left."""
+    sides = "".join("--:|" if number else ":--|" for number in _numeric(table))
+    lines = [_pipes([table.corner, *table.columns]), f"|:--|{sides}"]
     for heading, row in table.grouped():
         if heading:
             lines.append(_pipes([f"*{heading}*", *[""] * len(table.columns)]))
@@ -233,8 +234,7 @@ def latex(table: Table) -> str:
     table = narrow(table, 4)
     width = max(_NARROWEST, (_LINE - _LABEL) // len(table.columns))
     stacked = any(len(str(e)) > width for row in table.rows for e in row.entries if isinstance(e, Number))
-    numeric = [any(isinstance(row.entries[i], Number) for row in table.rows) for i in range(len(table.columns))]
-    sides = ["r" if each else "l" for each in numeric]
+    sides = ["r" if each else "l" for each in _numeric(table)]
     heads = [_broken(name, width, side, "b") for name, side in zip(table.columns, sides, strict=True)]
     lines = [
         f"% {table.title}; made by coss-eval",
@@ -306,6 +306,11 @@ def _stack(lines: Sequence[str], side: str, align: str, space: str = "") -> str:
     if len(lines) < 2:
         return "".join(lines)
     return f"\\begin{{tabular}}[{align}]{{@{{}}{side}@{{}}}}" + f" \\\\{space} ".join(lines) + "\\end{tabular}"
+
+
+def _numeric(table: Table) -> list[bool]:
+    """Of each column: whether it has numbers."""
+    return [any(isinstance(row.entries[i], Number) for row in table.rows) for i in range(len(table.columns))]
 
 
 def _shown(entry: Entry) -> str:

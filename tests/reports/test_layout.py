@@ -71,7 +71,10 @@ def test_gaps_are_counted() -> None:
 def test_markdown_is_a_table_of_one_width() -> None:
     lines = markdown(TABLE).splitlines()
     assert lines[0] == "| accuracy %, n = 100, limit | r18_a | 50 % \\| x |"
+    assert lines[1] == "|:--|--:|--:|"
     assert lines[3] == "| *weather* |  |  |"
+    words = Table("runs", "Runs", "started", ["command", "n"], [Row("now", ["`coss-eval list`", Number(1.0)])])
+    assert markdown(words).splitlines()[1] == "|:--|:--|--:|"
     assert {line.replace("\\|", "").count("|") for line in lines} == {4}
 
 
