@@ -138,7 +138,8 @@ def claim(what: str, *, results: Path, size: str | None = None) -> int:
     Parameters
     ----------
     what
-        A YAML of claims (or a sweep with claims, shipped or a file): name, task, metric, where, contrast, margin.
+        A YAML of claims, each with name, source, task, metric, margin and, where needed, where, contrast, percent and
+        data; or a sweep with claims, shipped or a file.
     results
         Folder of the sweep that it is, or a results folder with the runs of the methods.
     size
