@@ -62,6 +62,15 @@ def test_help_and_list_import_neither_torch_nor_pandas(arguments: list[str]) -> 
     assert done.stdout
 
 
+def test_list_keeps_within_the_terminal(run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = run("list", "presets").out
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = run("list", "presets").out
+    assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, whole.splitlines()))
+    assert narrow.split() == whole.split()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -237,7 +246,9 @@ def test_a_first_session_from_training_to_a_comparison(run: Callable[..., Done],
 
     flags = ["--tasks", "corruptions", "--tasks", "redundancy", "--limit", "20"]
     planned = run("evaluate", *flags, "--ckpt", "one/model.safetensors", "--out", "a", "--dry-run").out
-    assert "LIMITED to 20" in planned
+    assert "digits: LIMITED to 20 test images, 10 classes" in planned
+    assert "geometry    size 32 x 32, resize native" in planned
+    assert "checkpoint  one\n" in planned
     assert not Path("a").exists()
     for model, out in (("one", "a"), ("two", "b")):
         done = run("evaluate", *flags, "--ckpt", f"{model}/model.safetensors", "--out", out, "--quiet")

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from coss_eval.errors import CossError
-from coss_eval.runtime.provenance import git_commit, portable
+from coss_eval.runtime.provenance import git_commit, made_with, portable
 from coss_eval.sweeps.plan import Evaluation, Sweep, runs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -194,6 +194,15 @@ def test_a_command_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(home))
     words = [str(here / "data"), str(home / "a b"), str(home), f"{home}-other", "--seed", "results/x"]
     assert [portable(word) for word in words] == ["data", "~/a b", "~", f"{home}-other", "--seed", "results/x"]
+
+
+@pytest.mark.parametrize(
+    ("script", "program"),
+    [("lib/coss_eval/__main__.py", "coss-eval"), ("bin/coss-eval", "coss-eval"), ("here/study.py", "study.py")],
+)
+def test_a_runs_command_is_what_a_person_types(script: str, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "list", "tasks"])
+    assert made_with(torch.device("cpu"))["command"] == f"{program} list tasks"
 
 
 def test_out_of_memory_is_a_row_and_the_next_is_measured(scripts: Any, tmp_path: Path, monkeypatch: Any) -> None:

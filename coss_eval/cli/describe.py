@@ -178,9 +178,8 @@ def _run_lines(path: Path) -> list[str]:
     for run in store.runs():
         data = run["data"]
         lines.append(f"run         {run['started']}  {run['command']}")
-        lines.append(
-            f"            {data['name']}, n={data['test']['n']}, limit {data['test']['limit']}, seed {run['seed']}"
-        )
+        limit = data["test"]["limit"] or "none"
+        lines.append(f"            {data['name']}, n={data['test']['n']}, limit {limit}, seed {run['seed']}")
         lines += [f"            {model['name']}: {model['arch']}, {model['sha256'][:12]}" for model in run["models"]]
         lines.append("            " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
     return lines

@@ -86,7 +86,7 @@ def _show_plan(planned: Plan, out: Path) -> None:
 
     for subject in planned.subjects:
         if subject.model.report is not None:
-            say("\n".join(subject.model.report.lines()))
+            say("\n".join([f"checkpoint  {subject.model.name}", *subject.model.report.lines()]))
     say("\n".join(planned.lines()))
     say(f"out         {out}")
     seconds = planned.seconds()
@@ -95,10 +95,11 @@ def _show_plan(planned: Plan, out: Path) -> None:
 
 def _headline(path: Path, baseline: str | None) -> str:
     from coss_eval import reports
+    from coss_eval.runtime.live import width
     from coss_eval.store import Store
 
     reports.write(path, baseline=baseline)
-    return reports.headline_text(Store(path))
+    return reports.headline_text(Store(path), width())
 
 
 @app.command(group=EVALUATE)

@@ -122,10 +122,10 @@ def compare(a: Path, b: Path, *, out: Path | None = None, force: bool = False) -
     """
     from coss_eval.reports.compare import compare as differences
     from coss_eval.reports.compare import text, write
-    from coss_eval.runtime.live import say
+    from coss_eval.runtime.live import say, width
 
     found = differences(a, b, force=force)
-    say(text(found))
+    say(text(found, width()))
     for path in [] if out is None else write(found, out):
         say(str(path))
     return 0
@@ -138,7 +138,8 @@ def claim(what: str, *, results: Path, size: str | None = None) -> int:
     Parameters
     ----------
     what
-        A YAML of claims (or a sweep with claims, shipped or a file): name, task, metric, where, contrast, margin.
+        A YAML of claims, each with name, source, task, metric, margin and, where needed, where, contrast, percent and
+        data; or a sweep with claims, shipped or a file.
     results
         Folder of the sweep that it is, or a results folder with the runs of the methods.
     size
@@ -166,10 +167,10 @@ def consistency(*folders: Path, out: Path | None = None) -> int:
     from coss_eval.reports.consistency import consistency as of_folders
     from coss_eval.reports.consistency import text
     from coss_eval.reports.files import write_file
-    from coss_eval.runtime.live import say
+    from coss_eval.runtime.live import say, width
 
     found = of_folders(*folders)
-    say(text(found))
+    say(text(found, width()))
     if out is not None:
         say(f"\n{write_file(out, found.to_csv(index=False, lineterminator=chr(10)))}")
     return 0
@@ -199,10 +200,10 @@ def relate(
         Folder for the page, the figure and the numbers [default: results/relate-X-Y].
     """
     from coss_eval.evaluation import relate as related
-    from coss_eval.runtime.live import say
+    from coss_eval.runtime.live import say, width
 
     found = related(folders, x, y, family=family)
-    say(found.text() + "\n")
+    say(found.text(width()) + "\n")
     folder = out or Path("results") / f"relate-{x}-{y}".replace("/", "-").replace(" ", "-")
     found.write(folder)
     say(f"report      {folder / 'report.md'}, report.html, figures/relate.png, relate.csv and correlations.csv")
@@ -245,10 +246,14 @@ def list_(kind: str | None = None) -> int:
         tasks, datasets, corruptions, attacks, architectures, methods, layouts, data-layouts, presets or sweeps
         [default: all].
     """
-    from coss_eval.cli.describe import list_lines
-    from coss_eval.runtime.live import say
+    from textwrap import fill
 
-    say("\n".join(list_lines(kind)))
+    from coss_eval.cli.describe import list_lines
+    from coss_eval.runtime.live import say, width
+
+    within = width()
+    for line in list_lines(kind):
+        say(line if within is None else fill(line, within, subsequent_indent=" " * 32, break_on_hyphens=False))
     return 0
 
 

@@ -79,13 +79,14 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as plain lines for a terminal."""
         data = self.subjects[0].data
-        limit = "" if data.test.limit is None else f", LIMITED to {len(data.test)}"
+        limit = "" if data.test.limit is None else "LIMITED to "
+        geometry = self.subjects[0].geometry.items()
         per_task = Counter(job.cell.task for job in self.jobs for _ in job.subjects)
         todo = ", ".join(f"{task} {count}" for task, count in per_task.items()) or "nothing"
         return [
             *(line for subject in self.subjects for line in _model_lines(subject.model)),
-            f"data        {data.name}: {len(data.test)} test images{limit}, {len(data.classes)} classes",
-            f"geometry    {self.subjects[0].geometry}",
+            f"data        {data.name}: {limit}{len(data.test)} test images, {len(data.classes)} classes",
+            f"geometry    {', '.join(f'{name} {_plain(value)}' for name, value in geometry)}",
             f"device      {self.subjects[0].compute.device}, seed {self.seed}",
             f"cells       {len(self.cells)}, of which {self.missing} to compute: {todo}",
             *(f"WARNING     {warning}" for warning in self.warnings),
@@ -260,6 +261,11 @@ def _model_lines(model: Model) -> list[str]:
     """What is evaluated, and the normalisation where nobody says it."""
     line = f"model       {model.name}: {model.arch}, {model.sha256[:12]}"
     return [line, *([normalisation_line(model)] if _assumed(model) else [])]
+
+
+def _plain(value: object) -> str:
+    """ "32 x 32" for a list of sides."""
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _assumed(model: Model) -> bool:

@@ -55,7 +55,7 @@ def write(
     return paths + drawn
 
 
-def headline_text(store: Store) -> str:
+def headline_text(store: Store, width: int | None = None) -> str:
     """The headline table as plain text for a terminal, a row a measure and a column a checkpoint.
 
     One line that says so where the store has nothing for the headline.
@@ -67,7 +67,7 @@ def headline_text(store: Store) -> str:
     if not scores:
         return f"{', '.join(results.tasks)}: nothing measured that the headline shows; see the report's tables"
     table = document.headline_table(results, scores)
-    shown = layout.text(layout.transposed(table))
+    shown = layout.text(layout.transposed(table), width)
     return f"{shown}\n{table.gaps} not measured ({layout.GAP})" if table.gaps else shown
 
 

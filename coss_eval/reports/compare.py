@@ -84,14 +84,14 @@ def compare(run_a: str | os.PathLike[str], run_b: str | os.PathLike[str], *, for
     return frame
 
 
-def text(frame: pd.DataFrame) -> str:
+def text(frame: pd.DataFrame, width: int | None = None) -> str:
     """The comparison for a terminal: warnings first, then a table a table; what each difference shows beside it."""
     lines = [f"WARNING  {warning}" for warning in frame.attrs.get("warnings", [])]
-    return "\n".join([*lines, *(table_text(table) + "\n" for table in tables(frame)), NOTE])
+    return "\n".join([*lines, *(table_text(table, width) + "\n" for table in tables(frame)), NOTE])
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
-    """A table for each pair and table of scores, headed by the two, their images and their seeds."""
+    """A table for each pair and table of scores, headed by the two, with their images where these differ."""
     found = []
     for (label_a, label_b, name), rows in frame.groupby(["a", "b", "table"], sort=False):
         entries = []
@@ -102,10 +102,10 @@ def tables(frame: pd.DataFrame) -> list[Table]:
         columns = [str(label_a), str(label_b)]
         if label_a == label_b:
             columns = [f"{label_a}, {run}" for run in frame.attrs["runs"]]
-        columns = [f"{c} ({_sizes(rows, side)})" for c, side in zip(columns, "ab", strict=True)]
-        counts = sorted(set(rows["n"]))
-        n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-        found.append(Table(str(name), str(name), f"{name}, {n}", [*columns, "difference", "seen"], entries))
+        change = f"{columns[1]} minus {columns[0]}"
+        n = _images(rows["n"])
+        columns = [f"{c}{_sizes(rows, side, n)}" for c, side in zip(columns, "ab", strict=True)]
+        found.append(Table(str(name), str(name), f"{name}, {n}", [*columns, change, "seen"], entries))
     return found
 
 
@@ -155,11 +155,15 @@ def _difference(row: dict[Any, Any]) -> Number:
     return Number(row["difference"], row["low"], row["high"], row["unit"], p=p, signed=True)
 
 
-def _sizes(rows: pd.DataFrame, side: str) -> str:
-    """ "n = 500, 3 seeds"."""
-    counts, seeds = sorted(set(rows[f"n_{side}"])), max(rows[f"seeds_{side}"])
-    shown = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
-    return f"n = {shown}, {seeds} seed{'' if seeds == 1 else 's'}"
+def _sizes(rows: pd.DataFrame, side: str, usual: str) -> str:
+    """ " (n = 500)": the images of a side where they are not the ``usual`` ones."""
+    images = _images(rows[f"n_{side}"])
+    return "" if images == usual else f" ({images})"
+
+
+def _images(counts: pd.Series[int]) -> str:
+    """ "n = 500", or "n = 100 to 500"."""
+    return "n = " + " to ".join(map(str, dict.fromkeys([min(counts), max(counts)])))
 
 
 def _results(path: str | os.PathLike[str]) -> tuple[Results, str | None]:
@@ -214,12 +218,15 @@ def _seeds(estimate: Estimate) -> int:
 
 
 def _scores(results: Results, task: str) -> list[tuple[str, Score]]:
-    """Every score of a task with the name of its table; groups of further tables say whose they are."""
+    """Every score of a task with the name of its table, but references; groups of further tables say whose they are."""
+    found: list[tuple[str, Score]]
     if task == "headline":
-        return [("headline", column) for column in headline.columns(results)]
-    main, *others = task_report(task).scores(results)
-    further = [(t.name, replace(s, group=s.group or t.title)) for t in others for s in t.scores]
-    return [*((main.name, score) for score in main.scores), *further]
+        found = [("headline", column) for column in headline.columns(results)]
+    else:
+        main, *others = task_report(task).scores(results)
+        found = [(main.name, score) for score in main.scores]
+        found += [(t.name, replace(s, group=s.group or t.title)) for t in others for s in t.scores]
+    return [(name, score) for name, score in found if not score.reference]
 
 
 def _differing(a: _Side, b: _Side) -> list[str]:

@@ -67,7 +67,7 @@ def kappa(a: Estimate | None, b: Estimate | None) -> Estimate | None:
     return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
-def text(frame: pd.DataFrame) -> str:
+def text(frame: pd.DataFrame, width: int | None = None) -> str:
     """Kappa for a terminal: a row a pair of checkpoints, a column a task's mean, or its only condition."""
     alone = frame.groupby(["a", "b", "task", "metric"])["a"].transform("size") == 1
     shown = frame[(frame["condition"] == ALL) | alone]
@@ -82,7 +82,7 @@ def text(frame: pd.DataFrame) -> str:
         ]
         rows.append(Row(f"{one} and {other}", entries))
     columns = [f"{task} {metric}" if task in several else task for task, metric in names]
-    table = table_text(Table("consistency", "Error consistency", "Cohen's kappa", columns, rows))
+    table = table_text(Table("consistency", "Error consistency", "Cohen's kappa", columns, rows), width)
     return f"{table}\n0: as often together as their accuracies make it; 1: right and wrong on the same images."
 
 

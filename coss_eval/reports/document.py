@@ -142,11 +142,12 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
 
 def difference_table(results: Results, spec: TaskScores, base: str) -> Table | None:
     """Every other one minus the baseline, in points, p adjusted over the table; None where nothing can be compared."""
-    scores = [score for score in comparable(spec.scores, results.labels) if score.of(base) is not None]
+    tested = comparable(spec.scores, results.labels)
+    scores = [score for score in tested if score.of(base) is not None]
     others = [label for label in results.labels if label != base and any(s.of(label) is not None for s in scores)]
     if not scores or not others:
         return None
-    family = adjusted(comparable(spec.scores, results.labels), results.labels)  # also where the baseline has a gap
+    family = adjusted(tested, results.labels)  # also where the baseline has a gap
     rows = [
         Row(s.name, [_change(s, base, label, family.get((s.group, s.name, label, base))) for label in others], s.group)
         for s in scores
@@ -154,8 +155,8 @@ def difference_table(results: Results, spec: TaskScores, base: str) -> Table | N
     title = f"{spec.title}: difference from {base}"
     n = results.n_text(e.n for score in scores for label in others if (e := score.of(label)) is not None)
     points = [score for score in scores if score.unit == "percent"]
-    points_or_not = "points" if len(points) == len(scores) else "difference (points where it is of %)"
-    corner = f"{points_or_not} from {base}, " + (n if results.groups.members else f"p of checkpoints, {n}")
+    unit = "points" if len(points) == len(scores) else "points of %, else as it is"
+    corner = f"minus {base} ({unit}), " + (n if results.groups.members else f"p between checkpoints, {n}")
     seen = [could_have_seen(score.of(label), score.of(base)) for score in points for label in others]
     return Table(f"{spec.name}_differences", title, corner, others, rows, _power([x for x in seen if x is not None]))
 
@@ -166,7 +167,7 @@ def _power(seen: Sequence[float]) -> str:
         return ""
     low, high = (Number(x).main for x in (min(seen), max(seen)))
     shown = low if low == high else f"{low} to {high}"
-    return f"Differences that these numbers show 8 times in 10, before adjustment: {shown} points."
+    return f"Smallest true difference that would be found 8 times in 10, before p is adjusted: {shown} points."
 
 
 def protocol_line(results: Results, task: str) -> str:

@@ -130,8 +130,9 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """A pipe table."""
-    lines = [_pipes([table.corner, *table.columns]), "|:--|" + "--:|" * len(table.columns)]
+    """A pipe table; columns of text are aligned left."""
+    sides = "".join("--:|" if number else ":--|" for number in _numeric(table))
+    lines = [_pipes([table.corner, *table.columns]), f"|:--|{sides}"]
     for heading, row in table.grouped():
         if heading:
             lines.append(_pipes([f"*{heading}*", *[""] * len(table.columns)]))
@@ -139,15 +140,65 @@ def markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
-def text(table: Table) -> str:
-    """Aligned plain text for a terminal."""
-    lines = [[table.corner, *table.columns]]
-    for heading, row in table.grouped():
-        lines += [[heading, *[""] * len(table.columns)]] if heading else []
-        lines.append([f"  {row.name}" if row.group else row.name, *map(_shown, row.entries)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    return "\n".join([shown[0], "─" * max(map(len, shown)), *shown[1:]])
+def text(table: Table, width: int | None = None) -> str:
+    """Aligned plain text for a terminal of ``width`` characters; None: as wide as it gets.
+
+    Where it does not fit, heads are broken into lines, and the columns stand in blocks below one another.
+    """
+    if width is None:
+        return _block(table, [[name] for name in table.columns])
+    entries = [[_shown(row.entries[i]) for row in table.rows] for i in range(len(table.columns))]
+    heads = [
+        textwrap.wrap(name, max(map(len, [*column, *name.split(), " " * _HEAD])), break_long_words=False)
+        for name, column in zip(table.columns, entries, strict=True)
+    ]
+    whole = _block(table, [[name] for name in table.columns])
+    if max(map(len, whole.splitlines())) <= width:
+        return whole
+    blocks: list[list[int]] = [[]]
+    room = left = width - max(map(len, [table.corner, *map(_stub, table.rows)]))
+    for i, column in enumerate(entries):
+        needed = 2 + max(map(len, [*column, *heads[i]]))
+        if needed > left and blocks[-1]:
+            blocks.append([])
+            left = room
+        blocks[-1].append(i)
+        left -= needed
+    return "\n\n".join(
+        _block(replace(table, rows=[_only(row, block) for row in table.rows]), [heads[i] for i in block])
+        for block in blocks
+    )
+
+
+_HEAD = 14  # characters: a head is not broken narrower
+
+
+def _stub(row: Row) -> str:
+    """A row's name, indented below its group's heading."""
+    return f"  {row.name}" if row.group else row.name
+
+
+def _only(row: Row, columns: Sequence[int]) -> Row:
+    return replace(row, entries=[row.entries[i] for i in columns])
+
+
+def _block(table: Table, heads: Sequence[Sequence[str]]) -> str:
+    """A table below ``heads``, the lines of each column's name; a group's heading has a line of its own."""
+    deep = max(map(len, heads), default=1)
+    above = [["", *([""] * (deep - len(head)) + [*head])] for head in heads]
+    top = [[table.corner if i == deep else "", *(head[i] for head in above)] for i in range(1, deep + 1)]
+    lines = [[_stub(row), *map(_shown, row.entries)] for row in table.rows]
+    widths = [max(map(len, column)) for column in zip(*top, *lines, strict=True)]
+
+    def aligned(line: Sequence[str]) -> str:
+        return "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+
+    shown = [*map(aligned, top)]
+    for (heading, _), line in zip(table.grouped(), lines, strict=True):
+        shown += [heading] if heading else []
+        shown.append(aligned(line))
+    rule = "─" * max(map(len, shown))
+    return "\n".join([*shown[:deep], rule, *shown[deep:]])
 
 
 def transposed(table: Table) -> Table:
@@ -183,8 +234,7 @@ def latex(table: Table) -> str:
     table = narrow(table, 4)
     width = max(_NARROWEST, (_LINE - _LABEL) // len(table.columns))
     stacked = any(len(str(e)) > width for row in table.rows for e in row.entries if isinstance(e, Number))
-    numeric = [any(isinstance(row.entries[i], Number) for row in table.rows) for i in range(len(table.columns))]
-    sides = ["r" if each else "l" for each in numeric]
+    sides = ["r" if each else "l" for each in _numeric(table)]
     heads = [_broken(name, width, side, "b") for name, side in zip(table.columns, sides, strict=True)]
     lines = [
         f"% {table.title}; made by coss-eval",
@@ -256,6 +306,11 @@ def _stack(lines: Sequence[str], side: str, align: str, space: str = "") -> str:
     if len(lines) < 2:
         return "".join(lines)
     return f"\\begin{{tabular}}[{align}]{{@{{}}{side}@{{}}}}" + f" \\\\{space} ".join(lines) + "\\end{tabular}"
+
+
+def _numeric(table: Table) -> list[bool]:
+    """Of each column: whether it has numbers."""
+    return [any(isinstance(row.entries[i], Number) for row in table.rows) for i in range(len(table.columns))]
 
 
 def _shown(entry: Entry) -> str:

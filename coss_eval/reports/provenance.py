@@ -106,7 +106,7 @@ def runs_table(runs: Sequence[Record]) -> list[Table]:
     for run in runs:
         versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
         device = " ".join(str(run[name]) for name in ("device", "device_name") if run.get(name))
-        threads = f", {run['threads']} threads" if run.get("threads") else ""
+        threads = f", {count} thread{'s' * (count > 1)}" if (count := int(run.get("threads") or 0)) else ""
         commit = str(run.get("git_commit") or "")
         rows.append(
             Row(

@@ -110,10 +110,10 @@ class Relation:
         with style():
             return _scatter(self)
 
-    def text(self) -> str:
+    def text(self, width: int | None = None) -> str:
         """The warnings and both tables for a terminal."""
         lines = [f"WARNING  {line}" for line in self.warnings]
-        return "\n\n".join([*lines, *map(layout.text, self._tables())])
+        return "\n\n".join([*lines, *(layout.text(table, width) for table in self._tables())])
 
     def write(self, out: str | os.PathLike[str]) -> list[Path]:
         """relate.csv, correlations.csv, figures/, report.md and report.html in the folder ``out``; the paths."""
@@ -236,8 +236,8 @@ def _warnings(
     most = max((c.n for c in correlations), default=len(models))
     if most < FEW:
         found.append(
-            f"{len(models)} models: with fewer than {FEW} the interval is what it is. A resample of so few repeats "
-            "models, and ranks take few values; it says which way, at most."
+            f"{len(models)} models: with fewer than {FEW} do not rely on the interval. Resamples of so few models "
+            "repeat them, and ranks take few values: the coefficient says which way, at most."
         )
     if len({model.family for model in models}) > 1 and all(c.families > 1 for c in correlations):
         found.append(
@@ -250,7 +250,9 @@ def _warnings(
     if gaps:
         found.append(f"{gaps} {'models lack' if gaps > 1 else 'model lacks'} one of the scores and are left out.")
     if untrained:
-        found.append(f"{untrained} untrained networks are left out: they would be a cluster of their own.")
+        one = untrained == 1
+        left_out = "network is left out: it" if one else "networks are left out: they"
+        found.append(f"{untrained} untrained {left_out} would be a cluster of {'its' if one else 'their'} own.")
     return found
 
 
@@ -349,6 +351,9 @@ def _column(runs: Sequence[Results], name: str) -> Column:
     first = next((each for each in of_task if each in known and each != CLEAN[0]), None)
     if first is None:
         tasks = {task for results in runs for task in results.tasks}
+        if name in tasks:
+            scores = ", ".join(map(repr, known))
+            raise UsageError(f"{name} has no score in the headline of these folders; give one that they have: {scores}")
         raise unknown_name("score", name, [*known, *sorted(tasks)])
     return known[first]
 

@@ -22,13 +22,18 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Score:
-    """One row of a table: what it is called and its estimate for a checkpoint (None: a gap), computed once."""
+    """One row of a table: what it is called and its estimate for a checkpoint (None: a gap), computed once.
+
+    Names differ within a group. A ``reference`` stands beside another score, as the untrained network's redundancy
+    does: it is the same network's for most checkpoints, so no difference of it is shown or tested.
+    """
 
     name: str
     of: Of
     unit: Unit = "percent"
     group: str = ""
     lower_is_better: bool = False
+    reference: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "of", cache(self.of))
@@ -64,8 +69,11 @@ class TaskScores:
 
 
 def comparable(scores: Sequence[Score], labels: Sequence[str]) -> list[Score]:
-    """The scores whose differences can have an interval: shares of images, and what has an interval of its own."""
-    found = [(score, [score.of(label) for label in labels]) for score in scores]
+    """The scores whose differences can have an interval: shares of images, and what has an interval of its own.
+
+    References are left out.
+    """
+    found = [(score, [score.of(label) for label in labels]) for score in scores if not score.reference]
     return [s for s, ofs in found if s.unit == "percent" or any(e is not None and e.low is not None for e in ofs)]
 
 

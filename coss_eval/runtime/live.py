@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ def tell(text: str) -> None:
     """A plain line beside results, for a person."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def width() -> int | None:
+    """How many characters a line of the terminal has; None where the output is no terminal and COLUMNS is not set."""
+    return shutil.get_terminal_size(fallback=(0, 0)).columns or None
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 
+def _program() -> str:
+    """What a person types to start it: "coss-eval" for ``python -m coss_eval`` too."""
+    script = Path(sys.argv[0])
+    return "coss-eval" if script.parts[-2:] == ("coss_eval", "__main__.py") else script.name
+
+
 def made_with(device: torch.device) -> dict[str, Any]:
     """Command, time, versions, device and threads, as JSON has them."""
     import numpy  # here: the store asks for the commit only, and imports nothing heavy
@@ -23,7 +29,7 @@ def made_with(device: torch.device) -> dict[str, Any]:
     import torchvision
 
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *map(portable, sys.argv[1:])]),
+        "command": shlex.join([_program(), *map(portable, sys.argv[1:])]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {
             "coss_eval": __version__,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -180,7 +180,18 @@ def read_values(what: str | Path, size: str | None = None) -> dict[str, Any]:
         if size not in sizes:
             raise unknown_name("size of the sweep", str(size), [FIRST_SIZE, *sizes])
         values |= sizes[size]
+    _refuse_incomplete(values.get("claims"))
     return values
+
+
+def _refuse_incomplete(claims: Any) -> None:
+    """UsageError for an entry of ``claims`` that lacks what every claim must say."""
+    needed = [f.name for f in fields(Claim) if f.default is MISSING and f.default_factory is MISSING]
+    for i, claim in enumerate(claims if isinstance(claims, list) else [], 1):
+        lacking = [name for name in needed if name not in claim] if isinstance(claim, dict) else []
+        if lacking:
+            called = f"{i} ({claim['name']})" if "name" in claim else str(i)
+            raise UsageError(f"claim {called} lacks {', '.join(lacking)}; a claim says {', '.join(needed)}")
 
 
 def runs(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[TrainingRun]:

@@ -114,6 +114,10 @@ def judge(what: str | Path, folder: Path, size: str | None = None) -> tuple[list
     everything = states(sweep, folder, folder)
     if not sweep.claims or not folder.is_dir():
         raise UsageError(f"{what} has no claims" if not sweep.claims else f"there is no folder {folder}")
+    if not any((folder / state.run.name).is_dir() for state in everything):
+        raise UsageError(
+            f"{folder} has no run of the sweep {what}; give what coss-eval sweep wrote, or a YAML of claims alone"
+        )
     trials = [_trial(state, sweep, folder) for state in everything if not state.run.pilot]
     return sweeps.findings(trials, sweep.claims), run_hours(everything)
 

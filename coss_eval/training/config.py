@@ -116,7 +116,7 @@ class Config:
             )
         if self.warm_up_epochs > self.epochs:
             raise UsageError(
-                f"{self.warm_up_epochs:g} warm_up_epochs do not fit into {self.epochs} epochs; set warm_up_epochs too"
+                f"{self.warm_up_epochs:g} warm_up_epochs do not fit into {self.epochs} epochs; lower it, too (--set warm_up_epochs=0)"
             )
         if self.compile and self.local is not None and self.local.site != "prepool":
             raise UsageError(

@@ -18,6 +18,7 @@ from coss_eval.reports.claims import Claim, claim_lines, claims_table, finding, 
 from coss_eval.reports.results import Results
 from coss_eval.statistics import contrast, holm
 from coss_eval.store import Cell, Measurement, Store
+from coss_eval.sweeps.report import judge
 
 CLAIM = Claim(
     name="corruptions",
@@ -186,6 +187,15 @@ def test_a_known_effect_gets_the_right_verdict(
     for wrong, error in (({"data": None}, "needs data: one of one, two"), ({"contrast": {"x": 1, "byol": -1}}, "'x'")):
         with pytest.raises(UsageError, match=error):
             findings_in([replace(claimed[0], **wrong)], Results(store))
+
+
+def test_what_cannot_be_judged_is_said_in_one_line(store: Store, tmp_path: Path) -> None:
+    """A claim that lacks a field, and a sweep's claims put to a folder that is none of its own."""
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"claims": [{"name": "co helps", "task": "probe"}]}))
+    with pytest.raises(UsageError, match=r"claim 1 \(co helps\) lacks source, metric, margin; a claim says name"):
+        judge(tmp_path / "claims.yaml", store.path)
+    with pytest.raises(UsageError, match="has no run of the sweep co-claims; give what coss-eval sweep wrote"):
+        judge("co-claims", tmp_path)
 
 
 @pytest.mark.slow

@@ -38,6 +38,18 @@ def test_two_checkpoints_of_other_names_are_paired(make: Callable[..., Writer]) 
     assert "linear probe top-1" in text(frame)
 
 
+def test_what_only_stands_beside_a_score_is_not_compared(make: Callable[..., Writer]) -> None:
+    """The untrained network's redundancy is a reference: no difference of it, and no other metric's value for it."""
+    a, b = make("one", "weak", 0.2), make("two", "stronger", 1.2)
+    a.redundancy()
+    b.redundancy()
+    frame = compare(a.store.path, b.store.path)
+    assert {"redundancy", "within", "normalised"} <= set(frame["score"].str.split(",").str[0])
+    assert not frame["score"].str.contains("untrained").any()
+    assert not frame.duplicated(["table", "group", "score"]).any()
+    assert "stronger minus weak" in text(frame)
+
+
 def test_same_names_pair_among_several(make: Callable[..., Writer]) -> None:
     for run in ("one", "two"):
         for name in ("r18", "r50"):
@@ -103,7 +115,7 @@ def test_any_two_models_of_any_folders_are_compared(make: Callable[..., Writer],
     frame = compare(f"{store.path}::weak", f"{store.path}::strong")
     assert set(zip(frame["a"], frame["b"], strict=True)) == {("weak", "strong")}
     shown = text(frame)
-    assert "weak (n = 60, 1 seed)" in shown
+    assert shown.splitlines()[0].split("  ")[:2] == ["headline, n = 60", "weak"]
     assert "compares two checkpoints, not two methods" in shown
     with pytest.raises(UsageError, match="unknown model 'wek'; did you mean weak"):
         compare(f"{store.path}::wek", store.path)
@@ -124,4 +136,4 @@ def test_methods_are_compared_over_their_seeds(make: Callable[..., Writer]) -> N
     assert set(frame["seeds_a"]) == set(frame["seeds_b"]) == {3}
     assert frame["low"].notna().all()
     assert frame["p"].isna().all()
-    assert "co (3 seeds) (n = 60, 3 seeds)" in text(frame)
+    assert "  co (3 seeds)  " in text(frame)

@@ -95,7 +95,7 @@ def test_every_task_has_its_table_and_differences(full: Store) -> None:
     for task in ("probe", "corruptions", "attacks", "internal"):
         assert {task, f"{task}_differences"} <= set(names)
     redundancy = table(document, "redundancy_differences")  # no samples to pair: from the intervals, without p
-    assert {row.name for row in redundancy.rows} == {"within", "normalised", "… untrained network"}
+    assert {row.name for row in redundancy.rows} == {"within", "normalised"}  # not the untrained network's, a reference
     assert all(isinstance(e, Number) and e.interval and not e.p_text for row in redundancy.rows for e in row.entries)
     corruptions = table(document, "corruptions")
     assert list(corruptions.columns) == ["b (baseline)", "a_1"]

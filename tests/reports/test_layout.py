@@ -71,7 +71,10 @@ def test_gaps_are_counted() -> None:
 def test_markdown_is_a_table_of_one_width() -> None:
     lines = markdown(TABLE).splitlines()
     assert lines[0] == "| accuracy %, n = 100, limit | r18_a | 50 % \\| x |"
+    assert lines[1] == "|:--|--:|--:|"
     assert lines[3] == "| *weather* |  |  |"
+    words = Table("runs", "Runs", "started", ["command", "n"], [Row("now", ["`coss-eval list`", Number(1.0)])])
+    assert markdown(words).splitlines()[1] == "|:--|:--|--:|"
     assert {line.replace("\\|", "").count("|") for line in lines} == {4}
 
 
@@ -79,6 +82,21 @@ def test_text_is_aligned() -> None:
     lines = text(TABLE).splitlines()
     assert len({len(line) for line in lines if not line.startswith("weather")}) == 1
     assert lines[-1].startswith("  snow")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_terminal_gets_blocks_with_every_entry(width: int) -> None:
+    """Nothing is cut or lost: each row's name in every block, heads broken between words, headings on their own."""
+    columns = ["untrained resnet18 (seed 0)", "byol", "co-byol", "simclr"]
+    rows = [Row(f"row {i}", [Number(0.1 * i + 0.01 * j, 0, 0.9) for j in range(4)], "noise") for i in range(3)]
+    table = Table("t", "T", "accuracy %, n = 9", columns, rows)
+    shown = text(table, width)
+    assert max(map(len, shown.splitlines())) <= width < max(map(len, text(table).splitlines()))
+    assert all(shown.count(str(entry)) == text(table).count(str(entry)) for row in rows for entry in row.entries)
+    blocks = shown.split("\n\n")
+    assert all(block.count(f"  {row.name}") == 1 for block in blocks for row in rows)
+    assert set(" ".join(columns).split()) <= set(shown.split())
+    assert text(table, 200) == text(table)
 
 
 def test_csv_reads_back() -> None:

@@ -77,7 +77,7 @@ def test_few_models_are_refused_or_said(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
     model(tmp_path, "m2", 0.5, arch="resnet50")
     found = relate([tmp_path], "redundancy", "kNN")
-    assert any("with fewer than 8 the interval is what it is" in line for line in found.warnings)
+    assert any("with fewer than 8 do not rely on the interval" in line for line in found.warnings)
     assert any("No family has 3 models" in line for line in found.warnings)
     assert any("1 model lacks one of the scores" in line for line in found.warnings)
     assert list(found.ranks()["name"]) == ["all models, families mixed"]
@@ -102,7 +102,7 @@ def test_untrained_networks_are_left_out_and_folders_are_searched(tmp_path: Path
         Store(folder).record_run({"models": [{"name": f"m{i}", "layout": layout}]})
     found = relate([tmp_path], "redundancy", "kNN")
     assert [m.name for m in found.models] == ["m0", "m1", "m2"]
-    assert any("1 untrained" in line for line in found.warnings)
+    assert "1 untrained network is left out: it would be a cluster of its own." in found.warnings
 
 
 def test_tasks_stand_for_their_first_column_and_the_page_says_what_follows(tmp_path: Path) -> None:
@@ -120,6 +120,18 @@ def test_tasks_stand_for_their_first_column_and_the_page_says_what_follows(tmp_p
     page = (tmp_path / "out" / "report.md").read_text()
     assert "explains damage inside the network at most" in page
     assert "1 of 3 cases" in page
+
+
+def test_a_task_without_a_headline_score_is_said(tmp_path: Path) -> None:
+    """Of five corruptions there is no mean, nor a column each; of two, the first stands for the task."""
+    few, some = BENCHMARK[:2], BENCHMARK[:5]
+    for names, folder in ((few, "few"), (some, "some")):
+        for i in range(3):
+            model(tmp_path / folder, f"m{i}", 0.1 * i, 0.4 * i, probe=False).corruptions(names)
+    found = relate([tmp_path / "few"], "redundancy", "corruptions")
+    assert found.y.name == few[0].replace("_", " ")
+    with pytest.raises(UsageError, match="corruptions has no score in the headline of these folders; give one"):
+        relate([tmp_path / "some"], "redundancy", "corruptions")
 
 
 def test_locations_of_networks_known_by_name_alone() -> None:

@@ -248,14 +248,14 @@ def test_scores_of_methods_are_the_means_of_their_runs_scores(three_seeds: Store
 def test_four_seeds_have_a_p(store: Store) -> None:
     methods(store, 4, {"byol": 0.2, "co-byol": 1.5})
     shown = table(build(Results(store)), "probe_differences")
-    assert "p of checkpoints" not in shown.corner
+    assert "p between checkpoints" not in shown.corner
     assert all(isinstance(e, Number) and e.p_text for row in shown.rows for e in row.entries)
 
 
 def test_one_seed_says_that_it_compares_checkpoints(full: Store) -> None:
     document = build(Results(full))
     assert "compare these checkpoints, not the methods that made them" in document.subtitle
-    assert "p of checkpoints" in table(document, "probe_differences").corner
+    assert "p between checkpoints" in table(document, "probe_differences").corner
 
 
 def test_labels_group_what_says_nothing_of_itself(store: Store) -> None:

@@ -257,8 +257,8 @@ REPORT = TaskReport(
     figures={
         "attacks_by_eps": (
             by_eps,
-            "Robust accuracy by eps; at 0 the clean accuracy on the same images. Attacks of many steps are "
-            "swept: an image broken at a smaller eps counts as broken. Bands: 95 % (Wilson).",
+            "Robust accuracy by eps; at 0 the clean accuracy on the same images, joined by dots. Attacks of many steps "
+            "are swept: an image broken at a smaller eps counts as broken. Bands: 95 % (Wilson).",
         )
     },
     headline=headline,

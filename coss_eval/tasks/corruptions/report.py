@@ -30,6 +30,7 @@ from coss_eval.reports.task_report import TaskReport
 from coss_eval.store import Condition
 
 TASK = "corruptions"
+FEW = 4  # corruptions that have a column each in the headline
 MeanOver = Callable[[Iterable[str]], Of]
 
 SEEN_CAPTION = (
@@ -267,7 +268,10 @@ def by_mean_severity(results: Results) -> Figure | None:
 
 
 def headline(results: Results) -> list[Column]:
-    """Clean, the mean over the benchmark, a gap unless all its conditions are there, and the share kept of it."""
+    """Clean, the mean over the benchmark, a gap unless all its conditions are there, and the share kept of it.
+
+    Where a run has a few corruptions only, each has a column of its own: a mean of whatever there is has no meaning.
+    """
 
     def benchmark(label: str) -> Estimate | None:
         return mean([corrupted(results, label, name, severity) for name in BENCHMARK for severity in SEVERITIES])
@@ -281,7 +285,25 @@ def headline(results: Results) -> list[Column]:
         "kept": KEPT,
     }
     of: dict[str, Of] = {"clean top-1": partial(clean, results), "corrupted": benchmark, "kept": share}
-    return [Column(name, of[name], terms={name: text}, place=-(name == "clean top-1")) for name, text in terms.items()]
+    columns = [
+        Column(name, of[name], terms={name: text}, place=-(name == "clean top-1")) for name, text in terms.items()
+    ]
+    return [*columns, *_few(results)]
+
+
+def _few(results: Results) -> list[Column]:
+    """A column for each corruption where these are few; a mean over all severities that were measured."""
+    conditions = [c for c in results.conditions(TASK, "accuracy") if not c.includes(corruption="clean")]
+    names = list(dict.fromkeys(str(c["corruption"]) for c in conditions))
+    severities = sorted({int(c["severity"]) for c in conditions})
+    if len(names) > FEW:
+        return []
+    text = f"accuracy, mean over severities {', '.join(map(str, severities))}"
+
+    def over(name: str) -> Of:
+        return lambda label: mean([corrupted(results, label, name, severity) for severity in severities])
+
+    return [Column(spaced(name), over(name), terms={spaced(name): text}) for name in names]
 
 
 REPORT = TaskReport(

@@ -121,9 +121,10 @@ def scores(results: Results) -> list[TaskScores]:
         shown = metric_name(metric.removesuffix(group)) + (f" (n = {images})" if images else "")
         for state in ("trained", "untrained"):
             if _conditions(results, metric, state, images):
-                name = shown if state == "trained" else "… untrained network"
+                name, beside = (shown, False) if state == "trained" else (f"{shown}, untrained", True)
                 unit: Unit = "percent" if metric in PERCENT else "plain"
-                rows.append(Score(name, measured(results, metric, state, images), unit, GROUPS[group]))
+                of = measured(results, metric, state, images)
+                rows.append(Score(name, of, unit, GROUPS[group], reference=beside))
     terms = {term: text for term, text in TERMS.items() if any(term in f"{score.group} {score.name}" for score in rows)}
     caption = f"{NOTE} {explained(terms)}".strip()
     read = [(m, c) for m, c in results.found(TASK) if m in PROBE]
@@ -317,6 +318,7 @@ def headline(results: Results) -> list[Column]:
             measured(results, metric, state),
             "plain",
             terms=alike | ({name: text} if text else {}),
+            reference=state == "untrained",
         )
         for name, (metric, text) in (known or {"redundancy, one mean": single}).items()
         for end, state in (("", "trained"), (", untrained", "untrained"))
