@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from coss_eval.errors import unknown_name
+from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports.groups import Groups
 from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
@@ -98,13 +98,22 @@ class Results:
         return list(dict.fromkeys(group.get(text, text) for text in self.checkpoints))
 
     def named(self, name: str, what: str) -> str:
-        """The label that a person's ``name`` means: itself, a method's or a model's. Raises UsageError, naming them."""
-        methods = {method: label for label, method in self.groups.methods.items()}
-        checkpoints = dict(zip(self.frame["model"], self.frame["checkpoint"], strict=True))
-        label = name if name in (*self.labels, *self.checkpoints) else methods.get(name, checkpoints.get(name))
-        if label not in (*self.labels, *self.checkpoints) or (what == "baseline" and label not in self.labels):
+        """The label that a person's ``name`` means: itself, a method's or a model's. Raises UsageError, naming them.
+
+        A baseline of several labels is the last of them, which tables then name; all else must be one.
+        """
+        every = dict.fromkeys([*self.labels, *self.checkpoints])
+        found = (
+            [label for label in every if label == name]
+            or [label for label in every if self.groups.methods.get(label) == name]
+            or [label for label in self.checkpoints if name in self.models(label)]
+        )
+        found = found if what != "baseline" else [label for label in found if label in self.labels][-1:]
+        if len(found) > 1:
+            raise UsageError(f"the {what} {name!r} has several rows: {', '.join(found)}; name one of them")
+        if not found:
             raise unknown_name(what, name, self.labels)
-        return str(label)
+        return found[0]
 
     def members(self, label: str) -> tuple[str, ...]:
         """The checkpoints that a label stands for: a method's runs, or the one itself."""
@@ -281,13 +290,19 @@ def pooled(runs: Sequence[Estimate | None]) -> Estimate | None:
     if len(known) < len(runs) or not known:
         return None
     values = by_run([known])[0]
-    found = contrast([(1.0, values)])
-    low, high = (None, None) if np.isnan(found.low) else (found.low, found.high)
-    within = all(run.low is not None and run.high is not None and 0 <= run.low <= run.high <= 1 for run in known)
-    if within and low is not None and high is not None:
-        low, high = max(0.0, low), min(1.0, high)  # of a share
+    about = contrast([(1.0, values)])
+    low, high = (None, None) if np.isnan(about.low) else (about.low, about.high)
     n, data = min(run.n for run in known), known[0].data
-    return Estimate(float(values.mean()), low, high, n, data=data, runs=tuple(known))
+    found = Estimate(float(values.mean()), low, high, n, data=data, runs=tuple(known))
+    verdicts = all(run.shares is not None and run.shares.between(0, 1).all() for run in known)
+    return as_share(found) if verdicts else found  # a log-likelihood of .9 in all runs may be 1.2 in the next
+
+
+def as_share(estimate: Estimate) -> Estimate:
+    """The estimate of what lies in [0, 1], its bounds there."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
 
 
 def by_run(groups: Sequence[Sequence[Estimate]]) -> list[NDArray[np.float64]]:

@@ -188,6 +188,23 @@ def test_a_known_effect_gets_the_right_verdict(
             findings_in([replace(claimed[0], **wrong)], Results(store))
 
 
+def test_an_arm_is_its_own_runs_and_no_other_images(store: Store) -> None:
+    """A run's name is that run, not the method that it is of; and arms of other images say nothing of a method."""
+    two_datasets(store, np.random.default_rng(1), EFFECTS)
+    results, claimed = Results(store), primary(0)[0]
+    found = findings_in([replace(claimed, contrast={"co-byol-1": 1, "byol": -1})], results)[0]
+    assert found.seeds == {"co-byol-1": 1, "byol": 3}
+    assert found.difference is None
+    with pytest.raises(UsageError, match=r"has byol-0 .*data=one.* in both byol and byol-0; name arms of other runs"):
+        findings_in([replace(claimed, contrast={"byol": 1, "byol-0": -1})], results)
+    rows = {
+        next(label for label in results.labels if label.startswith(f"{method} [data={data}")): weight
+        for method, data, weight in (("co-byol", "one", 1.0), ("byol", "two", -1.0))
+    }
+    with pytest.raises(UsageError, match="compares scores of other images"):
+        findings_in([replace(claimed, contrast=rows, data=None)], results)
+
+
 @pytest.mark.slow
 def test_no_effect_is_seldom_declared_one(store: Store) -> None:
     """5 % of 200 families; 16 is two standard errors above."""

@@ -22,7 +22,7 @@ from coss_eval.reports.document import build, resolve_baseline
 from coss_eval.reports.groups import given
 from coss_eval.reports.layout import Number, Table
 from coss_eval.reports.results import Estimate, Results, area, difference, from_shares, mean, ratio
-from coss_eval.statistics import clustered_wilson, contrast, paired_difference, wilson
+from coss_eval.statistics import clustered_wilson, contrast, paired_difference, spread, wilson
 from coss_eval.store import Cell, Measurement, Store
 
 
@@ -302,6 +302,56 @@ def test_a_missing_run_is_a_gap_of_its_method(store: Store) -> None:
     writer = Writer(store, "byol-0", 0.2, seed=0)
     writer.redundancy()
     assert Results(store).estimate("byol (2 seeds)", "redundancy", "within", site="prepool", weights="trained") is None
+
+
+def test_only_shares_of_images_end_at_0_and_1(store: Store) -> None:
+    for number, nll in enumerate((0.5, 0.9, 0.7)):
+        writer = Writer(store, f"byol-{number}", 0.4, seed=number)
+        condition = {"corruption": "clean", "severity": 0}
+        further = [Measurement("nll", nll, 60, nll - 0.1, nll + 0.1, condition)]
+        writer.write(Cell("corruptions", {"corruption": "clean"}), [("accuracy", condition, np.ones(60))], further)
+        top5 = [Measurement("top5", 0.96 + number / 100, 60, 0.9, 1.0, {})]
+        writer.write(Cell("probe", {"seed": 0}), [("top1", {}, writer.verdicts(0))], top5)
+    results = Results(store, {"byol": ["byol-*"]})
+    nll = results.estimate("byol (3 seeds)", "corruptions", "nll", **condition)
+    assert nll is not None
+    expected = spread([0.5, 0.9, 0.7])
+    assert (nll.low, nll.high) == pytest.approx((expected.low, expected.high))
+    assert expected.high > 1
+    right = results.estimate("byol (3 seeds)", "corruptions", "accuracy", **condition)
+    assert right is not None
+    assert right.high == 1
+    shown = entry(table(build(results), "probe"), "linear probe top-5", "byol (3 seeds)")
+    assert isinstance(shown, Number)
+    assert shown.high == pytest.approx(min(1.0, spread([0.96, 0.97, 0.98]).high))
+
+
+def test_names_of_other_weights_are_no_seeds_of_a_method(store: Store) -> None:
+    """Two files of one name in two runs: each network is what was said of its own weights."""
+    for number in range(3):
+        writer = Writer(store, f"byol-{number}", 0.4, seed=number)
+        sha = f"{number}" * 64
+        writer.protocol["model"]["sha256"] = sha
+        writer.name = "model" if number else "byol-0"
+        writer.probe()
+        said = {"name": writer.name, "sha256": sha, "arch": "resnet18"}
+        store.record_run({"models": [said | ({"group": "byol", "seed": number} if number < 2 else {})]})
+    assert Results(store).labels == ["byol (2 seeds)", "model [sha256=22222222]"]
+
+
+def test_a_seed_that_was_evaluated_otherwise_is_left_out_aloud(store: Store) -> None:
+    """One seed has the cells of an older version beside its new ones."""
+    methods(store, 3, {"byol": 0.2})
+    for number in range(3):
+        writer = Writer(store, f"byol-{number}", 0.2, seed=number)
+        condition = {"site": "prepool", "weights": "trained"}
+        for version in (2, 3) if number == 2 else (3,):
+            writer.put(Cell("redundancy", condition, version), [Measurement("within", 0.5, 60, 0.4, 0.6, condition)])
+    results = Results(store)
+    assert results.labels[0] == "byol (2 seeds)"
+    assert len(results.labels) == 3
+    document = build(results)
+    assert sum("no other run of byol was evaluated like that" in line for line in document.warnings) == 2
 
 
 @pytest.mark.slow
