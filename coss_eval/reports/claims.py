@@ -30,6 +30,7 @@ from coss_eval.statistics import (
     spread,
 )
 from coss_eval.store import Condition
+from coss_eval.tasks import entries
 
 Verdict = Literal["supported", "refuted", "undecided"]
 
@@ -56,6 +57,11 @@ class Claim:
     def __post_init__(self) -> None:
         if not self.contrast or abs(sum(self.contrast.values())) > 1e-9:
             raise UsageError(f"the weights of the claim {self.name!r} must sum to 0, got {self.contrast}")
+        if not all(w and math.isfinite(w) for w in self.contrast.values()) or not math.isfinite(self.margin):
+            raise UsageError(
+                f"the claim {self.name!r} needs a finite margin and finite weights other than 0, got {self.margin} and "
+                f"{self.contrast}"
+            )
 
     @property
     def unit(self) -> Unit:
@@ -129,7 +135,16 @@ def finding_of_runs(claim: Claim, runs: Mapping[str, Sequence[Estimate]]) -> Fin
 
 
 def findings_in(claims: Sequence[Claim], results: Results) -> list[Finding]:
-    """What a results folder says of each claim; its arms are the methods or checkpoints there."""
+    """What a results folder says of each claim; its arms are the methods or checkpoints there.
+
+    Raises UsageError for what nothing is called: a claim of it would stay undecided for ever.
+    """
+    for claim in claims:
+        if claim.task not in (known := list(dict.fromkeys([*entries(), *results.tasks]))):
+            raise unknown_name(f"task in the claim {claim.name!r}", claim.task, known)
+        metrics = list(dict.fromkeys(metric for metric, _ in results.found(claim.task)))
+        if metrics and claim.metric not in metrics:
+            raise unknown_name(f"metric of {claim.task} in the claim {claim.name!r}", claim.metric, metrics)
     return [finding_of_runs(claim, _runs_of(claim, results)) for claim in claims]
 
 
@@ -241,7 +256,9 @@ def claim_lines(findings: Sequence[Finding], hours: Mapping[str, float] | None =
         lines.append(f"{i} {claim.name}: {verdict.upper()}")
         lines.append(f"    {claim.compared} at least {margin}; {seeds} seeds")
         if d is None:
-            lines.append("    every arm needs two seeds or more")
+            where = str(Condition(claim.where))
+            unmeasured = f"no run here has {claim.metric} of {claim.task}" + (f" under {where}" if where else "")
+            lines.append(f"    {'every arm needs two seeds or more' if any(found.seeds.values()) else unmeasured}")
             continue
         shown = Number(d.difference, d.low, d.high, claim.unit, signed=True)
         p_text = Number(0.0, p=p).p_text if min(found.seeds.values()) >= SEEDS_FOR_P else ""

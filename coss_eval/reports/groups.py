@@ -56,7 +56,8 @@ def find(
     methods: dict[str, str] = {}
     for text in checkpoints:
         label = shown[text]
-        method = named.get(label.model) or known[text].get("group")
+        said = known[text].get("group")
+        method = named.get(label.model, None if said in patterns else said)  # patterns name all runs of their method
         if method is not None:
             found.setdefault(f"{method}{label.suffix}", []).append(text)
             methods[f"{method}{label.suffix}"] = str(method)
@@ -65,7 +66,8 @@ def find(
     warnings = []
     for group, texts in found.items():
         if len(texts) < 2:
-            if any(len(more) > 1 for one, more in found.items() if methods[one] == methods[group]):
+            several = any(len(more) > 1 for one, more in found.items() if methods[one] == methods[group])
+            if several or methods[group] in patterns:
                 warnings.append(f"{texts[0]} is not grouped: no other run of {methods[group]} was evaluated like that.")
             continue
         seeds = [seed for text in texts if (seed := known[text].get("seed")) is not None]

@@ -356,7 +356,7 @@ def _column(runs: Sequence[Results], name: str) -> Column:
     first = next((each for each in of_task if each in known and each != CLEAN[0]), None)
     if first is None:
         tasks = {task for results in runs for task in results.tasks}
-        raise unknown_name("score", name, [*known, *sorted(tasks)])
+        raise unknown_name("score", name, list(dict.fromkeys([*known, *sorted(tasks)])))
     return known[first]
 
 

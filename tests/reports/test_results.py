@@ -271,6 +271,12 @@ def test_labels_group_what_says_nothing_of_itself(store: Store) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             _ = Results(store, wrong).labels
+    methods(store, 3, {"byol": 0.2})
+    some = Results(store, {"byol": ["byol-[01]"]})
+    assert some.members("byol (2 seeds)") == ("byol-0", "byol-1")  # and not byol-2, which says that it is of byol, too
+    alone = Results(store, {"BYOL": ["byol-0"]})
+    assert "byol (2 seeds)" in alone.labels
+    assert alone.groups.warnings == ("byol-0 is not grouped: no other run of BYOL was evaluated like that.",)
     for text in ("no sign", "=x", "x="):
         with pytest.raises(UsageError, match="expected --label"):
             given([text])
