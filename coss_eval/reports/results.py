@@ -442,20 +442,34 @@ def _between_methods(a: Estimate, b: Estimate) -> Difference:
     return found._replace(n=n, p=float("nan") if few else found.p)
 
 
+def difference_within(a: Estimate | None, b: Estimate | None) -> Difference | None:
+    """a - b of one label: of a method it is that of its runs' own differences, each of one network with itself."""
+    if a is None or b is None or not a.runs:
+        return difference(a, b)
+    own = [mean(pair, (1.0, -1.0)) for pair in zip(a.runs, b.runs, strict=True)]
+    values = by_run([[one for one in own if one is not None]])[0]
+    found = contrast([(1.0, values)])
+    n = values.shape[1] if values.ndim == 2 else min(a.n, b.n)
+    return found._replace(n=n, p=float("nan") if len(own) < SEEDS_FOR_P else found.p)
+
+
 def could_have_seen(a: Estimate | None, b: Estimate | None) -> float | None:
-    """The difference that these images, or these seeds and images, would show 8 times in 10; None where not known."""
+    """The difference that these images, or these seeds and images, would show 8 times in 10; None where not known.
+
+    Nor is it where nothing differs: two that agree on every image have seen nothing.
+    """
     if a is None or b is None:
         return None
     if a.runs or b.runs:
         if min(len(a.runs), len(b.runs)) < 2 or a.data != b.data:
             return None
         values = by_run([a.runs, b.runs])
-        return detectable(*contrast_error([(1.0, values[0]), (-1.0, values[1])])[1:])
+        return detectable(*contrast_error([(1.0, values[0]), (-1.0, values[1])])[1:]) or None
     columns = aligned([a, b]) if a.data == b.data else None
     if columns is None or len(columns[0]) < 2:
         return None
     apart = columns[1][:, 0] - columns[1][:, 1]
-    return detectable(float(apart.std(ddof=1)) / np.sqrt(len(apart)), len(apart) - 1.0)
+    return detectable(float(apart.std(ddof=1)) / np.sqrt(len(apart)), len(apart) - 1.0) or None
 
 
 def _unknown(a: Estimate, b: Estimate) -> Difference:

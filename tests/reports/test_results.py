@@ -21,7 +21,18 @@ from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import build, resolve_baseline
 from coss_eval.reports.groups import given
 from coss_eval.reports.layout import Number, Table
-from coss_eval.reports.results import Estimate, Results, area, difference, from_shares, mean, ratio
+from coss_eval.reports.results import (
+    Estimate,
+    Results,
+    area,
+    could_have_seen,
+    difference,
+    difference_within,
+    from_shares,
+    mean,
+    pooled,
+    ratio,
+)
 from coss_eval.statistics import clustered_wilson, contrast, paired_difference, spread, wilson
 from coss_eval.store import Cell, Measurement, Store
 
@@ -308,6 +319,27 @@ def test_a_missing_run_is_a_gap_of_its_method(store: Store) -> None:
     writer = Writer(store, "byol-0", 0.2, seed=0)
     writer.redundancy()
     assert Results(store).estimate("byol (2 seeds)", "redundancy", "within", site="prepool", weights="trained") is None
+
+
+def test_a_method_is_paired_with_itself_run_by_run() -> None:
+    """Two scores of the same runs: what the seeds have in common is no doubt about their difference."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for seed in range(3):
+        apart = rng.normal(0.1, 0.01, 40)
+        one = pd.Series(seed + rng.normal(0, 0.01, 40))
+        runs.append([from_shares(float(x.mean()), x, "d") for x in (one + apart, one)])
+    a, b = (pooled(side) for side in zip(*runs, strict=True))
+    found, own = difference_within(a, b), [x.shares - y.shares for x, y in runs]
+    assert found is not None
+    expected = contrast([(1, np.stack(own))])
+    assert tuple(found[:3]) == pytest.approx(tuple(expected[:3]))
+    assert found.high - found.low < 0.1
+    assert np.isnan(found.p)
+    apart = difference(a, b)
+    assert apart is not None
+    assert apart.high - apart.low > 1
+    assert could_have_seen(runs[0][0], runs[0][0]) is None  # one and the same
 
 
 def test_only_shares_of_images_end_at_0_and_1(store: Store) -> None:

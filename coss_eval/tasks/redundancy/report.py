@@ -11,7 +11,7 @@ from scipy import stats
 
 from coss_eval.reports.drawing import Look, grid, legend, looks_in
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results, aligned, difference
+from coss_eval.reports.results import Estimate, Results, aligned, difference_within
 from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, plain_scores, spaced
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import Difference, holm
@@ -171,7 +171,7 @@ def against_untrained(results: Results) -> Table | None:
         "Paired over the images, 95 %; the baseline between images is held fixed. p adjusted over a column (Holm)."
     )
     if results.groups.members:
-        caption += " Of a method: about new seeds and new images, its untrained networks as one more method."
+        caption += " Of a method: of its runs' own differences, about new seeds and new images."
     title = "Redundancy: trained minus untrained"
     return Table("redundancy_against_untrained", title, f"trained minus untrained, {n}", list(found), rows, caption)
 
@@ -180,7 +180,7 @@ def _paired(one: Estimate | None, other: Estimate | None) -> Difference | None:
     """Their difference over the images that both saw, or over a method's seeds; None where neither is known."""
     if one is None or other is None or not (one.runs or aligned([one, other])):
         return None
-    found = difference(one, other)
+    found = difference_within(one, other)
     return None if found is None or math.isnan(found.low) else found
 
 
