@@ -68,7 +68,8 @@ def find(
         if len(texts) < 2:
             several = any(len(more) > 1 for one, more in found.items() if methods[one] == methods[group])
             if several or methods[group] in patterns:
-                warnings.append(f"{texts[0]} is not grouped: no other run of {methods[group]} was evaluated like that.")
+                alike = f"no other run of {methods[group]} was evaluated like that; evaluate all alike in a new folder"
+                warnings.append(f"{texts[0]} is not grouped: {alike}.")
             continue
         seeds = [seed for text in texts if (seed := known[text].get("seed")) is not None]
         reason = _unlike(texts, labels, records)

