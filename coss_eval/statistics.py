@@ -240,7 +240,9 @@ def contrast_error(groups: Sequence[tuple[float, ArrayLike]]) -> tuple[float, fl
     Readers (here: seeds) nested in methods, every image read by all (Obuchowski & Rockette 1995; Hillis 2007):
     SE^2 = sum w^2 s^2 / S + max(0, V - sum w^2 R / S) / N, with s^2 the variance of a group's seeds, V that of the
     images' contrasts of seed means, and R the seed-by-image residual, which s^2 has in it already. Satterthwaite's
-    (1946) degrees of freedom from those of each mean square: S - 1, N - 1 and (S - 1)(N - 1).
+    (1946) degrees of freedom from those of each mean square, S - 1, N - 1 and (S - 1)(N - 1), and no fewer than the
+    least S - 1: what is subtracted may leave next to none, and no t. Where all seeds of a group are right equally often
+    by chance and nothing at all is left, V / N is the variance.
     """
     parts = _groups(groups)
     estimate = sum(w * float(x.mean()) for w, x in parts)
@@ -248,9 +250,13 @@ def contrast_error(groups: Sequence[tuple[float, ArrayLike]]) -> tuple[float, fl
     images = _image_terms(parts)
     if sum(value for value, _ in images) > 0:
         terms += images
+    elif sum(value for value, _ in terms) <= _TINY**2:
+        terms += images[:1]
     total = sum(value for value, _ in terms)
     doubt = sum(value**2 / df for value, df in terms)
-    return estimate, math.sqrt(total), total**2 / doubt if doubt > 0 else sum(len(x) - 1.0 for _, x in parts)
+    if doubt == 0:
+        return estimate, math.sqrt(total), sum(len(x) - 1.0 for _, x in parts)
+    return estimate, math.sqrt(total), max(total**2 / doubt, min(len(x) - 1.0 for _, x in parts))
 
 
 def p_against(estimate: float, error: float, df: float, value: float) -> float:

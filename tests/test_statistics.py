@@ -294,6 +294,23 @@ def test_runs_that_do_not_differ_claim_nothing() -> None:
     assert images.low < 1.0
 
 
+def test_seeds_that_agree_by_chance_keep_an_interval_of_some_width() -> None:
+    """Verdicts of coins: what is subtracted from the images' variance leaves little or nothing, in two seeds often."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        groups = [(w, (rng.random((2, 60)) < 0.5).astype(float)) for w in (1, -1)]
+        found, (_, error, df) = contrast(groups), contrast_error(groups)
+        assert found.high - found.low > 0.02
+        assert df >= 1
+        assert detectable(error, df) < 2
+        held += found.low <= 0 <= found.high
+    assert held >= 0.95 * 300 - 11  # three binomial standard errors
+    alike = np.tile([[1.0, 0.0], [0.0, 1.0]], 15)  # both right on half, never on the same images
+    own = contrast([(1, alike), (-1, np.roll(alike, 1, axis=1))])
+    assert own.low <= 0 <= own.high
+
+
 def test_more_seeds_see_a_smaller_difference() -> None:
     rng = np.random.default_rng(5)
     a, b = rng.normal(0.5, 0.02, (3, 1)) + np.zeros(50), rng.normal(0.5, 0.02, (3, 1)) + np.zeros(50)

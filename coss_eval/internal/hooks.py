@@ -120,7 +120,7 @@ class WeightDamage:
             yield
         finally:
             for name, p in self._weights.items():
-                p.data = own[name]
+                p.data = own[name].to(p)  # where the network was moved to meanwhile
 
     def _drawn(self, name: str, weight: Tensor) -> Tensor:
         """Noise of the weight's own standard deviation."""

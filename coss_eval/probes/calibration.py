@@ -82,13 +82,16 @@ def calibration_error(confidence: Reals, correct: NDArray[np.bool_], bins: int =
 def calibration(found: Judged, condition: Mapping[str, Any]) -> list[Measurement]:
     """``ece``, ``nll`` and ``brier`` of N images under one condition, with their 95 % intervals over images.
 
-    The last two are means; their interval is Student's.
+    The last two are means; their interval is Student's, within what they can be.
     """
     n = len(found.correct)
     value, low, high = calibration_error(found.confidence, found.correct)
     measurements = [Measurement("ece", value, n, low, high, condition)]
-    for metric, each in (("nll", found.nll), ("brier", found.brier)):
+    for metric, each, most in (("nll", found.nll, math.inf), ("brier", found.brier, 2.0)):
+        if not np.isfinite(each).all():  # a label whose probability is 0
+            measurements.append(Measurement(metric, math.inf, n, condition=condition))
+            continue
         mean = paired_difference(each[:, None], np.zeros((n, 1)))
-        bounds = (None, None) if math.isnan(mean.low) else (mean.low, mean.high)
+        bounds = (None, None) if math.isnan(mean.low) else (max(0.0, mean.low), min(most, mean.high))
         measurements.append(Measurement(metric, mean.difference, n, bounds[0], bounds[1], condition))
     return measurements

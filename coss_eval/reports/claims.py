@@ -30,6 +30,7 @@ from coss_eval.statistics import (
     spread,
 )
 from coss_eval.store import Condition
+from coss_eval.tasks import entries
 
 Verdict = Literal["supported", "refuted", "undecided"]
 
@@ -56,6 +57,11 @@ class Claim:
     def __post_init__(self) -> None:
         if not self.contrast or abs(sum(self.contrast.values())) > 1e-9:
             raise UsageError(f"the weights of the claim {self.name!r} must sum to 0, got {self.contrast}")
+        if not all(w and math.isfinite(w) for w in self.contrast.values()) or not math.isfinite(self.margin):
+            raise UsageError(
+                f"the claim {self.name!r} needs a finite margin and finite weights other than 0, got {self.margin} and "
+                f"{self.contrast}"
+            )
 
     @property
     def unit(self) -> Unit:
@@ -129,13 +135,47 @@ def finding_of_runs(claim: Claim, runs: Mapping[str, Sequence[Estimate]]) -> Fin
 
 
 def findings_in(claims: Sequence[Claim], results: Results) -> list[Finding]:
-    """What a results folder says of each claim; its arms are the methods or checkpoints there."""
-    return [finding_of_runs(claim, {arm: _runs_of(claim, results, arm) for arm in claim.contrast}) for claim in claims]
+    """What a results folder says of each claim; its arms are the methods or checkpoints there.
+
+    Raises UsageError for what nothing is called: a claim of it would stay undecided for ever.
+    """
+    for claim in claims:
+        if claim.task not in (known := list(dict.fromkeys([*entries(), *results.tasks]))):
+            raise unknown_name(f"task in the claim {claim.name!r}", claim.task, known)
+        metrics = list(dict.fromkeys(metric for metric, _ in results.found(claim.task)))
+        if metrics and claim.metric not in metrics:
+            raise unknown_name(f"metric of {claim.task} in the claim {claim.name!r}", claim.metric, metrics)
+    return [finding_of_runs(claim, _runs_of(claim, results)) for claim in claims]
 
 
-def _runs_of(claim: Claim, results: Results, arm: str) -> list[Estimate]:
+def _runs_of(claim: Claim, results: Results) -> dict[str, list[Estimate]]:
+    """The score of every run of each arm. Raises UsageError for a run in two arms, and for arms of other images."""
+    found: dict[str, list[Estimate]] = {}
+    arm_of: dict[str, str] = {}
+    for arm in claim.contrast:
+        members = results.members(_row_of(claim, results, arm))
+        for member in members:
+            if arm_of.setdefault(member, arm) != arm:
+                raise UsageError(
+                    f"the claim {claim.name!r} has {member} in both {arm_of[member]} and {arm}; name arms of other runs"
+                )
+        found[arm] = [score for member in members if (score := claim.of(results, member)) is not None]
+    if len({score.data for scores in found.values() for score in scores}) > 1:
+        raise UsageError(
+            f"the claim {claim.name!r} compares scores of other images ({', '.join(found)}); evaluate all arms on the "
+            "same ones"
+        )
+    return found
+
+
+def _row_of(claim: Claim, results: Results, arm: str) -> str:
+    """The method or checkpoint that an arm names; one run of a method is that run alone."""
     methods = results.groups.methods
-    found = [label for label in results.labels if arm in (label, methods.get(label), *results.models(label))]
+    found = [
+        label
+        for label in dict.fromkeys([*results.labels, *results.checkpoints])
+        if arm in (label, methods.get(label)) or (label not in methods and arm in results.models(label))
+    ]
     if not found:
         known = [methods.get(label, label) for label in results.labels]
         raise unknown_name(f"method in the claim {claim.name!r}", arm, list(dict.fromkeys(known)))
@@ -143,8 +183,7 @@ def _runs_of(claim: Claim, results: Results, arm: str) -> list[Estimate]:
     if len(found) != 1:
         data = sorted({name for label in results.labels for name in results.datasets(label)})
         raise UsageError(f"the claim {claim.name!r} needs data: one of {', '.join(data)}; {arm} has {len(found)} rows")
-    estimates = [claim.of(results, member) for member in results.members(found[0])]
-    return [estimate for estimate in estimates if estimate is not None]
+    return found[0]
 
 
 def verdicts(findings: Sequence[Finding], level: float = 0.95) -> list[tuple[Verdict, float]]:
@@ -217,7 +256,9 @@ def claim_lines(findings: Sequence[Finding], hours: Mapping[str, float] | None =
         lines.append(f"{i} {claim.name}: {verdict.upper()}")
         lines.append(f"    {claim.compared} at least {margin}; {seeds} seeds")
         if d is None:
-            lines.append("    every arm needs two seeds or more")
+            where = str(Condition(claim.where))
+            unmeasured = f"no run here has {claim.metric} of {claim.task}" + (f" under {where}" if where else "")
+            lines.append(f"    {'every arm needs two seeds or more' if any(found.seeds.values()) else unmeasured}")
             continue
         shown = Number(d.difference, d.low, d.high, claim.unit, signed=True)
         p_text = Number(0.0, p=p).p_text if min(found.seeds.values()) >= SEEDS_FOR_P else ""

@@ -49,14 +49,15 @@ def find(
     one that its newest run recorded with its seed. Raises UsageError for a pattern that matches nothing or mixes
     protocols; checkpoints whose own config says so are then left apart, with a warning.
     """
-    known = {str(m["name"]): m for run in runs for m in run.get("models", [])}
+    known = _said(labels, records, runs)
     shown = {label.text: label for label in labels.values()}
     named = _named([shown[text].model for text in checkpoints], patterns)
     found: dict[str, list[str]] = {}
     methods: dict[str, str] = {}
     for text in checkpoints:
         label = shown[text]
-        method = named.get(label.model) or known.get(label.model, {}).get("group")
+        said = known[text].get("group")
+        method = named.get(label.model, None if said in patterns else said)  # patterns name all runs of their method
         if method is not None:
             found.setdefault(f"{method}{label.suffix}", []).append(text)
             methods[f"{method}{label.suffix}"] = str(method)
@@ -65,13 +66,17 @@ def find(
     warnings = []
     for group, texts in found.items():
         if len(texts) < 2:
+            several = any(len(more) > 1 for one, more in found.items() if methods[one] == methods[group])
+            if several or methods[group] in patterns:
+                alike = f"no other run of {methods[group]} was evaluated like that; evaluate all alike in a new folder"
+                warnings.append(f"{texts[0]} is not grouped: {alike}.")
             continue
-        seeds = [seed for text in texts if (seed := known.get(shown[text].model, {}).get("seed")) is not None]
+        seeds = [seed for text in texts if (seed := known[text].get("seed")) is not None]
         reason = _unlike(texts, labels, records)
         if methods[group] in patterns and reason is not None:
             raise UsageError(f"--label {methods[group]}: {reason}; name runs of one method that were evaluated alike")
         if methods[group] not in patterns and reason is None:
-            recipes = {known.get(shown[text].model, {}).get("recipe") for text in texts}
+            recipes = {known[text].get("recipe") for text in texts}
             reason = "two of them have one seed" if len(set(seeds)) < len(seeds) else None
             reason = "they were trained in different ways" if len(recipes) > 1 else reason
         if reason is not None:
@@ -80,6 +85,18 @@ def find(
         title = f"{group} ({len(texts)} seeds)"
         members[title], names[title] = tuple(texts), methods[group]
     return Groups(members, names, tuple(warnings))
+
+
+def _said(labels: Mapping[str, Label], records: Sequence[Record], runs: Iterable[Record]) -> dict[str, Record]:
+    """What the newest run says of each checkpoint's weights, by label; old runs tell networks by their names alone."""
+    models = [model for run in runs for model in run.get("models", [])]
+    by_weights = {(model["sha256"], model.get("arch")): model for model in models if "sha256" in model}
+    by_name = {str(model["name"]): model for model in models if "sha256" not in model}
+    found: dict[str, Record] = {}
+    for record in records:
+        label, own = labels[record["key"]], record["protocol"].get("model", {})
+        found[label.text] = by_weights.get((own.get("sha256"), own.get("arch"))) or by_name.get(label.model, {})
+    return found
 
 
 def _named(models: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:

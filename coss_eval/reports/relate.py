@@ -285,8 +285,8 @@ def _gathered(
         for label in results.labels:
             record = _record(results, label)
             model = record["protocol"].get("model", {})
-            identity = str(model.get("sha256", f"{results.store.path} {label}"))
-            if label in results.untrained:
+            identity = _identity(results, label)
+            if results.untrained.issuperset(results.members(label)):
                 untrained.add(identity)
                 continue
             arch, place = _architecture(model), f"{_architecture(model)} at {_side(record)}"
@@ -311,6 +311,13 @@ def _record(results: Results, label: str) -> Record:
     """A stored cell of a checkpoint."""
     cells = (cell for task in results.tasks for cell in results.cells(task, label))
     return next(cells)
+
+
+def _identity(results: Results, label: str) -> str:
+    """The hashes of a checkpoint's weights, or of all runs of a method: one run alone is another model."""
+    cells = (cell for task in results.tasks for cell in results.cells(task, label))
+    hashes = {str(cell["protocol"].get("model", {}).get("sha256", "")) for cell in cells} - {""}
+    return " ".join(sorted(hashes)) or f"{results.store.path} {label}"
 
 
 def _architecture(model: Mapping[str, Any]) -> str:
@@ -354,7 +361,7 @@ def _column(runs: Sequence[Results], name: str) -> Column:
         if name in tasks:
             scores = ", ".join(map(repr, known))
             raise UsageError(f"{name} has no score in the headline of these folders; give one that they have: {scores}")
-        raise unknown_name("score", name, [*known, *sorted(tasks)])
+        raise unknown_name("score", name, list(dict.fromkeys([*known, *sorted(tasks)])))
     return known[first]
 
 

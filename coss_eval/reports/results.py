@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from coss_eval.errors import unknown_name
+from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports.groups import Groups
 from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
@@ -98,13 +98,22 @@ class Results:
         return list(dict.fromkeys(group.get(text, text) for text in self.checkpoints))
 
     def named(self, name: str, what: str) -> str:
-        """The label that a person's ``name`` means: itself, a method's or a model's. Raises UsageError, naming them."""
-        methods = {method: label for label, method in self.groups.methods.items()}
-        checkpoints = dict(zip(self.frame["model"], self.frame["checkpoint"], strict=True))
-        label = name if name in (*self.labels, *self.checkpoints) else methods.get(name, checkpoints.get(name))
-        if label not in (*self.labels, *self.checkpoints) or (what == "baseline" and label not in self.labels):
+        """The label that a person's ``name`` means: itself, a method's or a model's. Raises UsageError, naming them.
+
+        A baseline of several labels is the last of them, which tables then name; all else must be one.
+        """
+        every = dict.fromkeys([*self.labels, *self.checkpoints])
+        found = (
+            [label for label in every if label == name]
+            or [label for label in every if self.groups.methods.get(label) == name]
+            or [label for label in self.checkpoints if name in self.models(label)]
+        )
+        found = found if what != "baseline" else [label for label in found if label in self.labels][-1:]
+        if len(found) > 1:
+            raise UsageError(f"the {what} {name!r} has several rows: {', '.join(found)}; name one of them")
+        if not found:
             raise unknown_name(what, name, self.labels)
-        return str(label)
+        return found[0]
 
     def members(self, label: str) -> tuple[str, ...]:
         """The checkpoints that a label stands for: a method's runs, or the one itself."""
@@ -281,13 +290,19 @@ def pooled(runs: Sequence[Estimate | None]) -> Estimate | None:
     if len(known) < len(runs) or not known:
         return None
     values = by_run([known])[0]
-    found = contrast([(1.0, values)])
-    low, high = (None, None) if np.isnan(found.low) else (found.low, found.high)
-    within = all(run.low is not None and run.high is not None and 0 <= run.low <= run.high <= 1 for run in known)
-    if within and low is not None and high is not None:
-        low, high = max(0.0, low), min(1.0, high)  # of a share
+    about = contrast([(1.0, values)])
+    low, high = (None, None) if np.isnan(about.low) else (about.low, about.high)
     n, data = min(run.n for run in known), known[0].data
-    return Estimate(float(values.mean()), low, high, n, data=data, runs=tuple(known))
+    found = Estimate(float(values.mean()), low, high, n, data=data, runs=tuple(known))
+    verdicts = all(run.shares is not None and run.shares.between(0, 1).all() for run in known)
+    return as_share(found) if verdicts else found  # a log-likelihood of .9 in all runs may be 1.2 in the next
+
+
+def as_share(estimate: Estimate) -> Estimate:
+    """The estimate of what lies in [0, 1], its bounds there."""
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
 
 
 def by_run(groups: Sequence[Sequence[Estimate]]) -> list[NDArray[np.float64]]:
@@ -427,20 +442,34 @@ def _between_methods(a: Estimate, b: Estimate) -> Difference:
     return found._replace(n=n, p=float("nan") if few else found.p)
 
 
+def difference_within(a: Estimate | None, b: Estimate | None) -> Difference | None:
+    """a - b of one label: of a method it is that of its runs' own differences, each of one network with itself."""
+    if a is None or b is None or not a.runs:
+        return difference(a, b)
+    own = [mean(pair, (1.0, -1.0)) for pair in zip(a.runs, b.runs, strict=True)]
+    values = by_run([[one for one in own if one is not None]])[0]
+    found = contrast([(1.0, values)])
+    n = values.shape[1] if values.ndim == 2 else min(a.n, b.n)
+    return found._replace(n=n, p=float("nan") if len(own) < SEEDS_FOR_P else found.p)
+
+
 def could_have_seen(a: Estimate | None, b: Estimate | None) -> float | None:
-    """The difference that these images, or these seeds and images, would show 8 times in 10; None where not known."""
+    """The difference that these images, or these seeds and images, would show 8 times in 10; None where not known.
+
+    Nor is it where nothing differs: two that agree on every image have seen nothing.
+    """
     if a is None or b is None:
         return None
     if a.runs or b.runs:
         if min(len(a.runs), len(b.runs)) < 2 or a.data != b.data:
             return None
         values = by_run([a.runs, b.runs])
-        return detectable(*contrast_error([(1.0, values[0]), (-1.0, values[1])])[1:])
+        return detectable(*contrast_error([(1.0, values[0]), (-1.0, values[1])])[1:]) or None
     columns = aligned([a, b]) if a.data == b.data else None
     if columns is None or len(columns[0]) < 2:
         return None
     apart = columns[1][:, 0] - columns[1][:, 1]
-    return detectable(float(apart.std(ddof=1)) / np.sqrt(len(apart)), len(apart) - 1.0)
+    return detectable(float(apart.std(ddof=1)) / np.sqrt(len(apart)), len(apart) - 1.0) or None
 
 
 def _unknown(a: Estimate, b: Estimate) -> Difference:

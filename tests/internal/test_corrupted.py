@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from small_networks import FAMILIES, network, pixels
-from torch import Tensor
+from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
 from coss_eval.internal import DEFAULT_LEVELS, KINDS, Damage, calibrate, check_level, corrupted
 from coss_eval.internal.damage import to_grid
+from coss_eval.internal.hooks import WeightDamage
 from coss_eval.models.backbone import Backbone, Site, as_locations
 
 IDS = torch.randint(-(2**62), 2**62, (64,), generator=torch.Generator().manual_seed(0))
@@ -255,6 +256,15 @@ def test_weights_are_damaged_while_open_and_the_very_same_afterwards(family: str
     with torch.inference_mode(), corrupted(backbone, "network", kind, 0.0):
         assert torch.equal(backbone(IMAGES), clean)
     assert is_as_it_was()
+
+
+def test_weights_come_back_where_the_network_is_now() -> None:
+    """Whatever runs inside may move the network; half of it must not be left behind."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
+    own = {name: p.detach().clone().double() for name, p in network.named_parameters()}
+    with WeightDamage(network, "weight-noise", 0).at(0.5):
+        network.double()
+    assert all(torch.equal(p, own[name]) for name, p in network.named_parameters())
 
 
 def test_weight_noise_has_the_stated_size_and_belongs_to_the_seed_and_the_tensor() -> None:

@@ -268,3 +268,18 @@ def test_threads_are_left_to_others(load: float, cores: int, expected: int, monk
     assert spare_threads() == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert spare_threads() == min(cores, 4)
+
+
+@pytest.mark.parametrize(("gap", "wrong", "nll"), [(1e4, 0, 0.0), (1e4, 1, 250.0 * 2), (float("inf"), 1, float("inf"))])
+def test_saturated_logits_stay_within_what_the_scores_can_be(gap: float, wrong: int, nll: float) -> None:
+    """Two classes, one logit far below the other, or minus infinity as where a head leaves a class out."""
+    logits = torch.tensor([[0.0, -gap]] * 40)
+    labels = torch.zeros(40, dtype=torch.int64)
+    labels[: 2 * wrong] = 1
+    found = {m.metric: m for m in calibration(judged(judge(logits, labels).numpy()), {})}
+    assert found["nll"].value == pytest.approx(nll)
+    assert found["brier"].value == pytest.approx(4 * wrong / 40)
+    assert (found["nll"].low is None) == (nll == float("inf"))
+    for metric, most in (("nll", float("inf")), ("brier", 2.0), ("ece", 1.0)):
+        low, high = found[metric].low, found[metric].high
+        assert low is None or high is None or 0 <= low <= high <= most

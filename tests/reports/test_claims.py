@@ -95,6 +95,9 @@ def test_one_seed_says_nothing() -> None:
 def test_weights_that_do_not_sum_to_nothing_are_refused() -> None:
     with pytest.raises(UsageError, match="sum to 0"):
         Claim(name="x", source="", task="probe", metric="top1", margin=0.0, contrast={"a": 1.0})
+    for wrong in ({"contrast": {"a": 0.0, "b": 0.0}}, {"margin": float("nan")}):
+        with pytest.raises(UsageError, match="needs a finite margin and finite weights other than 0"):
+            replace(CLAIM, **wrong)
 
 
 def test_a_claim_is_supported_refuted_or_open_with_what_it_still_needs() -> None:
@@ -196,6 +199,31 @@ def test_what_cannot_be_judged_is_said_in_one_line(store: Store, tmp_path: Path)
         judge(tmp_path / "claims.yaml", store.path)
     with pytest.raises(UsageError, match="has no run of the sweep co-claims; give what coss-eval sweep wrote"):
         judge("co-claims", tmp_path)
+
+
+def test_an_arm_is_its_own_runs_and_no_other_images(store: Store) -> None:
+    """A run's name is that run, not the method that it is of; and arms of other images say nothing of a method."""
+    two_datasets(store, np.random.default_rng(1), EFFECTS)
+    results, claimed = Results(store), primary(0)[0]
+    found = findings_in([replace(claimed, contrast={"co-byol-1": 1, "byol": -1})], results)[0]
+    assert found.seeds == {"co-byol-1": 1, "byol": 3}
+    assert found.difference is None
+    for wrong, said in (
+        ({"task": "prob"}, "unknown task in the claim 'co-byol on one' 'prob'; did you mean probe"),
+        ({"metric": "topp1"}, "unknown metric of probe in the claim 'co-byol on one' 'topp1'; did you mean top1"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            findings_in([replace(claimed, **wrong)], results)
+    there = findings_in([replace(claimed, where={"draw": 7})], results)
+    assert claim_lines(there)[2] == "    no run here has top1 of probe under draw=7"
+    with pytest.raises(UsageError, match=r"has byol-0 .*data=one.* in both byol and byol-0; name arms of other runs"):
+        findings_in([replace(claimed, contrast={"byol": 1, "byol-0": -1})], results)
+    rows = {
+        next(label for label in results.labels if label.startswith(f"{method} [data={data}")): weight
+        for method, data, weight in (("co-byol", "one", 1.0), ("byol", "two", -1.0))
+    }
+    with pytest.raises(UsageError, match="compares scores of other images"):
+        findings_in([replace(claimed, contrast=rows, data=None)], results)
 
 
 @pytest.mark.slow

@@ -137,3 +137,11 @@ def test_methods_are_compared_over_their_seeds(make: Callable[..., Writer]) -> N
     assert frame["low"].notna().all()
     assert frame["p"].isna().all()
     assert "  co (3 seeds)  " in text(frame)
+
+
+def test_a_name_of_several_rows_is_refused(make: Callable[..., Writer]) -> None:
+    for data in ("one", "two"):
+        make("run", "net", 0.4, data=data).probe()
+    folder = make("run", "net", 0.4).store.path
+    with pytest.raises(UsageError, match=r"'net' has several rows: net \[data=one\], net \[data=two\]; name one"):
+        compare(f"{folder}::net", f"{folder}::net [data=two]")

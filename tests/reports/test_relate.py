@@ -94,6 +94,19 @@ def test_the_same_weights_count_once_wherever_their_scores_are(tmp_path: Path) -
     assert found.table()["x"].tolist() == pytest.approx([0, 0.1, 0.2])
 
 
+def test_one_run_elsewhere_is_not_its_method(tmp_path: Path) -> None:
+    """A method's point has no score from the folder that has its first run alone."""
+    for i in range(2):
+        model(tmp_path / "a", f"byol-{i}", 0.3, probe=False)
+    said = [{"name": f"byol-{i}", "group": "byol", "seed": i} for i in range(2)]
+    Store(tmp_path / "a").record_run({"models": said})
+    for name in ("byol-0", "x", "y", "z"):
+        model(tmp_path / "b", name, None if name == "byol-0" else 0.2, 0.5)
+    found = relate([tmp_path / "a", tmp_path / "b"], "redundancy", "kNN")
+    assert [m.name for m in found.models] == ["x", "y", "z"]
+    assert any("2 models lack" in line for line in found.warnings)
+
+
 def test_untrained_networks_are_left_out_and_folders_are_searched(tmp_path: Path) -> None:
     for i in range(4):
         folder = tmp_path / f"run{i}" / "results"

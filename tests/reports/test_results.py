@@ -21,9 +21,21 @@ from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import build, resolve_baseline
 from coss_eval.reports.groups import given
 from coss_eval.reports.layout import Number, Table
-from coss_eval.reports.results import Estimate, Results, area, difference, from_shares, mean, ratio
-from coss_eval.statistics import clustered_wilson, contrast, paired_difference, wilson
-from coss_eval.store import Cell, Measurement, Store
+from coss_eval.reports.results import (
+    Estimate,
+    Results,
+    area,
+    could_have_seen,
+    difference,
+    difference_within,
+    from_shares,
+    mean,
+    pooled,
+    ratio,
+)
+from coss_eval.statistics import clustered_wilson, contrast, paired_difference, spread, wilson
+from coss_eval.store import Cell, Measurement, Store, own_column
+from coss_eval.tasks.redundancy.report import BY_CLASS, against_untrained, by_class
 
 
 def estimates(verdicts: np.ndarray, ids: np.ndarray | None = None, data: str = "d") -> list[Estimate]:
@@ -271,6 +283,12 @@ def test_labels_group_what_says_nothing_of_itself(store: Store) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             _ = Results(store, wrong).labels
+    methods(store, 3, {"byol": 0.2})
+    some = Results(store, {"byol": ["byol-[01]"]})
+    assert some.members("byol (2 seeds)") == ("byol-0", "byol-1")  # and not byol-2, which says that it is of byol, too
+    alone = Results(store, {"BYOL": ["byol-0"]})
+    assert "byol (2 seeds)" in alone.labels
+    assert [line[:45] for line in alone.groups.warnings] == ["byol-0 is not grouped: no other run of BYOL w"]
     for text in ("no sign", "=x", "x="):
         with pytest.raises(UsageError, match="expected --label"):
             given([text])
@@ -302,6 +320,97 @@ def test_a_missing_run_is_a_gap_of_its_method(store: Store) -> None:
     writer = Writer(store, "byol-0", 0.2, seed=0)
     writer.redundancy()
     assert Results(store).estimate("byol (2 seeds)", "redundancy", "within", site="prepool", weights="trained") is None
+
+
+def test_a_method_is_paired_with_itself_run_by_run() -> None:
+    """Two scores of the same runs: what the seeds have in common is no doubt about their difference."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for seed in range(3):
+        apart = rng.normal(0.1, 0.01, 40)
+        one = pd.Series(seed + rng.normal(0, 0.01, 40))
+        runs.append([from_shares(float(x.mean()), x, "d") for x in (one + apart, one)])
+    a, b = (pooled(side) for side in zip(*runs, strict=True))
+    found, own = difference_within(a, b), [x.shares - y.shares for x, y in runs]
+    assert found is not None
+    expected = contrast([(1, np.stack(own))])
+    assert tuple(found[:3]) == pytest.approx(tuple(expected[:3]))
+    assert found.high - found.low < 0.1
+    assert np.isnan(found.p)
+    apart = difference(a, b)
+    assert apart is not None
+    assert apart.high - apart.low > 1
+    assert could_have_seen(runs[0][0], runs[0][0]) is None  # one and the same
+
+
+def test_redundancy_of_methods_stands_beside_that_of_old_results(store: Store) -> None:
+    """Pairs are of images: results that hold intervals alone have none, and each run of a method its classes."""
+    for number, name in enumerate(("byol-0", "byol-1", "old")):
+        writer = Writer(store, name, 0.4, seed=number)
+        for state, value in (("trained", 0.3), ("untrained", 0.6)):
+            condition = {"site": "prepool", "weights": state}
+            own = value + np.random.default_rng([number, state == "trained"]).normal(0, 0.1, 60)
+            found = Measurement(BY_CLASS, float(own.mean()), 60, own.mean() - 0.03, own.mean() + 0.03, condition)
+            samples = {"id": writer.ids, "label": np.arange(60) % 3, own_column(BY_CLASS, condition): own}
+            writer.put(Cell("redundancy", condition), [found], None if name == "old" else samples)
+    results = Results(store, {"byol": ["byol-*"]})
+    apart = against_untrained(results)
+    assert apart is not None
+    assert list(apart.columns) == ["byol (2 seeds)"]
+    assert "of its runs' own differences" in apart.caption
+    classes = by_class(results)
+    assert classes is not None
+    assert list(classes.columns) == ["byol-0", "byol-0, untrained", "byol-1", "byol-1, untrained"]
+
+
+def test_only_shares_of_images_end_at_0_and_1(store: Store) -> None:
+    for number, nll in enumerate((0.5, 0.9, 0.7)):
+        writer = Writer(store, f"byol-{number}", 0.4, seed=number)
+        condition = {"corruption": "clean", "severity": 0}
+        further = [Measurement("nll", nll, 60, nll - 0.1, nll + 0.1, condition)]
+        writer.write(Cell("corruptions", {"corruption": "clean"}), [("accuracy", condition, np.ones(60))], further)
+        top5 = [Measurement("top5", 0.96 + number / 100, 60, 0.9, 1.0, {})]
+        writer.write(Cell("probe", {"seed": 0}), [("top1", {}, writer.verdicts(0))], top5)
+    results = Results(store, {"byol": ["byol-*"]})
+    nll = results.estimate("byol (3 seeds)", "corruptions", "nll", **condition)
+    assert nll is not None
+    expected = spread([0.5, 0.9, 0.7])
+    assert (nll.low, nll.high) == pytest.approx((expected.low, expected.high))
+    assert expected.high > 1
+    right = results.estimate("byol (3 seeds)", "corruptions", "accuracy", **condition)
+    assert right is not None
+    assert right.high == 1
+    shown = entry(table(build(results), "probe"), "linear probe top-5", "byol (3 seeds)")
+    assert isinstance(shown, Number)
+    assert shown.high == pytest.approx(min(1.0, spread([0.96, 0.97, 0.98]).high))
+
+
+def test_names_of_other_weights_are_no_seeds_of_a_method(store: Store) -> None:
+    """Two files of one name in two runs: each network is what was said of its own weights."""
+    for number in range(3):
+        writer = Writer(store, f"byol-{number}", 0.4, seed=number)
+        sha = f"{number}" * 64
+        writer.protocol["model"]["sha256"] = sha
+        writer.name = "model" if number else "byol-0"
+        writer.probe()
+        said = {"name": writer.name, "sha256": sha, "arch": "resnet18"}
+        store.record_run({"models": [said | ({"group": "byol", "seed": number} if number < 2 else {})]})
+    assert Results(store).labels == ["byol (2 seeds)", "model [sha256=22222222]"]
+
+
+def test_a_seed_that_was_evaluated_otherwise_is_left_out_aloud(store: Store) -> None:
+    """One seed has the cells of an older version beside its new ones."""
+    methods(store, 3, {"byol": 0.2})
+    for number in range(3):
+        writer = Writer(store, f"byol-{number}", 0.2, seed=number)
+        condition = {"site": "prepool", "weights": "trained"}
+        for version in (2, 3) if number == 2 else (3,):
+            writer.put(Cell("redundancy", condition, version), [Measurement("within", 0.5, 60, 0.4, 0.6, condition)])
+    results = Results(store)
+    assert results.labels[0] == "byol (2 seeds)"
+    assert len(results.labels) == 3
+    document = build(results)
+    assert sum("no other run of byol was evaluated like that" in line for line in document.warnings) == 2
 
 
 @pytest.mark.slow

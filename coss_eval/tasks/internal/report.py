@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from coss_eval.reports.drawing import chance_in, grid, label_edges, legend, line, looks_in, percent
 from coss_eval.reports.layout import Entry, Number, Row, Table, Unit
 from coss_eval.reports.relate import WHAT_FOLLOWS
-from coss_eval.reports.results import Estimate, Results, area, difference
+from coss_eval.reports.results import Estimate, Results, area, difference_within
 from coss_eval.reports.scores import (
     KEPT,
     Column,
@@ -110,7 +110,7 @@ def controls(results: Results) -> Table | None:
                 if levels_of(both[0]) != levels_of(both[1]):  # areas over other levels do not compare
                     continue
                 apart, alike = (kept_area(results, each)(label) for each in both)
-                more = difference(apart, alike)
+                more = difference_within(apart, alike)
                 if apart is not None and alike is not None and more is not None:
                     entries: list[Entry] = [
                         *map(_share, (apart, alike)),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from coss_eval.reports.results import Estimate, Results
+from coss_eval.reports.results import Estimate, Results, as_share
 from coss_eval.reports.scores import Column, TaskScores, mean_of, plain_scores, plain_words
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import wilson
@@ -49,7 +49,8 @@ def _bounded(results: Results, metric: str, conditions: Sequence[Condition], lab
     if found is None:
         return None
     if found.runs:
-        return results.pooled(label, partial(_bounded, results, metric, conditions))
+        pooled = results.pooled(label, partial(_bounded, results, metric, conditions))
+        return None if pooled is None else as_share(pooled)  # these all are, whatever is stored of the images
     of_classes = metric.endswith("mean_per_class")
     top1 = mean_of(results, TASK, metric.replace("mean_per_class", "top1"), conditions)(label) if of_classes else None
     if top1 is not None and abs(top1.value - found.value) < 1e-9:

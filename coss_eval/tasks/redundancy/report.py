@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +11,7 @@ from scipy import stats
 
 from coss_eval.reports.drawing import Look, grid, legend, looks_in
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results, difference
+from coss_eval.reports.results import Estimate, Results, aligned, difference_within
 from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, plain_scores, spaced
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import Difference, holm
@@ -141,59 +140,21 @@ def _part(condition: Condition) -> list[str]:
 
 
 def against_untrained(results: Results) -> Table | None:
-    """Trained minus untrained, paired over the images, of every metric that has each image's own value."""
+    """Trained minus untrained, paired over the images, of every metric that has each image's own value.
 
-    def of(label: str, metric: str) -> Difference | None:
-        return _paired(*(measured(results, metric, state)(label) for state in ("trained", "untrained")))
-
-    return _differences(
-        results,
-        of,
-        results.labels,
-        name="redundancy_against_untrained",
-        title="Redundancy: trained minus untrained",
-        corner="trained minus untrained",
-    )
-
-
-def against_first(results: Results) -> Table | None:
-    """Every other checkpoint minus the first, paired over the images."""
-    first, *others = results.labels
-
-    def of(label: str, metric: str) -> Difference | None:
-        return _paired(*(measured(results, metric, "trained")(one) for one in (label, first)))
-
-    return _differences(
-        results,
-        of,
-        others,
-        name="redundancy_against_first",
-        title=f"Redundancy: difference from {first}",
-        corner=f"minus {first}",
-    )
-
-
-def _paired(one: Estimate | None, other: Estimate | None) -> Difference | None:
-    """Their difference where both saw the same images, one by one."""
-    found = difference(one, other)
-    return None if found is None or math.isnan(found.low) else found
-
-
-def _differences(
-    results: Results,
-    of: Callable[[str, str], Difference | None],
-    labels: Sequence[str],
-    *,
-    name: str,
-    title: str,
-    corner: str,
-) -> Table | None:
-    """A row a metric, a column a checkpoint; p adjusted over each column (Holm)."""
+    A row a metric, a column a checkpoint or method; p adjusted over each column (Holm).
+    """
     metrics = sorted(
         dict.fromkeys(metric for metric, _ in results.found(TASK) if metric not in PROBE),
         key=lambda m: list(GROUPS).index(_group(m)),
     )
-    found = {label: {metric: of(label, metric) for metric in metrics} for label in labels}
+    found = {
+        label: {
+            m: _paired(*(measured(results, m, state)(label) for state in ("trained", "untrained"))) for m in metrics
+        }
+        for label in results.labels
+    }
+    found = {label: column for label, column in found.items() if any(column.values())}
     shown = [metric for metric in metrics if any(column[metric] is not None for column in found.values())]
     if not shown:
         return None
@@ -210,7 +171,18 @@ def _differences(
     caption = (
         "Paired over the images, 95 %; the baseline between images is held fixed. p adjusted over a column (Holm)."
     )
-    return Table(name, title, f"{corner}, {n}", list(found), rows, caption)
+    if results.groups.members:
+        caption += " Of a method: of its runs' own differences, about new seeds and new images."
+    title = "Redundancy: trained minus untrained"
+    return Table("redundancy_against_untrained", title, f"trained minus untrained, {n}", list(found), rows, caption)
+
+
+def _paired(one: Estimate | None, other: Estimate | None) -> Difference | None:
+    """Their difference over the images that both saw, or over a method's seeds; None where neither is known."""
+    if one is None or other is None or not (one.runs or aligned([one, other])):
+        return None
+    found = difference_within(one, other)
+    return None if found is None or math.isnan(found.low) else found
 
 
 def _signed(found: Difference, p: float) -> Number:
@@ -218,9 +190,12 @@ def _signed(found: Difference, p: float) -> Number:
 
 
 def by_class(results: Results) -> Table | None:
-    """Normalised redundancy of each class's images, trained and untrained: classes in the dataset's order, from 0."""
+    """Normalised redundancy of each class's images, trained and untrained: classes in the dataset's order, from 0.
+
+    A method has a column a run: an interval over a class's images is about one network.
+    """
     columns: dict[str, pd.DataFrame] = {}
-    for label in results.labels:
+    for label in results.checkpoints:
         classes = results.image_labels(label, TASK)
         for state in ("trained", "untrained"):
             found = measured(results, BY_CLASS, state)(label)
@@ -327,7 +302,7 @@ def headline(results: Results) -> list[Column]:
 
 REPORT = TaskReport(
     scores=scores,
-    tables=(against_untrained, against_first),
+    tables=(against_untrained,),
     files=(by_class,),
     figures={
         "redundancy": (
