@@ -255,7 +255,7 @@ DIALECTS = (
     ),
     Dialect("Hugging Face ConvNeXt", r"encoder\.stages\.0\.layers\.0\.dwconv\.weight", _from_convnext),
     Dialect("Hugging Face ResNet", r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight", _from_resnet),
-    Dialect("DINOv2", r"blocks\.0\.(0\.)?ls1\.gamma", _from_dinov2, needs="pos_embed"),
+    Dialect("DINOv2", r"blocks\.0\.(0\.)?ls2\.gamma", _from_dinov2, needs="pos_embed"),
     Dialect(
         "OpenAI CLIP ViT", r"transformer\.resblocks\.0\.attn\.in_proj_weight", _from_openai_vit, needs="class_embedding"
     ),

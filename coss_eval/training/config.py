@@ -116,7 +116,8 @@ class Config:
             )
         if self.warm_up_epochs > self.epochs:
             raise UsageError(
-                f"{self.warm_up_epochs:g} warm_up_epochs do not fit into {self.epochs} epochs; lower it, too (--set warm_up_epochs=0)"
+                f"{self.warm_up_epochs:g} warm_up_epochs do not fit into {self.epochs} epochs; lower them, too, as by "
+                "--set warm_up_epochs=0"
             )
         if self.compile and self.local is not None and self.local.site != "prepool":
             raise UsageError(
