@@ -781,3 +781,42 @@ def test_width_is_not_blamed_where_it_was_not_given(tmp_path: Path) -> None:
     with pytest.raises(CossError, match="--arch") as raised:
         ce.load_model(tmp_path / "narrow.pth")
     assert "--width" not in str(raised.value)
+
+
+VIT_OPTIONS = {
+    **{"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128},
+    **{"image_size": 32, "patch_size": 8},
+}
+SWIN_OPTIONS = {
+    **{"image_size": 64, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+}
+OF_TRANSFORMERS = {  # model and configuration of that library, with what it calls the representation
+    "ViT": ("cls", VIT_OPTIONS),
+    "DeiT": ("cls", VIT_OPTIONS | {"intermediate_size": 256}),
+    "Dinov2": ("cls", VIT_OPTIONS),
+    "Dinov2WithRegisters": ("cls", VIT_OPTIONS),
+    "DINOv3ViT": ("cls", VIT_OPTIONS | {"num_register_tokens": 4}),
+    "CLIPVision": ("pooled", VIT_OPTIONS),
+    "Swin": ("pooled", SWIN_OPTIONS),
+    "Swinv2": ("pooled", SWIN_OPTIONS),
+    "ConvNext": ("pooled", {"image_size": 64}),
+    "ResNet": ("pooled", {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OF_TRANSFORMERS)
+def test_what_transformers_saves_is_its_network(kind: str, tmp_path: Path) -> None:
+    """Parity with the library itself, where it is installed: random weights, written by it, read by us."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    says, options = OF_TRANSFORMERS[kind]
+    network = wild_files.randomised(
+        getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options))
+    )
+    network.save_pretrained(tmp_path)
+    pixels = torch.rand(2, 3, options.get("image_size", 64), options.get("image_size", 64))
+    with torch.inference_mode():
+        output = network.eval()(pixels)
+        expected = output.last_hidden_state[:, 0] if says == "cls" else output.pooler_output.flatten(1)
+        found = ce.load_model(tmp_path).backbone(pixels)
+    assert float((found - expected).abs().max()) < 1e-4 * max(1.0, float(expected.abs().max()))

@@ -156,7 +156,9 @@ _convnext = renamed(
 
 def _from_vit(state: StateDict) -> StateDict:
     named = _without(_vit(_fused(state, ("query.", "key.", "value."), "qkv.")), r"pooler\.|embeddings\.mask_token")
-    if "reg_token" not in named and "blocks.0.ls1.gamma" not in named:
+    hidden = named.get("blocks.0.mlp.fc1.weight")
+    four = hidden is None or hidden.shape[0] == 4 * hidden.shape[1]  # times the width, as torchvision's always are
+    if four and not {"reg_token", "blocks.0.ls1.gamma"} & named.keys():
         return timm_vit_to_torchvision(named)
     return _positions_of_patches(named) if "blocks.0.ls1.gamma" in named else named
 
