@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bootstrap import paired_bootstrap
+from scipy import stats
 from synthetic_runs import Writer
 
 from coss_eval.checkpoints.load import load_model, make_model, save_model
@@ -20,6 +21,7 @@ from coss_eval.errors import UsageError
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import build, resolve_baseline
 from coss_eval.reports.groups import given
+from coss_eval.reports.headline import columns
 from coss_eval.reports.layout import Number, Table
 from coss_eval.reports.results import (
     Estimate,
@@ -35,7 +37,7 @@ from coss_eval.reports.results import (
 )
 from coss_eval.statistics import clustered_wilson, contrast, paired_difference, spread, wilson
 from coss_eval.store import Cell, Measurement, Store, own_column
-from coss_eval.tasks.redundancy.report import BY_CLASS, against_untrained, by_class
+from coss_eval.tasks.redundancy.report import BY_CLASS, against_untrained, by_class, with_accuracy
 
 
 def estimates(verdicts: np.ndarray, ids: np.ndarray | None = None, data: str = "d") -> list[Estimate]:
@@ -361,6 +363,30 @@ def test_redundancy_of_methods_stands_beside_that_of_old_results(store: Store) -
     classes = by_class(results)
     assert classes is not None
     assert list(classes.columns) == ["byol-0", "byol-0, untrained", "byol-1", "byol-1, untrained"]
+
+
+def test_an_images_redundancy_stands_beside_its_accuracy(store: Store) -> None:
+    """Spearman's coefficient over images, by hand; the images of the two cells stand in different orders."""
+    writer = Writer(store, "net", 0.4)
+    writer.corruptions(BENCHMARK)
+    own = np.random.default_rng(0).normal(0.3, 0.1, 60)
+    condition = {"site": "prepool", "weights": "trained"}
+    measurement = Measurement(BY_CLASS, float(own.mean()), 60, 0.2, 0.4, condition)
+    order = np.random.default_rng(1).permutation(60)
+    samples = {"id": np.asarray(writer.ids)[order], own_column(BY_CLASS, condition): own[order]}
+    writer.put(Cell("redundancy", condition), [measurement], samples)
+    results = Results(store)
+    found = with_accuracy(results)
+    assert found is not None
+    row = next(row for row in found.rows if row.name == "corrupted")
+    share = next(c for c in columns(results) if c.name == "corrupted").of("net").shares  # type: ignore[union-attr]
+    ranks = [stats.rankdata(values) for values in (own, share.loc[list(writer.ids)])]  # type: ignore[union-attr]
+    r = float(np.corrcoef(*ranks)[0, 1])
+    (number,) = row.entries
+    assert isinstance(number, Number)
+    assert number.value == pytest.approx(r)
+    half = 1.96 * np.sqrt((1 + r**2 / 2) / 57)
+    assert (number.low, number.high) == pytest.approx((np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)))
 
 
 def test_only_shares_of_images_end_at_0_and_1(store: Store) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from coss_eval.reports.drawing import Look, grid, legend, looks_in
+from coss_eval.reports.headline import columns as headline_columns
 from coss_eval.reports.layout import Number, Row, Table, Unit
 from coss_eval.reports.results import Estimate, Results, aligned, difference_within
 from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, plain_scores, spaced
@@ -221,6 +222,45 @@ def _of_class(column: pd.DataFrame, number: int) -> Number | None:
     return Number(mean, mean - half, mean + half, "plain")
 
 
+def with_accuracy(results: Results) -> Table | None:
+    """Rank correlation over images of their redundancy with each accuracy of the headline, a column a network.
+
+    Spearman's coefficient; the interval is Fisher's with Bonett and Wright's variance (2000), (1 + r^2 / 2)/(n - 3).
+    """
+    others = [column for column in headline_columns(results) if column.unit == "percent" and not column.reference]
+    found: dict[str, dict[str, Number]] = {}
+    for label in results.checkpoints:
+        own = measured(results, BY_CLASS, "trained")(label)
+        if own is not None and own.shares is not None:
+            pairs = {column.name: _ranked(own.shares, column.of(label)) for column in others}
+            found[label] = {name: number for name, number in pairs.items() if number is not None}
+    names = [c.name for c in others if any(c.name in mine for mine in found.values())]
+    if not names:
+        return None
+    rows = [Row(name, [mine.get(name) for mine in found.values()]) for name in names]
+    caption = (
+        f"Over the images that both saw: {metric_name(BY_CLASS)} of an image with whether it is classified rightly "
+        "(its share of conditions). Below 0, images whose locations are alike are the harder ones. Fisher's interval; "
+        "exploratory, without p. An image's contrast, size and clutter may move both."
+    )
+    title = "Redundancy and accuracy, image by image"
+    return Table("redundancy_with_accuracy", title, "Spearman's coefficient", list(found), rows, caption)
+
+
+def _ranked(redundancy: pd.Series, score: Estimate | None) -> Number | None:
+    """The correlation of an image's redundancy with its share; None where there are none, or all are alike."""
+    if score is None or score.shares is None or abs(float(score.shares.mean()) - score.value) > 1e-6:
+        return None
+    both = pd.concat([redundancy, score.shares], axis=1, join="inner")
+    n = len(both)
+    if n < 10 or both.nunique().min() < 2:
+        return None
+    r = float(stats.spearmanr(both.iloc[:, 0], both.iloc[:, 1]).statistic)
+    half = 1.96 * math.sqrt((1 + r * r / 2) / (n - 3))
+    z = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    return Number(r, math.tanh(z - half), math.tanh(z + half), "plain", signed=True)
+
+
 def metric_name(metric: str) -> str:
     return METRICS.get(metric) or spaced(metric)
 
@@ -302,7 +342,7 @@ def headline(results: Results) -> list[Column]:
 
 REPORT = TaskReport(
     scores=scores,
-    tables=(against_untrained,),
+    tables=(against_untrained, with_accuracy),
     files=(by_class,),
     figures={
         "redundancy": (
