@@ -364,7 +364,7 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
         ("byol", {"options": 3}, "options takes fields"),
         ("byol", {"arch": "vit_b_16", "stem": "imagenet", "width": 64, "size": 40}, "multiple of its patch"),
         ("byol", {"arch": "rf99_resnet50", "width": 64}, "pass --stem imagenet"),
-        ("byol", {"epochs": 3, "warm_up_epochs": 10}, "set warm_up_epochs too"),
+        ("byol", {"epochs": 3, "warm_up_epochs": 10}, "warm_up_epochs=0"),
         ("co-byol", {"compile": True, "site": "stage2"}, "leave it out"),
         ("byol", {"lr": "fast"}, "expected float"),
         ("byol", {"optimizer": "lar"}, "'lars' or 'sgd' or 'adamw'"),
