@@ -287,6 +287,7 @@ def test_verify_runs_its_self_checks(run: Callable[..., Done]) -> None:
     assert done.out.count("ok  ") == 5
 
 
+@pytest.mark.slow
 def test_receptive_fields_in_theory_and_over_images(run: Callable[..., Done]) -> None:
     done = run("receptive-field", "--arch", "rf29_resnet18", "--size", "64")
     assert done.code == 0
@@ -366,6 +367,7 @@ def protocols(out: Path = Path("out")) -> list[dict[str, Any]]:
     return [record["protocol"] for record in Store(out).records()]
 
 
+@pytest.mark.slow
 def test_batch_dependent_networks_need_a_flag(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     call = ["redundancy", *small("Centred"), "--batch-size", "4"]
     refused = run(*call)

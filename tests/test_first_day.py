@@ -106,6 +106,7 @@ def test_3_say_how_my_network_is_normalised_and_use_its_own_head() -> None:
     assert repr(model).startswith("Model(mine: MyNetwork, 16 features, its own Linear head")
 
 
+@pytest.mark.slow
 def test_4_a_checkpoint_of_mine_and_a_mistake_in_its_name(tmp_path: Path) -> None:
     from torchvision.models import resnet18
 

@@ -424,6 +424,7 @@ def timm_state(name: str) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 def test_a_damaged_lookalike_is_refused_for_its_damage(tmp_path: Path) -> None:
     state = timm_state("resnetblur18")
     state["conv1.weight"][0, 0, 0, 0] = torch.nan
@@ -514,6 +515,7 @@ def test_a_normalisation_in_the_network_is_not_applied_again(tmp_path: Path, ima
         load_model(path, arch=arch, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
+@pytest.mark.slow
 def test_timm_and_hugging_face_say_how_to_prepare_images(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(timm_state("vit_tiny_patch16_224"), path)
@@ -1487,6 +1489,7 @@ def test_a_test_split_alone_measures_what_it_allows(digits: Dataset, tmp_path: P
     assert len(headless.skipped) == 5
 
 
+@pytest.mark.slow
 def test_python_is_told_what_the_command_line_prints(digits: Dataset, tmp_path: Path) -> None:
     save_model(own_head(digits), tmp_path / "own.safetensors")
     torch.save(make_model("resnet18", width=8).backbone.network.state_dict(), tmp_path / "plain.pth")

@@ -44,6 +44,7 @@ def test_farther_than_noise_and_within_the_ball(norm: str, distance: str, encode
         assert (result.distance[-1] > by_noise).all()
 
 
+@pytest.mark.slow
 def test_no_batch_dependence(encoder: nn.Module, digits: Digits) -> None:
     images, _, ids = (part[:40] for part in digits)
     whole = representation(encoder, images, EPS["linf"], ids).distance

@@ -129,6 +129,7 @@ def test_options_of_a_model_that_is_made_are_refused() -> None:
         as_model(as_model(made()), **HALF)
 
 
+@pytest.mark.slow
 def test_measures_take_the_network_and_pixels_in_0_to_1() -> None:
     network = made()
     model = as_model(network, **HALF)

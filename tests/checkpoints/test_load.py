@@ -343,6 +343,7 @@ def test_the_hash_of_weights_stays_what_it_was() -> None:
     assert weights_sha256(layer, None) == "c6733a8bea929335a1c5a21d70ee68ce5214ebdef52825cb4dd77486ee564864"
 
 
+@pytest.mark.slow
 def test_published_networks_come_with_their_classes_and_preprocessing(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         net = torchvision.models.squeezenet1_1()

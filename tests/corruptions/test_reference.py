@@ -62,6 +62,7 @@ def test_workers_and_batch_size_change_nothing(images: Callable[..., Tensor]) ->
     assert np.array_equal(whole[order], corrupt_batch(batch[order], "impulse_noise", 2, ids[order], workers=1))
 
 
+@pytest.mark.slow
 def test_nothing_is_patched() -> None:
     """In a fresh process: no package's names, modules, files or global generators change."""
     source = (package_folder() / "corruptions.py").read_bytes()

@@ -117,6 +117,7 @@ def test_two_passes_at_once(varied: Path) -> None:
     assert sizes == [(24, 32)] * 2
 
 
+@pytest.mark.slow
 def test_an_unfinished_pass_leaves_no_workers(varied: Path) -> None:
     import multiprocessing
 

@@ -114,6 +114,7 @@ def test_presets_have_the_size_in_their_name(name: str) -> None:
     assert isinstance(head, nn.Linear)
 
 
+@pytest.mark.slow
 def test_any_other_is_spelt_out_in_its_name() -> None:
     made = from_name("rf_resnet50_k2-1-0-0_mlp3x20_v1", width=8, stem="cifar")
     by_hand = RFResNet(

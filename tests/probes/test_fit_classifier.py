@@ -121,6 +121,7 @@ def test_the_test_split_is_never_read(model: Model, digits: Dataset) -> None:
     fit_classifier(model, replace(digits, test=watched), device="cpu", cache=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.01, 0.1])
 def test_few_label_probes_look_at_their_labels_alone(model: Model, digits: Dataset, fraction: float) -> None:
     """Every label outside the few is replaced by a wrong one: the probe stays the same."""

@@ -237,6 +237,7 @@ def test_the_interval_holds_the_error_though_the_value_is_biased(error: float, b
     assert 0.84 <= inside.mean() <= 0.995
 
 
+@pytest.mark.slow
 def test_cells_have_the_calibration_and_the_page_shows_it(tmp_path: Path) -> None:
     task = Corruptions(names=("fog", "contrast"), severities=(1, 5))
     run = ce.evaluate("pixels:8", "digits", [task], out=tmp_path, limit=200, cache=False, quiet=True)

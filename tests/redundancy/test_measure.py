@@ -148,6 +148,7 @@ def trained() -> Model:
     return make_model("rf5_resnet18", stem="cifar", width=8, seed=7, name="net")
 
 
+@pytest.mark.slow
 def test_each_image_is_stored_and_pairs_the_untrained_network(tmp_path: Path) -> None:
     """The report's difference is that of each image's own numbers; a class's row their mean over its images."""
     data = small_digits()
@@ -175,6 +176,7 @@ def test_each_image_is_stored_and_pairs_the_untrained_network(tmp_path: Path) ->
     assert classes["net"].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_data_changes_nothing(tmp_path: Path) -> None:
     found = []
     for name, order in (("there", slice(None)), ("back", slice(None, None, -1))):
@@ -204,6 +206,7 @@ def test_results_of_an_older_version_have_their_table_beside_new_ones(tmp_path: 
     assert lidar.value == 0.4
 
 
+@pytest.mark.slow
 def test_a_probe_reads_the_locations(tmp_path: Path) -> None:
     """Each number from the probe's logits by a few lines; all locations pooled are the probe's own accuracy."""
     data, model = small_digits(), trained()

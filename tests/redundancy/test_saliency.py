@@ -102,6 +102,7 @@ def test_maps_of_a_batch_are_each_images(family: str) -> None:
         heatmaps(one, batch, of=batch[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["global", (3, 0), "another", "evidence"])
 def test_the_page_has_the_maps_of_its_images_and_their_mean(of: Any, tmp_path: Path) -> None:
     """Against one call an image: its own place's mean taken off, the next image among those looked at."""

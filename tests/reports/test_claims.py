@@ -192,6 +192,7 @@ def test_a_known_effect_gets_the_right_verdict(
             findings_in([replace(claimed[0], **wrong)], Results(store))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_judged_is_said_in_one_line(store: Store, tmp_path: Path) -> None:
     """A claim that lacks a field, and a sweep's claims put to a folder that is none of its own."""
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"claims": [{"name": "co helps", "task": "probe"}]}))

@@ -130,6 +130,7 @@ def test_p_is_adjusted_over_the_column(full: Store) -> None:
     assert "Holm" in " ".join(build(results).sections[-1].paragraphs)
 
 
+@pytest.mark.slow
 def test_an_error_turns_its_accuracy_s_difference_about(full: Store, writer: Callable) -> None:
     writer("c", -1.0).corruptions()
     document = build(Results(full))

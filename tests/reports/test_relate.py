@@ -118,6 +118,7 @@ def test_untrained_networks_are_left_out_and_folders_are_searched(tmp_path: Path
     assert "1 untrained network is left out: it would be a cluster of its own." in found.warnings
 
 
+@pytest.mark.slow
 def test_tasks_stand_for_their_first_column_and_the_page_says_what_follows(tmp_path: Path) -> None:
     for i in range(3):
         writer = model(tmp_path / "run", f"m{i}", 0.1 * i, 0.4 * i, "rf29_resnet18", probe=False)

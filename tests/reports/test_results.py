@@ -221,6 +221,7 @@ def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_runs_of_one_method_are_one_row_about_seeds_and_images(three_seeds: Store) -> None:
     results = Results(three_seeds)
     assert results.labels == ["byol (3 seeds)", "co-byol (3 seeds)"]
@@ -246,6 +247,7 @@ def test_runs_of_one_method_are_one_row_about_seeds_and_images(three_seeds: Stor
     ]
 
 
+@pytest.mark.slow
 def test_scores_of_methods_are_the_means_of_their_runs_scores(three_seeds: Store) -> None:
     results = Results(three_seeds)
     for task in ("corruptions", "internal", "attacks"):

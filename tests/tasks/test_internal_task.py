@@ -91,6 +91,7 @@ def test_the_report_shows_damage_at_sites_where_not_all_kinds_mean_something(tmp
     assert "internal_by_level.png" in report
 
 
+@pytest.mark.slow
 def test_the_report_shows_each_kind_beside_its_control(tmp_path: Path) -> None:
     task = Internal(("prepool",), ("location", "channel", "noise", "noise-shared", "weight-quantised"), None, seeds=1)
     own = replace(subject().model, head_choice="own")

@@ -102,6 +102,7 @@ def test_the_target_draws_nothing() -> None:
         assert not torch.equal(online(view), online(view))
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_not_called_untrained(tmp_path: Path) -> None:
     made, read = run("byol", tmp_path, epochs=1), load_model(tmp_path / "model.safetensors")
     assert made.layout == read.layout == "coss-eval"
