@@ -129,14 +129,19 @@ class LocationFields:
         return self.seen == 1
 
 
-def location_fields(backbone: Backbone, site: str, size: int) -> LocationFields:
-    """The theoretical fields of a site's locations. Errors as for ``theoretical``, and for an unknown site."""
+def _followed(backbone: Backbone, site: str, size: int) -> tuple[Tensor, Reach]:
+    """A site's output on one image, and what of the image it reaches."""
     if site not in backbone.sites:
         raise unknown_name("site", site, backbone.sites)
     found = fields(backbone, size).get(backbone.sites[site].module)
     if found is None:
         raise CossError(f"the image could not be followed to {site!r}; take the effective field (--data)")
-    output, reach = found
+    return found
+
+
+def location_fields(backbone: Backbone, site: str, size: int) -> LocationFields:
+    """The theoretical fields of a site's locations. Errors as for ``theoretical``, and for an unknown site."""
+    output, reach = _followed(backbone, site, size)
     if not isinstance(reach, Field):
         return LocationFields(size, None, math.inf, size, 0, 1.0, 1.0)
     rows, columns = _spans(output, reach)
@@ -152,12 +157,7 @@ def middle_box(backbone: Backbone, site: str, size: int) -> tuple[int, int, int,
 
     Cut at the image's edges. Errors as for ``location_fields``.
     """
-    if site not in backbone.sites:
-        raise unknown_name("site", site, backbone.sites)
-    found = fields(backbone, size).get(backbone.sites[site].module)
-    if found is None:
-        raise CossError(f"the image could not be followed to {site!r}")
-    output, reach = found
+    output, reach = _followed(backbone, site, size)
     if not isinstance(reach, Field):
         return (0, size - 1, 0, size - 1)
     spans = _spans(output, reach)
