@@ -168,9 +168,11 @@ def api_page() -> str:
 
 
 def _entry(title: str, found: Any) -> str:
+    """Signature and docstring under the name by which people call it."""
     found = getattr(found, "__wrapped__", found)
-    members = "\n    options:\n      members: true\n      heading_level: 3" if isinstance(found, type) else ""
-    return f"## {title}\n\n::: {found.__module__}.{found.__qualname__}{members}"
+    options = [f'heading: "{title}"', f'toc_label: "{title}"', f"members: {str(isinstance(found, type)).lower()}"]
+    lines = [f"::: {found.__module__}.{found.__qualname__}", "    options:", *(f"      {one}" for one in options)]
+    return "\n".join(lines)
 
 
 class Fenced(griffe.Extension):
