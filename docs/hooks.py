@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import griffe
 
@@ -105,7 +106,7 @@ def name_tables() -> dict[str, str]:
     from coss_eval.training.methods import METHODS
 
     task_rows = [
-        (f"[`{name}`](commands.md#coss-eval-{name})", entry.about, entry.source)
+        (f"[{name}](commands.md#coss-eval-{name})", entry.about, entry.source)
         for name, entry in tasks.entries().items()
     ]
     corruption_rows = [
@@ -195,31 +196,35 @@ def tutorial_sources() -> list[str]:
     return [f"tutorials/{path.stem}.md" for path in sorted(NOTEBOOKS.glob("*.py"))]
 
 
-def tutorial_pages() -> Pages:
-    """The notebooks as pages, run before where COSS_DOCS_EXECUTE asks for it; pictures beside them."""
+def tutorial_pages(folder: Path = NOTEBOOKS, *, execute: bool | None = None) -> Pages:
+    """The notebooks as pages, pictures beside them; ``execute`` None: run first if COSS_DOCS_EXECUTE=1 says so."""
     import jupytext
     from nbconvert import MarkdownExporter
 
+    execute = os.environ.get("COSS_DOCS_EXECUTE") == "1" if execute is None else execute
     pages: Pages = {}
-    with tempfile.TemporaryDirectory() as folder:  # one for all: the first trains what the others look at
-        for path in sorted(NOTEBOOKS.glob("*.py")):
+    with tempfile.TemporaryDirectory() as work:  # one for all: the first trains what the others look at
+        for path in sorted(folder.glob("*.py")):
             notebook = jupytext.read(path)
-            executed = os.environ.get("COSS_DOCS_EXECUTE") == "1"
-            if executed:
-                _execute(notebook, folder)
+            if execute:
+                _execute(notebook, work)
             body, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": f"{path.stem}_files"})
             pages |= {f"tutorials/{name}": content for name, content in resources["outputs"].items()}
-            shown = "with what it gave" if executed else "without its outputs; run it to see them"
+            shown = "with what it gave" if execute else "without its outputs; run it to see them"
             note = f"*This is `notebooks/{path.name}`, {shown}: `jupyter lab notebooks/{path.stem}.ipynb`.*"
-            pages[f"tutorials/{path.stem}.md"] = _with_note(re.sub(r"(\]\(\w+)\.ipynb\)", r"\1.md)", body), note)
+            body = re.sub(r"(\]\(\w+)\.ipynb\)", r"\1.md)", body)
+            pages[f"tutorials/{path.stem}.md"] = _with_note(body, note)
     return pages
 
 
 def _execute(notebook: Any, folder: str) -> None:
+    """Run its cells in ``folder``, on this checkout, with pictures in the page."""
     from nbconvert.preprocessors import ExecutePreprocessor
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    ExecutePreprocessor(timeout=1200, kernel_name="python3").preprocess(notebook, {"metadata": {"path": folder}})
+    searched = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    runner = ExecutePreprocessor(timeout=1200, kernel_name="python3")
+    with patch.dict(os.environ, PYTHONPATH=searched, MPLBACKEND="module://matplotlib_inline.backend_inline"):
+        runner.preprocess(notebook, {"metadata": {"path": folder}})
 
 
 def _with_note(body: str, note: str) -> str:
@@ -255,7 +260,10 @@ def results_pages() -> Pages:
     )
     pages: Pages = {"results/index.md": _local(index, RESULTS, known)}
     for name, page in known.items():
-        note = f"*As kept in `results/{name}/`; `coss-eval report results/{name}` draws the figures of a run.*"
+        figures = (
+            f"; `coss-eval report results/{name}` draws its figures" if (page.parent / "run.json").exists() else ""
+        )
+        note = f"*As kept in `results/{name}/`{figures}.*"
         text = re.sub(r"\A# .*", f"# {name}", page.read_text().lstrip())
         pages[f"results/{name}.md"] = _with_note(_local(text, page.parent, known), note)
     return pages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
@@ -320,6 +321,25 @@ def test_published_numbers_are_those_of_each_way_to_classify() -> None:
     assert ok, words
     with pytest.raises(UsageError, match="of a file with its classifier"):
         check_published(replace(knn, by="own head"), replace(pixels, classes=("a", "b")), digits, "cpu")
+
+
+@pytest.mark.slow
+def test_verify_measures_what_is_given_and_says_what_disagrees(run: Callable[..., Done], tmp_path: Path) -> None:
+    """A network of random weights has not DINO's accuracy; a file that is not there is one line."""
+    draws = np.random.default_rng(0)
+    for split, name, number in itertools.product(("train", "val"), "ab", range(12)):
+        file = tmp_path / "set" / split / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(file)
+    save(FILES["DINO, ResNet"]().content, tmp_path / "dino.pth")
+    given = ("--ckpt", "dino-resnet50=dino.pth", "--ckpt", "resnet50=missing.pth", "--device", "cpu")
+    done = run("verify", "--imagenet", "set", *given)
+    assert done.code == 1
+    lines = {line[:36].strip(): line for line in done.out.splitlines() if line.startswith("FAIL")}
+    assert "n=24, tolerance 0.2" in lines["FAIL  DINO ResNet-50: kNN 67.5 %"]
+    assert "n=24, tolerance 1 " in lines["FAIL  DINO ResNet-50: linear probe 7"]
+    assert "missing.pth" in lines["FAIL  supervised ResNet-50 V1: own h"]
+    assert len(lines) == 3
 
 
 BRIGHTNESS = """

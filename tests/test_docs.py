@@ -207,6 +207,38 @@ def test_the_page_of_commands_has_every_command_and_flag(hooks: ModuleType) -> N
     assert "--empty-" not in text
 
 
+NOTEBOOK = """
+# %% [markdown]
+# # 1. Small
+#
+# Go on with [the next](02_next.ipynb).
+
+# %%
+import matplotlib.pyplot as plt
+import coss_eval
+
+print("of", coss_eval.__name__)
+plt.plot([0, 1]);
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execute", [False, True])
+def test_notebooks_become_pages_with_what_they_gave_where_they_are_run(
+    execute: bool, hooks: ModuleType, tmp_path: Path
+) -> None:
+    pytest.importorskip("nbconvert", reason="pip install '.[docs]'")
+    (tmp_path / "01_small.py").write_text(NOTEBOOK.lstrip())
+    pages = hooks.tutorial_pages(tmp_path, execute=execute)
+    text = pages.pop("tutorials/01_small.md")
+    assert text.startswith("# 1. Small\n\n*This is `notebooks/01_small.py`")
+    assert "[the next](02_next.md)" in text
+    assert ("of coss_eval" in text) is execute
+    pictures = [name for name, content in pages.items() if content[:4] == b"\x89PNG"]
+    assert len(pictures) == int(execute)
+    assert all(name.removeprefix("tutorials/") in text for name in pictures)
+
+
 class Links(HTMLParser):
     """The targets of a page's links, what it loads, and its anchors."""
 
