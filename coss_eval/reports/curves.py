@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from coss_eval.errors import UsageError
 from coss_eval.reports.drawing import WIDTH, legend, looks, save, style
+from coss_eval.store.runs import LOG, run_file
 
 # what is drawn: (kind of line, value, title, scale)
 PANELS = (
@@ -40,10 +41,12 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
 
 def read(folder: Path) -> Curves:
     """The curves in a run's log.jsonl, or in a file of such lines. Raises UsageError where there is none."""
-    path = folder / "log.jsonl" if folder.is_dir() else folder
-    if not path.is_file():
-        raise UsageError(f"there is no log at {path}; expected the folder of a training run")
-    lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    path = folder if folder.is_file() else folder / LOG
+    try:
+        text = (path.read_bytes() if path == folder else run_file(folder, LOG)).decode()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"there is no log at {path}; expected the folder of a training run") from error
+    lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
     values: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for line, epoch in _epochs([line for line in lines if line["kind"] in ("train", "probe")]):
         for name, value in line.items():
@@ -53,7 +56,7 @@ def read(folder: Path) -> Curves:
                 y.append(value)
     if not values:
         raise UsageError(f"{path} holds no curves yet; let the run finish an epoch")
-    return Curves(path.parent.name if path.name == "log.jsonl" else path.stem, values)
+    return Curves(path.parent.name if path.name == LOG else path.stem, values)
 
 
 def _epochs(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
