@@ -280,4 +280,4 @@ def _local(text: str, folder: Path, known: Mapping[str, Path]) -> str:
         other = path.partition("/")[0]
         return f"[{words}]({other}.md)" if other in known and not picture else "" if picture else words
 
-    return _LINK.sub(replaced, text)
+    return _LINK.sub(replaced, text).replace("<details>", "<details markdown>")  # whose inside is Markdown, too

@@ -272,6 +272,8 @@ def test_the_site_builds_strictly_and_its_links_lead_somewhere(tmp_path: Path) -
     api = re.sub(r"<[^>]+>", "", (site / "reference/api.html").read_text())
     for name in ("ce.evaluate", "ce.attacks.pgd", "ce.Run"):
         assert re.search(rf"{re.escape(name)}¶?\s", api)
+    unread = [path.name for path in pages if "|--" in re.sub(r"(?s)<(pre|code).*?</\1>", "", path.read_text())]
+    assert unread == []  # no table that stayed Markdown
     assert re.search(r"evaluate\(\s*models: [^)]*limit: int \| None = None", api)  # signatures, typed
     wrong = []
     for path, page in pages.items():
