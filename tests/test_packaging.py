@@ -81,6 +81,7 @@ def tracked() -> list[Path]:
 @pytest.fixture(scope="module")
 def built(tracked: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the sdist, and the wheel made of it, built from the tracked files alone."""
+    pytest.importorskip("build", reason="pip install '.[test]'")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for path in tracked:
         if path.parts[0] in ("coss_eval", "tests") or len(path.parts) == 1:
