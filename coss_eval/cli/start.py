@@ -16,8 +16,13 @@ from coss_eval.tasks.flags import Words
 
 
 @app.command(group=START)
-def quickstart(*, out: OfRun[Path] = Path("results/quickstart"), quiet: OfRun[bool] = False) -> int:
-    """Train BYOL and CO-BYOL on digits, evaluate both beside an untrained network with every task, report.
+def quickstart(
+    *,
+    out: OfRun[Path] = Path("results/quickstart"),
+    quiet: OfRun[bool] = False,
+    show: Annotated[OfRun[bool], Parameter(name="--open", negative=())] = False,
+) -> int:
+    """Train SimCLR and CO-SimCLR on scattered digits, evaluate both and an untrained network by every task, report.
 
     Parameters
     ----------
@@ -25,10 +30,12 @@ def quickstart(*, out: OfRun[Path] = Path("results/quickstart"), quiet: OfRun[bo
         Folder of the runs and the report.
     quiet
         Print the last lines only.
+    show
+        Show the report in a browser at the end, where there is a desktop.
     """
     from coss_eval.cli.quickstart import run
 
-    return run(out, quiet=quiet)
+    return run(out, quiet=quiet, show=show)
 
 
 @app.command(group=START)

@@ -39,7 +39,7 @@ def warnings(results: Results) -> list[str]:
     if limits:
         shown = ", ".join(map(str, limits))
         found.insert(0, f"LIMITED: some or all numbers are from a subset of the test split (limit {shown}).")
-    if "digits" in set(results.frame["data"]):
+    if {"digits", "scattered-digits"} & set(results.frame["data"]):
         found.insert(0, "A demonstration: scikit-learn's digits support no ranking of methods.")
     devices = sorted({str(run["device"]).split(":")[0] for run in results.runs if run.get("device")})
     if len(devices) > 1:

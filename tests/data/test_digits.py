@@ -1,4 +1,4 @@
-"""The embedded default never changes: every number of the quickstart depends on it."""
+"""The embedded sets never change: every number of the quickstart depends on them."""
 
 from __future__ import annotations
 
@@ -27,3 +27,30 @@ def test_digits_are_stratified_grey_and_full_range() -> None:
     share = np.bincount(data.test.labels) / (np.bincount(data.test.labels) + np.bincount(data.train.labels))
     assert np.abs(share - 0.25).max() < 0.005
     assert not set(data.train.ids) & set(data.test.ids)
+
+
+def test_scattered_digits_are_fixed_and_split_as_the_digits_are() -> None:
+    plain, data = load_dataset("digits"), load_dataset("scattered-digits")
+    assert (len(data.train), len(data.test)) == (3 * 1346, 451)
+    assert data.classes == plain.classes
+    assert data.test.protocol() == {"size": [64, 64], "resize": "native"}
+    assert data.test.fingerprint == "bdeae102e2796cfe26b47126e73f84f6"
+    np.testing.assert_array_equal(data.test.labels, plain.test.labels)
+    np.testing.assert_array_equal(data.train.labels, np.repeat(plain.train.labels, 3))
+    assert len(set(data.train.ids) | set(data.test.ids)) == 3 * 1346 + 451
+
+
+def test_a_scene_is_a_digit_on_clutter_light_or_dark_at_any_place() -> None:
+    batch = next(iter(load_dataset("scattered-digits").test.batches(batch_size=451)))
+    images = batch.images.numpy().astype(float)
+    ground = np.median(images, axis=(2, 3), keepdims=True)
+    ink = np.abs(images - ground).max(1) > 60  # far beyond the clutter, which is 10 of 255
+    rows, columns = np.nonzero(ink)[1:]
+    assert (ink.any((1, 2))).mean() > 0.99
+    assert {rows.min() < 6, rows.max() > 57, columns.min() < 8, columns.max() > 55} == {True}
+    lighter = np.array(
+        [(image[:, where] > level[:, 0]).mean() > 0.5 for image, where, level in zip(images, ink, ground, strict=True)]
+    )
+    assert 0.4 < lighter.mean() < 0.6
+    clutter = np.array([image[:, ~where].std() for image, where in zip(images, ink, strict=True)])
+    assert 8 < np.median(clutter) < 20

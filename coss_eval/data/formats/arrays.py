@@ -51,7 +51,7 @@ def scattered_digits() -> Dataset:
     """scikit-learn's digits at random places and sizes, light or dark, on coloured clutter, 64 px RGB.
 
     Where a digit stands, how large it is and what colours it has says nothing of its class, so that pixels decide less
-    than in ``digits``, and a network must learn to look past them. A scene is drawn from its digit's number and its own:
+    than in ``digits``, and a network must learn to look past them. A scene is drawn from its number and its digit's:
     the same on every machine. The test split has the same digits as that of ``digits``, one scene each.
     """
     grey, labels, is_test = _scans()
