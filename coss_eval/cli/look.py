@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from coss_eval.cli.app import LOOK, app
 from coss_eval.cli.flags import Chosen, ModelFlags, OfData, OfRun, OfTask
 from coss_eval.errors import UsageError
+from coss_eval.tasks.flags import Words
 
 
 @app.command(group=LOOK)
@@ -41,25 +42,67 @@ app.command(figures_app)
 
 
 @figures_app.default
-def figures(folder: Path, *, out: Path | None = None) -> int:
-    """Draw the figures of a results folder as PDF and PNG.
+def figures(
+    folder: Path,
+    *,
+    only: Words = (),
+    width: str | None = None,
+    format: Words = ("pdf", "png"),
+    models: Words = (),
+    baseline: str | None = None,
+    label: Chosen = (),
+    out: Path | None = None,
+) -> int:
+    """Draw the figures of a results folder, as wide as they are printed.
 
     Parameters
     ----------
     folder
         A results folder.
+    only
+        Names of figures, such as corruptions_mean,redundancy_distance [default: all that the folder has].
+    width
+        Width in print: 3.3in (or 3.3), 84mm, 8.4cm or 240pt [default: each figure's own, at most 7 in].
+    format
+        Kinds of files: pdf, svg, png.
+    models
+        Names of the models or methods to show [default: all].
+    baseline
+        Name of the model or method that the differences refer to [default: the first].
+    label
+        Runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors", or their names; repeat it for other methods.
     out
         Where to write them [default: the folder's figures/].
     """
     from coss_eval.reports import figures as drawing
+    from coss_eval.reports.groups import given
+    from coss_eval.reports.results import Results
     from coss_eval.runtime.live import say
     from coss_eval.store import Store
 
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}; expected a results folder, or the words gallery or curves")
-    for path in drawing.write(Store(folder), out or folder / "figures"):
+    results = Results(Store(folder), given(label))
+    canvas = drawing.canvas_of(results, width=_inches(width), models=models, baseline=baseline)
+    wanted, kinds = (",".join(words).split(",") if words else () for words in (only, format))
+    for path in drawing.write(results, out or folder / "figures", only=wanted, canvas=canvas, kinds=kinds):
         say(str(path))
     return 0
+
+
+def _inches(width: str | None) -> float | None:
+    """A width such as 3.3in, 84mm, 8.4cm, 240pt or 3.3 in inches. Raises UsageError for anything else."""
+    if width is None:
+        return None
+    number, unit = width.strip(), "in"
+    for unit in ("in", "mm", "cm", "pt", ""):
+        if number.endswith(unit):
+            number = number.removesuffix(unit)
+            break
+    try:
+        return float(number) / {"in": 1, "mm": 25.4, "cm": 2.54, "pt": 72.27, "": 1}[unit]
+    except ValueError:
+        raise UsageError(f"expected --width such as 3.3in, 84mm or 240pt, got {width!r}") from None
 
 
 @figures_app.command
