@@ -24,7 +24,7 @@ from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 
@@ -161,19 +161,21 @@ def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "pdf")) -> l
     return paths
 
 
-def panels(number: int, *, width: float, height: float, least: float = 1.2, most: int = 5) -> tuple[Figure, list[Axes]]:
-    """A figure of ``number`` panels with one scale, as many beside one another as have ``least`` inches, at ``most``.
+def panels(
+    number: int, *, width: float, height: float, least: float = 1.2, most: int = 5, alike: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``number`` panels, as many beside one another as have ``least`` inches, at ``most``.
 
-    ``height`` is a panel's, in inches.
+    ``height`` is a panel's, in inches; ``alike`` panels have one scale, which the first of a row shows.
     """
     columns = max(1, min(most, number, int((width - 0.3) / least)))
     rows = -(-number // columns)
     figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
-    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, sharey=alike, squeeze=False).flat)
     for axis in axes[number:]:
         axis.set_visible(False)
     for place, axis in enumerate(axes[:number]):
-        axis.tick_params(labelbottom=True, labelleft=place % columns == 0)
+        axis.tick_params(labelbottom=True, labelleft=not alike or place % columns == 0)
     return figure, axes[:number]
 
 
@@ -193,9 +195,11 @@ def settle(figure: Figure) -> Figure:
 def _title(axis: Axes) -> bool:
     """Break the title where it is longer than the axis; whether it was."""
     title = axis.get_title(loc="left")
-    [drawn] = [text for text in axis.get_children() if getattr(text, "get_text", str)() == title][:1] or [axis.title]
+    if not title or "\n" in title:
+        return False
+    drawn = next(text for text in axis.get_children() if isinstance(text, Text) and text.get_text() == title)
     wide, room = drawn.get_window_extent().width, axis.get_window_extent().width
-    if not title or wide <= room or "\n" in title:
+    if wide <= room:
         return False
     axis.set_title("\n".join(broken(title, max(6, int(len(title) * room / wide)))), loc="left")
     return True

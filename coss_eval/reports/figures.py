@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from coss_eval.errors import UsageError, unknown_name
-from coss_eval.reports import headline
+from coss_eval.reports import curves, headline, sweeps
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.drawing import KINDS, MANY, WHOLE, WIDTH, Canvas, forest, save, settle, style
 from coss_eval.reports.layout import Number, Row
@@ -88,7 +88,7 @@ def differences(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     """Every headline score's difference from the baseline with its interval and the p of its table."""
     columns = comparable(headline.columns(results), results.labels)
     shown = canvas.shown(results.labels)
-    base = canvas.baseline or shown[0]
+    base = canvas.baseline or next(iter(shown), "")
     others = [label for label in shown if label != base][:MANY]
     family = adjusted(columns, results.labels)
     rows = []
@@ -100,6 +100,12 @@ def differences(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
                 number = Number(*found[:3], column.unit, p, signed=True, lower_is_better=column.lower_is_better)
                 rows.append(Row(other, [number], column.name))
     return forest(rows, width=canvas.inches(WIDTH), xlabel=f"difference from {base}") if rows else None
+
+
+def training_curves(folder: Path, canvas: Canvas = WHOLE) -> Figure | None:
+    """The curves of the training runs that lie in a folder; None without any."""
+    inside = [path for path in curves.logs(folder) if path.is_file()]
+    return curves.draw([curves.read(path) for path in inside], canvas) if inside else None
 
 
 def redundancy_robustness(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
@@ -121,6 +127,15 @@ OF_ALL: dict[str, tuple[Maker, str]] = {
     "redundancy_robustness": (
         redundancy_robustness,
         "Redundancy before pooling against robustness; a point a model, bars: 95 % over images.",
+    ),
+    "sweep": (
+        lambda results, canvas: sweeps.stored_figure(results.store.path, canvas),
+        "Linear-probe accuracy by what the sweep varied. Bands: 95 % over seeds where a setting has several, else over "
+        "images.",
+    ),
+    "training_curves": (
+        lambda results, canvas: training_curves(results.store.path, canvas),
+        "Training curves. Bands: from the lowest to the highest seed of a method.",
     ),
     "receptive_fields": (
         lambda results, canvas: stored_fields(results.store.path, canvas),

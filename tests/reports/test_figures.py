@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from synthetic_runs import IMAGES, Writer
 
+import coss_eval as ce
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.run import Run
-from coss_eval.reports import figures
+from coss_eval.reports import figures, sweeps
 from coss_eval.reports.drawing import GREY, MANY, Canvas, forest, looks, looks_in, methods_of, save, style
+from coss_eval.reports.gallery import attacked, draw_attacked
 from coss_eval.reports.layout import Number, Row
-from coss_eval.reports.results import Results
+from coss_eval.reports.results import Estimate, Results
 from coss_eval.store import Cell, Measurement, Store
 
 COLUMN = 3.3  # inches: a column of a two-column page
@@ -239,3 +243,80 @@ def test_unknown_names_list_those_that_there_are(three: Store) -> None:
         figures.canvas_of(results, models=["nobody"])
     with pytest.raises(UsageError, match="a width from 2 to 20 inches"):
         figures.canvas_of(results, width=330)
+
+
+def test_a_sweep_is_drawn_from_its_folder_with_bands_over_seeds(tmp_path: Path) -> None:
+    scores = {"top1": Estimate(0.5, 0.45, 0.55, 100), "knn_top1": Estimate(0.4, 0.35, 0.45, 100)}
+    runs = [(m, c, seed) for m in ("byol", "co-byol") for c in (0.08, 0.2, 0.5) for seed in range(3)]
+    trials = [
+        sweeps.Trial(
+            number, "x", m, {"crop_min_scale": c}, seed, "done",
+            {name: replace(e, value=e.value + 0.01 * seed - 0.1 * c) for name, e in scores.items()},
+        )
+        for number, (m, c, seed) in enumerate(runs)
+    ]  # fmt: skip
+    sweeps.write(trials, tmp_path, title="Sweep", about=[])
+    assert sweeps.stored(tmp_path) == trials
+    figure = figures.draw(Results(Store(tmp_path)), "sweep", Canvas(COLUMN))
+    check(figure, COLUMN)
+    first = sweeps.summary(trials[:3], "top1")
+    assert first is not None
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]  # type: ignore[index]
+    assert first.low is not None
+    assert np.isclose(band, 100 * first.low).any()
+
+
+def test_seeds_of_one_recipe_are_a_band(tmp_path: Path) -> None:
+    for method in ("byol", "co-byol"):
+        for seed in range(3 if method == "byol" else 1):
+            folder = tmp_path / f"{method}-seed={seed}"
+            folder.mkdir()
+            lines: list[dict[str, object]] = [{"kind": "start", "config": {"method": method, "seed": seed}}]
+            lines += [
+                {"kind": "probe", "step": s, "epoch": s, "knn": 0.1 * s + 0.02 * seed} for s in range(1, 5 + seed)
+            ]
+            (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = figures.draw(Results(Store(tmp_path)), "training_curves", Canvas(COLUMN))
+    check(figure, COLUMN)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["byol (3 seeds)", "co-byol-seed=0"]
+    byol = figure.axes[0].lines[0]
+    assert np.asarray(byol.get_xdata()).tolist() == [1, 2, 3, 4]  # where all seeds are
+    assert np.asarray(byol.get_ydata()) == pytest.approx([12, 22, 32, 42])
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]  # type: ignore[index]
+    assert (band.min(), band.max()) == pytest.approx((10, 44))
+
+
+def test_receptive_fields_that_lie_in_a_folder_are_drawn_together(tmp_path: Path) -> None:
+    peak = np.zeros((32, 32))
+    peak[12:20, 12:20] = 1.0
+    for name in NAMES:
+        sites = {f"stage{i}": peak for i in range(1, 5)}
+        more = {f"{site}/size": 8.0 for site in sites} | {f"{site}/n": 4 for site in sites}
+        boxes = {"stage1/box": np.array([10, 21, 10, 21])}
+        np.savez(tmp_path / f"receptive_fields_{name}.npz", **sites, **more, **boxes)  # type: ignore[arg-type]
+    figure = figures.draw(Results(Store(tmp_path)), "receptive_fields", Canvas(COLUMN))
+    check(figure, COLUMN)
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == len(NAMES) * 4
+    assert sum(len(axis.patches) for axis in shown) == len(NAMES)
+
+
+@pytest.mark.parametrize("width", [COLUMN, 7.0])
+def test_attacked_images_are_named_and_what_has_changed_is_bold(width: float) -> None:
+    names = "a class whose name is long, such as sulphur-crested cockatoo", "cat"
+    found = attacked(
+        ce.load_model("pixels:8", mean=(0, 0, 0), std=(1, 1, 1)),
+        ce.load_dataset("digits"),
+        eps=(0.05, 0.4),
+        images=2,
+        device="cpu",
+    )
+    change = np.abs(found.adversarial - found.images).max(axis=(2, 3, 4))  # of each eps and image
+    assert (change <= np.array([[0.05], [0.4]]) + 1e-5).all()
+    assert (change > 0).all()
+    assert any(seen != truth for seen, truth in zip(found.seen[1], found.truth, strict=True))
+    long = replace(found, truth=names, seen=(names, names[::-1]))
+    figure = draw_attacked(long, width=width)
+    check(figure, width)
+    bold = [axis.xaxis.label.get_fontweight() == "bold" for axis in figure.axes]
+    assert bold == [False, False, True, False] * 2
