@@ -14,7 +14,13 @@ from coss_eval.tasks.flags import Fractions, Words
 
 
 @app.command(group=LOOK)
-def report(folder: Path, *, baseline: str | None = None, label: Chosen = ()) -> int:
+def report(
+    folder: Path,
+    *,
+    baseline: str | None = None,
+    label: Chosen = (),
+    style: Literal["plain", "neurips", "cvpr"] = "plain",
+) -> int:
     """Write report.md, report.html, tables and figures again from a results folder.
 
     Parameters
@@ -25,12 +31,14 @@ def report(folder: Path, *, baseline: str | None = None, label: Chosen = ()) -> 
         Name of the model or method that the differences refer to [default: the first].
     label
         Runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors", or their names; repeat it for other methods.
+    style
+        Of the LaTeX tables: the widths of an article, NeurIPS or CVPR.
     """
     from coss_eval import reports
     from coss_eval.reports.groups import given
     from coss_eval.runtime.live import say
 
-    for path in reports.write(folder, baseline=baseline, groups=given(label)):
+    for path in reports.write(folder, baseline=baseline, groups=given(label), style=style):
         say(str(path))
     return 0
 

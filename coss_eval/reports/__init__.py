@@ -25,16 +25,18 @@ def write(
     out: str | os.PathLike[str] | None = None,
     baseline: str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    style: str = "plain",
 ) -> list[Path]:
     """Write the report of a results folder into it (or into ``out``); the paths written.
 
     ``baseline`` names the checkpoint or method that differences refer to (default: the first). ``groups`` names methods
-    by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. Writes report.md, report.html,
+    by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. ``style``
+    of the LaTeX tables: plain, neurips or cvpr. Writes report.md, report.html,
     tables/<name>.csv and .tex, tables/measurements.csv (every number, as fractions) and figures/<name>.png and .pdf.
     Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for an
-    unknown baseline.
+    unknown baseline or style.
     """
-    from coss_eval.reports import document, figures, html, layout, markdown, tables
+    from coss_eval.reports import document, figures, html, latex, layout, markdown, tables
     from coss_eval.reports.files import write_file
 
     folder = Path(store_path if out is None else out)
@@ -49,7 +51,7 @@ def write(
     paths.append(write_file(folder / "report.html", html.render(page, pictures)))
     for table in page.tables:
         paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
-        paths.append(write_file(folder / "tables" / f"{table.name}.tex", layout.latex(table)))
+        paths.append(write_file(folder / "tables" / f"{table.name}.tex", latex.latex(table, style)))
     for table in document.long_tables(results):
         paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
     return paths + drawn

@@ -32,6 +32,7 @@ from coss_eval.reports.drawing import (
     style,
 )
 from coss_eval.reports.files import write_file
+from coss_eval.reports.latex import latex
 from coss_eval.reports.layout import Number, Row, Table
 from coss_eval.reports.results import Estimate
 from coss_eval.statistics import spread
@@ -84,7 +85,7 @@ def write(trials: Sequence[Trial], out: Path, *, title: str, about: Sequence[str
     for score in SCORES:
         shown = table(trials, score)
         paths.append(write_file(out / "tables" / f"{shown.name}.csv", layout.to_csv(shown)))
-        paths.append(write_file(out / "tables" / f"{shown.name}.tex", layout.latex(shown)))
+        paths.append(write_file(out / "tables" / f"{shown.name}.tex", latex(shown)))
         parts += [f"## {shown.title}", layout.markdown(shown), f"<sub>{shown.footnote}</sub>"]
     return [write_file(out / "report.md", "\n\n".join(parts) + "\n"), *paths]
 
@@ -116,7 +117,7 @@ def write_study(
     parts = [f"# {title}", *about]
     for shown in tables:
         paths.append(write_file(out / "tables" / f"{shown.name}.csv", layout.to_csv(shown)))
-        paths.append(write_file(out / "tables" / f"{shown.name}.tex", layout.latex(shown)))
+        paths.append(write_file(out / "tables" / f"{shown.name}.tex", latex(shown)))
         parts += [f"## {shown.title}", layout.markdown(shown), f"<sub>{shown.footnote}</sub>"]
     if any(trial.values for trial in trials):
         with style():
