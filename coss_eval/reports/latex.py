@@ -51,9 +51,7 @@ def latex(table: Table, style: str = "plain") -> str:
     It stands in one column where it fits there, else over the page, else on its side, else its columns are split into
     parts below one another, and its rows over several floats. Intervals stand below their numbers.
     """
-    if style not in PAGES:
-        raise unknown_name("style", style, PAGES)
-    page = PAGES[style]
+    page = page_of(style)
     room, blocks = _arranged(table, page)
     left = HEIGHT - CAPTION - _note_height(f"{table.footnote} {_signs('', blocks)}", room)
     floats = [blocks]
@@ -66,8 +64,15 @@ def latex(table: Table, style: str = "plain") -> str:
     return "\n".join([*lines, text, ""])
 
 
+def page_of(style: str) -> Page:
+    """The page of a style by its name. Raises UsageError for an unknown one."""
+    if style not in PAGES:
+        raise unknown_name("style", style, PAGES)
+    return PAGES[style]
+
+
 @dataclass(frozen=True)
-class _Block:
+class _Tabular:
     """A part of a table that stands beside its row names: cells broken into lines, and what the columns are."""
 
     columns: tuple[tuple[str, ...], ...]  # the lines of each head
@@ -90,7 +95,7 @@ class _Block:
         ]
 
 
-def _arranged(table: Table, page: Page) -> tuple[float, list[_Block]]:
+def _arranged(table: Table, page: Page) -> tuple[float, list[_Tabular]]:
     """The room that the table stands in, in points, and its blocks."""
     grouped = any(row.group for row in table.rows)
     turned = [] if grouped or not table.rows else [transposed(table)]
@@ -103,9 +108,9 @@ def _arranged(table: Table, page: Page) -> tuple[float, list[_Block]]:
     return page.wide, _split(best, page)
 
 
-def _split(table: Table, page: Page) -> list[_Block]:
+def _split(table: Table, page: Page) -> list[_Tabular]:
     """Columns in as few blocks as fit into the page's width."""
-    blocks: list[_Block] = []
+    blocks: list[_Tabular] = []
     start = 0
     while start < len(table.columns):
         stop = start + 1
@@ -121,7 +126,7 @@ def _only(table: Table, start: int, stop: int) -> Table:
     return replace(table, columns=table.columns[start:stop], rows=rows)
 
 
-def _block(table: Table, page: Page, room: float) -> _Block:
+def _block(table: Table, page: Page, room: float) -> _Tabular:
     """Names and texts broken to what a column may take of ``room``."""
     letter = 0.5 * page.size  # points: what a letter takes on average
     stub = int(max(14, min(30, 0.3 * room / letter)))
@@ -135,7 +140,7 @@ def _block(table: Table, page: Page, room: float) -> _Block:
         (row.group, _lines(row.name, stub), tuple(_cell(entry, min(share, 30)) for entry in row.entries))
         for row in table.rows
     )
-    return _Block(heads, _lines(table.corner, stub), rows, numeric, page.size)
+    return _Tabular(heads, _lines(table.corner, stub), rows, numeric, page.size)
 
 
 def _lines(text: str, width: int) -> tuple[str, ...]:
@@ -157,13 +162,13 @@ def _cell(entry: Entry, width: int) -> tuple[str, ...] | Number:
     return (GAP,) if entry is None else _lines(entry, width)
 
 
-def _height(block: _Block) -> float:
+def _height(block: _Tabular) -> float:
     """Points on the page, without caption and note."""
     heads = max(len(block.corner), *map(len, block.columns), 1)
     return 1.25 * block.size * heads + 12 + sum(_row_heights(block))
 
 
-def _row_heights(block: _Block) -> list[float]:
+def _row_heights(block: _Tabular) -> list[float]:
     """Points of each row, with what heads its group."""
     found, before = [], ""
     for group, name, cells in block.rows:
@@ -175,7 +180,7 @@ def _row_heights(block: _Block) -> list[float]:
     return found
 
 
-def _parts(block: _Block, first: float) -> list[_Block]:
+def _parts(block: _Tabular, first: float) -> list[_Tabular]:
     """The block's rows in parts, of ``first`` points and then of a page each."""
     heights = _row_heights(block)
     heads = _height(block) - sum(heights)
@@ -195,7 +200,7 @@ def _note_height(text: str, room: float) -> float:
     return 8.0 * (1 + math.ceil(1.1 * text_width(text, INTERVAL) / room))
 
 
-def _float(table: Table, blocks: Sequence[_Block], page: Page, room: float, *, first: bool) -> str:
+def _float(table: Table, blocks: Sequence[_Tabular], page: Page, room: float, *, first: bool) -> str:
     """A float with the blocks below one another."""
     kind = "table" if room == page.column else "table*"
     title = f"{_plain(table.title)}{'' if first else ' (continued)'}"
@@ -218,7 +223,7 @@ def _label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
-def _signs(body: str, blocks: Sequence[_Block]) -> str:
+def _signs(body: str, blocks: Sequence[_Tabular]) -> str:
     """What bold numbers, marks and characters in words mean, where there are any."""
     cells = [cell for block in blocks for _, _, row in block.rows for cell in row]
     numbers = [cell for cell in cells if isinstance(cell, Number)]
@@ -232,7 +237,7 @@ def _signs(body: str, blocks: Sequence[_Block]) -> str:
     return " ".join(parts)
 
 
-def _tabular(block: _Block) -> str:
+def _tabular(block: _Tabular) -> str:
     spec = "l" + "".join(_spec(block, i) if number else "l" for i, number in enumerate(block.numeric))
     heads = [
         f"{{{_stack(head, 'c', 'b')}}}" if number else _stack(head, "l", "b")
@@ -258,16 +263,16 @@ def _tabular(block: _Block) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
-def _heading_lines(group: str, block: _Block) -> tuple[str, ...]:
+def _heading_lines(group: str, block: _Tabular) -> tuple[str, ...]:
     """A group's heading in lines no wider than the block."""
     return _lines(group, max(14, int(block.width / (0.55 * block.size))))
 
 
-def _heading(text: str, columns: int, block: _Block) -> str:
+def _heading(text: str, columns: int, block: _Tabular) -> str:
     return rf"\multicolumn{{{columns}}}{{@{{}}l@{{}}}}{{\emph{{{escape(text)}}}}} \\"
 
 
-def _spec(block: _Block, column: int) -> str:
+def _spec(block: _Tabular, column: int) -> str:
     """An S column that has room for every number in it."""
     texts = [_digits(cell) for _, _, cells in block.rows if isinstance(cell := cells[column], Number)]
     whole = max(len(re.sub(r"[+-]|\..*", "", text)) for text in texts)

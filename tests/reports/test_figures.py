@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from synthetic_runs import IMAGES, Writer
 
 import coss_eval as ce
+from coss_eval.cli import main
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.run import Run
 from coss_eval.reports import figures, sweeps
@@ -320,3 +321,19 @@ def test_attacked_images_are_named_and_what_has_changed_is_bold(width: float) ->
     check(figure, width)
     bold = [axis.xaxis.label.get_fontweight() == "bold" for axis in figure.axes]
     assert bold == [False, False, True, False] * 2
+
+
+def test_the_command_draws_what_is_asked_for(
+    three: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = "--only corruptions_mean,redundancy_distance --width 84mm --format pdf,svg --models byol co-byol"
+    call = f"coss-eval figures {three.path} {flags} --baseline byol --out {tmp_path}"
+    monkeypatch.setattr("sys.argv", call.split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    names = [f"{name}.{kind}" for name in ("corruptions_mean", "redundancy_distance") for kind in ("pdf", "svg")]
+    assert [Path(line).name for line in capsys.readouterr().out.split()] == names
+    box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", (tmp_path / names[0]).read_bytes())
+    assert box is not None
+    assert float(box[1]) == pytest.approx(84 / 25.4 * 72, abs=0.5)

@@ -9,15 +9,17 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from synthetic_runs import Writer
 
 from coss_eval.errors import UsageError
 from coss_eval.reports import document
 from coss_eval.reports.latex import PAGES, escape, latex
 from coss_eval.reports.layout import GAP, Number, Row, Table, markdown, narrow, text, to_csv, transposed, with_best
+from coss_eval.reports.methods import BIBLIOGRAPHY, methods, references
 from coss_eval.reports.results import Results
 from coss_eval.store import Store
 
@@ -279,3 +281,36 @@ def compiles(tables: Iterable[Table], style: str, folder: Path) -> None:
     log = (folder / "t.log").read_text(errors="replace")
     assert done.returncode == 0, log[-2000:]
     assert re.findall(r"Overfull.*|Float too large.*", log) == []
+
+
+def test_methods_name_and_cite_what_was_run_and_nothing_else(store: Store, writer: Callable[..., Writer]) -> None:
+    run = writer("a_b")
+    run.corruptions()
+    run.probe()
+    text = methods(Results(store))
+    cited = set(re.findall(r"[\w]+", " ".join(re.findall(r"\\cite\{([^}]*)\}", text))))
+    assert {"hendrycks2019benchmarking", "he2016deep", "wilson1927probable"} <= cited
+    assert not {"madry2018towards", "holm1979simple", "garrido2023rankme"} & cited
+    assert "severities 1, 2, 3, 4 and 5" in text
+    assert "the 15 of the benchmark and 4 held-out ones" in text
+    entries = re.findall(r"^@\w+\{(\w+),", references(text), re.MULTILINE)
+    assert set(entries) == cited
+    run.attacks()
+    writer("other").attacks()
+    more = methods(Results(store))
+    assert "PGD~\\cite{madry2018towards} in $\\ell_\\infty$ with 20 steps, $\\epsilon$ 0.5/255, 1/255 and 2/255" in more
+    assert "holm1979simple" in more
+    check_braces(more + references(more))
+
+
+def check_braces(text: str) -> None:
+    depth = list(itertools.accumulate({"{": 1, "}": -1}.get(character, 0) for character in text))
+    assert depth[-1] == 0
+    assert min(depth) >= 0
+
+
+def test_every_reference_is_of_use_and_complete() -> None:
+    source = Path(methods.__code__.co_filename).read_text().split("BIBLIOGRAPHY = ")[0]
+    for key, (_, fields) in BIBLIOGRAPHY.items():
+        assert key in source
+        assert {"author", "title", "year"} < set(fields)
