@@ -31,8 +31,8 @@ def write(
 
     ``baseline`` names the checkpoint or method that differences refer to (default: the first). ``groups`` names methods
     by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. ``style`` of the LaTeX tables:
-    plain, neurips or cvpr. Writes report.md, report.html, tables/<name>.csv and .tex, tables/measurements.csv (every number,
-    as fractions), tables/methods.tex with references.bib, and figures/<name>.png and .pdf.
+    plain, neurips or cvpr. Writes report.md, report.html, tables/<name>.csv and .tex, tables/measurements.csv (every
+    number, as fractions), tables/methods.tex with references.bib, and figures/<name>.png and .pdf.
     Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for an
     unknown baseline or style.
     """
