@@ -337,3 +337,10 @@ def test_the_command_draws_what_is_asked_for(
     box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", (tmp_path / names[0]).read_bytes())
     assert box is not None
     assert float(box[1]) == pytest.approx(84 / 25.4 * 72, abs=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["crops", "internal_by_level", "attacks_by_eps", "redundancy"])
+def test_figures_of_committed_results_fit_a_column(name: str) -> None:
+    folder = Path(__file__).parents[2] / "results" / "tiny-imagenet-50-supervised"
+    check(figures.draw(Results(Store(folder)), name, Canvas(COLUMN)), COLUMN)
