@@ -42,6 +42,7 @@ STUDY = ("-m", "coss_eval", "sweep", "co-claims", "--size", "gpu", "--device", "
 SMALL_STUDY = ("-m", "coss_eval", "sweep", "crops-digits", *STUDY[6:])  # bundled images, some minutes
 STORE = ROOT / "results" / "co-claims-gpu"  # what was merged before: the study goes on from there
 PACK_EVERY = 30.0  # seconds
+RUNS = "runs.zip"  # the store's finished runs: the others stand on its pilots, so it is packed first
 LEAVE_OUT = ("*.lock", "lock", "*.tmp", "last.pt")  # of the tar
 
 
@@ -220,7 +221,7 @@ def pack(folder: Path, target: Path) -> str:
     if not folder.is_dir():
         return "it left nothing to pack"
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and not _left_out(path)]
-    files.sort(key=lambda path: (path.suffix == ".safetensors", -_changed(path), str(path)))
+    files.sort(key=lambda path: (path.suffix == ".safetensors", path.name != RUNS, -_changed(path), str(path)))
     temporary, size, kept = target.with_suffix(".tmp"), 10_240, 0
     with tarfile.open(temporary, "w") as tar:
         for path in files:

@@ -23,7 +23,9 @@ from gpu import ROOT, STORE, unpack
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.disk import write_atomically
+from coss_eval.store.runs import Runs
 from coss_eval.sweeps import plan
+from coss_eval.sweeps.packing import pack_runs
 from coss_eval.sweeps.state import EPOCHS, State, states
 
 STAGES = ("missing", "waits", "begun", "trained", "done")  # how far a run is, from the least
@@ -115,7 +117,8 @@ def merge_study(archive: Path, store: Path, sweep: plan.Sweep) -> list[str]:
             raise CossError(f"{archive} cannot be unpacked: {error}") from error
         _refuse_other_epochs(came, store)
         theirs = {state.run.name: state for state in states(sweep, came, came)}  # refuses other configurations
-        folders = {path.parent.name for path in came.glob("*/job.json")}
+        packed = Runs(came)
+        folders = set(packed.names())
         if unknown := sorted(folders - set(theirs)):
             raise UsageError(
                 f"{archive} holds runs that {sweep.name} has not ({', '.join(unknown[:3])}); nothing is taken"
@@ -126,8 +129,15 @@ def merge_study(archive: Path, store: Path, sweep: plan.Sweep) -> list[str]:
         here = {state.run.name: state for state in states(sweep, store, store)}
         taken = [name for name, state in theirs.items() if _further(state, here.get(name))]
         for name in taken:
+            packed.unpack(name)
             _replace(came / name, store / name)
     return [f"study: {len(taken)} runs taken, {len(folders) - len(taken)} there already or not trained"]
+
+
+def packed_lines(store: Path) -> list[str]:
+    """Pack the store's finished runs; what to tell."""
+    left = {name: reason for name, reason in pack_runs(store).items() if reason is not None}
+    return [f"study: {name} stays a folder: {reason}" for name, reason in left.items()]
 
 
 def _refuse_other_epochs(came: Path, store: Path) -> None:
@@ -167,7 +177,9 @@ def main(words: Sequence[str] | None = None) -> int:
     archive = arguments.came / "study.tar"
     if archive.exists():
         try:
-            print("\n".join(merge_study(archive, arguments.results / STORE.name, plan.read_sweep("co-claims", "gpu"))))
+            store = arguments.results / STORE.name
+            print("\n".join(merge_study(archive, store, plan.read_sweep("co-claims", "gpu"))))
+            print("\n".join(packed_lines(store)))
         except CossError as error:
             print(f"study: {error}", file=sys.stderr)
             failed = 1

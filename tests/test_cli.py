@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from checkpoint_files import FILES, save
+from PIL import Image
 
-from coss_eval import cli
+from coss_eval import cli, load_dataset, load_model
+from coss_eval.checkpoints.load import make_model, save_model
 from coss_eval.cli.app import app
+from coss_eval.cli.verify import PUBLISHED, Published, check_published
+from coss_eval.errors import UsageError
 from coss_eval.tasks.attacks import LINF_EPS
 
 
@@ -290,6 +298,145 @@ def test_verify_runs_its_self_checks(run: Callable[..., Done]) -> None:
     done = run("verify")
     assert done.code == 0, done.out
     assert done.out.count("ok  ") == 5
+    skipped = [line for line in done.out.splitlines() if line.startswith("skip  ")]
+    assert len(skipped) == len(PUBLISHED)
+    for network in ("supervised ResNet-50", "DINO", "MoCo v3", "BYOL"):
+        assert any(line.startswith(f"skip  {network}") and "give --imagenet FOLDER" in line for line in skipped)
+    assert "NAME=FILE" in run("verify", "--ckpt", "dino.pth").err
+    assert "did you mean dino-vits" in run("verify", "--ckpt", "dino-vits=dino.pth").err
+
+
+def test_published_numbers_are_those_of_each_way_to_classify() -> None:
+    """kNN and the probe against independent lines; a number that is not the published one is told."""
+    digits, pixels = load_dataset("digits"), load_model("pixels:8")
+    assert digits.train is not None
+    train, test = next(digits.train.batches(batch_size=2000)), next(digits.test.batches(batch_size=2000))
+    near, far = (pixels.backbone(pixels.encoder().normalise(b.images / 255)).double().numpy() for b in (train, test))
+    near, far = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (near, far))
+    right = 0
+    for row, label in zip(far @ near.T, test.labels, strict=True):
+        nearest = np.argsort(-row)[:20]
+        votes = np.bincount(train.labels.numpy()[nearest], np.exp(row[nearest] / 0.07), minlength=10)
+        right += int(votes.argmax() == label)
+    value = 100 * right / len(far)
+    knn = Published("pixels", "raw pixels", "kNN", round(value, 1), "here", 0.06)
+    assert check_published(knn, pixels, digits, "cpu")[0]
+    assert not check_published(replace(knn, value=value - 1), pixels, digits, "cpu")[0]
+    ok, words = check_published(replace(knn, by="linear probe", value=95, tolerance=3), pixels, digits, "cpu")
+    assert ok, words
+    with pytest.raises(UsageError, match="of a file with its classifier"):
+        check_published(replace(knn, by="own head"), replace(pixels, classes=("a", "b")), digits, "cpu")
+
+
+@pytest.mark.slow
+def test_verify_measures_what_is_given_and_says_what_disagrees(run: Callable[..., Done], tmp_path: Path) -> None:
+    """A network of random weights has not DINO's accuracy; a file that is not there is one line."""
+    draws = np.random.default_rng(0)
+    for split, name, number in itertools.product(("train", "val"), "ab", range(12)):
+        file = tmp_path / "set" / split / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(file)
+    save(FILES["DINO, ResNet"]().content, tmp_path / "dino.pth")
+    given = ("--ckpt", "dino-resnet50=dino.pth", "--ckpt", "resnet50=missing.pth", "--device", "cpu")
+    done = run("verify", "--imagenet", "set", *given)
+    assert done.code == 1
+    lines = {line[:36].strip(): line for line in done.out.splitlines() if line.startswith("FAIL")}
+    assert "n=24, tolerance 0.2" in lines["FAIL  DINO ResNet-50: kNN 67.5 %"]
+    assert "n=24, tolerance 1 " in lines["FAIL  DINO ResNet-50: linear probe 7"]
+    assert "missing.pth" in lines["FAIL  supervised ResNet-50 V1: own h"]
+    assert len(lines) == 3
+
+
+BRIGHTNESS = """
+from torch import nn
+
+class Brightness(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 1, 1), nn.Linear(1, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+"""
+
+
+def brightness(folder: Path, side: int, framed: bool, mean: float, std: float) -> None:
+    """Grey images of ten levels, a black frame around them where ``framed``, and a network that tells which they are.
+
+    It classifies by the nearest level as ``mean`` and ``std`` normalise it, over the whole image, with its frame.
+    """
+    (folder / "brightness.py").write_text(BRIGHTNESS)
+    levels, edge = [0.1 * (level + 1) for level in range(10)], side // 16 if framed else 0
+    for level in range(10):
+        for number in range(10):
+            grey = np.zeros((side, side, 3), np.uint8)
+            grey[edge : side - edge, edge : side - edge] = round(255 * levels[level] - number)
+            file = folder / "set" / "test" / f"{level}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey).save(file)
+    share = (1 - 2 * edge / side) ** 2
+    centres = torch.tensor([(share * (level - 4.5 / 255) - mean) / std for level in levels])
+    state = {"conv.weight": torch.full((1, 3, 1, 1), 1 / 3), "conv.bias": torch.zeros(1)}
+    torch.save(state | {"fc.weight": centres[:, None], "fc.bias": -(centres**2) / 2}, folder / "net.pth")
+
+
+RECONCILE = ("reconcile", "--ckpt", "net.pth", "--arch", "brightness:Brightness", "--data", "set", "--device", "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("side", "framed", "mean", "std", "more", "found"),
+    [
+        (32, False, 0.5, 0.5, (), "pixels in [-1, 1] (mean .5, std .5) would explain it: --mean 0.5 0.5 0.5"),
+        (256, True, 0.449, 0.226, (), "the centre crop keeps 1 of the shorter side would explain it: --crop-pct 1"),
+        (256, True, 0.5, 0.5, ("--pairs", "--limit", "20"), "(mean .5, std .5) and the centre crop keeps 1 of"),
+    ],
+    ids=["normalisation", "crop", "both"],
+)
+def test_reconcile_finds_what_was_planted(
+    run: Callable[..., Done],
+    side: int,
+    framed: bool,
+    mean: float,
+    std: float,
+    more: tuple[str, ...],
+    found: str,
+    tmp_path: Path,
+) -> None:
+    brightness(tmp_path, side, framed, mean, std)
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*RECONCILE, "--head", "own", "--expected", "99", *more)
+    assert done.code == 0, done.out + done.err
+    nearest, *_ = [line for line in done.out.splitlines() if line.startswith("found ")]
+    assert found in nearest
+    assert "A diagnosis, not a score" in done.out
+    new = [path for path in sorted(tmp_path.rglob("*")) if path not in before and "__pycache__" not in path.parts]
+    assert new == []  # no cells, no report
+
+
+@pytest.mark.slow
+def test_reconcile_tries_the_other_networks_of_a_file_and_both_heads(run: Callable[..., Done], tmp_path: Path) -> None:
+    """A probe where there is a head; the file's teacher and student, whose probes then differ."""
+    save(FILES["DINO, ResNet"]().content, tmp_path / "dino.pth")
+    flags = ("--data", "digits", "--limit", "50", "--train-limit", "200", "--device", "cpu", "--expected", "100")
+    tried = run("reconcile", "--ckpt", "dino.pth", *flags).out
+    assert "branch      the file's student: " in tried
+    assert "channels    channels in the order blue, green, red: not possible" in tried
+    save_model(make_model("resnet18", stem="cifar", width=4, classes=list("0123456789")), tmp_path / "own.safetensors")
+    assert "head        a linear probe: " in run("reconcile", "--ckpt", "own.safetensors", *flags).out
+
+
+@pytest.mark.slow
+def test_reconcile_says_where_nothing_is_to_be_found(run: Callable[..., Done], tmp_path: Path) -> None:
+    brightness(tmp_path, 32, False, 0.5, 0.5)
+    right = (*RECONCILE, "--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5", "--head", "own")
+    assert "no gap to explain" in run(*right, "--expected", "99").out
+    missing = run(*right, "--expected", "84")
+    assert missing.code == 1
+    assert "none of these explains the gap" in missing.out
+    assert "--pairs tries two changes at a time" in missing.out
+    assert "in percent" in run(*right, "--expected", "0.84").err
+    assert "one --ckpt" in run(*right, "--ckpt", "other.pth", "--expected", "84").err
 
 
 @pytest.mark.slow

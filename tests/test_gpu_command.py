@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,7 +20,9 @@ import torch
 
 from coss_eval.errors import CossError
 from coss_eval.runtime.provenance import git_commit, made_with, portable
+from coss_eval.sweeps.packing import pack_runs
 from coss_eval.sweeps.plan import Evaluation, Sweep, runs
+from coss_eval.sweeps.state import states
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROW = {"what": "byol", "value": 2000.0, "low": 1900.0, "high": 2100.0, "unit": "images/s", "against": "bare passes",
@@ -337,6 +340,24 @@ def test_runs_that_are_further_are_taken_once(merge: ModuleType, gpu: ModuleType
         names = [run.name for run in runs(SWEEP)]
         assert "evaluated" in json.loads((store / names[0] / "job.json").read_text())
         assert sorted(path.name for path in store.iterdir()) == [names[0]]
+
+
+def test_packed_runs_are_taken_and_packed(merge: ModuleType, gpu: ModuleType, tmp_path: Path) -> None:
+    """A machine that began with the store's pack, did a run, and packed it, too."""
+    came, store = tmp_path / "runs", tmp_path / "store"
+    job(store, 0, sha256="a", evaluated=SWEEP.written())
+    assert merge.packed_lines(store) == []
+    assert [path.name for path in store.iterdir()] == ["runs.zip"]
+    shutil.copytree(store, came)
+    job(came, 1, sha256="b", evaluated=SWEEP.written())
+    pack_runs(came)
+    gpu.pack(came, tmp_path / "study.tar")
+    for taken, there in ((1, 1), (0, 2)):
+        told = merge.merge_study(tmp_path / "study.tar", store, SWEEP)
+        assert told == [f"study: {taken} runs taken, {there} there already or not trained"]
+        assert merge.packed_lines(store) == []
+        assert [path.name for path in store.iterdir()] == ["runs.zip"]
+        assert [state.stage for state in states(SWEEP, store, store)] == ["done", "done"]
 
 
 def test_runs_of_another_configuration_or_list_are_refused(merge: ModuleType, gpu: ModuleType, tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ import pytest
 from coss_eval.errors import CossError
 from coss_eval.store import Cell, Measurement, Store, StoreWarning, column_name
 from coss_eval.store import pack as _pack
+from coss_eval.store.runs import Runs, results_in, run_file
+from coss_eval.sweeps.packing import pack_runs
 
 IMAGES = 50
 
@@ -186,7 +191,14 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_pack import assert_same, everything, names
 from coss_eval.store import Store
-base, expected = Path(sys.argv[1]), everything(Path(sys.argv[1]))
+from coss_eval.store.runs import Runs
+from coss_eval.sweeps.packing import pack_runs
+base = Path(sys.argv[1])
+study = (base / "a").is_dir()
+where = "a/results" if study else "."
+expected = everything(base / where)
+def pack(path):
+    return pack_runs(path)["a"] if study else Store(path).pack()
 
 def pack_and_die(path, step):
     left = step
@@ -200,7 +212,7 @@ def pack_and_die(path, step):
         return wrapped
     for name in ("open", "replace", "unlink", "fsync", "rmdir"):
         setattr(os, name, dying(getattr(os, name)))
-    Store(path).pack()
+    pack(path)
     os._exit(0)
 
 step = 0
@@ -211,10 +223,13 @@ while True:
     if child == 0:
         pack_and_die(path, step)
     status = os.waitpid(child, 0)[1]
-    assert_same(everything(path), expected)
-    assert Store(path).pack() is None
-    assert_same(everything(path), expected)
-    assert len([name for name in names(path) if not name.startswith(("first", "."))]) == 3, names(path)
+    assert_same(everything(path / where), expected)
+    assert (None if study and Runs(path).is_packed("a") else pack(path)) is None
+    if study:
+        pack_runs(path)
+    assert_same(everything(path / where), expected)
+    left = [name for name in names(path) if not name.startswith(("first", ".")) and not name.endswith(".lock")]
+    assert len(left) == (1 if study else 3), names(path)
     if status == 0:
         break
     assert os.WTERMSIG(status) == signal.SIGKILL
@@ -232,6 +247,123 @@ def test_kill_9_at_every_step_of_packing_loses_nothing(run: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
+
+
+# --- the runs of a study ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A run that is evaluated, a pilot, and a run that was begun."""
+    out = tmp_path / "study"
+    for name, facts in (("a", {"sha256": "0", "evaluated": {}}), ("pilot", {"knn": 0.5}), ("begun", {})):
+        (out / name).mkdir(parents=True)
+        (out / name / "job.json").write_text(json.dumps({"arm": "byol", **facts}))
+        (out / name / "log.jsonl").write_text('{"kind": "start"}\n')
+    Store(out / "a" / "results").record_run({"command": "first"})
+    fill(Store(out / "a" / "results"), "abcfn")
+    return out
+
+
+def test_a_studys_finished_runs_are_read_from_one_file(study: Path) -> None:
+    results = study / "a" / "results"
+    (study / "a" / "model.safetensors").write_bytes(b"weights")
+    before, runs = everything(results), Store(results).runs()
+    log = run_file(study / "a", "log.jsonl")
+    assert pack_runs(study) == {"a": None, "pilot": None, "begun": "not finished"}
+    assert names(study) == ["a/model.safetensors", "begun/job.json", "begun/log.jsonl", "runs.zip"]
+    with zipfile.ZipFile(study / "runs.zip") as archive:
+        assert len(archive.namelist()) == 7
+    packed = (study / "runs.zip").read_bytes()
+    assert_same(everything(results), before)
+    assert Store(results).runs() == runs
+    assert run_file(study / "a", "log.jsonl") == log
+    assert results_in(study) == results_in(study / "a") == [results]
+    assert pack_runs(study) == {"begun": "not finished"}
+    assert (study / "runs.zip").read_bytes() == packed
+    (study / "begun" / "job.json").write_text(json.dumps({"knn": 0.1}))
+    assert pack_runs(study) == {"begun": None}
+    assert_same(everything(results), before)
+
+
+def test_a_packed_run_that_is_written_to_is_unpacked_first(study: Path) -> None:
+    results = study / "a" / "results"
+    before = everything(results)
+    pack_runs(study)
+    store = Store(results)
+    store.records()
+    fill(store, "d")
+    assert not Runs(study).is_packed("a")
+    after = everything(results)
+    assert after.keys() - before.keys() == {"d"}
+    assert_same({key: after[key] for key in before}, before)
+    with Store(results).claim("e"):
+        assert pack_runs(study)["a"] == "another process is at work there"
+    assert pack_runs(study)["a"] is None
+    assert_same(everything(results), after)
+
+
+def test_of_a_run_and_its_packed_form_the_newer_is_read(study: Path) -> None:
+    pack_runs(study)
+    with (runs := Runs(study)).locked():
+        runs.unpack("a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not runs.is_packed("a")  # the same: nothing is to be said
+    job = study / "a" / "job.json"
+    job.write_text(json.dumps({"arm": "other", "evaluated": {}}))
+    os.utime(job, (job.stat().st_mtime + 100,) * 2)
+    with pytest.warns(StoreWarning, match="is newer than its packed form and is read; coss-eval pack"):
+        assert b"other" in run_file(study / "a", "job.json")
+    os.utime(job, (10**9, 10**9))
+    with pytest.warns(StoreWarning, match="is older than its packed form in .*, which is read; remove one"):
+        assert b"byol" in run_file(study / "a", "job.json")
+    with pytest.warns(StoreWarning), pytest.raises(CossError, match="is older than its packed form"):
+        fill(Store(study / "a" / "results"), "d")  # neither is overwritten
+    with pytest.warns(StoreWarning):
+        assert pack_runs(study).get("a", "left") == "left"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "foreign", "huge"])
+def test_a_damaged_pack_of_runs_is_one_line(damage: str, study: Path) -> None:
+    pack_runs(study)
+    path = study / "runs.zip"
+    whole = path.read_bytes()
+    if damage == "foreign":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("../x/job.json", "{}")
+    elif damage == "huge":  # more than it may take, said by its own directory
+        place = whole.rindex(b"PK\x01\x02") + 24
+        path.write_bytes(whole[:place] + (2**31).to_bytes(4, "little") + whole[place + 4 :])
+    elif damage == "flipped":  # in the first file's bytes, with its name and size as they were
+        place = 30 + len("a/job.json") + 5
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    with pytest.raises(CossError, match=r"runs\.zip is damaged .*; put back the one that was stored") as caught:
+        run_file(study / "a", "job.json")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CossError, match="is damaged"):
+        pack_runs(study)
+
+
+@pytest.mark.slow
+def test_kill_9_at_every_step_of_packing_runs_loses_nothing(study: Path) -> None:
+    shutil.rmtree(study / "begun")
+    arguments = [sys.executable, "-c", KILL, str(study), str(Path(__file__).parent)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 30
+
+
+def test_several_processes_pack_one_study(study: Path) -> None:
+    for number in range(12):
+        shutil.copytree(study / "pilot", study / f"pilot-{number}")
+    with ThreadPoolExecutor(3) as pool:  # flock keeps threads apart as it does processes
+        told = list(pool.map(pack_runs, [study] * 3))
+    packed = [name for each in told for name, reason in each.items() if reason is None]
+    assert sorted(packed) == sorted({"a", "pilot", *(f"pilot-{number}" for number in range(12))})
+    assert sorted(Runs(study).packed()) == sorted(packed)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

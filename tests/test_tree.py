@@ -12,6 +12,10 @@ import pytest
 
 from coss_eval.reports.curves import read
 from coss_eval.store import Store
+from coss_eval.store.runs import Runs
+from coss_eval.sweeps.plan import read_sweep
+from coss_eval.sweeps.report import report
+from coss_eval.sweeps.state import states
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -29,7 +33,7 @@ def tracked() -> list[Path]:
 
 def test_the_tree_stays_small() -> None:
     sizes = {path: path.stat().st_size for path in tracked()}
-    assert 100 < len(sizes) <= 600
+    assert 100 < len(sizes) <= 500
     assert sum(path.is_relative_to(RESULTS) for path in sizes) <= 200
     assert sum(sizes.values()) < 16 * 2**20
     assert {path: size for path, size in sizes.items() if size > 12 * 2**20} == {}
@@ -77,7 +81,27 @@ def test_committed_results_are_read(run: str, cells: int, model: str, top1: floa
     assert table["top1"].mean() == pytest.approx(top1, abs=1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("folder", "size", "packed"), [("co-claims", None, 5), ("co-claims-gpu", "gpu", 5)])
+def test_the_page_of_a_committed_study_is_made_from_its_packed_runs(
+    folder: str, size: str | None, packed: int, tmp_path: Path
+) -> None:
+    """No finished run has a folder of its own; the numbers beside the pack are what the pack says."""
+    for file in ("runs.zip", "epochs.json"):
+        if (RESULTS / folder / file).exists():
+            shutil.copy2(RESULTS / folder / file, tmp_path / file)
+    assert len(Runs(tmp_path).names()) >= packed
+    assert [path for path in tracked() if path.is_relative_to(RESULTS / folder) and path.name == "job.json"] == []
+    sweep = read_sweep("co-claims", size)
+    everything = states(sweep, tmp_path, tmp_path)
+    assert sum(state.stage == "done" for state in everything) == len(Runs(tmp_path).names())
+    report(sweep, everything, tmp_path)
+    assert (tmp_path / "report.md").read_bytes() == (RESULTS / folder / "report.md").read_bytes()
+
+
 def test_committed_logs_have_curves() -> None:
-    logs = sorted(RESULTS.glob("*/training/*.jsonl"))
-    assert [log.stem for log in logs] == 2 * ["byol", "co-byol", "co-dino", "dino"]
-    assert all(len(read(log).values["probe", "knn"][0]) > 10 for log in logs)
+    runs = [folder / name for folder in sorted(RESULTS.glob("*/training")) for name in Runs(folder).names()]
+    assert [run.name for run in runs] == 2 * ["byol", "co-byol", "co-dino", "dino"]
+    curves = [read(run) for run in runs]
+    assert all(len(one.values["probe", "knn"][0]) > 10 for one in curves)
+    assert [one.name for one in curves] == [run.name for run in runs]

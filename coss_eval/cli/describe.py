@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import UsageError, unknown_name
+from coss_eval.store import Store
+from coss_eval.store.runs import RESULTS, Runs
 
 if TYPE_CHECKING:
     from coss_eval.data.split import Split
@@ -73,10 +75,11 @@ def list_lines(kind: str | None = None) -> list[str]:
 def describe(what: str, *, data_root: Path | None = None, arch: str | None = None) -> list[str]:
     """Lines on a results folder (what it holds, provenance), a dataset (sizes, fingerprint) or a checkpoint (keys)."""
     path = Path(what)
-    if (path / "run.json").is_file():
+    if (path / "run.json").is_file() or Store(path).runs():
         return _run_lines(path)
-    if path.is_dir() and (jobs := sorted(file.parent for file in path.glob("*/job.json"))):
-        return [f"sweep       {path}: {len(jobs)} runs; give the folder of one, or its results/", *map(_job_line, jobs)]
+    if path.is_dir() and (names := (there := Runs(path)).names()):
+        lines = [_job_line(there, name) for name in names]
+        return [f"sweep       {path}: {len(names)} runs; give the folder of one, or its results/", *lines]
     from coss_eval.checkpoints.files import CHECKPOINTS
     from coss_eval.data.formats.arrays import holds_images
     from coss_eval.data.layouts import recognise
@@ -165,8 +168,6 @@ def write_field_pictures(
 
 
 def _run_lines(path: Path) -> list[str]:
-    from coss_eval.store import Store
-
     store = Store(path)
     records = store.records()
     lines = [f"results     {path}: {_cells(len(records))}"]
@@ -177,7 +178,7 @@ def _run_lines(path: Path) -> list[str]:
     for task, model in sorted({*held, *gaps}):
         missing = f", {gaps[task, model]} missing: the same command computes them" if gaps[task, model] else ""
         lines.append(f"{task:<12}{model}: {_cells(held[task, model])}{missing}")
-    if others := sorted(file.name for file in path.iterdir() if file.name in RUN_FILES):
+    if others := sorted(file.name for file in path.glob("*") if file.name in RUN_FILES):
         lines.append(f"files       {', '.join(f'{name} ({RUN_FILES[name]})' for name in others)}")
     for run in store.runs():
         data = run["data"]
@@ -189,9 +190,12 @@ def _run_lines(path: Path) -> list[str]:
     return lines
 
 
-def _job_line(folder: Path) -> str:
+def _job_line(there: Runs, name: str) -> str:
+    folder = there.out / name
     held = "its network" if (folder / "model.safetensors").is_file() else "no network"
-    return f"run         {folder.name}: {held}{' and results/' if (folder / 'results').is_dir() else ''}"
+    results = Store(folder / RESULTS).is_there()
+    packed = ", packed" if there.is_packed(name) else ""
+    return f"run         {name}: {held}{f' and {RESULTS}/' if results else ''}{packed}"
 
 
 def _cells(count: int) -> str:

@@ -88,7 +88,7 @@ def figures(
     from coss_eval.runtime.live import say
     from coss_eval.store import Store
 
-    if not folder.is_dir():
+    if not Store(folder).is_there():
         raise UsageError(
             f"there is no folder {folder}; expected a results folder, or the words gallery, adversarial or curves"
         )
@@ -325,28 +325,44 @@ def relate(
 
 @app.command(group=LOOK)
 def pack(*folders: Path) -> int:
-    """Pack results folders into three files each, as a finished run is of itself; every command reads them as before.
+    """Pack results folders into three files each, the finished runs in a folder into one; all is read as before.
 
     Parameters
     ----------
     folders
-        Results folders, written by any version.
+        Results folders, written by any version, and folders with runs of sweep or train in them, which go into its
+        runs.zip; weights stay where they are.
     """
     from coss_eval.runtime.live import say
-    from coss_eval.store import Store
+    from coss_eval.sweeps.packing import has_runs, pack_runs
 
     if not folders:
         raise UsageError("pack which runs? give their folders: coss-eval pack results/a results/b")
     declined = 0
     for folder in folders:
-        store = Store(folder)
-        cells = len(store.records())
-        if not cells:
-            raise UsageError(f"no finished cells in {folder}; give a results folder that coss-eval has evaluated into")
-        reason = store.pack()
-        declined += reason is not None
-        say(f"{folder}: {cells} cells " + ("packed" if reason is None else f"NOT PACKED: {reason}"))
+        if has_runs(folder):
+            reasons = pack_runs(folder)
+            left = {name: reason for name, reason in reasons.items() if reason is not None}
+            say(f"{folder}: {len(reasons) - len(left)} runs packed")
+            for name, reason in left.items():
+                say(f"{folder / name}: NOT PACKED: {reason}")
+        else:
+            declined += not _pack_cells(folder)
     return 1 if declined else 0
+
+
+def _pack_cells(folder: Path) -> bool:
+    """Pack one results folder and say so; whether it was done."""
+    from coss_eval.runtime.live import say
+    from coss_eval.store import Store
+
+    store = Store(folder)
+    cells = len(store.records())
+    if not cells:
+        raise UsageError(f"no finished cells in {folder}; give a results folder that coss-eval has evaluated into")
+    reason = store.pack()
+    say(f"{folder}: {cells} cells " + ("packed" if reason is None else f"NOT PACKED: {reason}"))
+    return reason is None
 
 
 @app.command(name="list", group=LOOK)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from coss_eval.cli.app import RUN, START, TASK, app
 from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfModel, OfRun, OfTask, TrainFlags
 from coss_eval.errors import UsageError
+from coss_eval.tasks.flags import Words
 
 
 @app.command(group=START)
@@ -57,25 +58,82 @@ def verify(
     *,
     imagenet: OfData[Path | None] = None,
     imagenet_c: OfData[Path | None] = None,
-    resnet50: OfModel[Path | None] = None,
+    ckpt: OfModel[Words] = (),
     device: OfRun[str] = "auto",
 ) -> int:
-    """Self-checks that always run, and known anchors (ResNet-50 V1: 76.1 % top-1) where their data are given.
+    """Self-checks that always run, and published numbers of known networks where weights and images are given.
+
+    The numbers and their sources are listed either way: supervised ResNet-50, DINO, MoCo v3, BYOL.
 
     Parameters
     ----------
     imagenet
-        Folder with ImageNet's val/.
+        Folder with ImageNet's val/, and train/ for kNN and linear probes.
     imagenet_c
         The published ImageNet-C folder.
-    resnet50
-        File of torchvision's V1 weights [default: torchvision's own cache or download].
+    ckpt
+        NAME=FILE: the published weights of that name in the list, such as dino-vits16=dino_deitsmall16_pretrain.pth
+        [default: torchvision's ResNet-50 V1 alone, from its own cache or download].
     device
         auto, cpu, cuda, cuda:1, ...
     """
     from coss_eval.cli.verify import verify as run
 
-    return run(imagenet=imagenet, imagenet_c=imagenet_c, resnet50=resnet50, device=device)
+    return run(imagenet=imagenet, imagenet_c=imagenet_c, ckpt=ckpt, device=device)
+
+
+@app.command(group=START)
+def reconcile(
+    *,
+    expected: OfTask[float],
+    models: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    limit: OfRun[int] = 2000,
+    train_limit: OfRun[int | None] = None,
+    pairs: OfTask[bool] = False,
+    batch_size: OfRun[int] = 256,
+    device: OfRun[str] = "auto",
+    seed: OfRun[int] = 0,
+) -> int:
+    """Why is this accuracy not the published one? Other resizing, crop, normalisation, head: which explains the gap.
+
+    A change at a time on the same test images. A diagnosis, never a score: nothing is stored.
+
+    Parameters
+    ----------
+    expected
+        The published top-1 accuracy in percent: 76.1
+    limit
+        Number of test images to use (seeded, balanced over classes).
+    train_limit
+        Number of training images for probes, where the network has no head of its own [default: all].
+    pairs
+        Where no single change explains the gap, try every two of different kinds together.
+    batch_size
+        Images per forward pass; it never changes a number.
+    device
+        auto, cpu, cuda, cuda:1, ...
+    seed
+        Seed of --limit's images.
+    """
+    from coss_eval.cli.reconcile import reconcile as run
+    from coss_eval.runtime.device import Compute, resolve_device
+
+    models = models or ModelFlags()
+    if len(models.ckpt) != 1 or models.untrained or models.label:
+        raise UsageError("reconcile reads one network in several ways: give one --ckpt FILE")
+    compute = Compute(resolve_device(device), batch_size, cache=False)
+    return run(
+        models.ckpt[0],
+        models.options,
+        (data or DataFlags()).open(),
+        expected=expected,
+        limit=limit,
+        train_limit=train_limit,
+        pairs=pairs,
+        seed=seed,
+        compute=compute,
+    )
 
 
 @app.command(group=START)

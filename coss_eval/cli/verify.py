@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +18,18 @@ from coss_eval.checkpoints.load import load_model, make_model
 from coss_eval.corruptions import NAMES, corrupt
 from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.corruptions.score import mce
-from coss_eval.data.batches import Batch
 from coss_eval.data.benchmark import Benchmark
+from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
-from coss_eval.errors import CossError, UsageError
+from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.models import zoo
+from coss_eval.models.choices import Interpolation
 from coss_eval.models.classifier import Classifier
 from coss_eval.models.model import Model
-from coss_eval.probes import predict, resolve_device
+from coss_eval.probes import knn, predict
+from coss_eval.probes.features import extract_known
+from coss_eval.probes.fit import known_classifier
+from coss_eval.runtime.device import Compute, resolve_device
 from coss_eval.runtime.live import say
 from coss_eval.statistics import wilson
 from coss_eval.store import Cell, Measurement, Store
@@ -38,20 +44,81 @@ class Checked:
     detail: str
 
 
+By = Literal["own head", "kNN", "linear probe", "mCE"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number in percent that others published for weights that can be had, and where it stands.
+
+    ``weights``: the name that --ckpt NAME=FILE gives the file. ``by``: how it was made. ``tolerance``: in points, how
+    far another decoder, other versions or, for probes, another optimiser may lead. ``interpolation``: that of the
+    source's evaluation, which files of a backbone alone do not say.
+    """
+
+    weights: str
+    network: str
+    by: By
+    value: float
+    source: str
+    tolerance: float = 0.2
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def title(self) -> str:
+        score = f"mCE {self.value:g}" if self.by == "mCE" else f"{self.by} {self.value:g} %"
+        return f"{self.network}: {score}"
+
+
+_DINO, _MOCO = "github.com/facebookresearch/dino, README", "github.com/facebookresearch/moco-v3, CONFIG.md"
+NAMED = {"resnet50": "torchvision:resnet50:IMAGENET1K_V1"}  # found by name, where no file is given
+PUBLISHED = (
+    Published("resnet50", "supervised ResNet-50 V1", "own head", 76.13, "torchvision's table of weights"),
+    Published("resnet50", "supervised ResNet-50 V1", "mCE", 76.7, "Hendrycks & Dietterich 2019", 0.5),
+    Published("dino-resnet50", "DINO ResNet-50", "kNN", 67.5, _DINO, interpolation="bicubic"),
+    Published("dino-resnet50", "DINO ResNet-50", "linear probe", 75.3, _DINO, 1.0, "bicubic"),
+    Published("dino-vits16", "DINO ViT-S/16", "kNN", 74.5, _DINO, interpolation="bicubic"),
+    Published("dino-vits8", "DINO ViT-S/8", "kNN", 78.3, _DINO, interpolation="bicubic"),
+    Published("dino-vitb16", "DINO ViT-B/16", "kNN", 76.1, _DINO, interpolation="bicubic"),
+    Published("dino-vitb8", "DINO ViT-B/8", "kNN", 77.4, _DINO, interpolation="bicubic"),
+    Published("mocov3-linear-100ep", "MoCo v3 ResNet-50, 100 epochs", "own head", 68.9, _MOCO),
+    Published("mocov3-linear-300ep", "MoCo v3 ResNet-50, 300 epochs", "own head", 72.8, _MOCO),
+    Published("mocov3-linear-1000ep", "MoCo v3 ResNet-50, 1000 epochs", "own head", 74.6, _MOCO),
+    # not its ViT-S: a file with a linear classifier does not say that it has 12 heads; others of that width have 6
+    Published("mocov3-linear-vit-b-300ep", "MoCo v3 ViT-B", "own head", 76.7, _MOCO),
+    Published("byol-resnet50", "BYOL ResNet-50", "linear probe", 74.3, "Grill et al. 2020, table 1", 1.0, "bicubic"),
+)
+
+
 def verify(
     *,
     imagenet: Path | None = None,
     imagenet_c: Path | None = None,
-    resnet50: Path | None = None,
+    ckpt: Sequence[str] = (),
     device: str = "auto",
 ) -> int:
     """Run all checks, print a line each; exit code 1 if one disagrees."""
+    given = _files(ckpt)
     findings = [_guarded(name, run) for name, run in SELF_CHECKS.items()]
-    findings += list(_anchors(imagenet, imagenet_c, resnet50, device))
+    findings += list(_published(given, imagenet, imagenet_c, device))
     for finding in findings:
         mark = {True: "ok  ", False: "FAIL", None: "skip"}[finding.ok]
-        say(f"{mark}  {finding.name:<44}{finding.detail}")
+        say(f"{mark}  {finding.name:<52}{finding.detail}")
     return 0 if all(finding.ok is not False for finding in findings) else 1
+
+
+def _files(texts: Sequence[str]) -> dict[str, Path]:
+    """The files of NAME=FILE; UsageError for a name that no published number has."""
+    found: dict[str, Path] = {}
+    names = list(dict.fromkeys(row.weights for row in PUBLISHED))
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not equals:
+            raise UsageError(f"--ckpt takes NAME=FILE here, got {text!r}; the names: {', '.join(names)}")
+        if name not in names:
+            raise unknown_name("published network", name, names)
+        found[name] = Path(file).expanduser()
+    return found
 
 
 def _guarded(name: str, run: Callable[[], tuple[bool, str]]) -> Checked:
@@ -153,48 +220,84 @@ SELF_CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
 }
 
 
-def _anchors(imagenet: Path | None, imagenet_c: Path | None, resnet50: Path | None, device: str) -> Iterator[Checked]:
-    """Published numbers of torchvision's ResNet-50 (V1 weights)."""
-    top1, robust = "ResNet-50 V1, ImageNet: top-1 76.1 %", "ResNet-50 V1, ImageNet-C: mCE 76.7"
-    if imagenet is None:
-        yield Checked(top1, None, "give --imagenet FOLDER (holding val/) to run it")
-    if imagenet_c is None:
-        yield Checked(robust, None, "give --imagenet-c FOLDER to run it")
-    if imagenet is None and imagenet_c is None:
-        return
-    model = load_model("torchvision:resnet50", weights=str(resnet50 or "IMAGENET1K_V1"))
-    if imagenet is not None:
-        yield _guarded(top1, lambda: _clean_top1(model, imagenet, device))
-    if imagenet_c is not None:
-        yield _guarded(robust, lambda: _mean_corruption_error(model, imagenet_c, device))
+def _published(
+    given: Mapping[str, Path], imagenet: Path | None, imagenet_c: Path | None, device: str
+) -> Iterator[Checked]:
+    """A line for each published number: measured where its weights and images are given, else what would be needed."""
+    models: dict[str, Model] = {}
+    for row in PUBLISHED:
+        folder = imagenet_c if row.by == "mCE" else imagenet
+        needed = [] if folder is not None else ["--imagenet-c FOLDER" if row.by == "mCE" else "--imagenet FOLDER"]
+        if row.weights not in given and row.weights not in NAMED:
+            needed.append(f"--ckpt {row.weights}=FILE")
+        if needed or folder is None:
+            yield Checked(row.title, None, f"give {' and '.join(needed)} ({row.source})")
+            continue
+        yield _guarded(row.title, partial(_agrees, row, models, given, load_dataset(folder), device))
 
 
-def _clean_top1(model: Model, folder: Path, device: str) -> tuple[bool, str]:
-    test = load_dataset(folder).test
-    correct, n = _correct(model, test.batches(model.preprocessing.geometry), device)
-    low, high = wilson(correct, n)
-    return abs(correct / n - 0.7613) < 0.002, f"{correct / n:.2%} [{low:.2%}, {high:.2%}], n={n}, tolerance 0.2 points"
+def _agrees(
+    row: Published, models: dict[str, Model], given: Mapping[str, Path], data: Dataset, device: str
+) -> tuple[bool, str]:
+    if row.weights not in models:
+        models[row.weights] = _loaded(row, given.get(row.weights))
+    return check_published(row, models[row.weights], data, device)
 
 
-def _mean_corruption_error(model: Model, folder: Path, device: str) -> tuple[bool, str]:
+def _loaded(row: Published, file: Path | None) -> Model:
+    if row.weights in NAMED:
+        return load_model(NAMED[row.weights], weights=None if file is None else str(file))
+    assert file is not None  # asked for before
+    return load_model(file, interpolation=row.interpolation)
+
+
+def check_published(row: Published, model: Model, data: Dataset, device: str = "auto") -> tuple[bool, str]:
+    """Whether the model's number on these images is the published one, and both of them in words."""
+    compute = Compute(resolve_device(device))
+    if row.by == "mCE":
+        value, n = _mean_corruption_error(model, data, compute), len(data.test)
+        found = f"{value:.1f}"
+    else:
+        right = _verdicts(row.by, model, data, compute)
+        correct, n = int(right.sum()), len(right)
+        value, (low, high) = 100 * correct / n, wilson(correct, n)
+        found = f"{value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return abs(value - row.value) <= row.tolerance, f"{found}, n={n}, tolerance {row.tolerance:g} ({row.source})"
+
+
+def _verdicts(by: By, model: Model, data: Dataset, compute: Compute) -> Tensor:
+    """Whether each test image (N,) is classified rightly, in the way that the published number was made."""
+    if by == "own head":
+        classifier = known_classifier(model, data, compute, head="own" if model.classes is None else "auto")
+        if classifier.fitted:
+            raise UsageError(f"it is of a file with its classifier, which this one has not for these classes: {model}")
+    elif by == "linear probe":
+        classifier = known_classifier(model, data, compute, head="probe")
+    else:
+        return _knn_verdicts(model, data, compute)
+    found = predict(classifier, data.test.batches(model.preprocessing.geometry), compute.device)
+    return found.logits.argmax(1) == found.labels
+
+
+def _knn_verdicts(model: Model, data: Dataset, compute: Compute) -> Tensor:
+    """Of 20 neighbours at temperature 0.07, as in DINO's eval_knn.py."""
+    if data.train is None:
+        raise UsageError(f"{data.name} has no train/ folder, in which the neighbours are sought")
+    train, test = (extract_known(model, split, compute) for split in (data.train, data.test))
+    near, far = train.values["global"], test.values["global"]
+    votes = knn.predict(near, train.labels, far, num_classes=len(data.classes), device=compute.device)
+    return votes.argmax(1) == test.labels
+
+
+def _mean_corruption_error(model: Model, data: Dataset, compute: Compute) -> float:
     """The published files are 224 px already: they are read as they are, not resized again."""
-    benchmark = load_dataset(folder)
-    if not isinstance(benchmark, Benchmark):
-        raise UsageError(f"{folder} holds no ImageNet-C; expected gaussian_noise/1/n01440764/ and so on")
+    if not isinstance(data, Benchmark):
+        raise UsageError(f"{data.name} holds no ImageNet-C; expected gaussian_noise/1/n01440764/ and so on")
+    classifier = known_classifier(model, data, compute)
     errors: dict[tuple[str, int], float] = {}
     for name in BENCHMARK:
         for severity in range(1, 6):
-            images = benchmark.condition(name, severity)
-            correct, n = _correct(model, images.batches(model.preprocessing.geometry), device)
-            errors[name, severity] = 1 - correct / n
-    value = 100 * mce(errors, dataset="imagenet", side=224, table="imagenet")
-    return abs(value - 76.7) < 0.5, f"{value:.1f}, tolerance 0.5"
-
-
-def _correct(model: Model, batches: Iterable[Batch], device: str) -> tuple[int, int]:
-    if model.head is None:
-        raise UsageError("these weights have no head")
-    target = resolve_device(device)
-    classifier = Classifier(model.backbone, model.head, model.preprocessing).to(target).eval()
-    found = predict(classifier, batches, target)
-    return int((found.logits.argmax(1) == found.labels).sum()), len(found.labels)
+            images = data.condition(name, severity)
+            found = predict(classifier, images.batches(model.preprocessing.geometry), compute.device)
+            errors[name, severity] = 1 - float((found.logits.argmax(1) == found.labels).double().mean())
+    return 100 * mce(errors, dataset="imagenet", side=224, table="imagenet")

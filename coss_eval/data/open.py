@@ -15,6 +15,7 @@ from coss_eval.runtime.remote import perhaps_remote, refuse_remote
 
 BUILT_IN = {
     "digits": "scikit-learn's 8x8 digits at 32 px, 10 classes; bundled, the default",
+    "scattered-digits": "the same digits scattered on clutter at 64 px, 10 classes; bundled",
     "cifar10": "32 px, 10 classes (torchvision)",
     "cifar100": "32 px, 100 classes (torchvision)",
     "stl10": "96 px, 10 classes (torchvision)",
@@ -109,10 +110,10 @@ def read_classes(file: str | os.PathLike[str]) -> list[str]:
 
 
 def _open(name: str, root: Path | None, reading: ReadOptions) -> Dataset:
-    if name == "digits":
-        from coss_eval.data.formats.arrays import digits
+    if name in ("digits", "scattered-digits"):
+        from coss_eval.data.formats import arrays
 
-        return digits()
+        return arrays.digits() if name == "digits" else arrays.scattered_digits()
     refuse_remote(name)
     places = [Path(name).expanduser()] + ([root / name] if root else [])
     if name == "imagenet" and root and (root / "val").is_dir():

@@ -35,8 +35,8 @@ from coss_eval.reports.similarity import Place, Similarities, SimilarityValues
 from coss_eval.runtime.device import exact_float32, resolve_device
 from coss_eval.runtime.provenance import made_with
 from coss_eval.similarity import StreamedCKA, procrustes_matrix, rsa_matrix
+from coss_eval.similarity.arrays import Compared
 from coss_eval.similarity.cka import FEWEST, gram
-from coss_eval.similarity.compared import Compared
 from coss_eval.similarity.geometry import MOST
 
 MEASURES = ("cka", "rsa", "procrustes")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from coss_eval.errors import UsageError
 from coss_eval.reports.drawing import KINDS, WHOLE, Canvas, legend, looks, methods_of, panels, save, settle, style
+from coss_eval.store.runs import LOG, Runs, run_file
 
 # what is drawn: (kind of line, value, title, scale)
 PANELS = (
@@ -48,19 +49,32 @@ def write(folders: Sequence[Path], out: Path, canvas: Canvas = WHOLE, kinds: Seq
 
 
 def logs(folder: Path) -> list[Path]:
-    """The logs of a training run, or of those inside a folder but a sweep's pilots."""
-    if not folder.is_dir() or (folder / "log.jsonl").is_file():
+    """The runs that have a log: the folder itself, else those inside it, packed or not, but a sweep's pilots."""
+    if _has_log(folder):
         return [folder]
-    inside = [*sorted(folder.glob("*/log.jsonl")), *sorted(folder.glob("training/*.jsonl"))]
-    return [path for path in inside if not path.parent.name.startswith("pilot-")]
+    named = [place / name for place in (folder, folder / "training") for name in Runs(place).names()]
+    files = sorted(folder.glob("training/*.jsonl"))
+    return [run for run in [*named, *files] if not run.name.startswith("pilot-") and _has_log(run)]
+
+
+def _has_log(run: Path) -> bool:
+    if run.is_file():
+        return True
+    try:
+        run_file(run, LOG)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def read(folder: Path) -> Curves:
     """The curves in a run's log.jsonl, or in a file of such lines. Raises UsageError where there is none."""
-    path = folder / "log.jsonl" if folder.is_dir() else folder
-    if not path.is_file():
-        raise UsageError(f"there is no log at {path}; expected the folder of a training run")
-    lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    path = folder if folder.is_file() else folder / LOG
+    try:
+        text = (path.read_bytes() if path == folder else run_file(folder, LOG)).decode()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"there is no log at {path}; expected the folder of a training run") from error
+    lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
     values: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for line, epoch in _epochs([line for line in lines if line["kind"] in ("train", "probe")]):
         for name, value in line.items():
@@ -70,7 +84,7 @@ def read(folder: Path) -> Curves:
                 y.append(value)
     if not values:
         raise UsageError(f"{path} holds no curves yet; let the run finish an epoch")
-    name = path.parent.name if path.name == "log.jsonl" else path.stem
+    name = path.parent.name if path.name == LOG else path.stem
     return Curves(name, values, _recipe(lines))
 
 

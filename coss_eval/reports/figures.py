@@ -104,7 +104,7 @@ def differences(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
 
 def training_curves(folder: Path, canvas: Canvas = WHOLE) -> Figure | None:
     """The curves of the training runs that lie in a folder; None without any."""
-    inside = [path for path in curves.logs(folder) if path.is_file()]
+    inside = curves.logs(folder)
     return curves.draw([curves.read(path) for path in inside], canvas) if inside else None
 
 

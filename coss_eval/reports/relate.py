@@ -40,6 +40,7 @@ from coss_eval.reports.layout import Number, Row, Table, Unit, broken
 from coss_eval.reports.results import Estimate, Results
 from coss_eval.reports.scores import Column, explained
 from coss_eval.store import Record, Store
+from coss_eval.store.runs import results_in
 
 FEWEST = 3  # models, of which ranks can say anything
 NAMED = 24  # models whose names find room beside their points
@@ -352,10 +353,9 @@ def _side(record: Record) -> int:
 
 def _runs(folder: Path) -> list[Results]:
     """The results in a folder, or in those inside it."""
-    if not folder.is_dir():
+    found = [results for path in (folder, *results_in(folder)) if (results := Results(Store(path))).records]
+    if not found and not folder.is_dir():
         raise CossError(f"there is no folder {folder}; give a results folder that coss-eval has written")
-    inside = sorted({path.parent for path in folder.rglob("run.json")} - {folder})
-    found = [results for path in (folder, *inside) if (results := Results(Store(path))).records]
     if not found:
         raise CossError(f"no finished cells in {folder}; give a results folder that coss-eval has written")
     return found[:1] if found[0].store.path == folder else found

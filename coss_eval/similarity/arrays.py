@@ -1,10 +1,14 @@
-"""Two arrays of the same images, checked and as float64."""
+"""Arrays of the same images, checked and as float64; what comparing every two of them gives, with intervals."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
@@ -47,3 +51,31 @@ def uncentred(array: Array, name: str) -> Tensor:
     if not bool(values.isfinite().all()):
         raise CossError(f"{name} holds NaN or infinity")
     return values.mean(1) if values.ndim == 3 else values
+
+
+class Compared(NamedTuple):
+    """Every pair of R representations: the similarity and its 95 % interval over images, float64 (R, R)."""
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def jackknifed(value: Tensor, left_out: Iterable[Tensor]) -> Compared:
+    """``value`` (R, R) of all images with the interval that the values without one block after the other give.
+
+    Leave-one-block-out jackknife with Student's t. A bootstrap would draw images twice, and their pairs, which every
+    representation puts at distance 0, would raise each similarity. NaN bounds, but on the diagonal, for a single block.
+    """
+    shift = square = torch.zeros_like(value)
+    blocks = 0
+    for one in left_out:
+        apart = one - value
+        shift, square, blocks = shift + apart, square + apart.square(), blocks + 1
+    if blocks < 2:
+        unknown = torch.full_like(value, torch.nan).fill_diagonal_(0)
+        return Compared(value, value + unknown, value + unknown)
+    variance = (blocks - 1) / blocks * (square - shift.square() / blocks).clamp(min=0)
+    half_width = float(stats.t.ppf(0.975, blocks - 1)) * variance.sqrt()
+    half_width.fill_diagonal_(0)
+    return Compared(value, value - half_width, value + half_width)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.similarity.arrays import Array, pair
-from coss_eval.similarity.compared import Compared, jackknifed
+from coss_eval.similarity.arrays import Array, Compared, jackknifed, pair
 from coss_eval.statistics import Jackknifed
 
 FEWEST = 4  # HSIC_1 divides by n - 3

@@ -9,8 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.similarity.arrays import Array, rows
-from coss_eval.similarity.compared import Compared, jackknifed
+from coss_eval.similarity.arrays import Array, Compared, jackknifed, rows
 from coss_eval.similarity.geometry import Metric, condensed, dissimilarities, procrustes
 
 BLOCKS = 20  # of images, left out one after the other

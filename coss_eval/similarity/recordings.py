@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.similarity.arrays import Array
+from coss_eval.similarity.arrays import Array, jackknifed
 from coss_eval.similarity.cka import cka
-from coss_eval.similarity.compared import jackknifed
 from coss_eval.similarity.geometry import procrustes
 from coss_eval.similarity.many import without_each
 

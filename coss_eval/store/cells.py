@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from types import MappingProxyType
@@ -14,6 +15,11 @@ from coss_eval.errors import UsageError
 
 class StoreWarning(UserWarning):
     """A file of the store that cannot be used as it is; says which and what happens instead."""
+
+
+def warn(message: str) -> None:
+    """A StoreWarning for the caller's caller."""
+    warnings.warn(message, StoreWarning, stacklevel=3)
 
 
 Record = dict[str, Any]  # a cell or a run as it is stored

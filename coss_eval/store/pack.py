@@ -201,13 +201,8 @@ class Samples:
     """samples-<digest>.npz read."""
 
     @classmethod
-    def of(cls, folder: Path, cells: Cells) -> Samples:
-        """Those that belong to ``cells``. Raises Damaged where they are missing or others."""
-        try:
-            with (folder / samples_name(cells.samples_sha256 or "")).open("rb") as file:
-                content = file.read(MOST_SAMPLES + 1)  # which fails its digest if there is more
-        except OSError as error:
-            raise Damaged(str(error)) from error
+    def of(cls, content: bytes, cells: Cells) -> Samples:
+        """Those that belong to ``cells``. Raises Damaged where they are others."""
         if hashlib.sha256(content).hexdigest() != cells.samples_sha256:
             raise Damaged("another digest")
         return cls(content)

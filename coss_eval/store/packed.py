@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coss_eval.store import pack as _pack
-from coss_eval.store.cells import Record
-from coss_eval.store.folder import ResultsFolder, keep_aside, warn
+from coss_eval.store.cells import Record, warn
+from coss_eval.store.folder import ResultsFolder, keep_aside
+from coss_eval.store.runs import Stamp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,20 +20,28 @@ if TYPE_CHECKING:
 class _OpenPack:
     """A pack once read; ``stamp`` tells whether it still is the one on disk."""
 
-    stamp: tuple[int, int, int]
+    stamp: Stamp
     cells: _pack.Cells
     _samples: _pack.Samples | _pack.Damaged | None = None
 
-    def samples(self, folder: Path) -> _pack.Samples:
+    def samples(self, folder: ResultsFolder) -> _pack.Samples:
         """Its samples, read when they are first asked for. Raises Damaged where the file is not theirs."""
         if self._samples is None:
             try:
-                self._samples = _pack.Samples.of(folder, self.cells)
+                self._samples = self._read(folder)
             except _pack.Damaged as error:
                 self._samples = error
         if isinstance(self._samples, _pack.Damaged):
             raise self._samples
         return self._samples
+
+    def _read(self, folder: ResultsFolder) -> _pack.Samples:
+        try:
+            with folder.opened(_pack.samples_name(self.cells.samples_sha256 or "")) as file:
+                content = file.read(_pack.MOST_SAMPLES + 1)  # which fails its digest if there is more
+        except OSError as error:
+            raise _pack.Damaged(str(error)) from error
+        return _pack.Samples.of(content, self.cells)
 
 
 class PackOfFolder:
@@ -61,7 +68,7 @@ class PackOfFolder:
         if packed is None or where is None:
             return None
         try:
-            return packed.samples(self.path).table(where)
+            return packed.samples(self._folder).table(where)
         except _pack.Damaged:
             if self._now() is not packed:  # packed again while it was read
                 return self.samples(key)
@@ -79,7 +86,7 @@ class PackOfFolder:
         for key in packed.cells.records.keys() - without:
             record = packed.cells.record(key)
             assert record is not None
-            yield record, packed.samples(self.path).table(record["samples"]) if "samples" in record else None
+            yield record, packed.samples(self._folder).table(record["samples"]) if "samples" in record else None
 
     def replace(self, cells: bytes, samples: bytes | None) -> None:
         """Write a pack: first its samples, under a name of their own, then the cells, which name them."""
@@ -108,11 +115,9 @@ class PackOfFolder:
         """The pack as it is on disk now; None where there is none or, with a StoreWarning, it is damaged."""
         path = self.path / _pack.CELLS
         try:
-            with path.open("rb") as file:
-                stat = os.fstat(file.fileno())
-                stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-                if self._opened is None or self._opened.stamp != stamp:
-                    self._opened = _OpenPack(stamp, _pack.Cells.decode(file.read(_pack.MOST_CELLS + 1), path))
+            with self._folder.opened(_pack.CELLS) as file:
+                if self._opened is None or self._opened.stamp != file.stamp:
+                    self._opened = _OpenPack(file.stamp, _pack.Cells.decode(file.read(_pack.MOST_CELLS + 1), path))
             return self._opened
         except (FileNotFoundError, NotADirectoryError):
             return None

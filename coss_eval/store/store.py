@@ -9,6 +9,9 @@
                                   measurement (see ``own_column``)
            run.lock               exists while a process packs, or adds to run.json
 
+The folder <out>/<run>/results of a study's run may lie in <out>/runs.zip instead (see ``runs``): it is read from there,
+and unpacked before it is written to.
+
 What holds, whatever happens to the process or the machine:
 
 * A file is either absent, the old one or the new one, never half of one: temporary file, fsync, rename, fsync of the
@@ -36,8 +39,8 @@ from coss_eval.errors import UsageError
 from coss_eval.runtime.disk import remove_leftovers, sync_folder
 from coss_eval.runtime.provenance import git_commit
 from coss_eval.store import pack as _pack
-from coss_eval.store.cells import Cell, _check_distinct, _plain, canonical_json, column_name, own_column
-from coss_eval.store.folder import ResultsFolder, keep_aside, warn
+from coss_eval.store.cells import Cell, _check_distinct, _plain, canonical_json, column_name, own_column, warn
+from coss_eval.store.folder import ResultsFolder, keep_aside
 from coss_eval.store.pack import FORMAT
 from coss_eval.store.packed import PackOfFolder
 
@@ -52,6 +55,10 @@ class Store:
         self.path = Path(path)
         self._folder = ResultsFolder(self.path)
         self._packed = PackOfFolder(self._folder)
+
+    def is_there(self) -> bool:
+        """Whether it is a folder, or that of a packed run."""
+        return self._folder.is_there
 
     def key(self, protocol: Mapping[str, Any], cell: Cell) -> str:
         """20 hex digits of the SHA-256 of everything the cell's numbers depend on."""
@@ -116,13 +123,14 @@ class Store:
     def read(self, key: str) -> dict[str, Any] | None:
         """A finished cell's record; None where it is missing or, with a StoreWarning, damaged."""
         try:
-            return self._load(self._cell_path(key))
+            return self._load_loose(key)
         except (FileNotFoundError, NotADirectoryError):
             return self._packed.record(key)
 
     def records(self) -> list[dict[str, Any]]:
         """All finished cells, by key. Damaged ones are left out, each with a StoreWarning."""
-        keys = {path.stem for path in (self.path / "cells").glob("*.json")}  # before the pack, which they may go into
+        loose = [] if self._folder.is_packed else (self.path / "cells").glob("*.json")
+        keys = {path.stem for path in loose}  # before the pack, which they may go into
         keys |= set(self._packed.keys())
         return [record for key in sorted(keys) if (record := self.read(key)) is not None]
 
@@ -130,7 +138,7 @@ class Store:
         """Per-sample verdicts indexed by id; None where the cell has none or, with a StoreWarning, not its own."""
         cell, path = self._cell_path(key), self._samples_path(key)
         try:
-            record = self._load(cell)
+            record = self._load_loose(key)
         except (FileNotFoundError, NotADirectoryError):
             return self._packed.samples(key)
         if record is None or "samples" not in record:
@@ -162,6 +170,17 @@ class Store:
             self._remove_packed(loose.keys())
         return None
 
+    @contextmanager
+    def at_rest(self) -> Iterator[str | None]:
+        """Nobody writes here meanwhile; gives why it is not wholly packed, None where it is."""
+        with self._folder.locked():
+            if self._is_claimed():
+                yield "another process is at work there"
+            elif any((self.path / "cells").glob("*.json")):
+                yield "some of its cells cannot be packed"
+            else:
+                yield None
+
     def record_run(self, entry: Mapping[str, Any]) -> None:
         """Append one run's provenance to run.json; the commit of this code is added. Safe between processes."""
         self._change_runs(lambda runs: [*runs, _plain({"git_commit": git_commit(), **entry})])
@@ -188,10 +207,13 @@ class Store:
     def runs(self) -> list[dict[str, Any]]:
         """The provenance of every run that wrote here, oldest first."""
         path = self.path / "run.json"
-        if not path.exists():
+        try:
+            with self._folder.opened(path.name) as file:
+                text = file.read(_pack.MOST_CELLS)
+        except (FileNotFoundError, NotADirectoryError):
             return []
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(text)
             runs = list(content["runs"])
             _pack.check_format(content, path)
             return runs
@@ -204,6 +226,12 @@ class Store:
 
     def _samples_path(self, key: str) -> Path:
         return self.path / "samples" / f"{key}.parquet"
+
+    def _load_loose(self, key: str) -> dict[str, Any] | None:
+        """A cell with a file of its own. Raises FileNotFoundError where it has none that counts."""
+        if self._folder.is_packed:
+            raise FileNotFoundError(key)
+        return self._load(self._cell_path(key))
 
     def _load(self, path: Path) -> dict[str, Any] | None:
         try:

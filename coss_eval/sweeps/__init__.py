@@ -6,6 +6,7 @@
             model.safetensors
             results/    a results folder: coss-eval report reads it, too
 <work>/<run>/           the trainer's state while a run is trained, in <out> by default; never needed afterwards
+<out>/runs.zip          finished runs, once ``coss-eval pack <out>`` has put them there: read as their folders
 <out>/report.md runs.csv figures/ tables/
 """
 

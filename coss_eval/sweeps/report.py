@@ -12,8 +12,9 @@ from coss_eval.reports import sweeps
 from coss_eval.reports.claims import Claim, Finding, findings_in
 from coss_eval.reports.results import Estimate, Results
 from coss_eval.store import Store
+from coss_eval.store.runs import RESULTS
 from coss_eval.sweeps.plan import Sweep, TrainingRun, read_sweep, read_values
-from coss_eval.sweeps.state import RESULTS, State, Step, choices, cost, in_order, states
+from coss_eval.sweeps.state import State, Step, choices, cost, in_order, states
 from coss_eval.training.fields import build
 
 
@@ -114,7 +115,7 @@ def judge(what: str | Path, folder: Path, size: str | None = None) -> tuple[list
     everything = states(sweep, folder, folder)
     if not sweep.claims or not folder.is_dir():
         raise UsageError(f"{what} has no claims" if not sweep.claims else f"there is no folder {folder}")
-    if not any((folder / state.run.name).is_dir() for state in everything):
+    if not any(state.record for state in everything):
         raise UsageError(
             f"{folder} has no run of the sweep {what}; give what coss-eval sweep wrote, or a YAML of claims alone"
         )

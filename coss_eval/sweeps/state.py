@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.disk import write_atomically
+from coss_eval.store.runs import JOB, Runs
 from coss_eval.sweeps.plan import Sweep, TrainingRun, runs
 from coss_eval.training.config import Config
 from coss_eval.training.log import read
 from coss_eval.training.loop import LAST, MODEL
 
-JOB = "job.json"
 EPOCHS = "epochs.json"
-RESULTS = "results"
 Step = Literal["train", "evaluate"]
 Stage = Literal["waits", "missing", "begun", "trained", "done"]
 
@@ -61,9 +60,9 @@ def settled(sweep: Sweep, out: Path) -> Sweep:
 
 def states(sweep: Sweep, out: Path, work: Path) -> list[State]:
     """Every run in its order. Raises UsageError where a run's folder holds another configuration."""
-    sweep = settled(sweep, out)
-    pilots = [_state(run, sweep, out, work) for run in runs(sweep) if run.pilot]
-    return [_state(run, sweep, out, work) for run in runs(sweep, choices(pilots))]
+    sweep, there = settled(sweep, out), Runs(out)
+    pilots = [_state(run, sweep, there, work) for run in runs(sweep) if run.pilot]
+    return [_state(run, sweep, there, work) for run in runs(sweep, choices(pilots))]
 
 
 def choices(pilots: list[State]) -> dict[str, dict[str, Any]]:
@@ -119,15 +118,23 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         raise CossError(f"cannot write {path}: {error.strerror}; make room or give another --out") from error
 
 
-def _state(run: TrainingRun, sweep: Sweep, out: Path, work: Path) -> State:
+def write_job(folder: Path, record: Mapping[str, Any]) -> None:
+    """A run's job.json; one that was packed meanwhile is unpacked first, and none is packed while it is written."""
+    there = Runs(folder.parent)
+    with there.locked():
+        there.unpack(folder.name)
+        write_json(folder / JOB, record)
+
+
+def _state(run: TrainingRun, sweep: Sweep, there: Runs, work: Path) -> State:
     if run.waits:
         return State(run, "waits")
-    record = _job(run, out)
+    record = _job(run, there)
     if run.pilot and "knn" in record:
         return State(run, "done", record)
     if "sha256" in record and record.get("evaluated") == sweep.written():
         return State(run, "done", record)
-    if "sha256" in record or (out / run.name / MODEL).exists():
+    if "sha256" in record or (there.out / run.name / MODEL).exists():
         return State(run, "trained", record)
     begun = State(run, "begun", record, _epochs_done(work / run.name))
     return begun if (work / run.name / LAST).exists() else replace(begun, stage="missing", epoch=0)
@@ -138,15 +145,15 @@ def _epochs_done(folder: Path) -> int:
     return max([int(line["epoch"]) - 1 for line in lines if line["kind"] == "train"], default=0)
 
 
-def _job(run: TrainingRun, out: Path) -> dict[str, Any]:
+def _job(run: TrainingRun, there: Runs) -> dict[str, Any]:
     """job.json; empty where there is none. Raises UsageError where it is another configuration's."""
-    path = out / run.name / JOB
-    if not path.exists():
-        return {}
+    path = there.out / run.name / JOB
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        record: dict[str, Any] = json.loads(there.read(run.name, JOB))
         differences = run.config.differences(Config.from_dict(record["config"]))
         data = record["data"]
+    except FileNotFoundError:
+        return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CossError(f"{path} is damaged; remove it to evaluate that run again") from error
     if data != run.data:

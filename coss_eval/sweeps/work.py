@@ -21,12 +21,11 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.device import resolve_device
 from coss_eval.runtime.disk import Lock
 from coss_eval.runtime.provenance import made_with
+from coss_eval.store.runs import JOB, RESULTS
 from coss_eval.sweeps.plan import Evaluation, Sweep, TrainingRun, runs
 from coss_eval.sweeps.report import report
 from coss_eval.sweeps.state import (
     EPOCHS,
-    JOB,
-    RESULTS,
     State,
     Step,
     cost,
@@ -35,6 +34,7 @@ from coss_eval.sweeps.state import (
     settled,
     states,
     training_minutes,
+    write_job,
     write_json,
 )
 from coss_eval.tasks import task_class
@@ -197,7 +197,7 @@ class Worker:
                 raise CossError(done.failures[0])
         minutes = {**state.minutes, "evaluate": (time.monotonic() - started) / 60}
         evaluated = {"minutes": minutes, "sha256": model.sha256, "evaluated": self.sweep.written()}
-        write_json(folder / JOB, {**state.record, **evaluated})
+        write_job(folder, {**state.record, **evaluated})
         kept = self.sweep.keep_weights
         if kept is not None and state.run.name not in kept:
             (folder / MODEL).unlink()

@@ -53,7 +53,7 @@ def test_names_lists_what_is_in_the_root(tmp_path: Path) -> None:
     assert set(listed) - set(BUILT_IN) == {"folders", "tiny", "sharded"}
     assert listed["tiny"].startswith("tiny-imagenet in ")
     assert set(names()) >= set(BUILT_IN)
-    assert set(BUILT_IN) == set(SETS) | {"digits", "imagenet"}
+    assert set(BUILT_IN) == set(SETS) | {"digits", "scattered-digits", "imagenet"}
 
 
 def test_listing_imports_nothing_heavy() -> None:

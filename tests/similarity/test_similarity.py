@@ -26,8 +26,7 @@ from coss_eval.similarity import (
     rsa,
     rsa_matrix,
 )
-from coss_eval.similarity.arrays import Array
-from coss_eval.similarity.compared import Compared
+from coss_eval.similarity.arrays import Array, Compared
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
     "cka": cka,

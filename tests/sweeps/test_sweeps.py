@@ -24,8 +24,9 @@ from coss_eval.reports import sweeps
 from coss_eval.reports.drawing import style
 from coss_eval.reports.results import Estimate
 from coss_eval.runtime.disk import Lock
-from coss_eval.store import Store
+from coss_eval.store import Store, StoreWarning
 from coss_eval.sweeps import plan
+from coss_eval.sweeps.packing import pack_runs
 from coss_eval.sweeps.plan import read_sweep, runs
 from coss_eval.sweeps.state import states
 from coss_eval.sweeps.work import Worker
@@ -314,6 +315,21 @@ def test_a_study_pilots_trains_evaluates_and_reports(written: Callable[..., Path
         read_sweep(path, "gp")
     changed = read_sweep(written(**STUDY | {"evaluate": STUDY["evaluate"][:1]}))
     assert [state.stage for state in states(changed, out, work)][2:] == ["trained"] * 5  # asks for another evaluation
+
+    assert Worker(sweep, out, work, device="cpu").run() == []
+    page = (out / "report.md").read_bytes()
+    records = Store(out / "byol-seed=0" / "results").records()
+    assert set(pack_runs(out).values()) == {None}
+    assert sorted(file.name for file in out.rglob("*.json*")) == []
+    assert [state.stage for state in states(sweep, out, work)] == ["done"] * 7
+    assert Worker(sweep, out, work, device="cpu").run() == []  # nothing is done, and the page is written
+    assert (out / "report.md").read_bytes() == page
+    assert Worker(changed, out, work, device="cpu").run(3) == []  # from its weights, in a folder of its own again
+    assert json.loads((out / "byol-seed=0" / "job.json").read_text())["evaluated"] == changed.written()
+    assert Store(out / "byol-seed=0" / "results").records() == records
+    with pytest.warns(StoreWarning, match="newer than its packed form"):
+        assert pack_runs(out) == {"byol-seed=0": None}
+    assert [state.stage for state in states(changed, out, work)][2:] == ["done"] + ["trained"] * 4
 
 
 def _damaged(measurement: dict[str, Any]) -> bool:

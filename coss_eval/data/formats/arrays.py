@@ -1,4 +1,4 @@
-"""Images that are arrays already: scikit-learn's digits, .npz files, MNIST's own idx files."""
+"""Images that are arrays already: scikit-learn's digits, plain and scattered, .npz files, MNIST's own idx files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ from coss_eval.errors import CossError
 
 DIGITS_SIZE = 32
 DIGITS_TEST = 0.25  # of the 1,797 images
+SCATTERED_SIZE = 64
+SCENES = 3  # of each training digit; a test digit stands in one, so that test images are independent
+DIGIT_SIDES = 34, 48  # pixels, the smallest and largest
+CLUTTER = 0.04  # its standard deviation, in shares of the range of pixels; a digit's contrast is 0.35 to 0.6
 
 # how .npz files name a split's images and labels: Keras, MedMNIST, and both in plain words
 ARRAYS = ("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("X_{}", "y_{}"), ("images_{}", "labels_{}")
@@ -32,21 +36,62 @@ IDX_MAGIC = {3: 2051, 1: 2049}  # by the number of axes, for unsigned bytes
 
 def digits() -> Dataset:
     """scikit-learn's 1,797 digits of 8x8, up-sampled to 32 px RGB; a quarter of each class is the test split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), from 0..16
-    side = (DIGITS_SIZE, DIGITS_SIZE)
-    large = np.stack([Image.fromarray(image).resize(side, Image.Resampling.BILINEAR) for image in grey])
+    grey, labels, is_test = _scans()
+    large = np.stack([_enlarged(scan, DIGITS_SIZE) for scan in grey])
     pixels = np.repeat(large[:, None], 3, axis=1)  # (N, 3, 32, 32)
-    labels = bunch.target.astype(np.int64)
-    is_test = stratified(labels, sample_ids(f"digits/{i}" for i in range(len(labels))), DIGITS_TEST, "digits")
 
     def part(split: str, chosen: Any) -> Part:
         places = np.flatnonzero(chosen)
         return Part(ArrayImages(pixels[places], [f"{split}/{i}" for i in places]), labels[places])
 
     return assemble("digits", [str(i) for i in range(10)], part("train", ~is_test), part("test", is_test))
+
+
+def scattered_digits() -> Dataset:
+    """scikit-learn's digits at random places and sizes, light or dark, on coloured clutter, 64 px RGB.
+
+    Where a digit stands, how large it is and what colours it has says nothing of its class, so that pixels decide less
+    than in ``digits``, and a network must learn to look past them. A scene is drawn from its digit's number and its own:
+    the same on every machine. The test split has the same digits as that of ``digits``, one scene each.
+    """
+    grey, labels, is_test = _scans()
+
+    def part(split: str, chosen: Any, scenes: int) -> Part:
+        places = np.repeat(np.flatnonzero(chosen), scenes)
+        pairs = [(int(place), number % scenes) for number, place in enumerate(places)]
+        pixels = np.stack([_scene(grey[place], place, scene) for place, scene in pairs])
+        return Part(ArrayImages(pixels, [f"{split}/{place}-{scene}" for place, scene in pairs]), labels[places])
+
+    train, test = part("train", ~is_test, SCENES), part("test", is_test, 1)
+    return assemble("scattered-digits", [str(i) for i in range(10)], train, test)
+
+
+def _scans() -> tuple[NDArray[np.uint8], Ints, Any]:
+    """Grey scans (1797, 8, 8), labels, and which are test images: a quarter of each class, by hashed number."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # from 0..16
+    labels = bunch.target.astype(np.int64)
+    ids = sample_ids(f"digits/{i}" for i in range(len(labels)))
+    return grey, labels, stratified(labels, ids, DIGITS_TEST, "digits")
+
+
+def _enlarged(scan: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(scan).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _scene(scan: NDArray[np.uint8], place: int, scene: int) -> NDArray[np.uint8]:
+    """uint8 (3, 64, 64): one digit somewhere on clutter, which is noise of two pixels' width in each colour."""
+    rng, whole = np.random.default_rng((place, scene)), SCATTERED_SIZE
+    side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
+    top, left = rng.integers(0, whole - side + 1, 2)
+    contrast = rng.choice((-1, 1)) * rng.uniform(0.35, 0.6, 3)
+    noise = rng.integers(0, 256, (whole // 2, whole // 2, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(noise).resize((whole, whole), Image.Resampling.BICUBIC)) / 255.0
+    pixels = rng.uniform(0.35, 0.65) + CLUTTER * (smooth - smooth.mean()) / smooth.std()
+    pixels[top : top + side, left : left + side] += contrast * (_enlarged(scan, side) / 255.0)[..., None]
+    return np.round(255 * pixels.clip(0, 1)).astype(np.uint8).transpose(2, 0, 1)
 
 
 def npz(file: Path) -> Dataset:
