@@ -118,6 +118,11 @@ def test_list_keeps_within_the_terminal(run: Callable[..., Done], monkeypatch: p
         (["corruptions", "--write", "x", "--classes", "absent.txt"], "absent.txt"),
         (["figures", "no/such/folder"], "no/such/folder"),
         (["figures", "gallery", "--image", "absent.jpg"], "absent.jpg"),
+        (["figures", ".", "--width", "3.3 parsecs"], "--width such as 3.3in"),
+        (["figures", ".", "--width", "330in"], "a width from 2 to 20 inches"),
+        (["figures", ".", "--only", "everything"], "unknown figure 'everything'"),
+        (["figures", ".", "--models", "nobody"], "unknown model 'nobody'"),
+        (["figures", ".", "--format", "gif"], "unknown format 'gif'"),
         (["extract", "--ckpt", "pixels:8", "--sites", "stage1"], "prepool"),
         (["extract", "--format", "npz", "--ckpt", "pixels:8"], "npz"),
         (["similarity", "--measures", "ckaa", "--ckpt", "pixels:8"], "cka"),
@@ -446,8 +451,10 @@ def test_receptive_fields_in_theory_and_over_images(run: Callable[..., Done]) ->
     done = run("receptive-field", "--arch", "rf9_resnet18", "--data", "digits", "--images", "3", "--out", "fields")
     assert [Path(line).suffix for line in done.out.splitlines()[-3:]] == [".png", ".pdf", ".npz"]
     with np.load(done.out.splitlines()[-1]) as maps:
-        assert set(maps) == {"stage1", "stage2", "stage3", "stage4", "prepool"}
-        assert all(one.shape == (32, 32) and one.max() == 1 for one in maps.values())
+        sites = {name: one for name, one in maps.items() if "/" not in name}
+        assert set(sites) == {"stage1", "stage2", "stage3", "stage4", "prepool"}
+        assert all(one.shape == (32, 32) and one.max() == 1 for one in sites.values())
+        assert maps["stage1/n"] == 3
     assert "give --data" in run("receptive-field", "--arch", "rf9_resnet18", "--out", "fields").err
     assert "--arch" in run("receptive-field").err
     assert "32 px" in run("receptive-field", "--arch", "rf9_resnet18", "--data", "digits", "--size", "64").err

@@ -25,21 +25,24 @@ def write(
     out: str | os.PathLike[str] | None = None,
     baseline: str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    style: str = "plain",
 ) -> list[Path]:
     """Write the report of a results folder into it (or into ``out``); the paths written.
 
     ``baseline`` names the checkpoint or method that differences refer to (default: the first). ``groups`` names methods
-    by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. Writes report.md, report.html,
-    tables/<name>.csv and .tex, tables/measurements.csv (every number, as fractions) and figures/<name>.png and .pdf.
+    by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. ``style`` of the LaTeX tables:
+    plain, neurips or cvpr. Writes report.md, report.html, tables/<name>.csv and .tex, tables/measurements.csv (every
+    number, as fractions), tables/methods.tex with references.bib, and figures/<name>.png and .pdf.
     Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for an
-    unknown baseline.
+    unknown baseline or style.
     """
-    from coss_eval.reports import document, figures, html, layout, markdown, tables
+    from coss_eval.reports import document, figures, html, latex, layout, markdown, methods, tables
     from coss_eval.reports.files import write_file
 
     folder = Path(store_path if out is None else out)
     results = _results(Store(store_path), groups)
     base = document.resolve_baseline(results, baseline)
+    latex.page_of(style)  # an unknown one fails early
     everything = tables.apart_from_untrained(results.frame).to_csv(index=False, lineterminator="\n")
     paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early
     drawn = figures.write(results, folder / "figures")
@@ -49,7 +52,10 @@ def write(
     paths.append(write_file(folder / "report.html", html.render(page, pictures)))
     for table in page.tables:
         paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
-        paths.append(write_file(folder / "tables" / f"{table.name}.tex", layout.latex(table)))
+        paths.append(write_file(folder / "tables" / f"{table.name}.tex", latex.latex(table, style)))
+    text = methods.methods(results)
+    paths.append(write_file(folder / "tables" / "methods.tex", text))
+    paths.append(write_file(folder / "tables" / "references.bib", methods.references(text)))
     for table in document.long_tables(results):
         paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
     return paths + drawn

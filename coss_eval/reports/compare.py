@@ -14,7 +14,8 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import headline
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.files import write_file
-from coss_eval.reports.layout import Number, Row, Table, latex, markdown
+from coss_eval.reports.latex import latex
+from coss_eval.reports.layout import Number, Row, Table, markdown
 from coss_eval.reports.layout import text as table_text
 from coss_eval.reports.results import Estimate, Results, difference
 from coss_eval.reports.scores import Score

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from coss_eval.reports import headline, provenance
 from coss_eval.reports.by_task import task_report
-from coss_eval.reports.layout import Number, Row, Table, transposed
+from coss_eval.reports.layout import Number, Row, Table, transposed, with_best
 from coss_eval.reports.results import Estimate, Results, could_have_seen, difference
 from coss_eval.reports.scores import Column, Score, TaskScores, adjusted, comparable
 from coss_eval.statistics import SEEDS_FOR_P
@@ -105,8 +105,7 @@ def headline_table(results: Results, scores: Sequence[Column], *, each: bool = F
     """One row a method or checkpoint, or ``each`` checkpoint. The corner has the usual n, heads have others."""
     labels = results.checkpoints if each else results.labels
     found = {label: [score.of(label) for score in scores] for label in labels}
-    by_score = zip(*found.values(), strict=True)
-    n_texts = [results.n_text(e.n for e in column if e is not None) for column in by_score]
+    n_texts = [results.n_text(e.n for e in each if e is not None) for each in zip(*found.values(), strict=True)]
     usual = max(n_texts, key=n_texts.count, default="")
     units = [" %" if score.unit == "percent" else "" for score in scores]
     names = [
@@ -116,7 +115,8 @@ def headline_table(results: Results, scores: Sequence[Column], *, each: bool = F
     heads = {label: "; ".join(dict.fromkeys(h.split(",")[0] for h in results.heads(label))) for label in found}
     known = any(heads.values())  # not where nothing but probes was run
     first = {label: [head] if known else [] for label, head in heads.items()}
-    rows = [Row(label, [*first[label], *map(_number, scores, found[label])]) for label in found]
+    by_score = [with_best([_number(score, found[label][i]) for label in found]) for i, score in enumerate(scores)]
+    rows = [Row(label, [*first[label], *(each[i] for each in by_score)]) for i, label in enumerate(found)]
     columns = ["head", *names] if known else names
     if each:
         return Table("headline_checkpoints", "Headline of each checkpoint", usual, columns, rows)
@@ -131,7 +131,9 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
     labels = sorted(measured, key=lambda label: label != base)  # stable: the others keep their order
     found = [[score.of(label) for label in labels] for score in spec.scores]
     corner = f"{spec.quantity}, {results.n_text((e.n for row in found for e in row if e is not None), spec.task)}"
-    rows = [Row(s.name, [_number(s, e) for e in row], s.group) for s, row in zip(spec.scores, found, strict=True)]
+    rows = [
+        Row(s.name, with_best([_number(s, e) for e in row]), s.group) for s, row in zip(spec.scores, found, strict=True)
+    ]
     columns = [f"{label} (baseline)" if label == base and len(labels) > 1 else label for label in labels]
     absent = [label for label in results.labels if label not in labels]
     caption = " ".join([spec.caption, *([f"Not measured here: {', '.join(absent)}."] if absent else [])]).strip()
@@ -184,7 +186,10 @@ def protocol_line(results: Results, task: str) -> str:
 
 
 def _number(score: Score, estimate: Estimate | None) -> Number | None:
-    return None if estimate is None else Number(estimate.value, estimate.low, estimate.high, score.unit)
+    if estimate is None:
+        return None
+    bounds = estimate.value, estimate.low, estimate.high
+    return Number(*bounds, score.unit, lower_is_better=score.lower_is_better)
 
 
 def _change(score: Score, base: str, label: str, p: float | None) -> Number | None:

@@ -1,4 +1,4 @@
-"""A table ready to be shown, and its forms: terminal text, Markdown, CSV and LaTeX (booktabs). HTML is in html.py."""
+"""A table ready to be shown, and its forms: terminal text, Markdown and CSV. HTML is in html.py, LaTeX in latex.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Unit = Literal["percent", "plain"]
 
 @dataclass(frozen=True)
 class Number:
-    """A value with its interval; ``p`` (adjusted over its table) and what follows it belong to differences."""
+    """A value with its interval; ``p`` (adjusted over its table) and what follows it belong to differences.
+
+    ``best``: of those that it is compared with in its table (see ``with_best``).
+    """
 
     value: float
     low: float | None = None
@@ -28,6 +31,7 @@ class Number:
     p: float | None = None
     signed: bool = False
     lower_is_better: bool = False
+    best: bool = False
 
     @property
     def main(self) -> str:
@@ -201,10 +205,41 @@ def _block(table: Table, heads: Sequence[Sequence[str]]) -> str:
     return "\n".join([*shown[:deep], rule, *shown[deep:]])
 
 
+class _Lines(textwrap.TextWrapper):
+    """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
+
+    # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
+    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
+
+
+def broken(text: str, width: int, *, words: bool = False) -> list[str]:
+    """Text in lines of at most ``width`` characters, broken at spaces, underscores and hyphens, else anywhere.
+
+    ``words``: never inside a word, which may then be longer than a line.
+    """
+    return _Lines(width, break_on_hyphens=False, break_long_words=not words).wrap(text) or [text]
+
+
 def transposed(table: Table) -> Table:
     """Rows for columns, for a terminal narrower than the table."""
     rows = [Row(name, [row.entries[i] for row in table.rows]) for i, name in enumerate(table.columns)]
     return Table(table.name, table.title, table.corner, [row.name for row in table.rows], rows, table.caption)
+
+
+def with_best(entries: Sequence[Entry]) -> list[Entry]:
+    """One score's numbers of the models compared, the best of two or more marked, ties with it.
+
+    Shares of images are better where they are higher, what says ``lower_is_better`` where it is lower; other scores
+    have no best one.
+    """
+    numbers = [entry for entry in entries if isinstance(entry, Number)]
+    ranked = [(-n.value if n.lower_is_better else n.value) for n in numbers]
+    if len(numbers) < 2 or not all(n.unit == "percent" or n.lower_is_better for n in numbers):
+        return [*entries]
+    shown = {n.main for n, rank in zip(numbers, ranked, strict=True) if rank == max(ranked)}
+    if len({n.main for n in numbers}) < 2:  # all alike
+        return [*entries]
+    return [replace(e, best=e.main in shown) if isinstance(e, Number) else e for e in entries]
 
 
 def narrow(table: Table, columns: int) -> Table:
@@ -223,89 +258,6 @@ def to_csv(table: Table) -> str:
         cells = [value for entry in row.entries for value in _values(entry, len(parts))]
         writer.writerow([row.group, row.name, *cells])
     return buffer.getvalue()
-
-
-def latex(table: Table) -> str:
-    """A booktabs table to \\input, as narrow as it can be read; needs \\usepackage{booktabs} and nothing else.
-
-    A table of more columns than rows stands on its side. Long text is broken into lines, and intervals go below their
-    numbers where they do not fit beside them.
-    """
-    table = narrow(table, 4)
-    width = max(_NARROWEST, (_LINE - _LABEL) // len(table.columns))
-    stacked = any(len(str(e)) > width for row in table.rows for e in row.entries if isinstance(e, Number))
-    sides = ["r" if each else "l" for each in _numeric(table)]
-    heads = [_broken(name, width, side, "b") for name, side in zip(table.columns, sides, strict=True)]
-    lines = [
-        f"% {table.title}; made by coss-eval",
-        f"\\begin{{tabular}}{{l{''.join(sides)}}}",
-        "\\toprule",
-        " & ".join([_broken(table.corner, _LABEL, "l", "b"), *heads]) + " \\\\",
-        "\\midrule",
-    ]
-    for heading, row in table.grouped():
-        if heading:
-            lines += [] if lines[-1] == "\\midrule" else ["\\addlinespace"]
-            lines.append(f"\\multicolumn{{{len(sides) + 1}}}{{l}}{{\\emph{{{escape(heading)}}}}} \\\\")
-        entries = [
-            _latex_number(entry, stacked) if isinstance(entry, Number) else _broken(_shown(entry), width, side)
-            for entry, side in zip(row.entries, sides, strict=True)
-        ]
-        lines.append(" & ".join([_broken(row.name, _LABEL, "l"), *entries]) + (" \\\\[.4ex]" if stacked else " \\\\"))
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
-
-
-_LINE, _LABEL, _NARROWEST = 84, 28, 12  # characters: of a page's width, of the first column, of any other at least
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "[": "{[}", "]": "{]}", "<": r"\textless{}", ">": r"\textgreater{}",  # "[" would be an argument of the \\ before
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}", "\xa0": "~",
-    "−": r"$-$", "×": r"$\times$", "±": r"$\pm$", "²": r"$^2$", "—": r"\textemdash{}", "…": r"\ldots{}",
-    "·": r"$\cdot$",
-}  # fmt: skip
-
-
-def escape(text: str) -> str:
-    """Any text as LaTeX shows it literally."""
-    return "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
-
-
-class _Lines(textwrap.TextWrapper):
-    """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
-
-    # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
-    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
-
-
-def _broken(text: str, width: int, side: str, align: str = "t") -> str:
-    """Text in lines of ``width`` characters, or a word; `code`, in typewriter letters, is broken anywhere."""
-    code = len(text) > 1 and text[0] == text[-1] == "`"
-    plain = text.strip("`")
-    if not code:
-        for words in (" = ", " %", "(seed "):
-            plain = plain.replace(words, words.replace(" ", "\xa0"))
-    lines = _Lines(width, break_on_hyphens=False, break_long_words=code).wrap(plain)
-    return _stack([f"\\texttt{{{escape(line)}}}" if code else escape(line) for line in lines], side, align)
-
-
-def _latex_number(number: Number, stacked: bool) -> str:
-    """The value, its p, its interval: beside one another or, ``stacked``, with the interval below."""
-    p = number.p_text.replace(" = ", "{=}").replace(" < ", "{<}")
-    value, p, interval = (part.replace("−", "-") for part in (number.main, p, number.interval))
-    value = f"${value}$"
-    p, interval = (f"{{\\scriptsize ${part}$}}" if part else "" for part in (p, interval))
-    if stacked:
-        first = " ".join(part for part in (value, p) if part)
-        return _stack([first, interval] if interval else [first], "r", "t", "[-.4ex]")
-    return " ".join(part for part in (value, interval, p) if part)
-
-
-def _stack(lines: Sequence[str], side: str, align: str, space: str = "") -> str:
-    """Lines above one another in a cell, on the baseline of the top one ("t") or the bottom one ("b")."""
-    if len(lines) < 2:
-        return "".join(lines)
-    return f"\\begin{{tabular}}[{align}]{{@{{}}{side}@{{}}}}" + f" \\\\{space} ".join(lines) + "\\end{tabular}"
 
 
 def _numeric(table: Table) -> list[bool]:

@@ -15,9 +15,14 @@ from coss_eval import fit_classifier
 from coss_eval.data.dataset import Dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
+from coss_eval.evaluation.run import evaluate
 from coss_eval.models.model import Model
 from coss_eval.probes import Compute, extract, few_label_probe, fitted_probe, predict, scores
 from coss_eval.probes.fit import FIXED_STRENGTH, choose_probe
+from coss_eval.reports.by_task import task_report
+from coss_eval.reports.results import Results
+from coss_eval.store import Store
+from coss_eval.tasks.probe.task import Probe
 
 ON_CPU = Compute(torch.device("cpu"))
 NAMES = tuple(str(i) for i in range(10))
@@ -155,3 +160,43 @@ def test_a_site_is_probed_by_name(model: Model, digits: Dataset) -> None:
     features = extract(model, part, sites=("stage1", "global"), device="cpu")
     assert choose_probe(features, part, site="stage1", device="cpu").weight.shape == (10, 12)
     assert choose_probe(features, part, device="cpu").weight.shape == (10, 16)
+
+
+def test_few_labels_are_drawn_several_times_and_their_spread_counts(
+    model: Model, digits: Dataset, tmp_path: Path
+) -> None:
+    """The mean over nested label sets, each the probe of its own seed; the interval is wider than over images alone."""
+    tasks = [Probe(fractions=(0.02, 0.1), draws=3)]
+    run = evaluate(model, digits, tasks, out=tmp_path, device="cpu", seed=2)
+    assert run.failures == ()
+    cells = {cell["params"].get("labels"): cell for cell in Store(tmp_path).records() if cell["task"] == "probe"}
+    assert digits.train is not None
+    features, test = extract(model, digits.train, device="cpu"), extract(model, digits.test, device="cpu")
+    for fraction in (0.02, 0.1):
+        found = {(m["metric"], m["condition"].get("draw")): m for m in cells[fraction]["measurements"]}
+        for draw in range(3):
+            probe = few_label_probe(features, digits.train, fraction, seed=6 + draw, device="cpu")
+            right = probe.module()(test.values["global"]).argmax(1) == test.labels
+            assert found["top1", draw]["value"] == pytest.approx(right.double().mean().item())
+            few, more = (digits.train.few_labels(share, 6 + draw) for share in (0.02, 0.1))
+            assert set(few.ids) < set(more.ids)
+        top1 = found["top1", None]
+        assert top1["value"] == pytest.approx(np.mean([found["top1", draw]["value"] for draw in range(3)]))
+        assert found["mean_per_class", None]["value"] == pytest.approx(top1["value"], abs=0.1)
+        assert found["top5", None]["value"] > top1["value"]
+    assert cells[0.02]["algorithm_version"] == 2
+    assert cells[None]["algorithm_version"] == 1
+    results = Results(Store(tmp_path))
+    (table,) = task_report("probe").scores(results)
+    few_labels = next(s for s in table.scores if s.name == "linear probe top-1, 2 % of the labels")
+    assert [s.name for s in table.scores if "draw" in s.name] == []
+    score = few_labels.of(results.labels[0])
+    assert score is not None
+    assert len(score.runs) == 3
+    over_images = [run.high - run.low for run in score.runs if run.high is not None and run.low is not None]
+    assert score.high is not None
+    assert score.low is not None
+    assert score.high - score.low > np.mean(over_images)
+    assert "new label sets" in table.caption
+    with pytest.raises(UsageError, match="one label set or more"):
+        Probe(draws=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import combinations
 
@@ -14,7 +15,8 @@ from coss_eval.errors import UsageError
 from coss_eval.reports import headline
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import build, difference_table, protocol_line, resolve_baseline
-from coss_eval.reports.layout import Number, Table, latex, markdown, to_csv
+from coss_eval.reports.latex import MARKS, latex
+from coss_eval.reports.layout import Number, Table, markdown, to_csv
 from coss_eval.reports.results import Results, difference
 from coss_eval.statistics import holm
 from coss_eval.store import Cell, Measurement, Store
@@ -301,5 +303,9 @@ def test_one_comparison_has_one_p_whatever_is_shown(full: Store, writer: Callabl
         assert number.p == pytest.approx(expected)
         assert number.p_text in markdown(shown)
         assert f"{expected:.4g}" in to_csv(shown)
-        assert f"${number.p_text.replace(' = ', '{=}').replace(' < ', '{<}')}$" in latex(shown)
+        mark = next((mark for least, mark in MARKS if expected < least), "")
+        first = next(line for line in latex(shown).splitlines() if line.startswith(f"{row.name} & "))
+        assert re.findall(r"\^\{(\**)\}", first.split(" & ")[1 + list(shown.columns).index(other)]) == [mark] * bool(
+            mark
+        )
         assert "8 times in 10" in shown.caption

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
+import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from synthetic_runs import Writer
 
-from coss_eval.reports.layout import (
-    GAP,
-    Number,
-    Row,
-    Table,
-    escape,
-    latex,
-    markdown,
-    narrow,
-    text,
-    to_csv,
-    transposed,
-)
+from coss_eval.errors import UsageError
+from coss_eval.reports import document
+from coss_eval.reports.latex import PAGES, escape, latex
+from coss_eval.reports.layout import GAP, Number, Row, Table, markdown, narrow, text, to_csv, transposed, with_best
+from coss_eval.reports.methods import BIBLIOGRAPHY, methods, references
+from coss_eval.reports.results import Results
+from coss_eval.store import Store
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.mark.parametrize(
@@ -107,32 +107,9 @@ def test_csv_reads_back() -> None:
     assert {len(row) for row in rows} == {10}
 
 
-def test_latex_is_booktabs_and_escaped() -> None:
-    lines = latex(TABLE).splitlines()
-    assert lines[1] == r"\begin{tabular}{lrr}"
-    assert lines[3] == r"accuracy~\%, n~=~100, limit & r18\_a & 50~\% | x \\"
-    assert lines[5] == r"top-1 & $50.0$ {\scriptsize $[40.0, 60.0]$} & \textemdash{} \\"
-    assert lines[7] == r"\multicolumn{3}{l}{\emph{weather}} \\"
-    assert lines[8] == r"fog & $25.0$ & $-1.0$ {\scriptsize $[-2.0, 0.0]$} {\scriptsize $p{=}.040$} \\"
-    assert [line for line in lines if "rule" in line] == [r"\toprule", r"\midrule", r"\bottomrule"]
-    assert all(line.count("&") == 2 for line in lines if line.endswith(r"\\") and "multicolumn" not in line)
-
-
 def wide(rows: int, columns: int) -> Table:
     number = Number(-0.123, -0.134, -0.112, p=0.0001, signed=True)
     return Table("t", "T", "n = 9", [f"a method {i}" for i in range(columns)], [Row("x", [number] * columns)] * rows)
-
-
-def test_intervals_go_below_where_a_table_would_be_wide() -> None:
-    stacked = r"\begin{tabular}[t]{@{}r@{}}$-12.3$ {\scriptsize $p{<}.001$} \\[-.4ex] {\scriptsize $[-13.4, -11.2]$}"
-    assert stacked in latex(wide(6, 6))
-    assert "[t]" not in latex(wide(6, 1))
-
-
-def test_a_table_of_more_columns_than_rows_stands_on_its_side() -> None:
-    lines = latex(wide(2, 9)).splitlines()
-    assert (lines[1], len(lines)) == (r"\begin{tabular}{lrr}", 5 + 9 + 2)
-    assert lines[5].startswith(r"a method 0 & \begin{tabular}[t]{@{}r@{}}$-12.3$")
 
 
 def test_only_a_table_that_gets_narrower_is_put_on_its_side() -> None:
@@ -149,33 +126,191 @@ def test_a_lower_error_is_better() -> None:
     assert not Number(0.02, signed=True, lower_is_better=True).better
 
 
-def test_long_text_is_broken_into_lines() -> None:
-    command = "`coss-eval probe --ckpt a_model.safetensors`"
-    entries = ["a sentence of several words", command, "3", "3", None]
-    lines = latex(Table("t", "T", "model", list("abcde"), [Row("x", entries)] * 5)).splitlines()
-    assert lines[1] == r"\begin{tabular}{llllll}"
-    assert r"\begin{tabular}[t]{@{}l@{}}a sentence \\ of several \\ words\end{tabular}" in lines[5]
-    assert r"\texttt{probe -{}-ckpt} \\ \texttt{a\_model.safe} \\ \texttt{tensors}\end{tabular}" in lines[5]
+def test_the_best_of_each_score_is_marked() -> None:
+    shares = [Number(0.5), None, Number(0.7), Number(0.7001), "own head"]
+    assert [n.best for n in with_best(shares) if isinstance(n, Number)] == [False, True, True]  # alike as shown
+    errors = [Number(0.5, lower_is_better=True), Number(0.7, lower_is_better=True)]
+    assert [n.best for n in with_best(errors) if isinstance(n, Number)] == [True, False]
+    assert with_best([Number(0.5, unit="plain"), Number(0.7, unit="plain")]) == [
+        Number(0.5, unit="plain"),
+        Number(0.7, unit="plain"),
+    ]
+    assert with_best([Number(0.5)]) == [Number(0.5)]
 
 
-def test_long_names_are_broken_after_underscores() -> None:
-    label = "untrained rf_resnet18_k4-4-1-0_mlp1 (seed 0)"
-    columns = [label, "a_name", *(f"model {i}" for i in range(6))]
-    text = latex(Table("t", "T", "", columns, [Row("x", [Number(0.5, 0.4, 0.6)] * 8)] * 9))
-    assert r"{@{}r@{}}untrained \\ rf\_resnet18\_ \\ k4-4-1-0\_ \\ mlp1 \\ (seed~0)\end{tabular}" in text
-    assert r" & a\_name & " in text
+def test_latex_is_a_float_with_booktabs_and_numbers_aligned() -> None:
+    lines = latex(TABLE).splitlines()
+    spec = [rf"S[table-format={form},retain-explicit-plus,detect-weight]" for form in ("2.1", "-1.1")]
+    assert rf"\begin{{tabular}}{{@{{}}l{''.join(spec)}@{{}}}}" in lines
+    assert r"top-1 & 50.0 & {\textemdash{}} \\[-.3ex]" in lines
+    assert r" & {\scriptsize {[}40.0, 60.0{]}} & {} \\[2pt]" in lines
+    assert r"\multicolumn{3}{@{}l@{}}{\emph{weather}} \\" in lines
+    assert r"fog & 25.0 & -1.0{\rlap{$^{*}$}} \\[-.3ex]" in lines
+    assert [line for line in lines if "rule" in line] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    assert (lines[1], lines[-1]) == (r"\begin{table}[tp]", r"\end{table}")
+    assert any(line.startswith(r"\caption{") and r"\label{tab:" in line for line in lines)
+    note = next(line for line in lines if "parbox" in line)
+    assert "* p \\textless{} .\\allowbreak{}05" in note
+    assert "Holm" in note
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-@pytest.mark.parametrize("table", [TABLE, wide(2, 9), wide(6, 6), wide(9, 2)], ids=["mixed", "2x9", "6x6", "9x2"])
-def test_latex_compiles(table: Table, tmp_path: Path) -> None:
-    preamble = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
-    (tmp_path / "t.tex").write_text(f"{preamble}\n{latex(table)}\n\\end{{document}}\n")
-    subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t"], cwd=tmp_path, check=True)
+def test_the_best_is_bold_and_the_note_says_so() -> None:
+    entries = with_best([Number(0.5, 0.4, 0.6), Number(0.7, 0.6, 0.8)])
+    text = latex(Table("t", "T", "n = 9", ["a", "b"], [Row("x", entries)]))
+    assert r"x & 50.0 & \bfseries 70.0 \\" in text
+    assert "Bold: the best." in text
 
 
-def test_latex_escapes_every_special_character() -> None:
+LONG = 'untrained | rf_resnet18 `ticks` \\ 50% & $x$ #1 {y} ~^ 模型 é "<b>" [z] -- ' + "x" * 70
+
+
+def hard() -> Table:
+    number = Number(-0.123, -0.134, -0.112, p=0.0001, signed=True)
+    rows = [Row(LONG, [number, LONG], LONG), Row("c", [None, number], LONG), Row("d", ["`a --b=c`", None])]
+    return Table("a_b|c", LONG, "n = 9", [LONG, "b"], rows, LONG)
+
+
+TABLES = {"mixed": TABLE, "2x9": wide(2, 9), "40x30": wide(40, 30), "90x2": wide(90, 2), "hard": hard()}
+
+
+@pytest.mark.parametrize("style", PAGES)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_latex_is_well_formed(table: Table, style: str) -> None:
+    check(latex(table, style))
+
+
+def check(text: str) -> None:
+    """Braces and environments close in order; every row has its tabular's columns; nothing special stands unescaped."""
+    text = re.sub(r"(?<!\\)%.*", "", text)  # comments
+    bare = re.sub(r"\\[\\{}%&$#_]", "", text)
+    depth = list(itertools.accumulate({"{": 1, "}": -1}.get(character, 0) for character in bare))
+    assert depth[-1] == 0
+    assert min(depth) >= 0
+    assert len(re.findall(r"\$", bare)) % 2 == 0
+    outside = re.sub(r"\$[^$]*\$|\\(?:label|cosschar)\{[^}]*\}|S\[[^\]]*\]|\\providecommand.*", "", bare)
+    assert not re.search(r"[#_^%|<>]", outside), outside
+    opened: list[str] = []
+    for begin, end in re.findall(r"\\begin\{(\w+\*?)\}|\\end\{(\w+\*?)\}", text):
+        if begin:
+            opened.append(begin)
+        else:
+            assert opened.pop() == end
+    assert opened == []
+    for tabular in _outer(text):
+        spec, *rows = tabular
+        wanted = 1 + spec.count("S[") + len(re.sub(r"S\[[^\]]*\]|@\{\}", "", spec)[1:])
+        for row in rows:
+            spans = re.match(r"\s*\\multicolumn\{(\d+)\}", row)
+            found = int(spans[1]) if spans else 1 + len(re.findall(r"(?<!\\)&", row))
+            assert found == wanted, (wanted, row)
+
+
+def _outer(text: str) -> Iterator[list[str]]:
+    """Each tabular's specification and rows; tabulars inside cells are taken out."""
+    inside = re.compile(r"\\begin\{tabular\}\[[tb]\](?:(?!\\begin\{tabular\}).)*?\\end\{tabular\}", re.DOTALL)
+    text = inside.sub("", text)
+    for body in re.findall(r"\\begin\{tabular\}\{((?:@\{\}|S\[[^\]]*\]|l)*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        content = re.sub(r"\\(toprule|midrule|bottomrule|addlinespace)", "", body[1])
+        yield [body[0], *(row for row in re.split(r"(?<!\\)\\\\(?:\[[^\]]*\])?\n", content) if row.strip())]
+
+
+def test_a_table_too_wide_for_a_column_goes_over_the_page_then_apart() -> None:
+    assert r"\begin{table}[tp]" in latex(wide(6, 2), "cvpr")
+    assert r"\begin{table*}[tp]" in latex(wide(6, 6), "cvpr")
+    assert r"\begin{table}[tp]" in latex(wide(6, 6), "neurips")
+    on_its_side = latex(wide(2, 9), "cvpr")
+    assert on_its_side.count(r"\begin{tabular}{@{}l") == 1
+    assert "a method 8 & -12.3" in on_its_side
+    assert latex(wide(6, 30), "cvpr").count(r"\begin{tabular}{@{}l") > 1
+    assert "(continued)" in latex(wide(90, 2))
+
+
+def test_any_character_survives() -> None:
     assert escape("a_b & 5% {x} $y$ #1 ~^\\") == (
         r"a\_b \& 5\% \{x\} \$y\$ \#1 \textasciitilde{}\textasciicircum{}\textbackslash{}"
     )
     assert escape("[limit=1]") == "{[}limit=1{]}"  # after a line's \\ it would be an argument
+    assert escape("a|b`c") == r"a\textbar{}b\textasciigrave{}c"
+    assert escape("é模") == r"é\cosschar{模}{6A21}"
+    text = latex(hard())
+    assert text.count(r"\providecommand{\cosschar}") == 1
+    assert "XeLaTeX" in text
+
+
+def test_an_unknown_style_is_one_line() -> None:
+    with pytest.raises(UsageError, match="unknown style 'icml'"):
+        latex(TABLE, "icml")
+
+
+PREAMBLES = {
+    "plain": r"\documentclass{article}",
+    "neurips": r"\documentclass{article}\setlength{\textwidth}{397pt}",
+    "cvpr": r"\documentclass[twocolumn]{article}\setlength{\textwidth}{490pt}\setlength{\columnsep}{16pt}",
+}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("style", PAGES)
+def test_latex_compiles_without_overfull_boxes(style: str, tmp_path: Path) -> None:
+    compiles(TABLES.values(), style, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("run", sorted(RESULTS.glob("*/run.json")), ids=lambda path: path.parent.name)
+def test_committed_results_compile_without_overfull_boxes(run: Path, tmp_path: Path) -> None:
+    tables = document.build(Results(Store(run.parent))).tables
+    for style in PAGES:
+        compiles(tables, style, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", sorted(RESULTS.glob("*/run.json")), ids=lambda path: path.parent.name)
+def test_committed_results_are_well_formed(run: Path) -> None:
+    for table in document.build(Results(Store(run.parent))).tables:
+        for style in PAGES:
+            check(latex(table, style))
+
+
+def compiles(tables: Iterable[Table], style: str, folder: Path) -> None:
+    body = "\n\\clearpage\n".join(latex(table, style) for table in tables)
+    packages = r"\usepackage{booktabs,siunitx}"
+    (folder / "t.tex").write_text(f"{PREAMBLES[style]}\n{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n")
+    call = ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "t"]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, errors="replace")
+    log = (folder / "t.log").read_text(errors="replace")
+    assert done.returncode == 0, log[-2000:]
+    assert re.findall(r"Overfull.*|Float too large.*", log) == []
+
+
+def test_methods_name_and_cite_what_was_run_and_nothing_else(store: Store, writer: Callable[..., Writer]) -> None:
+    run = writer("a_b")
+    run.corruptions()
+    run.probe()
+    text = methods(Results(store))
+    cited = set(re.findall(r"[\w]+", " ".join(re.findall(r"\\cite\{([^}]*)\}", text))))
+    assert {"hendrycks2019benchmarking", "he2016deep", "wilson1927probable"} <= cited
+    assert not {"madry2018towards", "holm1979simple", "garrido2023rankme"} & cited
+    assert "severities 1, 2, 3, 4 and 5" in text
+    assert "the 15 of the benchmark and 4 held-out ones" in text
+    entries = re.findall(r"^@\w+\{(\w+),", references(text), re.MULTILINE)
+    assert set(entries) == cited
+    run.attacks()
+    writer("other").attacks()
+    more = methods(Results(store))
+    assert "PGD~\\cite{madry2018towards} in $\\ell_\\infty$ with 20 steps, $\\epsilon$ 0.5/255, 1/255 and 2/255" in more
+    assert "holm1979simple" in more
+    check_braces(more + references(more))
+
+
+def check_braces(text: str) -> None:
+    depth = list(itertools.accumulate({"{": 1, "}": -1}.get(character, 0) for character in text))
+    assert depth[-1] == 0
+    assert min(depth) >= 0
+
+
+def test_every_reference_is_of_use_and_complete() -> None:
+    source = Path(methods.__code__.co_filename).read_text().split("BIBLIOGRAPHY = ")[0]
+    for key, (_, fields) in BIBLIOGRAPHY.items():
+        assert key in source
+        assert {"author", "title", "year"} < set(fields)

@@ -26,7 +26,14 @@ from coss_eval.reports.results import Results
 from coss_eval.store import Cell, Measurement, Store
 from coss_eval.tasks.corruptions.report import by_mean_severity, by_severity
 
-FIGURES = ["attacks_by_eps", "corruptions_by_severity", "corruptions_mean", "internal_by_level", "redundancy"]
+FIGURES = [
+    "attacks_by_eps",
+    "corruptions_by_severity",
+    "corruptions_mean",
+    "corruptions_differences",
+    "internal_by_level",
+    "redundancy",
+]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ class ProbeOptions:
 
     fractions: Floats = (0.01, 0.1)
     "Shares of the labels that few-label probes of lbfgs get, balanced over classes and seeded."
+    draws: int = 5
+    "Number of label sets that each few-label probe is fitted on: intervals are about new label sets and new images."
     k: int = 20
     "Number of neighbours of kNN."
     temperature: float = 0.07
@@ -52,6 +54,8 @@ class ProbeOptions:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise unknown_name("protocol of the probe", self.protocol, PROTOCOLS)
+        if self.draws < 1:
+            raise UsageError(f"expected one label set or more (--draws), got {self.draws}")
         if self.protocol != "sgd" and (given := self.of_sgd()):
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{flags} belong to --protocol sgd; add it, or leave them out")

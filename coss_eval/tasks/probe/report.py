@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from coss_eval.reports.results import Estimate, Results, as_share
+from coss_eval.reports.results import Estimate, Results, as_share, pooled
 from coss_eval.reports.scores import Column, TaskScores, mean_of, plain_scores, plain_words
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import wilson
 from coss_eval.store import Condition
 
 TASK = "probe"
+DRAWS = (
+    "Few labels: means over several label sets; intervals and differences are about new label sets and new images (of "
+    "a method's seeds: about new seeds and images, on the same label sets)."
+)
 METRICS = {
     "top1": "linear probe top-1",
     "top5": "linear probe top-5",
@@ -31,13 +35,21 @@ def scores(results: Results) -> list[TaskScores]:
     rows = plain_scores(
         results,
         TASK,
-        results.found(TASK),
+        [(metric, condition) for metric, condition in results.found(TASK) if "draw" not in condition],
         names=METRICS,
         words=_words,
         unit="percent",
         of=lambda metric, conditions: partial(_bounded, results, metric, conditions),
     )
-    return [TaskScores(TASK, "Probes", "accuracy %", rows)]
+    several = any("draw" in condition for condition in results.conditions(TASK, "top1"))
+    return [TaskScores(TASK, "Probes", "accuracy %", rows, DRAWS if several else "")]
+
+
+def _over_draws(results: Results, metric: str, condition: Condition, label: str) -> Estimate | None:
+    """A few-label score of one checkpoint as the mean over its label sets, each a run of its own; None without any."""
+    draws = results.conditions(TASK, metric, **condition)
+    found = [results.estimate(label, TASK, metric, **draw) for draw in draws if "draw" in draw]
+    return pooled([estimate for estimate in found if estimate is not None])
 
 
 def _bounded(results: Results, metric: str, conditions: Sequence[Condition], label: str) -> Estimate | None:
@@ -48,6 +60,10 @@ def _bounded(results: Results, metric: str, conditions: Sequence[Condition], lab
     found = mean_of(results, TASK, metric, conditions)(label)
     if found is None:
         return None
+    if "labels" in conditions[0] and len(results.members(label)) == 1:
+        drawn = _over_draws(results, metric, conditions[0], label)
+        if drawn is not None and abs(drawn.value - found.value) < 1e-9:
+            return drawn
     if found.runs:
         pooled = results.pooled(label, partial(_bounded, results, metric, conditions))
         return None if pooled is None else as_share(pooled)  # these all are, whatever is stored of the images
