@@ -13,10 +13,11 @@ import pandas as pd
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import headline
 from coss_eval.reports.by_task import task_report
+from coss_eval.reports.estimates import Estimate, difference
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import Number, Row, Table, latex, markdown
 from coss_eval.reports.layout import text as table_text
-from coss_eval.reports.results import Estimate, Results, difference
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Score
 from coss_eval.statistics import SEEDS_FOR_P, holm
 from coss_eval.store import Store

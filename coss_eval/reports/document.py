@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from coss_eval.reports import headline, provenance
 from coss_eval.reports.by_task import task_report
+from coss_eval.reports.estimates import Estimate, could_have_seen, difference
 from coss_eval.reports.layout import Number, Row, Table, transposed
-from coss_eval.reports.results import Estimate, Results, could_have_seen, difference
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, Score, TaskScores, adjusted, comparable
 from coss_eval.statistics import SEEDS_FOR_P
 

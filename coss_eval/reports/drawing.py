@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
-from coss_eval.reports.results import Estimate, Results
+from coss_eval.reports.results import Results
 
 MARKERS = "os^Dvph"
 DASHES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")

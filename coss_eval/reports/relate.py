@@ -24,9 +24,10 @@ from coss_eval.reports import headline, html, layout, markdown
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import Document, Section
 from coss_eval.reports.drawing import grid, legend, looks, save, style
+from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, explained
 from coss_eval.store import Record, Store
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
 
+from coss_eval.reports.estimates import Estimate, difference, kept, mean
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results, difference, kept, mean
+from coss_eval.reports.results import Results
 from coss_eval.statistics import holm
 from coss_eval.store import Condition
 

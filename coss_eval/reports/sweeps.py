@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from coss_eval.reports import layout
 from coss_eval.reports.claims import Claim, Finding, claims_table, finding_of_runs, scores_table
 from coss_eval.reports.drawing import WIDTH, legend, line, looks, marks, save, style
+from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import Number, Row, Table
-from coss_eval.reports.results import Estimate
 from coss_eval.statistics import spread
 
 SCORES = {"top1": "linear probe top-1", "knn_top1": "kNN top-1"}

@@ -14,8 +14,9 @@ from coss_eval.errors import UsageError
 from coss_eval.reports import headline
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import build, difference_table, protocol_line, resolve_baseline
+from coss_eval.reports.estimates import difference
 from coss_eval.reports.layout import Number, Table, latex, markdown, to_csv
-from coss_eval.reports.results import Results, difference
+from coss_eval.reports.results import Results
 from coss_eval.statistics import holm
 from coss_eval.store import Cell, Measurement, Store
 from coss_eval.tasks.corruptions.report import mean_corruption_error

@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from coss_eval.reports.drawing import Look, grid, legend, line, looks_in, percent
+from coss_eval.reports.estimates import aligned
 from coss_eval.reports.layout import Row, Table
-from coss_eval.reports.results import Results, aligned
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import (
     Column,
     Of,

@@ -23,8 +23,9 @@ from coss_eval.corruptions.names import (
 from coss_eval.corruptions.score import Errors, Value, mce, relative_mce
 from coss_eval.errors import UsageError
 from coss_eval.reports.drawing import chance_in, grid, label_edges, label_ends, legend, line, looks_in, percent
+from coss_eval.reports.estimates import Estimate, aligned, from_shares, kept, mean, shifted
 from coss_eval.reports.layout import Table, Unit
-from coss_eval.reports.results import Estimate, Results, aligned, from_shares, kept, mean, shifted
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, further_table, score_row, spaced
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.store import Condition

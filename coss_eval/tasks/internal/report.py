@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from coss_eval.reports.drawing import chance_in, grid, label_edges, legend, line, looks_in, percent
+from coss_eval.reports.estimates import Estimate, area, difference_within
 from coss_eval.reports.layout import Entry, Number, Row, Table, Unit
 from coss_eval.reports.relate import WHAT_FOLLOWS
-from coss_eval.reports.results import Estimate, Results, area, difference_within
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import (
     KEPT,
     Column,

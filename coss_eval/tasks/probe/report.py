@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from coss_eval.reports.results import Estimate, Results, as_share
+from coss_eval.reports.estimates import Estimate, as_share
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, TaskScores, mean_of, plain_scores, plain_words
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import wilson

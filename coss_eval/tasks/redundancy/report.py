@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from coss_eval.reports.drawing import Look, grid, legend, looks_in
+from coss_eval.reports.estimates import Estimate, aligned, difference_within
 from coss_eval.reports.headline import columns as headline_columns
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results, aligned, difference_within
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, plain_scores, spaced
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import Difference, holm
