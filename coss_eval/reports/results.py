@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from coss_eval.errors import UsageError, unknown_name
@@ -38,7 +40,9 @@ class Results:
             self.records: list[Record] = as_written_now(store.records(), self.runs)
         self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
         self.frame = tidy_records(self.records, model_order(self.runs))
-        self._samples: dict[str, pd.DataFrame | None] = {}
+        self._samples: dict[str, dict[str, Shares]] = {}
+        self._indices: list[pd.Index] = []  # each once: columns of one index align at a glance
+        self._estimates: dict[tuple[str, str, str, str], Estimate | None] = {}
         self._labels = checkpoint_labels(self.records)
         self._base = {label.text: label.base for label in self._labels.values()}
 
@@ -103,6 +107,18 @@ class Results:
         """The labels of the cells that a label's numbers are in."""
         return {text for member in self.members(label) for text in (member, self._base.get(member, member))}
 
+    def _cells_of(self, label: str) -> Iterable[Record]:
+        """The cells that a label's numbers are in."""
+        return (record for text in self._texts(label) for record in self._by_text.get(text, ()))
+
+    @cached_property
+    def _by_text(self) -> dict[str, list[Record]]:
+        """The cells of each checkpoint, in the store's order."""
+        found: dict[str, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(self._labels[record["key"]].text, []).append(record)
+        return found
+
     @cached_property
     def untrained(self) -> frozenset[str]:
         """The checkpoints that are networks as they were drawn, as the runs that made them say."""
@@ -149,8 +165,7 @@ class Results:
 
     def heads(self, label: str) -> list[str]:
         """Where this checkpoint's logits came from."""
-        mine = (r for r in self.records if self._labels[r["key"]].text in self._texts(label))
-        return sorted({record["head"] for record in mine if record["head"] is not None})
+        return sorted({record["head"] for record in self._cells_of(label) if record["head"] is not None})
 
     def notes(self, task: str) -> list[str]:
         """What the cells of a task noted: what all checkpoints share, then the rest of each. Heads have a column."""
@@ -166,11 +181,17 @@ class Results:
 
     def cells(self, task: str, label: str | None = None) -> list[Record]:
         """The stored cells of a task, of one checkpoint or of all."""
-        mine = self._texts(label) if label is not None else set(self._base)
-        return [r for r in self.records if r["task"] == task and self._labels[r["key"]].text in mine]
+        mine = self.records if label is None else sorted(self._cells_of(label), key=itemgetter("key"))
+        return [record for record in mine if record["task"] == task]
 
     def estimate(self, label: str, task: str, metric: str, /, **condition: Any) -> Estimate | None:
-        """A stored measurement under its condition, with its samples; None where it is missing."""
+        """A stored measurement under its condition, with its samples; None where it is missing. Read once."""
+        key = label, task, metric, repr(condition)
+        if key not in self._estimates:
+            self._estimates[key] = self._read(label, task, metric, condition)
+        return self._estimates[key]
+
+    def _read(self, label: str, task: str, metric: str, condition: Mapping[str, Any]) -> Estimate | None:
         if label in self.groups.members:
             return self.pooled(label, lambda member: self.estimate(member, task, metric, **condition))
         wanted = Condition(condition)
@@ -215,8 +236,7 @@ class Results:
 
     def chance(self, label: str) -> float | None:
         """The accuracy of guessing, 1 / classes, on a checkpoint's images; None where the store does not tell."""
-        mine = (r for r in self.records if self._labels[r["key"]].text in self._texts(label))
-        fingerprints = {record["protocol"].get("data", {}).get("fingerprint") for record in mine}
+        fingerprints = {record["protocol"].get("data", {}).get("fingerprint") for record in self._cells_of(label)}
         found = {self._chances[fingerprint] for fingerprint in fingerprints if fingerprint in self._chances}
         return found.pop() if len(found) == 1 else None
 
@@ -236,12 +256,26 @@ class Results:
 
     def _verdicts(self, key: str, column: str) -> Shares | None:
         if key not in self._samples:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", StoreWarning)
-                self._samples[key] = self.store.samples(key)
-            self.warnings += [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
-        table = self._samples[key]
-        return table[column].astype(float) if table is not None and column in table else None
+            self._samples[key] = self._read_samples(key)
+        return self._samples[key].get(column)
+
+    def _read_samples(self, key: str) -> dict[str, Shares]:
+        """A cell's samples by column. Verdicts take a byte an image, as a report holds on to all that it has read."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", StoreWarning)
+            table = self.store.samples(key)
+        self.warnings += [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
+        if table is None:
+            return {}
+        index = next((known for known in self._indices if known.equals(table.index)), None)
+        if index is None:
+            index = table.index
+            self._indices.append(index)
+        columns = {str(name): table[name].to_numpy() for name in table.columns}
+        return {
+            name: pd.Series(values.view(np.int8) if values.dtype == bool else values.astype(float), index=index)
+            for name, values in columns.items()
+        }
 
 
 def _solved_chance(measurements: Sequence[Record]) -> float | None:
