@@ -21,8 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from coss_eval.errors import UsageError
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
+from coss_eval.reports.layout import Number, Row
 from coss_eval.reports.results import Results
 
 MARKERS = "os^Dvph"
@@ -160,3 +162,84 @@ def label_ends(axis: Axes, lines: dict[str, list[Estimate | None]], look: dict[s
             fontsize=7.5,
             linespacing=1.0,
         )
+
+
+BETTER, WORSE, UNCLEAR = "#00619a", "#b34700", "#6a6a6a"  # dark enough for text on white; fill tells them apart in grey
+
+
+def forest(rows: Sequence[Row], *, width: float = WIDTH, xlabel: str = "difference from the baseline") -> Figure:
+    """A forest plot: each row's first Number as a mark with its interval, named at its left, in words at its right.
+
+    ``rows`` stand under the headings of their groups; rows that are no percent have a scale of their own below the
+    others. A mark is filled where the difference stands after adjustment (``Number.clear``), hollow otherwise. ``width``
+    is in inches, as printed. Rows without a number are left out. Raises UsageError where none has one.
+    """
+    scales: dict[str, list[tuple[Row, Number]]] = {}
+    for row in rows:
+        if row.entries and isinstance(row.entries[0], Number):
+            scales.setdefault(row.entries[0].unit, []).append((row, row.entries[0]))
+    if not scales:
+        raise UsageError("a forest plot needs differences, and none of these rows has one")
+    with style():
+        found = [scales[unit] for unit in sorted(scales)]  # percent, then plain
+        stacks = [_forest_lines(each, width) for each in found]
+        heights = [_LINE * sum(1 + text.count("\n") for text, _ in lines) + 0.1 for lines in stacks]
+        figure = Figure(figsize=(width, sum(heights) + 0.42 * len(found)), layout="constrained")
+        axes = figure.subplots(len(found), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, lines in zip(axes, stacks, strict=True):
+            points = any(number is not None and number.unit == "percent" for _, number in lines)
+            _draw_forest(axis, lines, width)
+            axis.set_xlabel(f"{xlabel}, points" if points else f"{xlabel}, as it is")
+        return figure
+
+
+_LINE = 0.16  # inches from one line of a forest plot to the next
+
+
+def _forest_lines(rows: Sequence[tuple[Row, Number]], width: float) -> list[tuple[str, Number | None]]:
+    """The texts at the left, from the top, each with its number; headings of groups have none."""
+    room = max(12, int(0.36 * width * 72 / 3.9))  # characters of 7 pt
+    lines: list[tuple[str, Number | None]] = []
+    before = ""
+    for row, number in rows:
+        if row.group not in ("", before):
+            lines.append((textwrap.fill(row.group, room), None))
+        before = row.group
+        lines.append((textwrap.fill(row.name, room), number))
+    return lines
+
+
+def _draw_forest(axis: Axes, lines: Sequence[tuple[str, Number | None]], width: float) -> None:
+    tall = np.array([1 + text.count("\n") for text, _ in lines], dtype=float)
+    places = tall.cumsum() - tall / 2
+    axis.axvline(0, color="#555555", linewidth=0.7, zorder=0)
+    for y, (_, number) in zip(places, lines, strict=True):
+        if number is None:
+            continue
+        scale = 100 if number.unit == "percent" else 1
+        color = UNCLEAR if not number.clear else BETTER if number.better else WORSE
+        if number.interval and number.low is not None and number.high is not None:
+            axis.hlines(y, scale * number.low, scale * number.high, color=color, linewidth=1.2)
+        fill = color if number.clear else "white"
+        axis.plot(scale * number.value, y, "o", markersize=4, color=fill, markeredgecolor=color, markeredgewidth=1)
+        words = f"{number.main} {number.interval}".strip()
+        axis.annotate(
+            f"{words}, {number.p_text}" if number.p_text and width >= _WORDY else words,
+            (1.02, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=6.5,
+            color=color,
+        )
+    axis.set_ylim(float(tall.sum()), 0)
+    axis.set_yticks(places, [text for text, _ in lines])
+    for label, (_, number) in zip(axis.get_yticklabels(), lines, strict=True):
+        label.set(fontsize=7, fontweight="normal" if number is not None else "bold", linespacing=0.95)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x", visible=True)
+    axis.margins(x=0.08)
+    axis.xaxis.set_major_locator(MaxNLocator(5 if width >= _WORDY else 2))
+
+
+_WORDY = 4.5  # inches from which on there is room for p beside the interval
