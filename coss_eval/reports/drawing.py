@@ -171,8 +171,8 @@ def forest(rows: Sequence[Row], *, width: float = WIDTH, xlabel: str = "differen
     """A forest plot: each row's first Number as a mark with its interval, named at its left, in words at its right.
 
     ``rows`` stand under the headings of their groups; rows that are no percent have a scale of their own below the
-    others. A mark is filled where the difference stands after adjustment (``Number.clear``), hollow otherwise. ``width``
-    is in inches, as printed. Rows without a number are left out. Raises UsageError where none has one.
+    others. A mark is filled where the difference stands after adjustment (``Number.clear``), hollow otherwise.
+    ``width`` is in inches, as printed. Rows without a number are left out. Raises UsageError where none has one.
     """
     scales: dict[str, list[tuple[Row, Number]]] = {}
     for row in rows:

@@ -110,6 +110,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Row]
     caption: str = ""
+    gap: str = "not measured"  # what a gap in it is
 
     @property
     def gaps(self) -> int:
@@ -118,7 +119,7 @@ class Table:
     @property
     def footnote(self) -> str:
         """The caption, with the gaps counted."""
-        gaps = f"{self.gaps} of {sum(len(r.entries) for r in self.rows)} not measured ({GAP})." if self.gaps else ""
+        gaps = f"{self.gaps} of {sum(len(r.entries) for r in self.rows)} {self.gap} ({GAP})." if self.gaps else ""
         return " ".join(part for part in (self.caption, gaps) if part)
 
     def grouped(self) -> Iterable[tuple[str, Row]]:
@@ -204,7 +205,7 @@ def _block(table: Table, heads: Sequence[Sequence[str]]) -> str:
 def transposed(table: Table) -> Table:
     """Rows for columns, for a terminal narrower than the table."""
     rows = [Row(name, [row.entries[i] for row in table.rows]) for i, name in enumerate(table.columns)]
-    return Table(table.name, table.title, table.corner, [row.name for row in table.rows], rows, table.caption)
+    return replace(table, columns=[row.name for row in table.rows], rows=rows)
 
 
 def narrow(table: Table, columns: int) -> Table:
@@ -317,8 +318,13 @@ def _shown(entry: Entry) -> str:
     return GAP if entry is None else str(entry)
 
 
+def markdown_safe(text: str) -> str:
+    """Text in which nothing is a tag: names such as <script> are shown as they are."""
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", text)
+
+
 def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(markdown_safe(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def _values(entry: Entry, count: int) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
@@ -167,17 +168,28 @@ class Results:
         """Where this checkpoint's logits came from."""
         return sorted({record["head"] for record in self._cells_of(label) if record["head"] is not None})
 
-    def notes(self, task: str) -> list[str]:
-        """What the cells of a task noted: what all checkpoints share, then the rest of each. Heads have a column."""
+    def notes(self, task: str) -> tuple[list[str], dict[str, dict[str, str]]]:
+        """What the cells of a task noted: what all checkpoints share, and the rest by what it says and by checkpoint.
+
+        Notes that differ in their numbers alone say one thing, with "…" for a number: {"strength …": {"r18": "0.1"}}.
+        Heads have a column.
+        """
         noted: dict[str, dict[str, None]] = {}  # notes by checkpoint, each once, in order
         for record in sorted(self.cells(task), key=lambda r: r["notes"]):
             mine = noted.setdefault(self._labels[record["key"]].text, {})
             mine |= dict.fromkeys(record["notes"])
         first = next(iter(noted.values()), {})
         shared = [note for note in first if all(note in mine for mine in noted.values())]
-        own = {label: [note for note in mine if note not in shared] for label, mine in noted.items()}
-        order = dict.fromkeys(self.frame["checkpoint"])
-        return [*shared, *(f"{label}: {'; '.join(own[label])}" for label in order if own.get(label))]
+        own: dict[str, dict[str, list[str]]] = {}
+        for label, mine in noted.items():
+            for note in mine:
+                if note not in shared:
+                    own.setdefault(_NUMBER.sub("…", note), {}).setdefault(label, []).append(note)
+        return shared, dict(told for notes in own.values() for told in _told_apart(notes))
+
+    def checkpoints_of(self, task: str) -> list[str]:
+        """The checkpoints whose cells of a task there are, in order, with what tells variants apart."""
+        return list(dict.fromkeys(self.rows(task)["checkpoint"]))
 
     def cells(self, task: str, label: str | None = None) -> list[Record]:
         """The stored cells of a task, of one checkpoint or of all."""
@@ -276,6 +288,32 @@ class Results:
             name: pd.Series(values.view(np.int8) if values.dtype == bool else values.astype(float), index=index)
             for name, values in columns.items()
         }
+
+
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
+
+
+def _told_apart(notes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Notes alike but for numbers, in those numbers that all checkpoints have: each with "…" for the others, and these.
+
+    "yes" stands for a note that has no others.
+    """
+    numbers = {label: [tuple(_NUMBER.findall(note)) for note in mine] for label, mine in notes.items()}
+    between = _NUMBER.split(next(iter(notes.values()))[0])
+    first = next(iter(numbers.values()))
+    sets = [[{found[i] for found in mine} for mine in numbers.values()] for i in range(len(first[0]))]
+    varying = [i for i, of_labels in enumerate(sets) if any(one != of_labels[0] for one in of_labels)]
+
+    def fixed(found: Sequence[str]) -> tuple[str, ...]:
+        return tuple("…" if i in varying else number for i, number in enumerate(found))
+
+    for shown in dict.fromkeys(map(fixed, first)):
+        own = {label: [found for found in mine if fixed(found) == shown] for label, mine in numbers.items()}
+        texts = {
+            label: [", ".join(found[i] for i in varying) or "yes" for found in mine] for label, mine in own.items()
+        }
+        words = "".join(part for pair in zip(between, (*shown, ""), strict=True) for part in pair)
+        yield words, {label: "; ".join(dict.fromkeys(mine)) for label, mine in texts.items()}
 
 
 def _solved_chance(measurements: Sequence[Record]) -> float | None:

@@ -13,9 +13,10 @@ from coss_eval.corruptions.score import mce, relative_mce
 from coss_eval.errors import UsageError
 from coss_eval.reports import headline
 from coss_eval.reports.by_task import task_report
-from coss_eval.reports.document import build, difference_table, protocol_line, resolve_baseline
+from coss_eval.reports.document import build, difference_table, resolve_baseline
 from coss_eval.reports.estimates import difference
 from coss_eval.reports.layout import Number, Table, latex, markdown, to_csv
+from coss_eval.reports.provenance import protocol_line
 from coss_eval.reports.results import Results
 from coss_eval.statistics import holm
 from coss_eval.store import Cell, Measurement, Store
@@ -176,10 +177,10 @@ def test_a_limit_is_in_every_table_s_head(store: Store, writer: Callable) -> Non
 
 def test_the_protocol_names_backend_and_table(full: Store) -> None:
     results = Results(full)
-    assert protocol_line(results, "corruptions") == "Protocol: backend native, table tiny-imagenet."
-    assert protocol_line(results, "attacks") == "Protocol: steps 20, images 60."
+    assert protocol_line(results, "corruptions") == "Protocol: native backend, severities as for tiny-imagenet."
+    assert protocol_line(results, "attacks") == "Protocol: 20 steps, 60 images attacked."
     attacks = next(s for s in build(results).sections if s.title == "Attacks")
-    assert "attacks use 60 of 90 test images, balanced over classes" in attacks.paragraphs
+    assert attacks.folded[1:] == ["Attacks use 60 of 90 test images, balanced over classes."]
 
 
 def test_provenance_names_weights_data_and_runs(full: Store) -> None:
@@ -254,13 +255,25 @@ def test_what_is_no_accuracy_gets_a_row_of_its_own(store: Store, writer: Callabl
     assert table(document, "probe").rows[0].name == "linear probe top-1, 1 % of the labels"
 
 
-def test_notes_name_their_checkpoint_unless_all_have_them(store: Store, writer: Callable) -> None:
-    for name, own in (("b", "strength 3"), ("a", "strength 1")):
+def test_notes_that_differ_in_numbers_are_one_column(store: Store, writer: Callable) -> None:
+    """What all have is said once; the rest is a table, by what it says, and never a paragraph a checkpoint."""
+    for name, own, few in (("b", "3", "30"), ("a", "1e-05", "10")):
         m = writer(name)
-        m.write(Cell("probe", {}), [("top1", {}, m.verdicts(0))], notes=["k=20", own, "head: probe"])
-        m.write(Cell("probe", {"labels": 0.1}), [("top1", {"labels": "0.1"}, m.verdicts(1))], notes=["10 %", f"{own}0"])
-    notes = Results(store).notes("probe")
-    assert notes == ["10 %", "k=20", "a: strength 10; strength 1", "b: strength 30; strength 3"]
+        m.write(Cell("probe", {}), [("top1", {}, m.verdicts(0))], notes=["k=20", f"strength {own}, of 15"])
+        notes = [f"10 % of the labels: strength {few}, of 15", *(["slow"] if name == "b" else [])]
+        m.write(Cell("probe", {"labels": 0.1}), [("top1", {"labels": "0.1"}, m.verdicts(1))], notes=notes)
+    shared, own_notes = Results(store).notes("probe")
+    assert shared == ["k=20"]
+    assert own_notes == {
+        "10 % of the labels: strength …, of 15": {"a": "10", "b": "30"},
+        "strength …, of 15": {"a": "1e-05", "b": "3"},
+        "slow": {"b": "yes"},
+    }
+    section = build(Results(store)).sections[1]
+    assert section.folded == ["k=20."]
+    shown = section.folded_tables[0]
+    assert (shown.name, list(shown.columns)) == ("probe_notes", list(own_notes))
+    assert entry(shown, "a", "strength …, of 15") == "1e-05"
 
 
 def test_where_the_logits_came_from_is_a_field_and_was_a_note(store: Store, writer: Callable) -> None:
@@ -272,8 +285,8 @@ def test_where_the_logits_came_from_is_a_field_and_was_a_note(store: Store, writ
         store.write(store.key(m.protocol, cell), {**record, "cell": cell, "head": head, "notes": ["head: up"]})
     results = Results(store)
     assert results.heads("m") == ["linear probe, strength 0.1", "own head"]
-    assert results.notes("corruptions") == []
-    assert results.notes("headless") == results.notes("using") == ["head: up"]
+    assert results.notes("corruptions") == ([], {})
+    assert results.notes("headless") == results.notes("using") == (["head: up"], {})
 
 
 def test_a_checkpoint_without_a_task_is_named_below_it(store: Store, writer: Callable) -> None:
