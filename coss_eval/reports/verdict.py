@@ -40,11 +40,6 @@ class Standing:
         """Those that the leader is not told apart from: by p where there is one, else by the interval."""
         return [label for label, lead in self.leads.items() if lead.reading not in ("higher", "lower")]
 
-    @property
-    def tested(self) -> bool:
-        """Whether every lead has a p."""
-        return all(lead.p_text for lead in self.leads.values())
-
 
 def sentences(results: Results, columns: Sequence[Column]) -> list[str]:
     """The verdict on a store by its headline's ``columns``: three sentences, fewer where there is less to say."""
@@ -55,7 +50,7 @@ def sentences(results: Results, columns: Sequence[Column]) -> list[str]:
     if len(ranked) < 2:
         return [*_of_one(ranked[0], scores), _how_sure(results, ranked, scores)]
     found = standings(scores, ranked, results.labels, {label: results.datasets(label) for label in ranked})
-    return [_best(found, len(scores)), _ties_and_gaps(found), _how_sure(results, ranked, scores)]
+    return [_best([s for s in found if s.leads]), _ties_and_gaps(found), _how_sure(results, ranked, scores)]
 
 
 def ranked_labels(results: Results) -> list[str]:
@@ -74,7 +69,7 @@ def standings(
     everyone: Sequence[str] = (),
     datasets: Mapping[str, Collection[str]] | None = None,
 ) -> list[Standing]:
-    """The standing on each score, once for each set of images that two of ``labels`` or more saw.
+    """The standing on each score, once for each set of images; one that a single one of ``labels`` saw has no leads.
 
     p is adjusted as in the headline's table, over all pairs of ``everyone`` (default: of ``labels``). ``datasets``
     names what each label's images are of, which a score is called after where there are several.
@@ -84,8 +79,6 @@ def standings(
     found = []
     for score in scores:
         for there in _by_images({label: score.of(label) for label in labels}):
-            if len(there) < 2:
-                continue
             where = names[next(iter(there))]
             gaps = tuple(label for label in labels if names[label] == where and label not in there)
             first, *others = sorted(there, key=lambda label: there[label].value, reverse=not score.lower_is_better)
@@ -114,7 +107,7 @@ def _lead(score: Column, one: Estimate, other: Estimate, p: float | None) -> Num
     return Number(d.difference, d.low, d.high, p=p, signed=True)
 
 
-def _best(found: Sequence[Standing], scores: int) -> str:
+def _best(found: Sequence[Standing]) -> str:
     """ "co-byol is best on clean top-1 and corrupted: ahead of all, of the next, byol, by +2.0 [+1.1, +2.8] ..."."""
     if not found:
         return "Nothing can be ranked: no two of them have numbers of the same images on one score."
@@ -129,7 +122,7 @@ def _best(found: Sequence[Standing], scores: int) -> str:
     for leader, mine in winners.items():
         first = mine[0]
         lead = first.leads[first.next]
-        on = f"all {len(mine)} scores" if len(mine) == len(found) > 1 else listed([s.score for s in mine])
+        on = f"all {len(mine)} scores" if len(mine) == len(found) > SHOWN else listed([s.score for s in mine])
         how = f" ({lead.p_text})" if lead.p_text else f" (an interval and no p: fewer than {SEEDS_FOR_P} seeds)"
         of = f", on {first.score}" if len(mine) > 1 else ""
         parts.append(
@@ -143,7 +136,13 @@ def _ties_and_gaps(found: Sequence[Standing]) -> str:
     tied = [standing for standing in found if standing.ties]
     parts = [f"on {s.score} {listed([s.leader, *s.ties])}{_at_most(s)}" for s in tied[:SHOWN]]
     more = f"; and so on {len(tied) - SHOWN} more" if len(tied) > SHOWN else ""
-    text = [f"Not told apart: {'; '.join(parts)}{more}."] if tied else ["Nothing is tied."] if found else []
+    text = (
+        [f"Not told apart: {'; '.join(parts)}{more}."]
+        if tied
+        else ["Nothing is tied."]
+        if any(s.leads for s in found)
+        else []
+    )
     gaps: dict[str, list[str]] = {}
     for standing in found:
         for label in standing.gaps:
