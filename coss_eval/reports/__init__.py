@@ -34,7 +34,7 @@ def write(
     Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for an
     unknown baseline.
     """
-    from coss_eval.reports import document, figures, html, layout, markdown, tables
+    from coss_eval.reports import document, drawing, figures, html, layout, markdown, tables
     from coss_eval.reports.files import write_file
 
     folder = Path(store_path if out is None else out)
@@ -42,7 +42,7 @@ def write(
     base = document.resolve_baseline(results, baseline)
     everything = tables.apart_from_untrained(results.frame).to_csv(index=False, lineterminator="\n")
     paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early
-    drawn = figures.write(results, folder / "figures", baseline=base)
+    drawn = figures.write(results, folder / "figures", canvas=drawing.Canvas(baseline=base))
     pictures = {path.stem: path.read_bytes() for path in drawn if path.suffix == ".png"}
     page = document.build(results, base, list(pictures))
     files = [table.name for table in page.tables]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coss_eval.reports import headline, provenance, verdict
@@ -47,6 +47,8 @@ def build(results: Results, baseline: str | None = None, figures: Sequence[str] 
     columns = headline.columns(results)
     sections = [_verdict(results, columns, base, figures)] if columns else []
     sections += [_section(results, task, base, figures) for task in results.tasks]
+    across = _of_all([name for name in OF_ALL if name != "forest"], figures)
+    sections += [Section("Across tasks", figures=across)] if across else []
     sections.append(Section("Provenance", [provenance.STATISTICS], provenance.tables(results)))
     data = ", ".join(dict.fromkeys(str(name) for name in results.frame["data"].dropna()))
     subtitle = f"{_counted(results)} on {data or 'unnamed data'}{_what_is_compared(results)}"
@@ -61,8 +63,12 @@ def _verdict(results: Results, columns: Sequence[Column], base: str, figures: Se
         tables.append(headline_table(results, columns, each=True))
     chances = {results.chance(label) for label in results.labels} - {None}
     chance = [f"Chance level: {Number(chances.pop() or 0.0).main} %."] if len(chances) == 1 else []
-    drawn = {name: caption for name, (_, caption) in OF_ALL.items() if name in figures}
-    return Section("Verdict", [*verdict.sentences(results, columns), *chance], tables, drawn)
+    return Section("Verdict", [*verdict.sentences(results, columns), *chance], tables, _of_all(["forest"], figures))
+
+
+def _of_all(names: Iterable[str], figures: Sequence[str]) -> dict[str, str]:
+    """The captions of the figures of several tasks that are drawn."""
+    return {name: OF_ALL[name][1] for name in names if name in figures}
 
 
 def _counted(results: Results) -> str:

@@ -202,6 +202,21 @@ def _block(table: Table, heads: Sequence[Sequence[str]]) -> str:
     return "\n".join([*shown[:deep], rule, *shown[deep:]])
 
 
+class _Lines(textwrap.TextWrapper):
+    """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
+
+    # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
+    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
+
+
+def broken(text: str, width: int, *, words: bool = False) -> list[str]:
+    """Text in lines of at most ``width`` characters, broken at spaces, underscores and hyphens, else anywhere.
+
+    ``words``: never inside a word, which may then be longer than a line.
+    """
+    return _Lines(width, break_on_hyphens=False, break_long_words=not words).wrap(text) or [text]
+
+
 def transposed(table: Table) -> Table:
     """Rows for columns, for a terminal narrower than the table."""
     rows = [Row(name, [row.entries[i] for row in table.rows]) for i, name in enumerate(table.columns)]
@@ -270,13 +285,6 @@ _LATEX = {
 def escape(text: str) -> str:
     """Any text as LaTeX shows it literally."""
     return "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
-
-
-class _Lines(textwrap.TextWrapper):
-    """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
-
-    # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
-    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
 
 
 def _broken(text: str, width: int, side: str, align: str = "t") -> str:

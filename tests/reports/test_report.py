@@ -30,6 +30,7 @@ FIGURES = [
     "attacks_by_eps",
     "corruptions_by_severity",
     "corruptions_mean",
+    "corruptions_differences",
     "forest",
     "internal_by_level",
     "redundancy",
