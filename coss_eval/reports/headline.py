@@ -12,6 +12,12 @@ from coss_eval.reports.scores import Column, Of, explained
 
 def columns(results: Results) -> list[Column]:
     """The columns in their order, without those that no checkpoint has or that repeat the one they stand beside."""
+    if "headline" not in results.made:
+        results.made["headline"] = _columns(results)
+    return list(results.made["headline"])
+
+
+def _columns(results: Results) -> list[Column]:
     given = [column for task in results.tasks for column in task_report(task).headline(results)]
     found: dict[str, Column] = {}
     for column in sorted(given, key=lambda column: column.place):  # stable: by task

@@ -19,10 +19,10 @@ from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
     as_written_now,
     checkpoint_labels,
+    framed,
     model_order,
     ranked,
     task_place,
-    tidy_records,
 )
 from coss_eval.store import Condition, Record, Store, StoreWarning, column_name, own_column
 
@@ -40,11 +40,13 @@ class Results:
             self.runs = store.runs()
             self.records: list[Record] = as_written_now(store.records(), self.runs)
         self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
-        self.frame = tidy_records(self.records, model_order(self.runs))
+        self._labels = checkpoint_labels(self.records)
+        self._ranked = ranked(self.records, model_order(self.runs), self._labels)
+        self.frame = framed(self._ranked, self._labels)
+        self.made: dict[str, Any] = {}  # what reports make of all of it and need again, by name
         self._samples: dict[str, dict[str, Shares]] = {}
         self._indices: list[pd.Index] = []  # each once: columns of one index align at a glance
         self._estimates: dict[tuple[str, str, str, str], Estimate | None] = {}
-        self._labels = checkpoint_labels(self.records)
         self._base = {label.text: label.base for label in self._labels.values()}
 
     @cached_property
@@ -152,7 +154,7 @@ class Results:
     @cached_property
     def _found(self) -> dict[str, dict[tuple[str, Condition], None]]:
         found: dict[str, dict[tuple[str, Condition], None]] = {}
-        for record in ranked(self.records, model_order(self.runs)):
+        for record in self._ranked:
             pairs = ((m["metric"], Condition(m["condition"])) for m in record["measurements"])
             found.setdefault(record["task"], {}).update(dict.fromkeys(pairs))
         return found

@@ -91,16 +91,20 @@ def apart_from_untrained(frame: pd.DataFrame) -> pd.DataFrame:
 def tidy_records(records: Sequence[Record], names: Iterable[str] = ()) -> pd.DataFrame:
     """``tidy`` of records that were read already; models appear in the order of ``names``, the others after them."""
     labels = checkpoint_labels(records)
-    rows = [row for record in ranked(records, names) for row in _rows(record, labels[record["key"]].text)]
+    return framed(ranked(records, names, labels), labels)
+
+
+def framed(records: Sequence[Record], labels: Mapping[str, Label]) -> pd.DataFrame:
+    """The tidy frame of records in their order, whose checkpoints are called by ``labels``."""
+    rows = [row for record in records for row in _rows(record, labels[record["key"]].text)]
     conditions = dict.fromkeys(name for r in records for m in r["measurements"] for name in m["condition"])
     frame = pd.DataFrame(rows, columns=[*COLUMNS_BEFORE, *conditions, *COLUMNS_AFTER])
     return frame.astype({"value": float, "low": float, "high": float})
 
 
-def ranked(records: Sequence[Record], names: Iterable[str]) -> list[Record]:
+def ranked(records: Sequence[Record], names: Iterable[str], labels: Mapping[str, Label]) -> list[Record]:
     """The records in a report's order: models by ``names``, the others after them, then tasks, then parameters."""
     order = {name: i for i, name in enumerate(dict.fromkeys([*names, *sorted(str(r["model"]) for r in records)]))}
-    labels = checkpoint_labels(records)
 
     def rank(record: Record) -> tuple[object, ...]:
         place = task_place(record["task"])

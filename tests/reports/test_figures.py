@@ -20,7 +20,7 @@ import coss_eval as ce
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.run import Run
 from coss_eval.reports import figures, sweeps
-from coss_eval.reports.drawing import GREY, MANY, Canvas, forest, looks, looks_in, methods_of, save, style
+from coss_eval.reports.drawing import GREY, MANY, Canvas, forest, looks, looks_in, methods_of, rising, save, style
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.gallery import attacked, draw_attacked
 from coss_eval.reports.layout import Number, Row
@@ -321,3 +321,12 @@ def test_attacked_images_are_named_and_what_has_changed_is_bold(width: float) ->
     check(figure, width)
     bold = [axis.xaxis.label.get_fontweight() == "bold" for axis in figure.axes]
     assert bold == [False, False, True, False] * 2
+
+
+def test_names_are_moved_by_no_more_than_they_must() -> None:
+    """As scikit-learn's isotonic regression, which takes a second to import."""
+    from sklearn.isotonic import isotonic_regression
+
+    for size in (1, 2, 9):
+        values = np.random.default_rng(size).normal(size=size)
+        assert rising(values) == pytest.approx(isotonic_regression(values))
