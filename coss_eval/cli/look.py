@@ -13,23 +13,47 @@ from coss_eval.errors import UsageError
 
 
 @app.command(group=LOOK)
-def report(folder: Path, *, baseline: str | None = None, label: Chosen = ()) -> int:
-    """Write report.md, report.html, tables and figures again from a results folder.
+def report(
+    *folders: Path,
+    baseline: str | None = None,
+    label: Chosen = (),
+    models: Chosen = (),
+    rename: Chosen = (),
+    out: OfRun[Path | None] = None,
+) -> int:
+    """Write report.md, report.html, tables and figures again; of several results folders, a leaderboard.
 
     Parameters
     ----------
-    folder
-        A results folder.
+    folders
+        A results folder; or several, or a folder with several inside: one page with a table a protocol, and ranks.
     baseline
         Name of the model or method that the differences refer to [default: the first].
     label
         Runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors", or their names; repeat it for other methods.
+    models
+        Names, or globs such as 'co-*', of the models and methods to show, in this order; p-values and ranks stay those
+        among all [default: all].
+    rename
+        "OLD=NEW": another name for a model.
+    out
+        Folder to write into [default: the results folder; of a leaderboard results/leaderboard].
     """
     from coss_eval import reports
+    from coss_eval.reports.folders import renames, results_folders
     from coss_eval.reports.groups import given
     from coss_eval.runtime.live import say
 
-    for path in reports.write(folder, baseline=baseline, groups=given(label)):
+    if not folders:
+        raise UsageError("a report on what? give a results folder, or several for a leaderboard")
+    found, groups, names = results_folders(folders), given(label), renames(rename)
+    if len(found) == 1:
+        paths = reports.write(found[0], out=out, baseline=baseline, groups=groups, models=models, rename=names)
+    else:
+        if baseline is not None:
+            raise UsageError("a leaderboard has no baseline: leave --baseline out, or give one results folder")
+        paths = reports.write_leaderboard(found, out, groups=groups, models=models, rename=names)
+    for path in paths:
         say(str(path))
     return 0
 
