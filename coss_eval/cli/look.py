@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from coss_eval.cli.app import LOOK, app
+from coss_eval.cli.app import LOOK, RUN, app
 from coss_eval.cli.flags import Chosen, ModelFlags, OfData, OfRun, OfTask
 from coss_eval.errors import UsageError
 
@@ -270,14 +270,11 @@ def list_(kind: str | None = None) -> int:
         tasks, datasets, corruptions, attacks, architectures, methods, layouts, data-layouts, presets or sweeps
         [default: all].
     """
-    from textwrap import fill
-
     from coss_eval.cli.describe import list_lines
-    from coss_eval.runtime.live import say, width
+    from coss_eval.runtime.live import say
 
-    within = width()
     for line in list_lines(kind):
-        say(line if within is None else fill(line, within, subsequent_indent=" " * 32, break_on_hyphens=False))
+        say(line)
     return 0
 
 
@@ -306,7 +303,7 @@ def receptive_field(
     *,
     model: ModelFlags | None = None,
     size: OfTask[int | None] = None,
-    images: OfTask[int] = 64,
+    limit: Annotated[int, Parameter(name=["--limit", "--images"], group=RUN)] = 64,
     data: OfData[str | None] = None,
     data_root: OfData[Path | None] = None,
     out: OfRun[Path | None] = None,
@@ -319,8 +316,8 @@ def receptive_field(
     ----------
     size
         Side of the image in pixels [default: that of the images].
-    images
-        Number of test images that the effective field is measured on.
+    limit
+        Number of test images to use for the effective field (seeded, balanced over classes).
     data
         A name (see coss-eval list) or a folder: images for the effective field [default: in theory alone].
     data_root
@@ -335,8 +332,8 @@ def receptive_field(
     if out is not None and data is None:
         raise UsageError("pictures are of the effective field, which needs images: give --data")
     for one in model.load() if model.ckpt else [model.make()]:
-        say("\n".join(field_lines(one, size=size, data=data, data_root=data_root, images=images)) + "\n")
+        say("\n".join(field_lines(one, size=size, data=data, data_root=data_root, images=limit)) + "\n")
         if out is not None and data is not None:
-            for path in write_field_pictures(one, data=data, data_root=data_root, images=images, out=out):
+            for path in write_field_pictures(one, data=data, data_root=data_root, images=limit, out=out):
                 say(str(path))
     return 0

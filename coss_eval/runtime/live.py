@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-import shutil
+import os
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from coss_eval.evaluation import Progress
@@ -21,8 +23,8 @@ SILENT = 3.0  # seconds that a single call takes before it says how far it is
 
 
 def say(text: str) -> None:
-    """A line of a command's output."""
-    sys.stdout.write(f"{text}\n")
+    """A line of a command's output, or several, broken between words where the terminal is narrower."""
+    sys.stdout.write(f"{fitted(text, width())}\n")
     sys.stdout.flush()
 
 
@@ -32,9 +34,41 @@ def tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def width() -> int | None:
-    """How many characters a line of the terminal has; None where the output is no terminal and COLUMNS is not set."""
-    return shutil.get_terminal_size(fallback=(0, 0)).columns or None
+def width(stream: TextIO | None = None) -> int | None:
+    """How many characters a line of the terminal has that ``stream`` (standard output) goes to.
+
+    COLUMNS, where that is set; None where it is not and the output goes to no terminal.
+    """
+    set_ = os.environ.get("COLUMNS", "")
+    if set_.isdecimal() and int(set_) > 0:
+        return int(set_)
+    try:
+        return os.get_terminal_size((stream or sys.stdout).fileno()).columns or None
+    except (OSError, ValueError):  # a file, a pipe, or what only looks like a stream
+        return None
+
+
+def coloured() -> bool:
+    """Whether standard output shows colours: a terminal, and nobody has set NO_COLOR (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def fitted(text: str, within: int | None) -> str:
+    """Lines no longer than ``within``, broken between words; what goes on stands below the words after a label.
+
+    >>> print(fitted("out         a folder of results", 24))
+    out         a folder of
+                results
+    """
+    if within is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        label = re.match(r" *\S+ {2,}", line)
+        indent = " " * min(2 if label is None else label.end(), within // 2)
+        folded = textwrap.wrap(line, within, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += folded if len(line) > within else [line]
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:
