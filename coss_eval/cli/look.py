@@ -35,7 +35,7 @@ def report(
         Names, or globs such as 'co-*', of the models and methods to show, in this order; p-values and ranks stay those
         among all [default: all].
     rename
-        "OLD=NEW": another name for a model.
+        "OLD=NEW": another name for a model or method.
     out
         Folder to write into [default: the results folder; of a leaderboard results/leaderboard].
     """
@@ -130,7 +130,15 @@ def curves(*runs: Path, out: Path = Path(".")) -> int:
 
 
 @app.command(group=LOOK)
-def compare(a: Path, b: Path, *, out: Path | None = None, force: bool = False) -> int:
+def compare(
+    a: Path,
+    b: Path,
+    *,
+    out: OfRun[Path | None] = None,
+    force: bool = False,
+    models: Chosen = (),
+    rename: Chosen = (),
+) -> int:
     """Differences between two models or methods of any results folders, with intervals and p-values.
 
     Parameters
@@ -143,13 +151,18 @@ def compare(a: Path, b: Path, *, out: Path | None = None, force: bool = False) -
         Folder for the comparison: a page, its tables and a figure.
     force
         Compare in spite of different images or protocols; warnings name them.
+    models
+        Names, or globs such as 'co-*', of the models and methods to show, in this order [default: all that pair].
+    rename
+        "OLD=NEW": another name for a model or method.
     """
     from coss_eval.reports.compare import compare as differences
     from coss_eval.reports.compare import text, write
-    from coss_eval.runtime.live import say, width
+    from coss_eval.reports.folders import renames
+    from coss_eval.runtime.live import coloured, say, width
 
-    found = differences(a, b, force=force)
-    say(text(found, width()))
+    found = differences(a, b, force=force, models=models, rename=renames(rename))
+    say(text(found, width(), coloured=coloured()))
     for path in [] if out is None else write(found, out):
         say(str(path))
     return 0

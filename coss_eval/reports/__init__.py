@@ -42,7 +42,8 @@ def write(
     from coss_eval.reports.folders import read
 
     folder = Path(store_path if out is None else out)
-    results = _results(read(store_path, rename), groups, models)
+    (store,) = read(store_path, rename=rename)
+    results = _results(store, groups, models)
     base = document.resolve_baseline(results, baseline)
     everything = tables.apart_from_untrained(results.frame).to_csv(index=False, lineterminator="\n")
     paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early

@@ -49,17 +49,22 @@ class Folders(Store):
         records = as_written_now(once.values(), runs)  # under the name in the newest run
         return cls(records, runs, home, damage)._called(_apart(records))
 
+    @property
+    def names(self) -> list[str]:
+        """Of the models in the cells, and of the methods whose runs they are."""
+        methods = [str(model["group"]) for run in self._runs for model in run.get("models", []) if model.get("group")]
+        return list(dict.fromkeys([*(str(record["model"]) for record in self._records), *methods]))
+
     def renamed(self, names: Mapping[str, str]) -> Folders:
-        """The same with models under new names. Raises UsageError for a name that no model has, or two would have."""
-        known = list(dict.fromkeys(str(record["model"]) for record in self._records))
-        for name in names:
-            if name not in known:
-                raise unknown_name("model to rename", name, known)
-        new = [names.get(name, name) for name in known]
-        twice = next((name for name in new if new.count(name) > 1), None)
-        if twice is not None:
+        """The same with models and methods under new names. Raises UsageError for unknown names, and for one of two."""
+        if (unknown := next((name for name in names if name not in self.names), None)) is not None:
+            raise unknown_name("model to rename", unknown, self.names)
+        new = [names.get(name, name) for name in self.names]
+        if (twice := next((name for name in new if new.count(name) > 1), None)) is not None:
             raise UsageError(f"--rename would call two models {twice!r}; give each a name of its own")
-        return self._called({_weights(r): names.get(str(r["model"]), str(r["model"])) for r in self._records})
+        runs = [run | {"models": [_in_method(model, names) for model in run.get("models", [])]} for run in self._runs]
+        found = {_weights(r): names.get(str(r["model"]), str(r["model"])) for r in self._records}
+        return Folders(self._records, runs, self._home, self._damage)._called(found)
 
     def part(self, keys: Collection[str]) -> Folders:
         """These cells of it alone."""
@@ -88,6 +93,11 @@ class Folders(Store):
         return Folders(records, runs, self._home, self._damage)
 
 
+def _in_method(model: Record, names: Mapping[str, str]) -> Record:
+    """A run's entry of a model, its method under another name."""
+    return model | {"group": names.get(str(model["group"]), model["group"])} if model.get("group") else model
+
+
 def _entry(model: Record, names: Mapping[Weights, str], old: Mapping[str, str]) -> Record:
     """A run's entry of a model under its name; old runs tell networks by their names alone."""
     own = (model.get("sha256"), model.get("arch"))
@@ -106,9 +116,18 @@ def _apart(records: Sequence[Record]) -> dict[Weights, str]:
     return {w: name if held.count(name) == 1 else f"{name} ({str(w[0])[:8]})" for w, name in names.items()}
 
 
-def read(folder: str | os.PathLike[str], rename: Mapping[str, str] | None) -> Store:
-    """A results folder, its models under other names where ``rename`` has any."""
-    return Folders.of([folder]).renamed(rename) if rename else Store(folder)
+def read(*folders: str | os.PathLike[str], rename: Mapping[str, str] | None = None) -> list[Store]:
+    """Results folders, each by itself, with models under other names where ``rename`` has any of its.
+
+    Raises UsageError for a name that is in none of them.
+    """
+    if not rename:
+        return [Store(folder) for folder in folders]
+    found = [Folders.of([folder]) for folder in folders]
+    known = [name for each in found for name in each.names]
+    if (unknown := next((name for name in rename if name not in known), None)) is not None:
+        raise unknown_name("model to rename", unknown, known)
+    return [each.renamed({old: new for old, new in rename.items() if old in each.names}) for each in found]
 
 
 def results_folders(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
