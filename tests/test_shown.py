@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import coss_eval as ce
@@ -150,3 +151,25 @@ def test_in_a_notebook_one_output_is_replaced_in_place() -> None:
     outputs = book.cells[0].outputs
     assert [output.output_type for output in outputs] == ["display_data"]
     assert outputs[0].data == {"text/plain": "step 2"}
+
+
+def test_a_notebook_shows_a_dataset_with_a_small_grid_and_a_model_with_its_facts(few: Dataset, raw: Model) -> None:
+    from base64 import b64decode
+    from io import BytesIO
+
+    from PIL import Image
+
+    shown = few._repr_html_()
+    assert "451" in shown
+    assert len(shown) < 100_000
+    png = b64decode(shown.partition("base64,")[2].partition('"')[0])
+    assert Image.open(BytesIO(png)).size == (8 * 32, 3 * 32)
+    one = replace(few, name="<i>", test=few.test.subset([5]))
+    assert "&lt;i&gt;" in one._repr_html_()
+    (image,) = next(one.test.batches()).images
+    png = b64decode(one._repr_html_().partition("base64,")[2].partition('"')[0])
+    assert (np.asarray(Image.open(BytesIO(png))) == image.permute(1, 2, 0).numpy()).all()
+    facts = replace(raw, name="<script>")._repr_html_()
+    assert "&lt;script&gt;" in facts
+    assert raw.sha256[:16] in facts
+    assert "192 features" in facts

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class Progress:
     label: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A results folder after (or during) a run."""
 
@@ -49,25 +50,73 @@ class Run:
     skipped: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # lines on images that could not be read
 
-    def table(self) -> pd.DataFrame:
-        """One row a measurement: model, task, metric, condition, value, n, low, high.
+    def __repr__(self) -> str:
+        cells = Store(self.path).records()
+        models, tasks = len({cell["model"] for cell in cells}), len({cell["task"] for cell in cells})
+        done = [f"{_count(models, 'model')}, {_count(tasks, 'task')}, {_count(len(cells), 'cell')}"]
+        lines = {"not done": self.failures, "skipped": self.skipped, "on images left out": self.left_out}
+        parts = (done if cells else ["no finished cells"]) + [
+            f"{len(some)} {name}" for name, some in lines.items() if some
+        ]
+        return f"Run({self.path}: {'; '.join(parts)})"
 
-        An untrained network that a task measured beside a model is a model of its own here, "NAME, untrained".
-        UsageError where the folder holds no finished cell.
-        """
-        from coss_eval.reports.tables import apart_from_untrained, tidy
-
-        found = tidy(Store(self.path))
-        if found.empty:
-            why = f" ({self.failures[0]})" if self.failures else ""
-            raise UsageError(f"no finished cells in {self.path}{why}; give a folder that evaluate has written into")
-        return apart_from_untrained(found)
-
-    def report(self, *, baseline: str | None = None) -> list[Path]:
-        """Write report.md, report.html, tables/ and figures/ into the folder; the paths written."""
+    def _repr_html_(self) -> str:
+        """In a notebook: the headline table, and what is missing."""
         from coss_eval import reports
 
-        return reports.write(self.path, baseline=baseline)
+        told = [*self.failures, *self.skipped, *self.left_out]
+        lines = "".join(f"<br>{escape(line)}" for line in told)
+        shown = reports.headline_html(Store(self.path)) if Store(self.path).holds_cells() else ""
+        return f"<div><b>{escape(repr(self))}</b>{lines}{shown}</div>"
+
+    def table(self, *, wide: bool = False) -> pd.DataFrame:
+        """One row a measurement: value, metric, low, high, n, its condition, task, model and what else is known.
+
+        ``wide``: the values alone, one row a task, metric and condition and one column a model. An untrained network
+        that a task measured beside a model is a model of its own here, "NAME, untrained". UsageError where the folder
+        holds no finished cell.
+        """
+        from coss_eval.reports import tables
+
+        found = tables.apart_from_untrained(tables.tidy(self._store()))
+        return tables.wide(found) if wide else tables.for_reading(found)
+
+    def per_image(self, task: str | None = None) -> pd.DataFrame:
+        """What is stored of each image: a row an image (its id), a column a model, task and condition.
+
+        Verdicts are 1.0 and 0.0, NaN where a cell is not about the image; of one ``task`` or of all. UsageError where
+        the folder holds no finished cell.
+        """
+        from coss_eval.reports import tables
+
+        return tables.per_image(self._store(), task)
+
+    def _store(self) -> Store:
+        store = Store(self.path)
+        if not store.holds_cells():
+            why = f" ({self.failures[0]})" if self.failures else ""
+            raise UsageError(f"no finished cells in {self.path}{why}; give a folder that evaluate has written into")
+        return store
+
+    def report(
+        self,
+        *,
+        baseline: str | None = None,
+        models: Sequence[str] = (),
+        rename: Mapping[str, str] | None = None,
+        out: str | Path | None = None,
+    ) -> list[Path]:
+        """Write report.md, report.html, tables/ and figures/ into the folder, or ``out``; the paths written.
+
+        ``models`` are names or globs of what to show, in that order; ``rename`` gives models other names.
+        """
+        from coss_eval import reports
+
+        return reports.write(self.path, out=out, baseline=baseline, models=models, rename=rename)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def evaluate(
@@ -268,11 +317,20 @@ def provenance(planned: Plan) -> dict[str, Any]:
     }
 
 
-def compare(run_a: Run | str | Path, run_b: Run | str | Path, *, force: bool = False) -> pd.DataFrame:
+def compare(
+    run_a: Run | str | Path,
+    run_b: Run | str | Path,
+    *,
+    force: bool = False,
+    models: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """Differences between the models of two runs, or of "folder::model", with intervals and p-values, a row a score.
 
-    Different images or protocols are refused, unless ``force`` is given: then warnings name them.
+    Different images or protocols are refused, unless ``force`` is given: then warnings name them. ``models`` are names
+    or globs of those to show, in that order, which changes no p; ``rename`` gives models other names.
     """
     from coss_eval.reports.compare import compare as differences
 
-    return differences(*(run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b)), force=force)
+    sides = (run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b))
+    return differences(*sides, force=force, models=models, rename=rename)

@@ -16,7 +16,7 @@ from coss_eval.store import Store
 if TYPE_CHECKING:
     from coss_eval.reports.results import Results
 
-__all__ = ["headline_text", "write", "write_leaderboard"]
+__all__ = ["headline_html", "headline_text", "write", "write_leaderboard"]
 
 
 def write(
@@ -74,6 +74,22 @@ def headline_text(store: Store, width: int | None = None) -> str:
     table = document.headline_table(results, scores)
     shown = layout.text(layout.transposed(table), width)
     return f"{shown}\n{table.gaps} not measured ({layout.GAP})" if table.gaps else shown
+
+
+def headline_html(store: Store) -> str:
+    """The headline as an HTML table for a notebook, a row a measure and a column a checkpoint; empty without one."""
+    import pandas as pd
+
+    from coss_eval.reports import document, headline, layout
+
+    results = _results(store)
+    scores = headline.columns(results)
+    if not scores:
+        return ""
+    table = layout.transposed(document.headline_table(results, scores))
+    cells = [[layout.GAP if entry is None else str(entry) for entry in row.entries] for row in table.rows]
+    frame = pd.DataFrame(cells, index=[row.name for row in table.rows], columns=list(table.columns))
+    return frame.rename_axis(columns=table.corner).to_html()
 
 
 def write_leaderboard(

@@ -1,4 +1,4 @@
-"""How far a run is, on one line: rewritten on a terminal and in a notebook, plain and seldom elsewhere."""
+"""What a person sees: lines as wide as the terminal, and how far a run is, on one line that is rewritten there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -69,6 +70,15 @@ def fitted(text: str, within: int | None) -> str:
         folded = textwrap.wrap(line, within, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         lines += folded if len(line) > within else [line]
     return "\n".join(lines)
+
+
+def facts_html(title: str, facts: Mapping[str, str]) -> str:
+    """A heading and a table of facts, for a notebook."""
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f"<div><b>{escape(title)}</b><table>{rows}</table></div>"
 
 
 def duration(seconds: float) -> str:
