@@ -149,10 +149,12 @@ def progress_line(*, quiet: bool = False) -> Iterator[Callable[[Progress], None]
     with live_line() as line:
 
         def show(progress: Progress) -> None:
-            done, total = progress.done, progress.total
-            left = (time.monotonic() - started) / done * (total - done) if 0 < done < total else None
-            eta = "" if left is None else f", {duration(left)} left"
-            line(f"[{done}/{total}{eta}] {progress.label}", done == total)
+            done, total, left = progress.done, progress.total, progress.seconds_left
+            if left is None and 0 < done < total:
+                left = (time.monotonic() - started) / done * (total - done)
+            share = "" if progress.share is None or done == total else f", {100 * progress.share:.0f} %"
+            eta = "" if left is None or done == total else f", {duration(left)} left"
+            line(f"[{done}/{total} steps{share}{eta}] {progress.label}", done == total)
 
         yield show
 
