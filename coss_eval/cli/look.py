@@ -46,14 +46,14 @@ def report(
 
     if not folders:
         raise UsageError("a report on what? give a results folder, or several for a leaderboard")
-    found, groups, names = results_folders(folders), given(label), renames(rename)
+    groups, names, found = given(label), renames(rename), results_folders(folders)
     if len(found) == 1:
         paths = reports.write(found[0], out=out, baseline=baseline, groups=groups, models=models, rename=names)
     else:
         if baseline is not None:
             raise UsageError("a leaderboard has no baseline: leave --baseline out, or give one results folder")
         paths = reports.write_leaderboard(found, out, groups=groups, models=models, rename=names)
-    for path in paths:
+    for path in sorted(paths, key=lambda path: path.suffix == ".html"):  # the page last
         say(str(path))
     return 0
 
@@ -237,13 +237,13 @@ def relate(
         Folder for the page, the figure and the numbers [default: results/relate-X-Y].
     """
     from coss_eval.evaluation import relate as related
-    from coss_eval.runtime.live import say, width
+    from coss_eval.runtime.live import say, say_report, width
 
     found = related(folders, x, y, family=family)
     say(found.text(width()) + "\n")
     folder = out or Path("results") / f"relate-{x}-{y}".replace("/", "-").replace(" ", "-")
     found.write(folder)
-    say(f"report      {folder / 'report.md'}, report.html, figures/relate.png, relate.csv and correlations.csv")
+    say_report(folder / "report.md", "report.html, figures/relate.png, relate.csv and correlations.csv")
     return 0
 
 

@@ -309,5 +309,14 @@ def _protocol(side: _Side, task: str) -> dict[str, str]:
     values: dict[str, set[str]] = {}
     for cell in side.results.cells(task, side.label):
         for name, value in (cell["params"] | {"algorithm_version": cell.get("algorithm_version")}).items():
-            values.setdefault(name, set()).add(str(value))
+            values.setdefault(name, set()).add(_plain(value))
     return {name: value.pop() for name, value in values.items() if len(value) == 1}
+
+
+def _plain(value: Any) -> str:
+    """A setting for reading: "0.1, 0.5"; no brackets of a programming language."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)

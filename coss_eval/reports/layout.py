@@ -188,32 +188,45 @@ def _blocks(table: Table, cells: Sequence[Sequence[_Broken]], width: int, colour
             _Lines(max(longest, _HEAD, *map(len, pieces)), break_long_words=False, break_on_hyphens=False).wrap(name)
         )
         widths.append(2 + max(longest, *map(len, heads[i])))
-    room = width - max(map(len, [table.corner, *map(_stub, table.rows)]))
+    room = width - _first_width(table, width)
     blocks: list[list[int]] = []
     for i, needed in enumerate(widths):
         if not blocks or sum(widths[j] for j in blocks[-1]) + needed > room:
             blocks.append([])
         blocks[-1].append(i)
     return [
-        _block(table, [heads[i] for i in block], [[row[i] for i in block] for row in cells], coloured)
+        _block(table, [heads[i] for i in block], [[row[i] for i in block] for row in cells], coloured, width)
         for block in blocks
     ]
 
 
-def _stub(row: Row) -> str:
-    """A row's name, indented below its group's heading."""
-    return f"  {row.name}" if row.group else row.name
+def _stub(row: Row, width: int | None) -> list[str]:
+    """A row's name, indented below its group's heading; in lines where it is longer than half of ``width``."""
+    indent = "  " if row.group else ""
+    if width is None or len(row.name) + len(indent) <= width // 2:
+        return [indent + row.name]
+    broken = _Lines(width // 2 - 2, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
+    return broken.wrap(row.name)
+
+
+def _first_width(table: Table, width: int | None) -> int:
+    """Characters of the first column."""
+    return max(len(line) for line in [table.corner, *(line for row in table.rows for line in _stub(row, width))])
 
 
 def _block(
-    table: Table, heads: Sequence[Sequence[str]], cells: Sequence[Sequence[_Broken]], coloured: bool = False
+    table: Table,
+    heads: Sequence[Sequence[str]],
+    cells: Sequence[Sequence[_Broken]],
+    coloured: bool = False,
+    width: int | None = None,
 ) -> str:
     """``cells`` below ``heads``, the lines of each column's name; a group's heading has a line of its own."""
     deep = max(map(len, heads), default=1)
     tops = [[""] * (deep - len(head)) + [*head] for head in heads]
     corner = [""] * (deep - 1) + [table.corner]
     widths = [max(map(len, [*top, *(line for row in cells for line in row[i].lines)])) for i, top in enumerate(tops)]
-    first = max(map(len, [table.corner, *map(_stub, table.rows)]))
+    first = _first_width(table, width)
 
     def aligned(name: str, line: Sequence[tuple[str, str]]) -> str:
         shown = [text.rjust(wide) for (text, _), wide in zip(line, widths, strict=True)]
@@ -227,9 +240,10 @@ def _block(
     shown = []
     for (heading, row), own in zip(table.grouped(), cells, strict=True):
         shown += [heading] if heading else []
-        for i in range(max((len(entry.lines) for entry in own), default=1)):
+        names = _stub(row, width)
+        for i in range(max(len(names), *(len(entry.lines) for entry in own))):
             line = [(e.lines[i] if i < len(e.lines) else "", e.colour if i == 0 else "") for e in own]
-            shown.append(aligned(_stub(row) if i == 0 else "", line))
+            shown.append(aligned(names[i] if i < len(names) else "", line))
     rule = "─" * max(first + sum(2 + wide for wide in widths), *(len(heading) for heading, _ in table.grouped()))
     return "\n".join([*above, rule, *shown])
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -65,11 +66,17 @@ def fitted(text: str, within: int | None) -> str:
         return text
     lines = []
     for line in text.split("\n"):
-        label = re.match(r" *\S+ {2,}", line)
+        label = re.match(r" *\S+ {2,}| +", line)
         indent = " " * min(2 if label is None else label.end(), within // 2)
         folded = textwrap.wrap(line, within, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         lines += folded if len(line) > within else [line]
     return "\n".join(lines)
+
+
+def say_report(path: Path, also: str) -> None:
+    """The last lines of a command that writes a report: what ``also`` is in its folder, and where it is."""
+    say(f"also        {also} beside it")
+    say(f"report      {path}")
 
 
 def facts_html(title: str, facts: Mapping[str, str]) -> str:
