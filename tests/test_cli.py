@@ -199,7 +199,10 @@ def test_a_config_file_keeps_the_lists_of_eps_apart(run: Callable[..., Done], tm
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [("methods: [byol]\n", "entry of the sweep missing: "), ("data: digits\nmethod: [byol]\n", "did you mean methods")],
+    [
+        ("data: digits\nmethods: [byol]\nevaluate: [{limit: 5}]\n", "field of evaluate missing: task; add it"),
+        ("data: digits\nmethod: [byol]\n", "did you mean methods"),
+    ],
 )
 def test_a_sweep_that_lacks_entries_says_which(
     content: str, expected: str, run: Callable[..., Done], tmp_path: Path
