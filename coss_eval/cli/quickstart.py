@@ -11,7 +11,7 @@ from coss_eval import evaluation, reports, tasks
 from coss_eval.data.open import load_dataset
 from coss_eval.probes import resolve_device
 from coss_eval.runtime.device import spare_threads
-from coss_eval.runtime.live import progress_line, say, training_line, width
+from coss_eval.runtime.live import progress_line, say, say_report, training_line, width
 from coss_eval.store import Store
 from coss_eval.training.loop import train
 
@@ -53,6 +53,6 @@ def run(out: Path, *, quiet: bool = False) -> int:
         say(f"NOT DONE    {failure}")
     written = reports.write(out)
     say(f"\n{reports.headline_text(Store(out), width())}\n")
-    say(f"report      {out / 'report.html'} ({len(written)} files in {out})")
     say(f"next        coss-eval robustness --ckpt {out / 'runs/co-byol/model.safetensors'} --data digits --limit 100")
+    say_report(out / "report.html", f"{len(written)} files, report.md, tables/ and figures/ among them,")
     return 1 if done.failures else 0

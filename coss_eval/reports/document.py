@@ -135,7 +135,7 @@ def resolve_baseline(results: Results, baseline: str | None) -> str:
 
 def headline_table(results: Results, scores: Sequence[Column], *, each: bool = False) -> Table:
     """One row a method or checkpoint, or ``each`` checkpoint. The corner has the usual n, heads have others."""
-    labels = results.checkpoints if each else results.labels
+    labels = [text for one in results.labels for text in results.members(one)] if each else results.labels
     found = {label: [score.of(label) for score in scores] for label in labels}
     by_score = zip(*found.values(), strict=True)
     n_texts = [results.n_text(e.n for e in column if e is not None) for column in by_score]
@@ -174,12 +174,12 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
 
 def difference_table(results: Results, spec: TaskScores, base: str) -> Table | None:
     """Every other one minus the baseline, in points, p adjusted over the table; None where nothing can be compared."""
-    tested = comparable(spec.scores, results.labels)
+    tested = comparable(spec.scores, results.family)
     scores = [score for score in tested if score.of(base) is not None]
     others = [label for label in results.labels if label != base and any(s.of(label) is not None for s in scores)]
     if not scores or not others:
         return None
-    family = adjusted(tested, results.labels)  # also where the baseline has a gap
+    family = adjusted(tested, results.family)  # also where the baseline has a gap
     rows = [
         Row(s.name, [_change(s, base, label, family.get((s.group, s.name, label, base))) for label in others], s.group)
         for s in scores

@@ -87,11 +87,11 @@ def _made(results: Results, maker: Maker, canvas: Canvas) -> Figure | None:
 
 def differences(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     """Every headline score's difference from the baseline with its interval and the p of its table."""
-    columns = comparable(headline.columns(results), results.labels)
+    columns = comparable(headline.columns(results), results.family)
     shown = canvas.shown(results.labels)
     base = canvas.baseline or next(iter(shown), "")
     others = [label for label in shown if label != base][:MANY]
-    family = adjusted(columns, results.labels)
+    family = adjusted(columns, results.family)
     rows = []
     for column in columns:
         for other in others:

@@ -23,7 +23,7 @@ def _columns(results: Results) -> list[Column]:
     for column in sorted(given, key=lambda column: column.place):  # stable: by task
         known = found.get(column.name)
         found[column.name] = column if known is None else replace(known, of=_first(known.of, column.of))
-    values = {name: [e and e.value for e in map(column.of, results.labels)] for name, column in found.items()}
+    values = {name: [e and e.value for e in map(column.of, results.family)] for name, column in found.items()}
     return [
         column
         for name, column in found.items()

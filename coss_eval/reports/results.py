@@ -14,6 +14,7 @@ import pandas as pd
 
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports.estimates import Estimate, Shares, pooled
+from coss_eval.reports.folders import chosen
 from coss_eval.reports.groups import Groups
 from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
@@ -31,10 +32,13 @@ class Results:
     """A store read once: its tidy frame, the labels of what it compares in order, and estimates by name.
 
     ``groups`` gives methods the patterns of their runs' names; runs whose own config says so are grouped without.
+    ``models`` are names or globs of what is shown, in that order: all by default.
     """
 
-    def __init__(self, store: Store, groups: Mapping[str, Sequence[str]] | None = None) -> None:
-        self.store, self._patterns = store, groups or {}
+    def __init__(
+        self, store: Store, groups: Mapping[str, Sequence[str]] | None = None, models: Sequence[str] = ()
+    ) -> None:
+        self.store, self._patterns, self._shown = store, groups or {}, models
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StoreWarning)
             self.runs = store.runs()
@@ -63,7 +67,12 @@ class Results:
 
     @cached_property
     def labels(self) -> list[str]:
-        """What tables compare, in order: methods where several of their runs are there, checkpoints otherwise."""
+        """What tables show, in order; differences of all in ``family`` are adjusted together, whatever is shown."""
+        return chosen(self._shown, {label: self.names(label) for label in self.family})
+
+    @cached_property
+    def family(self) -> list[str]:
+        """What can be compared, in order: methods where several of their runs are there, checkpoints otherwise."""
         group = {text: name for name, texts in self.groups.members.items() for text in texts}
         return list(dict.fromkeys(group.get(text, text) for text in self.checkpoints))
 
@@ -88,6 +97,10 @@ class Results:
     def members(self, label: str) -> tuple[str, ...]:
         """The checkpoints that a label stands for: a method's runs, or the one itself."""
         return self.groups.members.get(label, (label,))
+
+    def names(self, label: str) -> set[str]:
+        """All names that a label goes by: itself, its method, its models."""
+        return {label, self.groups.methods.get(label, label), *self.models(label)}
 
     def models(self, label: str) -> set[str]:
         """The names of the models that a label stands for."""

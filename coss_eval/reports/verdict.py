@@ -49,7 +49,7 @@ def sentences(results: Results, columns: Sequence[Column]) -> list[str]:
         return []
     if len(ranked) < 2:
         return [*_of_one(ranked[0], scores), _how_sure(results, ranked, scores)]
-    found = standings(scores, ranked, results.labels, {label: results.datasets(label) for label in ranked})
+    found = standings(scores, ranked, results.family, {label: results.datasets(label) for label in ranked})
     return [_best([s for s in found if s.leads]), _ties_and_gaps(found), _how_sure(results, ranked, scores)]
 
 
@@ -58,7 +58,7 @@ def ranked_labels(results: Results) -> list[str]:
 
     Those are references: they are left out unless there is nothing else.
     """
-    labels = [*results.groups.members] or results.labels
+    labels = [label for label in results.labels if label in results.groups.members] or results.labels
     trained = [label for label in labels if not set(results.members(label)) <= results.untrained]
     return trained or labels
 

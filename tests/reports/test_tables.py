@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from synthetic_runs import IMAGES
 
+from coss_eval.errors import UsageError
+from coss_eval.evaluation import Run
 from coss_eval.reports.layout import Table
 from coss_eval.reports.results import Results
 from coss_eval.reports.tables import tidy
@@ -137,3 +141,47 @@ def test_a_median_by_ranks_covers_the_truth() -> None:
     assert np.mean([low <= np.log(2) <= high for _, low, high in intervals]) == pytest.approx(0.95, abs=0.03)
     assert median_interval([1.0, np.inf, np.inf]) == (np.inf, 1.0, np.inf)
     assert np.isnan(median_interval([])).all()
+
+
+def test_a_narrow_terminal_shows_values_and_models(full: Store) -> None:
+    table = Run(full.path).table()
+    with pd.option_context("display.max_columns", 0, "display.width", 80):
+        first = str(table).splitlines()[0]
+    assert {"value", "model"} <= set(first.split())
+    assert sorted(table.columns) == sorted(tidy(full).columns)
+
+
+def test_a_wide_table_has_each_value_once_and_untrained_networks_by_themselves(full: Store) -> None:
+    """A column a model, in order; the trained and the untrained redundancy side by side, never averaged."""
+    run = Run(full.path)
+    wide, long = run.table(wide=True), run.table()
+    assert [*wide.columns] == ["b", "b, untrained", "a_1", "a_1, untrained"]
+    assert wide.notna().sum().sum() == len(long)
+    row = wide.loc["redundancy", "normalised", "site=prepool"]
+    assert [*row] == pytest.approx([0.3, 0.6, 0.3, 0.6])
+    frost = wide.loc["corruptions", "accuracy", "corruption=frost,severity=1"]
+    assert pd.isna(frost["a_1"])  # a gap
+    assert not pd.isna(frost["b"])
+    assert wide.index.get_level_values("task").unique().tolist() == long["task"].unique().tolist()
+
+
+def test_per_image_has_what_the_means_are_of(full: Store) -> None:
+    run = Run(full.path)
+    verdicts, wide = run.per_image(), run.table(wide=True)
+    assert len(verdicts) == IMAGES
+    for model, task, condition in verdicts.columns:
+        metric = {"corruptions": "accuracy", "attacks": "robust_accuracy", "internal": "accuracy"}.get(task, condition)
+        assert verdicts[model, task, condition].mean() == pytest.approx(wide.loc[(task, metric, condition), model])
+    assert set(run.per_image("attacks").columns.get_level_values("task")) == {"attacks"}
+
+
+def test_a_run_is_shown_in_a_line_and_in_a_notebook_with_its_headline(full: Store, tmp_path: Path) -> None:
+    run = Run(full.path, failures=("<b> of x: no",))
+    assert repr(run) == f"Run({full.path}: 2 models, 5 tasks, {len(full.records())} cells; 1 not done)"
+    html = run._repr_html_()
+    assert "&lt;b&gt; of x: no" in html
+    assert "<th>corrupted %</th>" in html
+    assert repr(Run(tmp_path / "none")) == f"Run({tmp_path / 'none'}: no finished cells)"
+    assert "no finished cells" in Run(tmp_path / "none")._repr_html_()
+    with pytest.raises(UsageError, match="no finished cells"):
+        Run(tmp_path / "none").per_image()

@@ -54,7 +54,7 @@ def scores(results: Results) -> list[TaskScores]:
         for quantity, of in makers.items()
         for kind, site in product(kinds_of(conditions), sites_of(conditions))
     ]
-    rows = [score for score in rows if any(score.of(label) for label in results.labels)]
+    rows = [score for score in rows if any(score.of(label) for label in results.family)]
     caption = (
         "Area under the curve over the level: the share masked, the noise relative to the channels' or weights' "
         f"deviation, or a grid's step as a share of the range; the mean over the masks' seeds. Kept: {KEPT}."
