@@ -4,7 +4,8 @@ Which one to use:
 
 * one proportion (top-1 of n images): ``wilson``;
 * a mean over conditions that share images (corruptions x severities): ``clustered_wilson``;
-* two checkpoints on the same images: ``paired_difference`` (its p is ``mcnemar`` for one condition);
+* two checkpoints on the same images: ``paired_difference`` (its p is ``mcnemar`` for one condition), and its p for
+  every two of many: ``all_pairs``;
 * two numbers of which only the intervals are known: ``unpaired``;
 * several seeds of one method: ``spread``, or ``contrast`` of one group for new images as well;
 * METHODS against each other by their seeds: ``contrast``. McNemar compares two checkpoints only;
@@ -164,6 +165,47 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, level: float =
     per_image = _two_dimensional(a).mean(axis=1) - _two_dimensional(b).mean(axis=1)
     in_range = min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1
     return _by_signs(mean_interval(per_image, level), per_image, level, largest=1.0 if in_range else 0.0)
+
+
+def all_pairs(values: ArrayLike) -> NDArray[np.float64]:
+    """p of every two columns of ``values`` (N images, M), (M, M), as ``paired_difference`` has them pair by pair.
+
+    NaN on the diagonal. Takes time as M^2 N, and memory as M N.
+    """
+    x = _two_dimensional(values)
+    binary = ((x == 0) | (x == 1)).all(axis=0)
+    p = np.full((x.shape[1], x.shape[1]), math.nan)
+    for i in range(x.shape[1] - 1):
+        changes = x[:, i, None] - x[:, i + 1 :]
+        above, below = (changes > _TINY).sum(axis=0), (changes < -_TINY).sum(axis=0)
+        verdicts = binary[i] & binary[i + 1 :]
+        p[i, i + 1 :] = np.where(verdicts, _mcnemar_p(above, below), _signed_student_p(changes, above + below))
+    return np.where(np.isnan(p), p.T, p)
+
+
+def _mcnemar_p(only_a: NDArray[np.int_], only_b: NDArray[np.int_]) -> NDArray[np.float64]:
+    """McNemar's mid-p of discordant counts (M,), the exact p where all go one way; never 0."""
+    from scipy.special import bdtr
+
+    fewer, discordant = np.minimum(only_a, only_b), only_a + only_b
+    tail = bdtr(fewer, discordant, 0.5)
+    below = np.where(fewer > 0, bdtr(np.maximum(fewer - 1, 0), discordant, 0.5), tail)
+    return np.asarray(np.clip(tail + below, sys.float_info.min, 1.0))
+
+
+def _signed_student_p(changes: NDArray[np.float64], differing: NDArray[np.int_]) -> NDArray[np.float64]:
+    """Student's p of per-image differences (N, M), no smaller than that of the sign test (see ``_by_signs``)."""
+    from scipy.special import stdtr
+
+    n = len(changes)
+    if n < 2:
+        return np.full(changes.shape[1], math.nan)
+    mean, error = changes.mean(axis=0), changes.std(axis=0, ddof=1) / math.sqrt(n)
+    spread = error > _TINY
+    student = 2 * stdtr(n - 1, -np.abs(mean) / np.where(spread, error, 1.0))
+    p = np.where(spread, student, np.abs(mean) < _TINY)
+    exact = 2.0 ** (1 - np.minimum(differing, 1000.0))
+    return np.asarray(np.clip(np.maximum(p, exact), sys.float_info.min, 1.0))
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Difference:

@@ -136,6 +136,16 @@ def test_list_keeps_within_the_terminal(run: Callable[..., Done], monkeypatch: p
         (["consistency"], "give results folders"),
         (["consistency", "no/such/folder"], "no/such/folder"),
         (["compare", "no/such/folder", "other"], "no/such/folder"),
+        (["compare", "no/such/folder"], "B is missing: coss-eval compare A B"),
+        (["compare"], "A is missing: coss-eval compare A B"),
+        (["train"], "--method is missing: coss-eval train --method METHOD"),
+        (["probe", "--ckpt", "x", "--device"], "--device needs a value"),
+        (["list", "tasks", "datasets"], "'datasets' is one argument too many"),
+        (["report"], "give a results folder, or several for a leaderboard"),
+        (["report", "a", "b"], "there is no folder a"),
+        (["report", "a", "--rename", "x"], 'expected --rename "OLD=NEW"'),
+        (["report", "a", "--label", "x"], 'expected --label "NAME=PATHS"'),
+        (["robustness", "--label", "x=no/such/*.pth"], "matches no file"),
         (["relate"], "give results folders"),
         (["relate", "no/such/folder", "--x", "redundancy"], "no/such/folder"),
         (["robustness", "--config", "missing.yaml"], "missing.yaml"),
@@ -167,6 +177,9 @@ def test_wrong_calls_get_one_line_and_no_traceback(
         ("crops --positions centre 'top left'", "options.positions", ("centre", "top left")),
         ("robustness --ckpt a.pth b.pth --quiet --ckpt c.pth", "models.ckpt", ("a.pth", "b.pth", "c.pth")),
         ("receptive-field --ckpt a.pth b.pth --size 64", "model.ckpt", ("a.pth", "b.pth")),
+        ("receptive-field --arch a --limit 5", "limit", 5),
+        ("receptive-field --arch a --images 5", "limit", 5),
+        ("report a b --models 'co-*' byol --models x", "models", ("co-*", "byol", "x")),
         ("compare a b", "b", Path("b")),
         ("relate a b --x redundancy --y 'PGD 2/255'", "folders", (Path("a"), Path("b"))),
         ("relate a b --x redundancy --y 'PGD 2/255'", "y", "PGD 2/255"),
@@ -195,6 +208,23 @@ def test_a_config_file_keeps_the_lists_of_eps_apart(run: Callable[..., Done], tm
     config = tmp_path / "config.yaml"
     config.write_text("ckpt: [pixels:8]\neps-l2: [0.5, 0.1]\neps: [1/255, 2/255]\n")
     assert "got 0.5, 0.1" in run("attacks", "--config", str(config)).err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("data: digits\nmethods: [byol]\nevaluate: [{limit: 5}]\n", "field of evaluate missing: task; add it"),
+        ("data: digits\nmethod: [byol]\n", "did you mean methods"),
+    ],
+)
+def test_a_sweep_that_lacks_entries_says_which(
+    content: str, expected: str, run: Callable[..., Done], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    done = run("sweep", "mine.yaml", "--list")
+    assert done.code == 2
+    assert expected in done.err
+    assert len(done.err.strip().splitlines()) == 1
 
 
 OWN = """
@@ -445,7 +475,7 @@ def test_receptive_fields_in_theory_and_over_images(run: Callable[..., Done]) ->
     assert done.code == 0
     assert "stage1      64 x 64        1        11" in done.out
     assert "prepool      8 x 8         8        29" in done.out
-    done = run("receptive-field", "--arch", "rf9_resnet18", "--width", "8", "--data", "digits", "--images", "5")
+    done = run("receptive-field", "--arch", "rf9_resnet18", "--width", "8", "--data", "digits", "--limit", "5")
     assert "median over 5 test images of digits" in done.out
     assert "of an image of 32 px" in done.out
     done = run("receptive-field", "--arch", "rf9_resnet18", "--data", "digits", "--images", "3", "--out", "fields")

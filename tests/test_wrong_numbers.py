@@ -47,7 +47,8 @@ from coss_eval.probes.linear import fit_probe
 from coss_eval.receptive_field.effective import effective
 from coss_eval.receptive_field.theoretical import fields, location_fields, theoretical
 from coss_eval.redundancy import measure, spectrum
-from coss_eval.reports.results import Estimate, Results, area, kept
+from coss_eval.reports.estimates import Estimate, area, kept
+from coss_eval.reports.results import Results
 from coss_eval.store import Cell, Measurement, Store
 from coss_eval.tasks.attacks.task import Attacks
 from coss_eval.tasks.corruptions.task import Corruptions

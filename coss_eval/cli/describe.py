@@ -68,7 +68,7 @@ def list_lines(kind: str | None = None) -> list[str]:
     lines = []
     for title, entries in kinds.items():
         if kind in (None, title):
-            lines += [title, *(f"  {name:<29} {about}".rstrip() for name, about in entries.items())]
+            lines += [title, *(f"  {name:<30} {about}".rstrip() for name, about in entries.items())]
     return lines
 
 

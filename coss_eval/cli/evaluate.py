@@ -30,7 +30,7 @@ def _evaluate(
 ) -> int:
     """Plan, say so, run, report: what every evaluating command does."""
     from coss_eval import evaluation
-    from coss_eval.runtime.live import progress_line, say
+    from coss_eval.runtime.live import progress_line, say, say_report
     from coss_eval.store import Store
 
     run = run or RunFlags()
@@ -65,7 +65,8 @@ def _evaluate(
         return 1
     say("")
     say(_headline(done.path, run.baseline))
-    say(f"\nreport      {out / 'report.md'}, report.html and, for every number, tables/*.csv")
+    say("")
+    say_report(out / "report.md", "report.html, figures/ and, for every number, tables/*.csv")
     return 1 if done.failures else 0
 
 

@@ -35,7 +35,7 @@ def similarity(
         Number of fixed images for rsa and procrustes; 5000 at most.
     """
     from coss_eval.evaluation.similarity import similarities
-    from coss_eval.runtime.live import progress_line, say
+    from coss_eval.runtime.live import progress_line, say, say_report
     from coss_eval.store import Store
 
     loaded, dataset, run = (models or ModelFlags()).load(), (data or DataFlags()).open(), run or PassFlags()
@@ -59,7 +59,7 @@ def similarity(
     found.write(folder)
     Store(folder).record_run(found.entry)
     say(f"similarity  {len(found.places)} representations compared")
-    say(f"report      {folder / 'report.md'}, report.html, figures/, and every number in similarity.csv")
+    say_report(folder / "report.md", "report.html, figures/ and, for every number, similarity.csv")
     return 0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from coss_eval.cli.app import LOOK, app
+from coss_eval.cli.app import LOOK, RUN, app
 from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfRun, OfTask
 from coss_eval.errors import UsageError
 from coss_eval.tasks.flags import Fractions, Words
@@ -15,30 +15,51 @@ from coss_eval.tasks.flags import Fractions, Words
 
 @app.command(group=LOOK)
 def report(
-    folder: Path,
-    *,
+    *folders: Path,
     baseline: str | None = None,
     label: Chosen = (),
+    models: Chosen = (),
+    rename: Chosen = (),
     style: Literal["plain", "neurips", "cvpr"] = "plain",
+    out: OfRun[Path | None] = None,
 ) -> int:
-    """Write report.md, report.html, tables and figures again from a results folder.
+    """Write report.md, report.html, tables and figures again; of several results folders, a leaderboard.
 
     Parameters
     ----------
-    folder
-        A results folder.
+    folders
+        A results folder; or several, or a folder with several inside: one page with a table a protocol, and ranks.
     baseline
         Name of the model or method that the differences refer to [default: the first].
     label
         Runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors", or their names; repeat it for other methods.
+    models
+        Names, or globs such as 'co-*', of the models and methods to show, in this order; p-values and ranks stay those
+        among all [default: all].
+    rename
+        "OLD=NEW": another name for a model or method.
     style
         Of the LaTeX tables: the widths of an article, NeurIPS or CVPR.
+    out
+        Folder to write into [default: the results folder; of a leaderboard results/leaderboard].
     """
     from coss_eval import reports
+    from coss_eval.reports.folders import renames, results_folders
     from coss_eval.reports.groups import given
     from coss_eval.runtime.live import say
 
-    for path in reports.write(folder, baseline=baseline, groups=given(label), style=style):
+    if not folders:
+        raise UsageError("a report on what? give a results folder, or several for a leaderboard")
+    groups, names, found = given(label), renames(rename), results_folders(folders)
+    if len(found) == 1:
+        paths = reports.write(
+            found[0], out=out, baseline=baseline, groups=groups, models=models, rename=names, style=style
+        )
+    else:
+        if baseline is not None:
+            raise UsageError("a leaderboard has no baseline: leave --baseline out, or give one results folder")
+        paths = reports.write_leaderboard(found, out, groups=groups, models=models, rename=names)
+    for path in sorted(paths, key=lambda path: path.suffix == ".html"):  # the page last
         say(str(path))
     return 0
 
@@ -219,7 +240,15 @@ def curves(*runs: Path, width: str | None = None, format: Words = ("pdf", "png")
 
 
 @app.command(group=LOOK)
-def compare(a: Path, b: Path, *, out: Path | None = None, force: bool = False) -> int:
+def compare(
+    a: Path,
+    b: Path,
+    *,
+    out: OfRun[Path | None] = None,
+    force: bool = False,
+    models: Chosen = (),
+    rename: Chosen = (),
+) -> int:
     """Differences between two models or methods of any results folders, with intervals and p-values.
 
     Parameters
@@ -232,13 +261,18 @@ def compare(a: Path, b: Path, *, out: Path | None = None, force: bool = False) -
         Folder for the comparison: a page, its tables and a figure.
     force
         Compare in spite of different images or protocols; warnings name them.
+    models
+        Names, or globs such as 'co-*', of the models and methods to show, in this order [default: all that pair].
+    rename
+        "OLD=NEW": another name for a model or method.
     """
     from coss_eval.reports.compare import compare as differences
     from coss_eval.reports.compare import text, write
-    from coss_eval.runtime.live import say, width
+    from coss_eval.reports.folders import renames
+    from coss_eval.runtime.live import coloured, say, width
 
-    found = differences(a, b, force=force)
-    say(text(found, width()))
+    found = differences(a, b, force=force, models=models, rename=renames(rename))
+    say(text(found, width(), coloured=coloured()))
     for path in [] if out is None else write(found, out):
         say(str(path))
     return 0
@@ -313,13 +347,13 @@ def relate(
         Folder for the page, the figure and the numbers [default: results/relate-X-Y].
     """
     from coss_eval.evaluation import relate as related
-    from coss_eval.runtime.live import say, width
+    from coss_eval.runtime.live import say, say_report, width
 
     found = related(folders, x, y, family=family)
     say(found.text(width()) + "\n")
     folder = out or Path("results") / f"relate-{x}-{y}".replace("/", "-").replace(" ", "-")
     found.write(folder)
-    say(f"report      {folder / 'report.md'}, report.html, figures/relate.png, relate.csv and correlations.csv")
+    say_report(folder / "report.md", "report.html, figures/relate.png, relate.csv and correlations.csv")
     return 0
 
 
@@ -375,14 +409,11 @@ def list_(kind: str | None = None) -> int:
         tasks, datasets, corruptions, attacks, architectures, methods, layouts, data-layouts, presets or sweeps
         [default: all].
     """
-    from textwrap import fill
-
     from coss_eval.cli.describe import list_lines
-    from coss_eval.runtime.live import say, width
+    from coss_eval.runtime.live import say
 
-    within = width()
     for line in list_lines(kind):
-        say(line if within is None else fill(line, within, subsequent_indent=" " * 32, break_on_hyphens=False))
+        say(line)
     return 0
 
 
@@ -411,7 +442,7 @@ def receptive_field(
     *,
     model: ModelFlags | None = None,
     size: OfTask[int | None] = None,
-    images: OfTask[int] = 64,
+    limit: Annotated[int, Parameter(name=["--limit", "--images"], group=RUN)] = 64,
     data: OfData[str | None] = None,
     data_root: OfData[Path | None] = None,
     out: OfRun[Path | None] = None,
@@ -424,8 +455,8 @@ def receptive_field(
     ----------
     size
         Side of the image in pixels [default: that of the images].
-    images
-        Number of test images that the effective field is measured on.
+    limit
+        Number of test images to use for the effective field (seeded, balanced over classes).
     data
         A name (see coss-eval list) or a folder: images for the effective field [default: in theory alone].
     data_root
@@ -440,8 +471,8 @@ def receptive_field(
     if out is not None and data is None:
         raise UsageError("pictures are of the effective field, which needs images: give --data")
     for one in model.load() if model.ckpt else [model.make()]:
-        say("\n".join(field_lines(one, size=size, data=data, data_root=data_root, images=images)) + "\n")
+        say("\n".join(field_lines(one, size=size, data=data, data_root=data_root, images=limit)) + "\n")
         if out is not None and data is not None:
-            for path in write_field_pictures(one, data=data, data_root=data_root, images=images, out=out):
+            for path in write_field_pictures(one, data=data, data_root=data_root, images=limit, out=out):
                 say(str(path))
     return 0

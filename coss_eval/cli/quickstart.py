@@ -12,7 +12,7 @@ from coss_eval import evaluation, reports, tasks
 from coss_eval.data.open import load_dataset
 from coss_eval.probes import resolve_device
 from coss_eval.runtime.device import spare_threads
-from coss_eval.runtime.live import progress_line, say, training_line, width
+from coss_eval.runtime.live import progress_line, say, say_report, training_line, width
 from coss_eval.store import Store
 from coss_eval.training.loop import train
 
@@ -55,8 +55,8 @@ def run(out: Path, *, quiet: bool = False, show: bool = False) -> int:
         say(f"NOT DONE    {failure}")
     written = reports.write(out)
     say(f"\n{reports.headline_text(Store(out), width())}\n")
-    say(f"report      {out / 'report.html'} ({len(written)} files in {out})")
     say(f"next        coss-eval robustness --ckpt {out / 'runs/co-simclr/model.safetensors'} --data {DATA} --limit 100")
+    say_report(out / "report.html", f"{len(written)} files, report.md, tables/ and figures/ among them,")
     if show:
         webbrowser.open((out / "report.html").resolve().as_uri())  # False where there is no desktop: the path is above
     return 1 if done.failures else 0

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import TYPE_CHECKING, Self
+
+from coss_eval.errors import shown
+from coss_eval.runtime.live import facts_html
 
 if TYPE_CHECKING:
     from coss_eval.data.split import Split
+
+SHOWN, SIDE = 24, 64  # images in a notebook, and their pixels a side where they have no size of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +36,33 @@ class Dataset:
         train = "no training" if self.train is None else f"{len(self.train):,} training"
         counts = f"{train} and {len(self.test):,} test images, {len(self.classes)} classes"
         return f"{type(self).__name__}({self.name}: {counts})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the facts, and test images of as many classes as fit on one small PNG."""
+        train = {} if self.train is None else {"training images": f"{len(self.train):,}"}
+        titles = [self.class_titles.get(name, name) for name in self.classes]
+        facts = {"test images": f"{len(self.test):,}", "classes": f"{len(titles):,}: {shown(titles, 10)}"}
+        notes = {f"note {number}": note for number, note in enumerate(self.notes, 1)}
+        png = b64encode(self._grid()).decode()
+        image = f'<img src="data:image/png;base64,{png}" alt="test images of {escape(self.name)}">'
+        return facts_html(f"{type(self).__name__} {self.name}", {**train, **facts, **notes}) + image
+
+    def _grid(self) -> bytes:
+        """Test images, balanced over classes, eight beside one another and at most SHOWN, as a PNG file."""
+        import numpy as np
+        from PIL import Image
+
+        from coss_eval.data.batches import Geometry
+
+        few = self.test.limited(min(SHOWN, len(self.test)))
+        batches = few.batches(Geometry(size=SIDE), workers=0, skip_bad_images=True)
+        images = [image.permute(1, 2, 0).numpy() for batch in batches for image in batch.images]  # (H, W, 3)
+        rows = [images[i : i + 8] for i in range(0, len(images), 8)]
+        blank = np.full_like(images[0], 255) if images else np.full((1, 1, 3), 255, np.uint8)
+        rows = [row + [blank] * (min(8, len(images)) - len(row)) for row in rows] or [[blank]]
+        buffer = io.BytesIO()
+        Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows])).save(buffer, "PNG")
+        return buffer.getvalue()
 
     @property
     def classes(self) -> tuple[str, ...]:

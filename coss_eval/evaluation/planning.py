@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ class Plan:
     def missing(self) -> int:
         return sum(len(job.subjects) for job in self.jobs)
 
-    def seconds(self) -> float | None:
-        """An estimate for the missing cells: forward passes, timed on one batch, and the tasks' own work.
+    @cached_property
+    def costs(self) -> list[float] | None:
+        """An estimate of the seconds of each job: forward passes, timed on one batch, and the task's own work.
 
         None where a network takes no pass: its cells will say why.
         """
@@ -70,11 +71,15 @@ class Plan:
             per_image = {id(subject): _forward_seconds(subject) for subject in self.subjects} if self.jobs else {}
         except Exception:  # noqa: BLE001 - a network's own code may fail in any way, and is asked again by its cells
             return None
-        total = 0.0
-        for job in self.jobs:
-            total += job.task.overhead(job.cell, job.subjects[0])
-            total += sum(job.task.forwards(job.cell, subject) * per_image[id(subject)] for subject in job.subjects)
-        return total
+        return [
+            job.task.overhead(job.cell, job.subjects[0])
+            + sum(job.task.forwards(job.cell, subject) * per_image[id(subject)] for subject in job.subjects)
+            for job in self.jobs
+        ]
+
+    def seconds(self) -> float | None:
+        """An estimate for the missing cells; None where a network takes no pass."""
+        return None if self.costs is None else sum(self.costs)
 
     def lines(self) -> list[str]:
         """The plan as plain lines for a terminal."""
@@ -89,6 +94,7 @@ class Plan:
             f"geometry    {', '.join(f'{name} {_plain(value)}' for name, value in geometry)}",
             f"device      {self.subjects[0].compute.device}, seed {self.seed}",
             f"cells       {len(self.cells)}, of which {self.missing} to compute: {todo}",
+            *([f"steps       {len(self.jobs)}, a cell of all models each"] if len(self.jobs) < self.missing else []),
             *(f"WARNING     {warning}" for warning in self.warnings),
             *(f"SKIPPED     {line}" for line in self.skipped),
         ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation.facts import data_facts, model_facts
 from coss_eval.evaluation.planning import Job, Plan, plan, protocol
-from coss_eval.models.hooks import finite_outputs
+from coss_eval.models.hooks import counted, finite_outputs
 from coss_eval.runtime import live
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.live import duration, progress_line
@@ -29,19 +30,78 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+SELDOM = 0.5  # seconds between two words on one job
+PRIOR = 0.05
 Mine = tuple[Subject, str]  # a subject and the key of its cell, claimed by this process
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is, sent before each job."""
+    """Where a run is, sent before each of its steps and now and then inside long ones.
+
+    ``share`` of the estimated work is done; by that, ``seconds_left``; both are None where there is no estimate.
+    """
 
     done: int
     total: int
     label: str
+    share: float | None = None
+    seconds_left: float | None = None
 
 
-@dataclass(frozen=True)
+class _Course:
+    """How far a run is, by the estimated costs of its jobs; says so to ``on_progress``.
+
+    What is left is the estimate for it times how long what is done took against its estimate, which weighs a little
+    itself (``PRIOR`` of the whole): so a run begins at its plan's estimate and ends by its own clock.
+    """
+
+    def __init__(self, planned: Plan, on_progress: Callable[[Progress], None] | None) -> None:
+        self._jobs, self._say = planned.jobs, on_progress
+        self._costs = planned.costs if on_progress is not None else None
+        self._started = self._said = time.monotonic()
+        self._number, self._images, self._expected = 0, 0.0, 1.0
+
+    def begin(self, number: int) -> None:
+        """The job of that number, or the end."""
+        self._number, self._images = number, 0.0
+        if number < len(self._jobs):
+            job = self._jobs[number]
+            self._expected = max(1.0, sum(job.task.forwards(job.cell, subject) for subject in job.subjects))
+        self._tell()
+
+    def watch(self, subjects: Sequence[Subject]) -> ExitStack:
+        """Count the passes of these networks while it is open."""
+        stack = ExitStack()
+        if self._costs is not None:
+            for subject in subjects:
+                stack.enter_context(counted(subject.model.backbone.global_, self._count))
+        return stack
+
+    def _count(self, images: int) -> None:
+        self._images += images
+        if time.monotonic() - self._said >= SELDOM:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._say is None:
+            return
+        self._said = time.monotonic()
+        label = self._jobs[self._number].label if self._number < len(self._jobs) else "done"
+        self._say(Progress(self._number, len(self._jobs), label, *self._share_and_left()))
+
+    def _share_and_left(self) -> tuple[float | None, float | None]:
+        if self._costs is None:
+            return None, None
+        total = sum(self._costs)
+        here = self._costs[self._number] if self._number < len(self._costs) else 0.0
+        done = sum(self._costs[: self._number]) + here * min(0.99, self._images / self._expected)
+        passed, prior = self._said - self._started, PRIOR * total
+        left = (total - done) * (passed + prior) / (done + prior) if total > 0 else 0.0
+        return done / total if total > 0 else 0.0, left
+
+
+@dataclass(frozen=True, repr=False)
 class Run:
     """A results folder after (or during) a run."""
 
@@ -50,25 +110,73 @@ class Run:
     skipped: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # lines on images that could not be read
 
-    def table(self) -> pd.DataFrame:
-        """One row a measurement: model, task, metric, condition, value, n, low, high.
+    def __repr__(self) -> str:
+        cells = Store(self.path).records()
+        models, tasks = len({cell["model"] for cell in cells}), len({cell["task"] for cell in cells})
+        done = [f"{_count(models, 'model')}, {_count(tasks, 'task')}, {_count(len(cells), 'cell')}"]
+        lines = {"not done": self.failures, "skipped": self.skipped, "on images left out": self.left_out}
+        parts = (done if cells else ["no finished cells"]) + [
+            f"{len(some)} {name}" for name, some in lines.items() if some
+        ]
+        return f"Run({self.path}: {'; '.join(parts)})"
 
-        An untrained network that a task measured beside a model is a model of its own here, "NAME, untrained".
-        UsageError where the folder holds no finished cell.
-        """
-        from coss_eval.reports.tables import apart_from_untrained, tidy
-
-        found = tidy(Store(self.path))
-        if found.empty:
-            why = f" ({self.failures[0]})" if self.failures else ""
-            raise UsageError(f"no finished cells in {self.path}{why}; give a folder that evaluate has written into")
-        return apart_from_untrained(found)
-
-    def report(self, *, baseline: str | None = None) -> list[Path]:
-        """Write report.md, report.html, tables/ and figures/ into the folder; the paths written."""
+    def _repr_html_(self) -> str:
+        """In a notebook: the headline table, and what is missing."""
         from coss_eval import reports
 
-        return reports.write(self.path, baseline=baseline)
+        told = [*self.failures, *self.skipped, *self.left_out]
+        lines = "".join(f"<br>{escape(line)}" for line in told)
+        shown = reports.headline_html(Store(self.path)) if Store(self.path).holds_cells() else ""
+        return f"<div><b>{escape(repr(self))}</b>{lines}{shown}</div>"
+
+    def table(self, *, wide: bool = False) -> pd.DataFrame:
+        """One row a measurement: value, metric, low, high, n, its condition, task, model and what else is known.
+
+        ``wide``: the values alone, one row a task, metric and condition and one column a model. An untrained network
+        that a task measured beside a model is a model of its own here, "NAME, untrained". UsageError where the folder
+        holds no finished cell.
+        """
+        from coss_eval.reports import tables
+
+        found = tables.apart_from_untrained(tables.tidy(self._store()))
+        return tables.wide(found) if wide else tables.for_reading(found)
+
+    def per_image(self, task: str | None = None) -> pd.DataFrame:
+        """What is stored of each image: a row an image (its id), a column a model, task and condition.
+
+        Verdicts are 1.0 and 0.0, NaN where a cell is not about the image; of one ``task`` or of all. UsageError where
+        the folder holds no finished cell.
+        """
+        from coss_eval.reports import tables
+
+        return tables.per_image(self._store(), task)
+
+    def _store(self) -> Store:
+        store = Store(self.path)
+        if not store.holds_cells():
+            why = f" ({self.failures[0]})" if self.failures else ""
+            raise UsageError(f"no finished cells in {self.path}{why}; give a folder that evaluate has written into")
+        return store
+
+    def report(
+        self,
+        *,
+        baseline: str | None = None,
+        models: Sequence[str] = (),
+        rename: Mapping[str, str] | None = None,
+        out: str | Path | None = None,
+    ) -> list[Path]:
+        """Write report.md, report.html, tables/ and figures/ into the folder, or ``out``; the paths written.
+
+        ``models`` are names or globs of what to show, in that order; ``rename`` gives models other names.
+        """
+        from coss_eval import reports
+
+        return reports.write(self.path, out=out, baseline=baseline, models=models, rename=rename)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
     def plot(
         self, name: str, *, width: float | None = None, models: Sequence[str] = (), baseline: str | None = None
@@ -166,17 +274,15 @@ def execute(
         raise UsageError(f"nothing can be measured: {'; '.join(planned.skipped)}")
     entry = provenance(planned)
     planned.store.record_run(entry)
-    started = time.monotonic()
+    started, course = time.monotonic(), _Course(planned, on_progress)
     failures: list[str] = []
     for number, job in enumerate(planned.jobs):
         if budget_hours is not None and time.monotonic() - started > budget_hours * 3600:
             failures.append(f"budget of {budget_hours} h used up: {len(planned.jobs) - number} jobs not begun")
             break
-        if on_progress is not None:
-            on_progress(Progress(number, len(planned.jobs), job.label))
-        failures += _run_job(planned, job, overwrite)
-    if on_progress is not None:
-        on_progress(Progress(len(planned.jobs), len(planned.jobs), "done"))
+        course.begin(number)
+        failures += _run_job(planned, job, overwrite, course)
+    course.begin(len(planned.jobs))
     if left_out := planned.subjects[0].data.left_out():  # known once the images have been read
         planned.store.amend_run(entry, {"left_out": left_out})
     if not failures and all(planned.store.read(cell["key"]) is not None for cell in planned.cells):
@@ -187,7 +293,7 @@ def execute(
     return Run(planned.store.path, tuple(failures), tuple(planned.skipped), tuple(left_out))
 
 
-def _run_job(planned: Plan, job: Job, overwrite: bool) -> list[str]:
+def _run_job(planned: Plan, job: Job, overwrite: bool, course: _Course) -> list[str]:
     """Claim what no other process is at, measure it, store it; a line for each subject that failed."""
     store = planned.store
     with ExitStack() as stack:
@@ -208,7 +314,8 @@ def _run_job(planned: Plan, job: Job, overwrite: bool) -> list[str]:
                 able.append((subject, key))
             except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
                 failures.append(_failure(job, subject, error))
-        return failures + _measure(planned, job, able)
+        with course.watch([subject for subject, _ in able]):
+            return failures + _measure(planned, job, able)
 
 
 def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> list[str]:
@@ -283,11 +390,20 @@ def provenance(planned: Plan) -> dict[str, Any]:
     }
 
 
-def compare(run_a: Run | str | Path, run_b: Run | str | Path, *, force: bool = False) -> pd.DataFrame:
+def compare(
+    run_a: Run | str | Path,
+    run_b: Run | str | Path,
+    *,
+    force: bool = False,
+    models: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """Differences between the models of two runs, or of "folder::model", with intervals and p-values, a row a score.
 
-    Different images or protocols are refused, unless ``force`` is given: then warnings name them.
+    Different images or protocols are refused, unless ``force`` is given: then warnings name them. ``models`` are names
+    or globs of those to show, in that order, which changes no p; ``rename`` gives models other names.
     """
     from coss_eval.reports.compare import compare as differences
 
-    return differences(*(run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b)), force=force)
+    sides = (run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b))
+    return differences(*sides, force=force, models=models, rename=rename)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from coss_eval.errors import CossError
+from coss_eval.errors import CossError, shown
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.choices import HeadChoice
 from coss_eval.models.classifier import Classifier, Preprocessing
 from coss_eval.randomness import seeded_init
 from coss_eval.runtime.code_identity import code_identity
+from coss_eval.runtime.live import facts_html
 
 if TYPE_CHECKING:  # it builds networks, and their builder needs seeded_init
     from coss_eval.models.architecture import Architecture
@@ -90,6 +91,22 @@ class Model:
         head = "no head" if self.head is None else f"its own {type(self.head).__name__} head"
         normalised = self.preprocessing.source
         return f"Model({self.name}: {self.arch}, {self.backbone.dim} features, {head}, normalisation {normalised})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what it is, where its numbers can be taken, and what its file had."""
+        parameters = sum(p.numel() for p in self.backbone.parameters())
+        facts = {
+            "architecture": f"{self.arch}, {parameters / 1e6:.2f} M parameters",
+            "representation": f"{self.backbone.dim} features; sites {', '.join(self.backbone.sites)}",
+            "head": "none" if self.head is None else f"its own {type(self.head).__name__}",
+            "classes": "not named" if self.classes is None else f"{len(self.classes)}: {shown(self.classes, 6)}",
+            "normalisation": self.preprocessing.source,
+            "weights (sha256)": self.sha256[:16],
+        }
+        if self.report is not None:
+            lines = (line.partition(" ") for line in self.report.lines())
+            facts |= {f"file: {name}": text.strip() for name, _, text in lines if name in ("layout", "keys", "note")}
+        return facts_html(f"Model {self.name}", facts)
 
     def protocol(self) -> dict[str, Any]:
         """All that a number depends on, as JSON: the weights themselves, the architecture and the preprocessing."""

@@ -16,7 +16,7 @@ from coss_eval.store import Store
 if TYPE_CHECKING:
     from coss_eval.reports.results import Results
 
-__all__ = ["headline_text", "write"]
+__all__ = ["headline_html", "headline_text", "write", "write_leaderboard"]
 
 
 def write(
@@ -25,31 +25,37 @@ def write(
     out: str | os.PathLike[str] | None = None,
     baseline: str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    models: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
     style: str = "plain",
 ) -> list[Path]:
     """Write the report of a results folder into it (or into ``out``); the paths written.
 
     ``baseline`` names the checkpoint or method that differences refer to (default: the first). ``groups`` names methods
-    by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. ``style`` of the LaTeX tables:
-    plain, neurips or cvpr. Writes report.md, report.html, tables/<name>.csv and .tex, tables/measurements.csv (every
-    number, as fractions), tables/methods.tex with references.bib, and figures/<name>.png and .pdf.
-    Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for an
-    unknown baseline or style.
+    by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. ``models`` are names or globs of
+    what to show, in that order, which changes no p-value; ``rename`` gives models other names. ``style`` of the LaTeX
+    tables: plain, neurips or cvpr. Writes report.md, report.html, tables/<name>.csv and .tex, tables/measurements.csv
+    (every number, as fractions), tables/methods.tex with references.bib, and figures/<name>.png and .pdf.
+    Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for unknown
+    names.
     """
-    from coss_eval.reports import document, figures, html, latex, layout, markdown, methods, tables
+    from coss_eval.reports import document, drawing, figures, html, latex, layout, markdown, methods, tables
     from coss_eval.reports.files import write_file
+    from coss_eval.reports.folders import read
 
     folder = Path(store_path if out is None else out)
-    results = _results(Store(store_path), groups)
+    (store,) = read(store_path, rename=rename)
+    results = _results(store, groups, models)
     base = document.resolve_baseline(results, baseline)
     latex.page_of(style)  # an unknown one fails early
     everything = tables.apart_from_untrained(results.frame).to_csv(index=False, lineterminator="\n")
     paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early
-    drawn = figures.write(results, folder / "figures")
+    drawn = figures.write(results, folder / "figures", canvas=drawing.Canvas(baseline=base))
     pictures = {path.stem: path.read_bytes() for path in drawn if path.suffix == ".png"}
     page = document.build(results, base, list(pictures))
+    files = [table.name for table in page.tables]
     paths.append(write_file(folder / "report.md", markdown.render(page)))
-    paths.append(write_file(folder / "report.html", html.render(page, pictures)))
+    paths.append(write_file(folder / "report.html", html.render(page, pictures, files)))
     for table in page.tables:
         paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
         paths.append(write_file(folder / "tables" / f"{table.name}.tex", latex.latex(table, style)))
@@ -77,10 +83,44 @@ def headline_text(store: Store, width: int | None = None) -> str:
     return f"{shown}\n{table.gaps} not measured ({layout.GAP})" if table.gaps else shown
 
 
-def _results(store: Store, groups: Mapping[str, Sequence[str]] | None = None) -> Results:
+def headline_html(store: Store) -> str:
+    """The headline as an HTML table for a notebook, a row a measure and a column a checkpoint; empty without one."""
+    import pandas as pd
+
+    from coss_eval.reports import document, headline, layout
+
+    results = _results(store)
+    scores = headline.columns(results)
+    if not scores:
+        return ""
+    table = layout.transposed(document.headline_table(results, scores))
+    cells = [[layout.GAP if entry is None else str(entry) for entry in row.entries] for row in table.rows]
+    frame = pd.DataFrame(cells, index=[row.name for row in table.rows], columns=list(table.columns))
+    return frame.rename_axis(columns=table.corner).to_html()
+
+
+def write_leaderboard(
+    folders: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    models: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Rank the models of several results folders: leaderboard.html and its tables in ``out``; the paths written.
+
+    ``out`` is results/leaderboard by default; all else as in ``write``. Ranks stay those among all models.
+    """
+    from coss_eval.reports import leaderboard
+
+    folder = Path("results") / "leaderboard" if out is None else Path(out)
+    return leaderboard.write(folders, folder, groups=groups, models=models, rename=rename)
+
+
+def _results(store: Store, groups: Mapping[str, Sequence[str]] | None = None, models: Sequence[str] = ()) -> Results:
     from coss_eval.reports.results import Results
 
-    results = Results(store, groups)
+    results = Results(store, groups, models)
     if not results.records:
         raise CossError(f"no finished cells in {store.path}; give a results folder that coss-eval has evaluated into")
     return results

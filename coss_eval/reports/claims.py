@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from coss_eval.errors import UsageError, unknown_name
+from coss_eval.reports.estimates import Estimate, by_run, mean
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results, by_run, mean
+from coss_eval.reports.results import Results
 from coss_eval.statistics import (
     SEEDS_FOR_P,
     Difference,

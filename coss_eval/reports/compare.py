@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import pandas as pd
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import headline
 from coss_eval.reports.by_task import task_report
+from coss_eval.reports.estimates import Estimate, difference
 from coss_eval.reports.files import write_file
+from coss_eval.reports.folders import chosen, read
 from coss_eval.reports.latex import latex
 from coss_eval.reports.layout import Number, Row, Table, markdown
 from coss_eval.reports.layout import text as table_text
-from coss_eval.reports.results import Estimate, Results, difference
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Score
 from coss_eval.statistics import SEEDS_FOR_P, holm
 from coss_eval.store import Store
@@ -42,6 +44,7 @@ COLUMNS = [
     "n_b",
     "seeds_a",
     "seeds_b",
+    "lower_is_better",
 ]
 NOTE = (
     "Differences are the second minus the first; p is adjusted over each table (Holm). One seed a side is paired over "
@@ -58,17 +61,27 @@ class _Side:
     label: str
 
 
-def compare(run_a: str | os.PathLike[str], run_b: str | os.PathLike[str], *, force: bool = False) -> pd.DataFrame:
+def compare(
+    run_a: str | os.PathLike[str],
+    run_b: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    models: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """b minus a over the images that both saw: one row a score that both have.
 
     A side is a results folder, or "folder::model" for one model or method of it; the folders may be one. Without names,
     models of the same name are paired, and a run with one model with every one of the other. Columns: task, table,
-    group, score, a, b (labels), value_a, value_b, difference, low, high, p, p_holm (over the table), n, unit, and the
-    images and seeds of each side. Accuracies are fractions. ``attrs["warnings"]`` says what makes the two hard to
-    compare. Raises CossError for a folder without cells, UsageError where nothing can be paired, and, unless ``force``
-    is given, where images or protocols differ.
+    group, score, a, b (labels), value_a, value_b, difference, low, high, p, p_holm (over the table), n, unit, the
+    images and seeds of each side, and whether a lower score is the better one. Accuracies are fractions.
+    ``attrs["warnings"]`` says what makes the two hard to compare. ``models`` are names or globs of those to show, in
+    that order, which changes no p; ``rename`` gives models other names. Raises CossError for a folder without cells,
+    UsageError for unknown names, where nothing can be paired, and, unless ``force`` is given, where images or protocols
+    differ.
     """
-    (a, name_a), (b, name_b) = (_results(path) for path in (run_a, run_b))
+    (folder_a, name_a), (folder_b, name_b) = (_named(path) for path in (run_a, run_b))
+    a, b = map(_results, read(folder_a, folder_b, rename=rename))
     sides = [(_Side(a, one), _Side(b, other)) for one, other in _pairs(a, b, name_a, name_b)]
     different = list(dict.fromkeys(line for pair in sides for line in _differing(*pair)))
     if different and not force:
@@ -82,13 +95,38 @@ def compare(run_a: str | os.PathLike[str], run_b: str | os.PathLike[str], *, for
     frame["p_holm"] = frame["p_holm"].astype(float)
     warnings = list(dict.fromkeys([*a.warnings, *b.warnings, *different, *_devices(a, b)]))
     frame.attrs |= {"warnings": warnings, "runs": [results.store.path.name for results in (a, b)]}
-    return frame
+    return _shown(frame, models, {label: r.names(label) for r in (b, a) for label in r.labels}) if models else frame
 
 
-def text(frame: pd.DataFrame, width: int | None = None) -> str:
+def _shown(frame: pd.DataFrame, models: Sequence[str], called: Mapping[str, set[str]]) -> pd.DataFrame:
+    """The rows that compare two of ``models``, in the order of these; a model of each side stays beside them."""
+    wanted = chosen(models, called)
+    keep = [label for label in wanted if label in {*frame["a"], *frame["b"]}]
+    one_a, one_b = (frame[side].nunique() == 1 for side in "ab")
+    rows = frame[(frame["a"].isin(keep) | one_a) & (frame["b"].isin(keep) | one_b)]
+    if rows.empty:
+        raise UsageError(
+            f"--models {' '.join(models)}: no pair of these is compared; leave --models out to see the pairs"
+        )
+    place = {label: i for i, label in enumerate(keep)}
+    order = sorted(rows.index, key=lambda i: tuple(place.get(str(rows.loc[i, side]), -1) for side in "ab"))  # stable
+    return rows.loc[order]
+
+
+def text(frame: pd.DataFrame, width: int | None = None, *, coloured: bool = False) -> str:
     """The comparison for a terminal: warnings first, then a table a table; what each difference shows beside it."""
     lines = [f"WARNING  {warning}" for warning in frame.attrs.get("warnings", [])]
-    return "\n".join([*lines, *(table_text(table, width) + "\n" for table in tables(frame)), NOTE])
+    shown = [_fitting(table, width, coloured) + "\n" for table in tables(frame)]
+    return "\n".join([*lines, *shown, NOTE])
+
+
+def _fitting(table: Table, width: int | None, coloured: bool) -> str:
+    """A table without its last column, the difference in words, where that would stand in a block of its own."""
+    whole = table_text(table, width, coloured=coloured)
+    if "\n\n" not in whole:
+        return whole
+    numbers = replace(table, columns=table.columns[:-1], rows=[replace(r, entries=r.entries[:-1]) for r in table.rows])
+    return table_text(numbers, width, coloured=coloured)
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
@@ -152,8 +190,8 @@ def figure(frame: pd.DataFrame) -> Any:
 
 
 def _difference(row: dict[Any, Any]) -> Number:
-    p = row["p_holm"]
-    return Number(row["difference"], row["low"], row["high"], row["unit"], p=p, signed=True)
+    better = {"p": row["p_holm"], "lower_is_better": bool(row["lower_is_better"])}
+    return Number(row["difference"], row["low"], row["high"], row["unit"], signed=True, **better)
 
 
 def _sizes(rows: pd.DataFrame, side: str, usual: str) -> str:
@@ -167,13 +205,17 @@ def _images(counts: pd.Series[int]) -> str:
     return "n = " + " to ".join(map(str, dict.fromkeys([min(counts), max(counts)])))
 
 
-def _results(path: str | os.PathLike[str]) -> tuple[Results, str | None]:
-    """A folder's results, and the model that "folder::model" names."""
+def _named(path: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """The folder and the model that "folder::model" names."""
     folder, _, name = os.fspath(path).partition("::")
-    results = Results(Store(folder))
+    return folder, name or None
+
+
+def _results(store: Store) -> Results:
+    results = Results(store)
     if not results.records:
-        raise CossError(f"no finished cells in {folder}; give a results folder that coss-eval has written")
-    return results, name or None
+        raise CossError(f"no finished cells in {store.path}; give a results folder that coss-eval has written")
+    return results
 
 
 def _tasks(a: Results, b: Results) -> list[str]:
@@ -210,6 +252,7 @@ def _task_rows(a: _Side, b: _Side, task: str) -> list[dict[str, Any]]:
             | {"value_a": one.value, "value_b": other.value}
             | dict(zip(("difference", "low", "high", "p", "n"), found, strict=True))
             | {"unit": score.unit, "n_a": one.n, "n_b": other.n, "seeds_a": _seeds(one), "seeds_b": _seeds(other)}
+            | {"lower_is_better": score.lower_is_better}
         )
     return rows
 
@@ -267,5 +310,14 @@ def _protocol(side: _Side, task: str) -> dict[str, str]:
     values: dict[str, set[str]] = {}
     for cell in side.results.cells(task, side.label):
         for name, value in (cell["params"] | {"algorithm_version": cell.get("algorithm_version")}).items():
-            values.setdefault(name, set()).add(str(value))
+            values.setdefault(name, set()).add(_plain(value))
     return {name: value.pop() for name, value in values.items() if len(value) == 1}
+
+
+def _plain(value: Any) -> str:
+    """A setting for reading: "0.1, 0.5"; no brackets of a programming language."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from coss_eval.errors import CossError, UsageError
+from coss_eval.reports.estimates import Estimate, aligned, from_shares, mean
 from coss_eval.reports.layout import Entry, Number, Row, Table
 from coss_eval.reports.layout import text as table_text
-from coss_eval.reports.results import Estimate, Results, aligned, from_shares, mean
+from coss_eval.reports.results import Results
 from coss_eval.store import Condition, Store
 
 ALL = "all conditions"

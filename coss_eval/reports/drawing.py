@@ -27,11 +27,13 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
+from numpy.typing import NDArray
 
 from coss_eval.errors import UsageError
+from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import Number, Row, broken
-from coss_eval.reports.results import Estimate, Results
+from coss_eval.reports.results import Results
 from coss_eval.statistics import Difference
 
 LineStyle = Literal["-", "--", ":"] | tuple[float, tuple[float, ...]]
@@ -302,13 +304,22 @@ def legend(figure: Figure, look: Mapping[str, Look]) -> None:
     figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4, borderaxespad=0)
 
 
+def rising(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest numbers in least squares that nowhere fall, by pooling neighbours that do (Ayer et al. 1955)."""
+    blocks: list[tuple[float, int]] = []  # mean and length
+    for value in values:
+        blocks.append((float(value), 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (one, m), (other, n) = blocks[-2:]
+            blocks[-2:] = [((one * m + other * n) / (m + n), m + n)]
+    return np.repeat([mean for mean, _ in blocks], [length for _, length in blocks])
+
+
 def label_ends(axis: Axes, lines: Mapping[str, Sequence[Estimate | None]], look: Mapping[str, Look]) -> None:
     """The names at the ends of their lines, long ones in several lines, moved apart where they would overlap.
 
     A legend takes their place where they are too many for the axis, or the figure is narrow.
     """
-    from sklearn.isotonic import isotonic_regression  # here: scikit-learn takes a while to import
-
     figure = axis.get_figure()
     assert isinstance(figure, Figure)
     ends = {label: [p for p in points if p is not None][-1].value * 100 for label, points in lines.items()}
@@ -323,9 +334,7 @@ def label_ends(axis: Axes, lines: Mapping[str, Sequence[Estimate | None]], look:
         return
     stacked = heights.cumsum() - heights / 2  # the middles of names that touch, from 0
     # names do not overlap where y - stacked nowhere falls: the least squares nearest to the ends that keeps it so
-    shifts = isotonic_regression(
-        [ends[label] for label in labels] - stacked, y_min=bottom, y_max=max(bottom, top - heights.sum())
-    )
+    shifts = rising([ends[label] for label in labels] - stacked).clip(bottom, max(bottom, top - heights.sum()))
     for label, text, y in zip(labels, texts, shifts + stacked, strict=True):
         axis.annotate(
             text,

@@ -11,8 +11,9 @@ from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports import curves, headline, sweeps
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.drawing import KINDS, MANY, WHOLE, WIDTH, Canvas, forest, save, settle, style
+from coss_eval.reports.estimates import difference
 from coss_eval.reports.layout import Number, Row
-from coss_eval.reports.results import Results, difference
+from coss_eval.reports.results import Results
 from coss_eval.reports.saliency import stored_fields
 from coss_eval.reports.scores import adjusted, comparable
 from coss_eval.store import Store
@@ -86,11 +87,11 @@ def _made(results: Results, maker: Maker, canvas: Canvas) -> Figure | None:
 
 def differences(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     """Every headline score's difference from the baseline with its interval and the p of its table."""
-    columns = comparable(headline.columns(results), results.labels)
+    columns = comparable(headline.columns(results), results.family)
     shown = canvas.shown(results.labels)
     base = canvas.baseline or next(iter(shown), "")
     others = [label for label in shown if label != base][:MANY]
-    family = adjusted(columns, results.labels)
+    family = adjusted(columns, results.family)
     rows = []
     for column in columns:
         for other in others:

@@ -51,7 +51,7 @@ def find(
     """
     known = _said(labels, records, runs)
     shown = {label.text: label for label in labels.values()}
-    named = _named([shown[text].model for text in checkpoints], patterns)
+    named = methods_of([shown[text].model for text in checkpoints], patterns)
     found: dict[str, list[str]] = {}
     methods: dict[str, str] = {}
     for text in checkpoints:
@@ -99,8 +99,17 @@ def _said(labels: Mapping[str, Label], records: Sequence[Record], runs: Iterable
     return found
 
 
-def _named(models: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The method of each model that a pattern names."""
+def matching(patterns: Mapping[str, Sequence[str]], models: Sequence[str]) -> dict[str, list[str]]:
+    """The methods and their patterns that match one of these models: of several stores, each has some of them."""
+    found = {
+        method: [pattern for pattern in mine if any(fnmatchcase(m, one) for m in models for one in _names(pattern))]
+        for method, mine in patterns.items()
+    }
+    return {method: mine for method, mine in found.items() if mine}
+
+
+def methods_of(models: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The method of each model that a pattern names. Raises UsageError for one that matches none, or two that do."""
     found: dict[str, str] = {}
     for method, mine in patterns.items():
         for pattern in mine:

@@ -12,12 +12,18 @@ from coss_eval.reports.scores import Column, Of, explained
 
 def columns(results: Results) -> list[Column]:
     """The columns in their order, without those that no checkpoint has or that repeat the one they stand beside."""
+    if "headline" not in results.made:
+        results.made["headline"] = _columns(results)
+    return list(results.made["headline"])
+
+
+def _columns(results: Results) -> list[Column]:
     given = [column for task in results.tasks for column in task_report(task).headline(results)]
     found: dict[str, Column] = {}
     for column in sorted(given, key=lambda column: column.place):  # stable: by task
         known = found.get(column.name)
         found[column.name] = column if known is None else replace(known, of=_first(known.of, column.of))
-    values = {name: [e and e.value for e in map(column.of, results.labels)] for name, column in found.items()}
+    values = {name: [e and e.value for e in map(column.of, results.family)] for name, column in found.items()}
     return [
         column
         for name, column in found.items()

@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 GAP = "—"
 _NOTHING = 1e-9  # rounding
@@ -114,6 +114,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Row]
     caption: str = ""
+    gap: str = "not measured"  # what a gap in it is
 
     @property
     def gaps(self) -> int:
@@ -122,7 +123,7 @@ class Table:
     @property
     def footnote(self) -> str:
         """The caption, with the gaps counted."""
-        gaps = f"{self.gaps} of {sum(len(r.entries) for r in self.rows)} not measured ({GAP})." if self.gaps else ""
+        gaps = f"{self.gaps} of {sum(len(r.entries) for r in self.rows)} {self.gap} ({GAP})." if self.gaps else ""
         return " ".join(part for part in (self.caption, gaps) if part)
 
     def grouped(self) -> Iterable[tuple[str, Row]]:
@@ -144,65 +145,112 @@ def markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
-def text(table: Table, width: int | None = None) -> str:
+def text(table: Table, width: int | None = None, *, coloured: bool = False) -> str:
     """Aligned plain text for a terminal of ``width`` characters; None: as wide as it gets.
 
-    Where it does not fit, heads are broken into lines, and the columns stand in blocks below one another.
+    Where it does not fit, heads are broken into lines, and columns stand in blocks below one another, intervals below
+    their numbers if the blocks are then fewer. ``coloured``: differences that stand are blue and orange, as in HTML.
     """
-    if width is None:
-        return _block(table, [[name] for name in table.columns])
-    entries = [[_shown(row.entries[i]) for row in table.rows] for i in range(len(table.columns))]
-    heads = [
-        textwrap.wrap(name, max(map(len, [*column, *name.split(), " " * _HEAD])), break_long_words=False)
-        for name, column in zip(table.columns, entries, strict=True)
-    ]
-    whole = _block(table, [[name] for name in table.columns])
-    if max(map(len, whole.splitlines())) <= width:
-        return whole
-    blocks: list[list[int]] = [[]]
-    room = left = width - max(map(len, [table.corner, *map(_stub, table.rows)]))
-    for i, column in enumerate(entries):
-        needed = 2 + max(map(len, [*column, *heads[i]]))
-        if needed > left and blocks[-1]:
-            blocks.append([])
-            left = room
-        blocks[-1].append(i)
-        left -= needed
-    return "\n\n".join(
-        _block(replace(table, rows=[_only(row, block) for row in table.rows]), [heads[i] for i in block])
-        for block in blocks
-    )
+    heads, cells = [[name] for name in table.columns], _cells(table, stacked=False)
+    if width is None or max(map(len, _block(table, heads, cells).splitlines())) <= width:
+        return _block(table, heads, cells, coloured)
+    beside, below = (_blocks(table, _cells(table, stacked=stacked), width, coloured) for stacked in (False, True))
+    return "\n\n".join(below if len(below) < len(beside) else beside)
 
 
 _HEAD = 14  # characters: a head is not broken narrower
+_WORDS = 20  # characters: nor is text in a column
+_BETTER, _WORSE, _PLAIN = "\x1b[1;34m", "\x1b[1;33m", "\x1b[0m"
 
 
-def _stub(row: Row) -> str:
-    """A row's name, indented below its group's heading."""
-    return f"  {row.name}" if row.group else row.name
+class _Broken(NamedTuple):
+    """An entry as lines, and the colour of the first."""
+
+    lines: list[str]
+    colour: str = ""
 
 
-def _only(row: Row, columns: Sequence[int]) -> Row:
-    return replace(row, entries=[row.entries[i] for i in columns])
+def _cells(table: Table, *, stacked: bool) -> list[list[_Broken]]:
+    """The entries of each row; ``stacked``, with intervals below their numbers and text in short lines."""
+    return [[_entry_lines(entry, stacked) for entry in row.entries] for row in table.rows]
 
 
-def _block(table: Table, heads: Sequence[Sequence[str]]) -> str:
-    """A table below ``heads``, the lines of each column's name; a group's heading has a line of its own."""
+def _entry_lines(entry: Entry, stacked: bool) -> _Broken:
+    if not isinstance(entry, Number):
+        return _Broken((textwrap.wrap(_shown(entry), _WORDS) if stacked else []) or [_shown(entry)])
+    colour = (_BETTER if entry.better else _WORSE) if entry.signed and entry.clear else ""
+    lines = [" ".join(filter(None, [entry.main, entry.p_text])), entry.interval] if stacked else [str(entry)]
+    return _Broken([line for line in lines if line], colour)
+
+
+def _blocks(table: Table, cells: Sequence[Sequence[_Broken]], width: int, coloured: bool) -> list[str]:
+    """The columns in as many blocks below one another as ``width`` makes necessary."""
+    heads, widths = [], []
+    for i, name in enumerate(table.columns):
+        longest = max((len(line) for row in cells for line in row[i].lines), default=0)
+        pieces = _Lines.wordsep_simple_re.split(name)
+        heads.append(
+            _Lines(max(longest, _HEAD, *map(len, pieces)), break_long_words=False, break_on_hyphens=False).wrap(name)
+        )
+        widths.append(2 + max(longest, *map(len, heads[i])))
+    room = width - _first_width(table, width)
+    blocks: list[list[int]] = []
+    for i, needed in enumerate(widths):
+        if not blocks or sum(widths[j] for j in blocks[-1]) + needed > room:
+            blocks.append([])
+        blocks[-1].append(i)
+    return [
+        _block(table, [heads[i] for i in block], [[row[i] for i in block] for row in cells], coloured, width)
+        for block in blocks
+    ]
+
+
+def _stub(row: Row, width: int | None) -> list[str]:
+    """A row's name, indented below its group's heading; in lines where it is longer than half of ``width``."""
+    indent = "  " if row.group else ""
+    if width is None or len(row.name) + len(indent) <= width // 2:
+        return [indent + row.name]
+    broken = _Lines(width // 2 - 2, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
+    return broken.wrap(row.name)
+
+
+def _first_width(table: Table, width: int | None) -> int:
+    """Characters of the first column."""
+    return max(len(line) for line in [table.corner, *(line for row in table.rows for line in _stub(row, width))])
+
+
+def _block(
+    table: Table,
+    heads: Sequence[Sequence[str]],
+    cells: Sequence[Sequence[_Broken]],
+    coloured: bool = False,
+    width: int | None = None,
+) -> str:
+    """``cells`` below ``heads``, the lines of each column's name; a group's heading has a line of its own."""
     deep = max(map(len, heads), default=1)
-    above = [["", *([""] * (deep - len(head)) + [*head])] for head in heads]
-    top = [[table.corner if i == deep else "", *(head[i] for head in above)] for i in range(1, deep + 1)]
-    lines = [[_stub(row), *map(_shown, row.entries)] for row in table.rows]
-    widths = [max(map(len, column)) for column in zip(*top, *lines, strict=True)]
+    tops = [[""] * (deep - len(head)) + [*head] for head in heads]
+    corner = [""] * (deep - 1) + [table.corner]
+    widths = [max(map(len, [*top, *(line for row in cells for line in row[i].lines)])) for i, top in enumerate(tops)]
+    first = _first_width(table, width)
 
-    def aligned(line: Sequence[str]) -> str:
-        return "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+    def aligned(name: str, line: Sequence[tuple[str, str]]) -> str:
+        shown = [text.rjust(wide) for (text, _), wide in zip(line, widths, strict=True)]
+        painted = [
+            one.replace(text, f"{colour}{text}{_PLAIN}") if coloured and colour and text else one
+            for one, (text, colour) in zip(shown, line, strict=True)
+        ]
+        return "  ".join([name.ljust(first), *painted]).rstrip()
 
-    shown = [*map(aligned, top)]
-    for (heading, _), line in zip(table.grouped(), lines, strict=True):
+    above = [aligned(corner[i], [(top[i], "") for top in tops]) for i in range(deep)]
+    shown = []
+    for (heading, row), own in zip(table.grouped(), cells, strict=True):
         shown += [heading] if heading else []
-        shown.append(aligned(line))
-    rule = "─" * max(map(len, shown))
-    return "\n".join([*shown[:deep], rule, *shown[deep:]])
+        names = _stub(row, width)
+        for i in range(max(len(names), *(len(entry.lines) for entry in own))):
+            line = [(e.lines[i] if i < len(e.lines) else "", e.colour if i == 0 else "") for e in own]
+            shown.append(aligned(names[i] if i < len(names) else "", line))
+    rule = "─" * max(first + sum(2 + wide for wide in widths), *(len(heading) for heading, _ in table.grouped()))
+    return "\n".join([*above, rule, *shown])
 
 
 class _Lines(textwrap.TextWrapper):
@@ -223,7 +271,7 @@ def broken(text: str, width: int, *, words: bool = False) -> list[str]:
 def transposed(table: Table) -> Table:
     """Rows for columns, for a terminal narrower than the table."""
     rows = [Row(name, [row.entries[i] for row in table.rows]) for i, name in enumerate(table.columns)]
-    return Table(table.name, table.title, table.corner, [row.name for row in table.rows], rows, table.caption)
+    return replace(table, columns=[row.name for row in table.rows], rows=rows)
 
 
 def with_best(entries: Sequence[Entry]) -> list[Entry]:
@@ -269,8 +317,13 @@ def _shown(entry: Entry) -> str:
     return GAP if entry is None else str(entry)
 
 
+def markdown_safe(text: str) -> str:
+    """Text in which nothing is a tag: names such as <script> are shown as they are."""
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", text)
+
+
 def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(markdown_safe(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def _values(entry: Entry, count: int) -> list[str]:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from coss_eval.errors import CossError, UsageError, unknown_name
+from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports import headline, html, layout, markdown
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import Document, Section
@@ -35,12 +35,13 @@ from coss_eval.reports.drawing import (
     settle,
     style,
 )
+from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
+from coss_eval.reports.folders import results_folders
 from coss_eval.reports.layout import Number, Row, Table, Unit, broken
-from coss_eval.reports.results import Estimate, Results
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, explained
 from coss_eval.store import Record, Store
-from coss_eval.store.runs import results_in
 
 FEWEST = 3  # models, of which ranks can say anything
 NAMED = 24  # models whose names find room beside their points
@@ -169,7 +170,7 @@ def relate(
     """
     if family not in ("arch", "folder", "none"):
         raise unknown_name("family", family, ("arch", "folder", "none"))
-    runs = [run for folder in folders for run in _runs(Path(folder))]
+    runs = [Results(Store(folder)) for folder in results_folders(folders)]
     if not runs:
         raise UsageError("which models? give results folders: coss-eval relate results/a results/b results/c")
     return _related(runs, x, y, family, locations_of)
@@ -349,16 +350,6 @@ def _side(record: Record) -> int:
     inside = (protocol.get("model", {}).get("preprocessing") or {}).get("img_size")
     size = (protocol.get("geometry") or {}).get("size") or 0
     return int(inside or (max(size) if isinstance(size, list) else size))
-
-
-def _runs(folder: Path) -> list[Results]:
-    """The results in a folder, or in those inside it."""
-    found = [results for path in (folder, *results_in(folder)) if (results := Results(Store(path))).records]
-    if not found and not folder.is_dir():
-        raise CossError(f"there is no folder {folder}; give a results folder that coss-eval has written")
-    if not found:
-        raise CossError(f"no finished cells in {folder}; give a results folder that coss-eval has written")
-    return found[:1] if found[0].store.path == folder else found
 
 
 def _column(runs: Sequence[Results], name: str) -> Column:

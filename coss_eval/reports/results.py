@@ -1,82 +1,56 @@
-"""What a store knows, as estimates: a value with its interval and, where samples exist, each image's share of it.
-
-Every score here is linear in the images or has been made so (a ratio by its first-order terms), so that means over
-conditions, areas, ratios and paired differences all follow from the shares: the image is the unit throughout. Several
-runs of one method are an estimate of its own, made from each run's: there seeds and images are the units.
-"""
+"""What a store knows, read once: who is compared, what was measured of them, and estimates by name."""
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from coss_eval.errors import UsageError, unknown_name
+from coss_eval.reports.estimates import Estimate, Shares, pooled
+from coss_eval.reports.folders import chosen
 from coss_eval.reports.groups import Groups
 from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
     as_written_now,
     checkpoint_labels,
+    framed,
     model_order,
     ranked,
     task_place,
-    tidy_records,
-)
-from coss_eval.statistics import (
-    SEEDS_FOR_P,
-    Difference,
-    above_chance,
-    clustered_wilson,
-    contrast,
-    contrast_error,
-    detectable,
-    mean_interval,
-    paired_difference,
-    unpaired,
 )
 from coss_eval.store import Condition, Record, Store, StoreWarning, column_name, own_column
-
-Shares = pd.Series  # of floats, indexed by sample id
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One number of one checkpoint. ``shares`` has it image by image (their mean is ``value``), where that is known.
-
-    Of a method it is the mean over its ``runs``, each an estimate of its own; they are empty for one checkpoint.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    shares: Shares | None = None
-    data: str | None = None  # fingerprint of the images: only shares of the same images are paired
-    runs: tuple[Estimate, ...] = ()
 
 
 class Results:
     """A store read once: its tidy frame, the labels of what it compares in order, and estimates by name.
 
     ``groups`` gives methods the patterns of their runs' names; runs whose own config says so are grouped without.
+    ``models`` are names or globs of what is shown, in that order: all by default.
     """
 
-    def __init__(self, store: Store, groups: Mapping[str, Sequence[str]] | None = None) -> None:
-        self.store, self._patterns = store, groups or {}
+    def __init__(
+        self, store: Store, groups: Mapping[str, Sequence[str]] | None = None, models: Sequence[str] = ()
+    ) -> None:
+        self.store, self._patterns, self._shown = store, groups or {}, models
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StoreWarning)
             self.runs = store.runs()
             self.records: list[Record] = as_written_now(store.records(), self.runs)
         self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
-        self.frame = tidy_records(self.records, model_order(self.runs))
-        self._samples: dict[str, pd.DataFrame | None] = {}
         self._labels = checkpoint_labels(self.records)
+        self._ranked = ranked(self.records, model_order(self.runs), self._labels)
+        self.frame = framed(self._ranked, self._labels)
+        self.made: dict[str, Any] = {}  # what reports make of all of it and need again, by name
+        self._samples: dict[str, dict[str, Shares]] = {}
+        self._indices: list[pd.Index] = []  # each once: columns of one index align at a glance
+        self._estimates: dict[tuple[str, str, str, str], Estimate | None] = {}
         self._base = {label.text: label.base for label in self._labels.values()}
 
     @cached_property
@@ -93,7 +67,12 @@ class Results:
 
     @cached_property
     def labels(self) -> list[str]:
-        """What tables compare, in order: methods where several of their runs are there, checkpoints otherwise."""
+        """What tables show, in order; differences of all in ``family`` are adjusted together, whatever is shown."""
+        return chosen(self._shown, {label: self.names(label) for label in self.family})
+
+    @cached_property
+    def family(self) -> list[str]:
+        """What can be compared, in order: methods where several of their runs are there, checkpoints otherwise."""
         group = {text: name for name, texts in self.groups.members.items() for text in texts}
         return list(dict.fromkeys(group.get(text, text) for text in self.checkpoints))
 
@@ -119,6 +98,10 @@ class Results:
         """The checkpoints that a label stands for: a method's runs, or the one itself."""
         return self.groups.members.get(label, (label,))
 
+    def names(self, label: str) -> set[str]:
+        """All names that a label goes by: itself, its method, its models."""
+        return {label, self.groups.methods.get(label, label), *self.models(label)}
+
     def models(self, label: str) -> set[str]:
         """The names of the models that a label stands for."""
         return {model for text in self._texts(label) for model, _ in self._sources.get(text, ())}
@@ -139,6 +122,18 @@ class Results:
     def _texts(self, label: str) -> set[str]:
         """The labels of the cells that a label's numbers are in."""
         return {text for member in self.members(label) for text in (member, self._base.get(member, member))}
+
+    def _cells_of(self, label: str) -> Iterable[Record]:
+        """The cells that a label's numbers are in."""
+        return (record for text in self._texts(label) for record in self._by_text.get(text, ()))
+
+    @cached_property
+    def _by_text(self) -> dict[str, list[Record]]:
+        """The cells of each checkpoint, in the store's order."""
+        found: dict[str, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(self._labels[record["key"]].text, []).append(record)
+        return found
 
     @cached_property
     def untrained(self) -> frozenset[str]:
@@ -172,7 +167,7 @@ class Results:
     @cached_property
     def _found(self) -> dict[str, dict[tuple[str, Condition], None]]:
         found: dict[str, dict[tuple[str, Condition], None]] = {}
-        for record in ranked(self.records, model_order(self.runs)):
+        for record in self._ranked:
             pairs = ((m["metric"], Condition(m["condition"])) for m in record["measurements"])
             found.setdefault(record["task"], {}).update(dict.fromkeys(pairs))
         return found
@@ -186,28 +181,44 @@ class Results:
 
     def heads(self, label: str) -> list[str]:
         """Where this checkpoint's logits came from."""
-        mine = (r for r in self.records if self._labels[r["key"]].text in self._texts(label))
-        return sorted({record["head"] for record in mine if record["head"] is not None})
+        return sorted({record["head"] for record in self._cells_of(label) if record["head"] is not None})
 
-    def notes(self, task: str) -> list[str]:
-        """What the cells of a task noted: what all checkpoints share, then the rest of each. Heads have a column."""
+    def notes(self, task: str) -> tuple[list[str], dict[str, dict[str, str]]]:
+        """What the cells of a task noted: what all checkpoints share, and the rest by what it says and by checkpoint.
+
+        Notes that differ in their numbers alone say one thing, with "…" for a number: {"strength …": {"r18": "0.1"}}.
+        Heads have a column.
+        """
         noted: dict[str, dict[str, None]] = {}  # notes by checkpoint, each once, in order
         for record in sorted(self.cells(task), key=lambda r: r["notes"]):
             mine = noted.setdefault(self._labels[record["key"]].text, {})
             mine |= dict.fromkeys(record["notes"])
         first = next(iter(noted.values()), {})
         shared = [note for note in first if all(note in mine for mine in noted.values())]
-        own = {label: [note for note in mine if note not in shared] for label, mine in noted.items()}
-        order = dict.fromkeys(self.frame["checkpoint"])
-        return [*shared, *(f"{label}: {'; '.join(own[label])}" for label in order if own.get(label))]
+        own: dict[str, dict[str, list[str]]] = {}
+        for label, mine in noted.items():
+            for note in mine:
+                if note not in shared:
+                    own.setdefault(_NUMBER.sub("…", note), {}).setdefault(label, []).append(note)
+        return shared, dict(told for notes in own.values() for told in _told_apart(notes))
+
+    def checkpoints_of(self, task: str) -> list[str]:
+        """The checkpoints whose cells of a task there are, in order, with what tells variants apart."""
+        return list(dict.fromkeys(self.rows(task)["checkpoint"]))
 
     def cells(self, task: str, label: str | None = None) -> list[Record]:
         """The stored cells of a task, of one checkpoint or of all."""
-        mine = self._texts(label) if label is not None else set(self._base)
-        return [r for r in self.records if r["task"] == task and self._labels[r["key"]].text in mine]
+        mine = self.records if label is None else sorted(self._cells_of(label), key=itemgetter("key"))
+        return [record for record in mine if record["task"] == task]
 
     def estimate(self, label: str, task: str, metric: str, /, **condition: Any) -> Estimate | None:
-        """A stored measurement under its condition, with its samples; None where it is missing."""
+        """A stored measurement under its condition, with its samples; None where it is missing. Read once."""
+        key = label, task, metric, repr(condition)
+        if key not in self._estimates:
+            self._estimates[key] = self._read(label, task, metric, condition)
+        return self._estimates[key]
+
+    def _read(self, label: str, task: str, metric: str, condition: Mapping[str, Any]) -> Estimate | None:
         if label in self.groups.members:
             return self.pooled(label, lambda member: self.estimate(member, task, metric, **condition))
         wanted = Condition(condition)
@@ -252,8 +263,7 @@ class Results:
 
     def chance(self, label: str) -> float | None:
         """The accuracy of guessing, 1 / classes, on a checkpoint's images; None where the store does not tell."""
-        mine = (r for r in self.records if self._labels[r["key"]].text in self._texts(label))
-        fingerprints = {record["protocol"].get("data", {}).get("fingerprint") for record in mine}
+        fingerprints = {record["protocol"].get("data", {}).get("fingerprint") for record in self._cells_of(label)}
         found = {self._chances[fingerprint] for fingerprint in fingerprints if fingerprint in self._chances}
         return found.pop() if len(found) == 1 else None
 
@@ -273,118 +283,52 @@ class Results:
 
     def _verdicts(self, key: str, column: str) -> Shares | None:
         if key not in self._samples:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", StoreWarning)
-                self._samples[key] = self.store.samples(key)
-            self.warnings += [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
-        table = self._samples[key]
-        return table[column].astype(float) if table is not None and column in table else None
+            self._samples[key] = self._read_samples(key)
+        return self._samples[key].get(column)
+
+    def _read_samples(self, key: str) -> dict[str, Shares]:
+        """A cell's samples by column. Verdicts take a byte an image, as a report holds on to all that it has read."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", StoreWarning)
+            table = self.store.samples(key)
+        self.warnings += [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
+        if table is None:
+            return {}
+        index = next((known for known in self._indices if known.equals(table.index)), None)
+        if index is None:
+            index = table.index
+            self._indices.append(index)
+        columns = {str(name): table[name].to_numpy() for name in table.columns}
+        return {
+            name: pd.Series(values.view(np.int8) if values.dtype == bool else values.astype(float), index=index)
+            for name, values in columns.items()
+        }
 
 
-def pooled(runs: Sequence[Estimate | None]) -> Estimate | None:
-    """The mean over a method's runs, about new seeds and new images (new seeds alone where no images are known).
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
 
-    None, a gap, if a run has none.
+
+def _told_apart(notes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Notes alike but for numbers, in those numbers that all checkpoints have: each with "…" for the others, and these.
+
+    "yes" stands for a note that has no others.
     """
-    known = [run for run in runs if run is not None]
-    if len(known) < len(runs) or not known:
-        return None
-    values = by_run([known])[0]
-    about = contrast([(1.0, values)])
-    low, high = (None, None) if np.isnan(about.low) else (about.low, about.high)
-    n, data = min(run.n for run in known), known[0].data
-    found = Estimate(float(values.mean()), low, high, n, data=data, runs=tuple(known))
-    verdicts = all(run.shares is not None and run.shares.between(0, 1).all() for run in known)
-    return as_share(found) if verdicts else found  # a log-likelihood of .9 in all runs may be 1.2 in the next
+    numbers = {label: [tuple(_NUMBER.findall(note)) for note in mine] for label, mine in notes.items()}
+    between = _NUMBER.split(next(iter(notes.values()))[0])
+    first = next(iter(numbers.values()))
+    sets = [[{found[i] for found in mine} for mine in numbers.values()] for i in range(len(first[0]))]
+    varying = [i for i, of_labels in enumerate(sets) if any(one != of_labels[0] for one in of_labels)]
 
+    def fixed(found: Sequence[str]) -> tuple[str, ...]:
+        return tuple("…" if i in varying else number for i, number in enumerate(found))
 
-def as_share(estimate: Estimate) -> Estimate:
-    """The estimate of what lies in [0, 1], its bounds there."""
-    if estimate.low is None or estimate.high is None:
-        return estimate
-    return replace(estimate, low=max(0.0, estimate.low), high=min(1.0, estimate.high))
-
-
-def by_run(groups: Sequence[Sequence[Estimate]]) -> list[NDArray[np.float64]]:
-    """The values of each group's runs, (S, N) over the images that all have; (S,) where those are not known."""
-    everything = [run for runs in groups for run in runs]
-    columns = aligned(everything) if len({run.data for run in everything}) == 1 else None
-    if columns is None:
-        return [np.array([run.value for run in runs]) for runs in groups]
-    ends = np.cumsum([len(runs) for runs in groups])[:-1]
-    return [part.T for part in np.split(columns[1], ends, axis=1)]
-
-
-def mean(parts: Sequence[Estimate | None], weights: Sequence[float] | None = None) -> Estimate | None:
-    """The (weighted) mean over conditions of one checkpoint; None, a gap, if any is missing.
-
-    Interval: image-clustered Wilson for means of verdicts, Student's on the images' shares otherwise; none without
-    samples, since conditions that share images are not independent. Weights sum to 1.
-    """
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts) or not known:
-        return None
-    if len(known) == 1:
-        return known[0]
-    if known[0].runs:
-        return pooled([mean(parts, weights) for parts in zip(*(part.runs for part in known), strict=True)])
-    w = np.full(len(known), 1 / len(known)) if weights is None else np.asarray(weights, dtype=float)
-    value = float(np.dot(w, [part.value for part in known]))
-    n, data = min(part.n for part in known), known[0].data
-    columns = aligned(known)
-    if columns is None:
-        return Estimate(value, None, None, n, data=data)
-    ids, table = columns
-    shares = pd.Series(table @ w, index=ids)
-    if bool(np.isin(table, (0.0, 1.0)).all()) and bool((w >= 0).all()):
-        low, high = clustered_wilson(table if weights is None else (table @ w).clip(0, 1))
-        return Estimate(value, low, high, len(ids), shares, data)
-    return from_shares(value, shares, data)
-
-
-def area(levels: Sequence[float], parts: Sequence[Estimate | None]) -> Estimate | None:
-    """Trapezoidal area under the estimates over ``levels`` (rising), divided by their range."""
-    x = np.asarray(levels, dtype=float)
-    if len(x) < 2:
-        return None
-    steps = np.diff(x) / (x[-1] - x[0])
-    return mean(parts, np.concatenate([[0.0], steps / 2]) + np.concatenate([steps / 2, [0.0]]))
-
-
-def ratio(top: Estimate | None, bottom: Estimate | None) -> Estimate | None:
-    """top / bottom of one checkpoint. Its shares are the first-order terms (delta method) about the ratio."""
-    if top is None or bottom is None or bottom.value <= 0:
-        return None
-    if top.runs:
-        return pooled([ratio(*pair) for pair in zip(top.runs, bottom.runs, strict=True)])
-    value = top.value / bottom.value
-    columns = aligned([top, bottom])
-    if columns is None:
-        return Estimate(value, None, None, min(top.n, bottom.n), data=top.data)
-    ids, table = columns
-    shares = value + (table[:, 0] - value * table[:, 1]) / bottom.value
-    return from_shares(value, pd.Series(shares, index=ids), top.data)
-
-
-def kept(damaged: Estimate | None, clean: Estimate | None, chance: float | None) -> Estimate | None:
-    """(damaged - chance) / (clean - chance) of one checkpoint: the share of its accuracy above chance that remains.
-
-    None where the clean accuracy is within three standard errors of chance, or chance is not known.
-    """
-    if damaged is not None and clean is not None and damaged.runs:
-        return pooled([kept(*pair, chance) for pair in zip(damaged.runs, clean.runs, strict=True)])
-    if damaged is None or clean is None or chance is None or not above_chance(clean.value, chance, clean.n):
-        return None
-    return ratio(shifted(damaged, -chance), shifted(clean, -chance))
-
-
-def shifted(estimate: Estimate, constant: float, slope: float = 1.0) -> Estimate:
-    """slope * estimate + constant, its bounds and shares with it."""
-    bounds = [None if bound is None else slope * bound + constant for bound in (estimate.low, estimate.high)]
-    low, high = bounds if slope > 0 else bounds[::-1]
-    shares = None if estimate.shares is None else slope * estimate.shares + constant
-    runs = tuple(shifted(run, constant, slope) for run in estimate.runs)
-    return Estimate(slope * estimate.value + constant, low, high, estimate.n, shares, estimate.data, runs)
+    for shown in dict.fromkeys(map(fixed, first)):
+        own = {label: [found for found in mine if fixed(found) == shown] for label, mine in numbers.items()}
+        texts = {
+            label: [", ".join(found[i] for i in varying) or "yes" for found in mine] for label, mine in own.items()
+        }
+        words = "".join(part for pair in zip(between, (*shown, ""), strict=True) for part in pair)
+        yield words, {label: "; ".join(dict.fromkeys(mine)) for label, mine in texts.items()}
 
 
 def _solved_chance(measurements: Sequence[Record]) -> float | None:
@@ -402,95 +346,3 @@ def _solved_chance(measurements: Sequence[Record]) -> float | None:
         if 0 < chance <= 0.51 and abs(1 / chance - round(1 / chance)) < 1e-3 / chance:
             return 1 / round(1 / chance)
     return None
-
-
-def from_shares(value: float, shares: Shares, data: str | None) -> Estimate:
-    """An estimate whose interval is Student's on its images' shares."""
-    interval = mean_interval(shares.to_numpy())
-    shift = value - interval.difference
-    return Estimate(value, interval.low + shift, interval.high + shift, len(shares), shares, data)
-
-
-def difference(a: Estimate | None, b: Estimate | None) -> Difference | None:
-    """a - b over the images that both saw; interval and p are NaN where they cannot be compared.
-
-    Two checkpoints are paired over images; where only their intervals are known, these make a wider one, without p. Two
-    methods are compared over seeds and images (``contrast``), without p where one has fewer seeds than ``SEEDS_FOR_P``;
-    a method and a single checkpoint cannot be.
-    """
-    if a is None or b is None:
-        return None
-    if a.runs or b.runs:
-        return _between_methods(a, b)
-    columns = aligned([a, b]) if a.data == b.data else None
-    if columns is None:
-        one, other = _bounds(a), _bounds(b)
-        if a.data != b.data or one is None or other is None:
-            return _unknown(a, b)
-        return Difference(*unpaired(one, other), float("nan"), min(a.n, b.n))
-    _, table = columns
-    return paired_difference(table[:, 0], table[:, 1])
-
-
-def _between_methods(a: Estimate, b: Estimate) -> Difference:
-    if min(len(a.runs), len(b.runs)) < 2 or a.data != b.data:
-        return _unknown(a, b)
-    values = by_run([a.runs, b.runs])
-    found = contrast([(1.0, values[0]), (-1.0, values[1])])
-    few = min(len(a.runs), len(b.runs)) < SEEDS_FOR_P
-    n = values[0].shape[1] if values[0].ndim == 2 else min(a.n, b.n)
-    return found._replace(n=n, p=float("nan") if few else found.p)
-
-
-def difference_within(a: Estimate | None, b: Estimate | None) -> Difference | None:
-    """a - b of one label: of a method it is that of its runs' own differences, each of one network with itself."""
-    if a is None or b is None or not a.runs:
-        return difference(a, b)
-    own = [mean(pair, (1.0, -1.0)) for pair in zip(a.runs, b.runs, strict=True)]
-    values = by_run([[one for one in own if one is not None]])[0]
-    found = contrast([(1.0, values)])
-    n = values.shape[1] if values.ndim == 2 else min(a.n, b.n)
-    return found._replace(n=n, p=float("nan") if len(own) < SEEDS_FOR_P else found.p)
-
-
-def could_have_seen(a: Estimate | None, b: Estimate | None) -> float | None:
-    """The difference that these images, or these seeds and images, would show 8 times in 10; None where not known.
-
-    Nor is it where nothing differs: two that agree on every image have seen nothing.
-    """
-    if a is None or b is None:
-        return None
-    if a.runs or b.runs:
-        if min(len(a.runs), len(b.runs)) < 2 or a.data != b.data:
-            return None
-        values = by_run([a.runs, b.runs])
-        return detectable(*contrast_error([(1.0, values[0]), (-1.0, values[1])])[1:]) or None
-    columns = aligned([a, b]) if a.data == b.data else None
-    if columns is None or len(columns[0]) < 2:
-        return None
-    apart = columns[1][:, 0] - columns[1][:, 1]
-    return detectable(float(apart.std(ddof=1)) / np.sqrt(len(apart)), len(apart) - 1.0) or None
-
-
-def _unknown(a: Estimate, b: Estimate) -> Difference:
-    return Difference(a.value - b.value, float("nan"), float("nan"), float("nan"), min(a.n, b.n))
-
-
-def _bounds(estimate: Estimate) -> tuple[float, float, float] | None:
-    if estimate.low is None or estimate.high is None:
-        return None
-    return estimate.value, estimate.low, estimate.high
-
-
-def aligned(parts: Sequence[Estimate]) -> tuple[pd.Index, NDArray[np.float64]] | None:
-    """Ids (N,) and shares (N, C) of the images that all parts have; None where one has no shares."""
-    series = [part.shares for part in parts if part.shares is not None]
-    if len(series) < len(parts):
-        return None
-    ids = series[0].index
-    for one in series[1:]:
-        if not one.index.equals(ids):
-            ids = ids.intersection(one.index)
-    if len(ids) == 0:
-        return None
-    return ids, np.column_stack([one.reindex(ids).to_numpy() for one in series])

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
 
+import numpy as np
+
+from coss_eval.reports.estimates import Estimate, difference, kept, mean
 from coss_eval.reports.layout import Number, Row, Table, Unit
-from coss_eval.reports.results import Estimate, Results, difference, kept, mean
-from coss_eval.statistics import holm
+from coss_eval.reports.results import Results
+from coss_eval.statistics import all_pairs, holm
 from coss_eval.store import Condition
 
 Of = Callable[[str], Estimate | None]  # a checkpoint's estimate by its label; None: a gap
@@ -84,12 +87,30 @@ def adjusted(scores: Sequence[Score], labels: Sequence[str]) -> dict[tuple[str, 
     whichever label is the baseline. NaN, where there is no p, counts for nothing.
     """
     keys = [(score, one, other) for score in scores for one, other in combinations(labels, 2)]
-    found = [difference(score.of(one), score.of(other)) for score, one, other in keys]
-    adjusted_p = holm([float("nan") if d is None else d.p for d in found])
+    adjusted_p = holm([p for score in scores for p in _p_of_pairs([score.of(label) for label in labels])])
     family: dict[tuple[str, str, str, str], float] = {}
     for (score, one, other), p in zip(keys, adjusted_p, strict=True):
         family[score.group, score.name, one, other] = family[score.group, score.name, other, one] = float(p)
     return family
+
+
+def _p_of_pairs(estimates: Sequence[Estimate | None]) -> list[float]:
+    """p of every pair, in the order of ``combinations``; NaN where there is none.
+
+    Checkpoints that saw the same images are compared all at once: of 34, there are 561 pairs on each row of a table.
+    """
+    plain = [(i, e.data, e.shares) for i, e in enumerate(estimates) if e and e.shares is not None and not e.runs]
+    alike = [(i, shares) for i, data, shares in plain if data == plain[0][1] and shares.index is plain[0][2].index]
+    place = {i: row for row, (i, _) in enumerate(alike)}
+    together = all_pairs(np.column_stack([shares.to_numpy(float) for _, shares in alike])) if len(alike) > 1 else None
+    found = []
+    for i, j in combinations(range(len(estimates)), 2):
+        if together is not None and i in place and j in place:
+            found.append(float(together[place[i], place[j]]))
+        else:
+            d = difference(estimates[i], estimates[j])
+            found.append(float("nan") if d is None else d.p)
+    return found
 
 
 def plain_scores(

@@ -31,10 +31,10 @@ from coss_eval.reports.drawing import (
     settle,
     style,
 )
+from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
 from coss_eval.reports.latex import latex
 from coss_eval.reports.layout import Number, Row, Table
-from coss_eval.reports.results import Estimate
 from coss_eval.statistics import spread
 
 SCORES = {"top1": "linear probe top-1", "knn_top1": "kNN top-1"}

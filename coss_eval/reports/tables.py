@@ -88,19 +88,67 @@ def apart_from_untrained(frame: pd.DataFrame) -> pd.DataFrame:
     return named
 
 
+# pandas takes columns out of the middle until the rest fits a terminal: what a person looks for stands at both ends
+_FIRST = ("value", "metric", "low", "high", "n")
+_LAST = ("condition", "limit", "task", "model")
+
+
+def for_reading(frame: pd.DataFrame) -> pd.DataFrame:
+    """The tidy frame with the columns in an order that shows the values on a narrow terminal."""
+    between = [name for name in frame.columns if name not in (*_FIRST, *_LAST)]
+    return frame[[*_FIRST, *between, *_LAST]]
+
+
+def wide(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a task, metric and condition, a column a model, from a frame that is ``apart_from_untrained``.
+
+    A trained and an untrained network stand in one row: which it is, their names say.
+    """
+    told = frame["condition"].str.replace(r",?\bweights=(un)?trained\b", "", regex=True).str.lstrip(",")
+    rows = frame.assign(condition=told.where(told != "", frame["metric"]))
+    found = rows.pivot(index=["task", "metric", "condition"], columns="model", values="value")
+    places = rows.drop_duplicates(["task", "metric", "condition"])
+    order = pd.MultiIndex.from_frame(places[["task", "metric", "condition"]])
+    return found.reindex(index=order, columns=list(dict.fromkeys(rows["model"])))
+
+
+def per_image(store: Store, task: str | None = None) -> pd.DataFrame:
+    """What the store holds of each image: a row an image (by its id), a column a model, task and condition.
+
+    Verdicts are 1.0 and 0.0; NaN where a cell is not about the image. The columns' names are those of ``wide``, or the
+    metric and the condition where several metrics have one ("entropy: corruption=fog,severity=3").
+    """
+    frame = apart_from_untrained(tidy(store))
+    frame = frame if task is None else frame[frame["task"] == task]
+    columns: dict[tuple[str, str, str], pd.Series] = {}
+    for key, rows in frame.groupby("key", sort=False):
+        table = store.samples(str(key))
+        if table is not None:
+            first = rows.iloc[0]
+            for name in table.columns.drop("label", errors="ignore"):
+                columns[str(first["model"]), str(first["task"]), str(name)] = table[name].astype(float)
+    found = pd.DataFrame(columns)
+    found.columns = pd.MultiIndex.from_tuples([*columns], names=["model", "task", "condition"])
+    return found.rename_axis(index="id")
+
+
 def tidy_records(records: Sequence[Record], names: Iterable[str] = ()) -> pd.DataFrame:
     """``tidy`` of records that were read already; models appear in the order of ``names``, the others after them."""
     labels = checkpoint_labels(records)
-    rows = [row for record in ranked(records, names) for row in _rows(record, labels[record["key"]].text)]
+    return framed(ranked(records, names, labels), labels)
+
+
+def framed(records: Sequence[Record], labels: Mapping[str, Label]) -> pd.DataFrame:
+    """The tidy frame of records in their order, whose checkpoints are called by ``labels``."""
+    rows = [row for record in records for row in _rows(record, labels[record["key"]].text)]
     conditions = dict.fromkeys(name for r in records for m in r["measurements"] for name in m["condition"])
     frame = pd.DataFrame(rows, columns=[*COLUMNS_BEFORE, *conditions, *COLUMNS_AFTER])
     return frame.astype({"value": float, "low": float, "high": float})
 
 
-def ranked(records: Sequence[Record], names: Iterable[str]) -> list[Record]:
+def ranked(records: Sequence[Record], names: Iterable[str], labels: Mapping[str, Label]) -> list[Record]:
     """The records in a report's order: models by ``names``, the others after them, then tasks, then parameters."""
     order = {name: i for i, name in enumerate(dict.fromkeys([*names, *sorted(str(r["model"]) for r in records)]))}
-    labels = checkpoint_labels(records)
 
     def rank(record: Record) -> tuple[object, ...]:
         place = task_place(record["task"])

@@ -1,15 +1,19 @@
-"""How far a run is, on one line: rewritten on a terminal and in a notebook, plain and seldom elsewhere."""
+"""What a person sees: lines as wide as the terminal, and how far a run is, on one line that is rewritten there."""
 
 from __future__ import annotations
 
 import math
-import shutil
+import os
+import re
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from coss_eval.evaluation import Progress
@@ -21,8 +25,8 @@ SILENT = 3.0  # seconds that a single call takes before it says how far it is
 
 
 def say(text: str) -> None:
-    """A line of a command's output."""
-    sys.stdout.write(f"{text}\n")
+    """A line of a command's output, or several, broken between words where the terminal is narrower."""
+    sys.stdout.write(f"{fitted(text, width())}\n")
     sys.stdout.flush()
 
 
@@ -32,9 +36,56 @@ def tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def width() -> int | None:
-    """How many characters a line of the terminal has; None where the output is no terminal and COLUMNS is not set."""
-    return shutil.get_terminal_size(fallback=(0, 0)).columns or None
+def width(stream: TextIO | None = None) -> int | None:
+    """How many characters a line of the terminal has that ``stream`` (standard output) goes to.
+
+    COLUMNS, where that is set; None where it is not and the output goes to no terminal.
+    """
+    set_ = os.environ.get("COLUMNS", "")
+    if set_.isdecimal() and int(set_) > 0:
+        return int(set_)
+    try:
+        return os.get_terminal_size((stream or sys.stdout).fileno()).columns or None
+    except (OSError, ValueError):  # a file, a pipe, or what only looks like a stream
+        return None
+
+
+def coloured() -> bool:
+    """Whether standard output shows colours: a terminal, and nobody has set NO_COLOR (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def fitted(text: str, within: int | None) -> str:
+    """Lines no longer than ``within``, broken between words; what goes on stands below the words after a label.
+
+    >>> print(fitted("out         a folder of results", 24))
+    out         a folder of
+                results
+    """
+    if within is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        label = re.match(r" *\S+ {2,}| +", line)
+        indent = " " * min(2 if label is None else label.end(), within // 2)
+        folded = textwrap.wrap(line, within, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += folded if len(line) > within else [line]
+    return "\n".join(lines)
+
+
+def say_report(path: Path, also: str) -> None:
+    """The last lines of a command that writes a report: what ``also`` is in its folder, and where it is."""
+    say(f"also        {also} beside it")
+    say(f"report      {path}")
+
+
+def facts_html(title: str, facts: Mapping[str, str]) -> str:
+    """A heading and a table of facts, for a notebook."""
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f"<div><b>{escape(title)}</b><table>{rows}</table></div>"
 
 
 def duration(seconds: float) -> str:
@@ -105,10 +156,12 @@ def progress_line(*, quiet: bool = False) -> Iterator[Callable[[Progress], None]
     with live_line() as line:
 
         def show(progress: Progress) -> None:
-            done, total = progress.done, progress.total
-            left = (time.monotonic() - started) / done * (total - done) if 0 < done < total else None
-            eta = "" if left is None else f", {duration(left)} left"
-            line(f"[{done}/{total}{eta}] {progress.label}", done == total)
+            done, total, left = progress.done, progress.total, progress.seconds_left
+            if left is None and 0 < done < total:
+                left = (time.monotonic() - started) / done * (total - done)
+            share = "" if progress.share is None or done == total else f", {100 * progress.share:.0f} %"
+            eta = "" if left is None or done == total else f", {duration(left)} left"
+            line(f"[{done}/{total} steps{share}{eta}] {progress.label}", done == total)
 
         yield show
 

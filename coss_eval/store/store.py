@@ -134,6 +134,14 @@ class Store:
         keys |= set(self._packed.keys())
         return [record for key in sorted(keys) if (record := self.read(key)) is not None]
 
+    def holds_cells(self) -> bool:
+        """Whether there are cells, without reading any."""
+        try:
+            with self._folder.opened(_pack.CELLS):
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            return any((self.path / "cells").glob("*.json"))
+
     def samples(self, key: str) -> pd.DataFrame | None:
         """Per-sample verdicts indexed by id; None where the cell has none or, with a StoreWarning, not its own."""
         cell, path = self._cell_path(key), self._samples_path(key)

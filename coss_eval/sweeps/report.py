@@ -10,7 +10,8 @@ from typing import Any
 from coss_eval.errors import UsageError
 from coss_eval.reports import sweeps
 from coss_eval.reports.claims import Claim, Finding, findings_in
-from coss_eval.reports.results import Estimate, Results
+from coss_eval.reports.estimates import Estimate
+from coss_eval.reports.results import Results
 from coss_eval.store import Store
 from coss_eval.store.runs import RESULTS
 from coss_eval.sweeps.plan import Sweep, TrainingRun, read_sweep, read_values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from coss_eval.errors import UsageError, unknown_name
@@ -15,17 +15,25 @@ def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:
     """``cls(**values)``, every value checked against its annotation; ``kind`` ("field of byol") names them in errors.
 
     Whole numbers pass as floats, and lists as tuples. A mapping becomes the dataclass that its field asks for.
+    Raises UsageError for unknown names, for values of another type and for fields that must be there and are not.
     """
     known = {field.name: field for field in _fields(cls)}
     hints = get_type_hints(cls)
     for name in values:
         if name not in known:
             raise unknown_name(kind, name, known)
+    missing = [name for name, field in known.items() if name not in values and _must_be_given(field)]
+    if missing:
+        raise UsageError(f"{kind} missing: {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
     return cls(**{name: _fitting(value, hints[name], kind, name) for name, value in values.items()})
 
 
 def _fields(cls: type) -> tuple[Field[Any], ...]:
     return fields(cls)
+
+
+def _must_be_given(field: Field[Any]) -> bool:
+    return field.init and field.default is MISSING and field.default_factory is MISSING
 
 
 def _fitting(value: Any, hint: Any, kind: str, name: str) -> Any:

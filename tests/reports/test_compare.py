@@ -145,3 +145,30 @@ def test_a_name_of_several_rows_is_refused(make: Callable[..., Writer]) -> None:
     folder = make("run", "net", 0.4).store.path
     with pytest.raises(UsageError, match=r"'net' has several rows: net \[data=one\], net \[data=two\]; name one"):
         compare(f"{folder}::net", f"{folder}::net [data=two]")
+
+
+def test_a_choice_of_pairs_under_other_names_keeps_its_p(make: Callable[..., Writer]) -> None:
+    a = make("one", "base", 0.2)
+    others = [make("two", name, skill) for name, skill in (("co-1", 1.5), ("co-2", 0.1), ("x", 2.0))]
+    for writer in (a, *others):
+        writer.probe()
+    folders = a.store.path, others[0].store.path
+    whole = compare(*folders)
+    some = compare(*folders, models=["x", "CO one"], rename={"co-1": "CO one"})
+    assert list(dict.fromkeys(some["b"])) == ["x", "CO one"]
+    columns = ["table", "score", "difference", "p_holm"]
+    expected = whole[whole["b"].isin(["x", "co-1"])].sort_values("b", ascending=False, kind="stable")[columns]
+    assert some[columns].values.tolist() == expected.values.tolist()
+    for options, message in [({"models": ["y"]}, "unknown model"), ({"rename": {"y": "z"}}, "unknown model to rename")]:
+        with pytest.raises(UsageError, match=message):
+            compare(*folders, **options)
+
+
+def test_on_a_narrow_terminal_differences_stay_beside_their_scores(make: Callable[..., Writer]) -> None:
+    a, b = (
+        make("one", "a_model_with_a_long_name", 0.2).everything(),
+        make("two", "another_of_that_kind", 1.2).everything(),
+    )
+    shown = text(compare(a.store.path, b.store.path), 80).partition("Differences are")[0]
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "linear probe top-1" in shown

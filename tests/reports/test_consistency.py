@@ -13,7 +13,7 @@ from synthetic_runs import IMAGES, Writer
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports.consistency import ALL, consistency, kappa, text
-from coss_eval.reports.results import Estimate
+from coss_eval.reports.estimates import Estimate
 from coss_eval.store import Store
 
 

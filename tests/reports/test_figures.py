@@ -21,10 +21,11 @@ from coss_eval.cli import main
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.run import Run
 from coss_eval.reports import figures, sweeps
-from coss_eval.reports.drawing import GREY, MANY, Canvas, forest, looks, looks_in, methods_of, save, style
+from coss_eval.reports.drawing import GREY, MANY, Canvas, forest, looks, looks_in, methods_of, rising, save, style
+from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.gallery import attacked, draw_attacked
 from coss_eval.reports.layout import Number, Row
-from coss_eval.reports.results import Estimate, Results
+from coss_eval.reports.results import Results
 from coss_eval.store import Cell, Measurement, Store
 
 COLUMN = 3.3  # inches: a column of a two-column page
@@ -344,3 +345,12 @@ def test_the_command_draws_what_is_asked_for(
 def test_figures_of_committed_results_fit_a_column(name: str) -> None:
     folder = Path(__file__).parents[2] / "results" / "tiny-imagenet-50-supervised"
     check(figures.draw(Results(Store(folder)), name, Canvas(COLUMN)), COLUMN)
+
+
+def test_names_are_moved_by_no_more_than_they_must() -> None:
+    """As scikit-learn's isotonic regression, which takes a second to import."""
+    from sklearn.isotonic import isotonic_regression
+
+    for size in (1, 2, 9):
+        values = np.random.default_rng(size).normal(size=size)
+        assert rising(values) == pytest.approx(isotonic_regression(values))

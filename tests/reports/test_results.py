@@ -20,12 +20,8 @@ from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.errors import UsageError
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import build, resolve_baseline
-from coss_eval.reports.groups import given
-from coss_eval.reports.headline import columns
-from coss_eval.reports.layout import Number, Table
-from coss_eval.reports.results import (
+from coss_eval.reports.estimates import (
     Estimate,
-    Results,
     area,
     could_have_seen,
     difference,
@@ -35,6 +31,10 @@ from coss_eval.reports.results import (
     pooled,
     ratio,
 )
+from coss_eval.reports.groups import given
+from coss_eval.reports.headline import columns
+from coss_eval.reports.layout import Number, Table
+from coss_eval.reports.results import Results
 from coss_eval.statistics import clustered_wilson, contrast, paired_difference, spread, wilson
 from coss_eval.store import Cell, Measurement, Store, own_column
 from coss_eval.tasks.redundancy.report import BY_CLASS, against_untrained, by_class, with_accuracy

@@ -22,7 +22,7 @@ from coss_eval import sweeps as sweeping
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import sweeps
 from coss_eval.reports.drawing import style
-from coss_eval.reports.results import Estimate
+from coss_eval.reports.estimates import Estimate
 from coss_eval.runtime.disk import Lock
 from coss_eval.store import Store, StoreWarning
 from coss_eval.sweeps import plan

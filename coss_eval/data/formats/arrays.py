@@ -91,7 +91,8 @@ def _scene(scan: NDArray[np.uint8], place: int, scene: int) -> NDArray[np.uint8]
     smooth = np.asarray(Image.fromarray(noise).resize((whole, whole), Image.Resampling.BICUBIC)) / 255.0
     pixels = rng.uniform(0.35, 0.65) + CLUTTER * (smooth - smooth.mean()) / smooth.std()
     pixels[top : top + side, left : left + side] += contrast * (_enlarged(scan, side) / 255.0)[..., None]
-    return np.round(255 * pixels.clip(0, 1)).astype(np.uint8).transpose(2, 0, 1)
+    image: NDArray[np.uint8] = np.round(255 * pixels.clip(0, 1)).astype(np.uint8)
+    return image.transpose(2, 0, 1)
 
 
 def npz(file: Path) -> Dataset:

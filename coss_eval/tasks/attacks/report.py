@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, legend, line, looks_in, panels, percent
+from coss_eval.reports.estimates import aligned
 from coss_eval.reports.layout import Row, Table
-from coss_eval.reports.results import Results, aligned
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import (
     Column,
     Of,

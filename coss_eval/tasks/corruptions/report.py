@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -34,8 +34,9 @@ from coss_eval.reports.drawing import (
     panels,
     percent,
 )
+from coss_eval.reports.estimates import Estimate, aligned, difference, from_shares, kept, mean, shifted
 from coss_eval.reports.layout import Table, Unit, broken
-from coss_eval.reports.results import Estimate, Results, aligned, difference, from_shares, kept, mean, shifted
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, further_table, score_row, spaced
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.store import Condition
@@ -110,7 +111,7 @@ def scores(results: Results) -> list[TaskScores]:
         Score("mCE", lambda label: mean_corruption_error(results, label), lower_is_better=True),
         Score("relative mCE", lambda label: mean_corruption_error(results, label, relative=True), lower_is_better=True),
     ]
-    if any(score.of(label) for score in normalised for label in results.labels):
+    if any(score.of(label) for score in normalised for label in results.family):
         tables.append(TaskScores(TASK, "mCE", "% of AlexNet", normalised, MCE_CAPTION, name="corruptions_mce"))
     return tables
 
@@ -306,6 +307,7 @@ def headline(results: Results) -> list[Column]:
     Where a run has a few corruptions only, each has a column of its own: a mean of whatever there is has no meaning.
     """
 
+    @cache  # two columns need it
     def benchmark(label: str) -> Estimate | None:
         return mean([corrupted(results, label, name, severity) for name in BENCHMARK for severity in SEVERITIES])
 

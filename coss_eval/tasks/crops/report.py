@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, legend, line, looks_in, marks, percent
+from coss_eval.reports.estimates import Estimate, kept
 from coss_eval.reports.layout import Unit
-from coss_eval.reports.results import Estimate, Results, kept
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, mean_of
 from coss_eval.reports.task_report import TaskReport
 

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, label_edges, legend, line, looks_in, panels, percent
+from coss_eval.reports.estimates import Estimate, area, difference_within
 from coss_eval.reports.layout import Entry, Number, Row, Table, Unit
 from coss_eval.reports.relate import WHAT_FOLLOWS
-from coss_eval.reports.results import Estimate, Results, area, difference_within
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import (
     KEPT,
     Column,
@@ -53,7 +54,7 @@ def scores(results: Results) -> list[TaskScores]:
         for quantity, of in makers.items()
         for kind, site in product(kinds_of(conditions), sites_of(conditions))
     ]
-    rows = [score for score in rows if any(score.of(label) for label in results.labels)]
+    rows = [score for score in rows if any(score.of(label) for label in results.family)]
     caption = (
         "Area under the curve over the level: the share masked, the noise relative to the channels' or weights' "
         f"deviation, or a grid's step as a share of the range; the mean over the masks' seeds. Kept: {KEPT}."

@@ -12,9 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from coss_eval.reports.drawing import WHOLE, Canvas, Look, legend, line, looks_in
+from coss_eval.reports.estimates import Estimate, aligned, difference_within
 from coss_eval.reports.headline import columns as headline_columns
 from coss_eval.reports.layout import Number, Row, Table, Unit, broken
-from coss_eval.reports.results import Estimate, Results, aligned, difference_within
+from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, plain_scores, spaced
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import Difference, holm

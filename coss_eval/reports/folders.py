@@ -1,0 +1,176 @@
+"""Results folders read as one, each network once and under one name, or the name that a person gives it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coss_eval.errors import CossError, UsageError, shown, unknown_name
+from coss_eval.reports.tables import as_written_now
+from coss_eval.store import Record, Store, StoreWarning
+from coss_eval.store.runs import results_in
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Weights = tuple[Any, Any]  # hash and architecture of a network
+
+
+class Folders(Store):
+    """The finished cells of several folders as one store, for reading: a cell that two of them have is there once.
+
+    Networks of one name whose weights differ get the weights' hash behind it.
+    """
+
+    def __init__(
+        self, records: list[Record], runs: list[Record], home: Mapping[str, Store], damage: Sequence[str] = ()
+    ) -> None:
+        super().__init__(next(iter(home.values())).path)
+        self._records, self._runs, self._home, self._damage = records, runs, home, damage
+
+    @classmethod
+    def of(cls, folders: Sequence[str | os.PathLike[str]]) -> Folders:
+        """Everything in these folders. Raises CossError where they have no finished cell."""
+        stores = [Store(folder) for folder in folders]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", StoreWarning)
+            found = [(record, store) for store in stores for record in store.records()]
+        damage = [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
+        if not found:
+            raise CossError(
+                f"no finished cells in {', '.join(map(str, folders))}; give results folders that coss-eval has written"
+            )
+        home = {record["key"]: store for record, store in found}
+        runs = sorted((run for s in stores for run in s.runs()), key=lambda run: str(run.get("started", "")))
+        once = {record["key"]: record for record, _ in found}
+        records = as_written_now(once.values(), runs)  # under the name in the newest run
+        return cls(records, runs, home, damage)._called(_apart(records))
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models in the cells, and of the methods whose runs they are."""
+        methods = [str(model["group"]) for run in self._runs for model in run.get("models", []) if model.get("group")]
+        return list(dict.fromkeys([*(str(record["model"]) for record in self._records), *methods]))
+
+    def renamed(self, names: Mapping[str, str]) -> Folders:
+        """The same with models and methods under new names. Raises UsageError for unknown names, and for one of two."""
+        if (unknown := next((name for name in names if name not in self.names), None)) is not None:
+            raise unknown_name("model to rename", unknown, self.names)
+        new = [names.get(name, name) for name in self.names]
+        if (twice := next((name for name in new if new.count(name) > 1), None)) is not None:
+            raise UsageError(f"--rename would call two models {twice!r}; give each a name of its own")
+        runs = [run | {"models": [_in_method(model, names) for model in run.get("models", [])]} for run in self._runs]
+        found = {_weights(r): names.get(str(r["model"]), str(r["model"])) for r in self._records}
+        return Folders(self._records, runs, self._home, self._damage)._called(found)
+
+    def part(self, keys: Collection[str]) -> Folders:
+        """These cells of it alone."""
+        mine = [record for record in self._records if record["key"] in keys]
+        return Folders(mine, self._runs, self._home, self._damage)
+
+    def records(self) -> list[Record]:
+        """All finished cells; a StoreWarning for each that is damaged."""
+        for line in self._damage:
+            warnings.warn(line, StoreWarning, stacklevel=2)
+        return self._records
+
+    def runs(self) -> list[Record]:
+        """All entries of the folders' run.json, oldest first."""
+        return self._runs
+
+    def samples(self, key: str) -> pd.DataFrame | None:
+        """Per-sample verdicts of a cell, from the folder that it was read in."""
+        return self._home[key].samples(key)
+
+    def _called(self, names: Mapping[Weights, str]) -> Folders:
+        """Records and runs with each network under its name here."""
+        old = {str(record["model"]): names[_weights(record)] for record in self._records}
+        records = [record | {"model": names[_weights(record)]} for record in self._records]
+        runs = [run | {"models": [_entry(model, names, old) for model in run.get("models", [])]} for run in self._runs]
+        return Folders(records, runs, self._home, self._damage)
+
+
+def _in_method(model: Record, names: Mapping[str, str]) -> Record:
+    """A run's entry of a model, its method under another name."""
+    return model | {"group": names.get(str(model["group"]), model["group"])} if model.get("group") else model
+
+
+def _entry(model: Record, names: Mapping[Weights, str], old: Mapping[str, str]) -> Record:
+    """A run's entry of a model under its name; old runs tell networks by their names alone."""
+    own = (model.get("sha256"), model.get("arch"))
+    return model | {"name": names.get(own, old.get(str(model["name"]), model["name"]))}
+
+
+def _weights(record: Record) -> Weights:
+    model = record["protocol"].get("model", {})
+    return model.get("sha256"), model.get("arch")
+
+
+def _apart(records: Sequence[Record]) -> dict[Weights, str]:
+    """A name of its own for each network: its own where that is the only one, else with the weights' hash."""
+    names = {_weights(record): str(record["model"]) for record in records}
+    held = list(names.values())
+    return {w: name if held.count(name) == 1 else f"{name} ({str(w[0])[:8]})" for w, name in names.items()}
+
+
+def read(*folders: str | os.PathLike[str], rename: Mapping[str, str] | None = None) -> list[Store]:
+    """Results folders, each by itself, with models under other names where ``rename`` has any of its.
+
+    Raises UsageError for a name that is in none of them.
+    """
+    if not rename:
+        return [Store(folder) for folder in folders]
+    found = [Folders.of([folder]) for folder in folders]
+    known = [name for each in found for name in each.names]
+    if (unknown := next((name for name in rename if name not in known), None)) is not None:
+        raise unknown_name("model to rename", unknown, known)
+    return [each.renamed({old: new for old, new in rename.items() if old in each.names}) for each in found]
+
+
+def results_folders(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The folders that hold finished cells: those given, or in the place of one without, all inside it.
+
+    Raises CossError for a folder that is not there, or holds none.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        inside = results_in(folder)
+        mine = [folder] if Store(folder).holds_cells() else [path for path in inside if Store(path).holds_cells()]
+        if not mine and not folder.is_dir():
+            raise CossError(f"there is no folder {folder}; give a results folder that coss-eval has written")
+        if not mine:
+            raise CossError(f"no finished cells in {folder}; give a results folder that coss-eval has written")
+        found += mine
+    return list(dict.fromkeys(found))
+
+
+def renames(texts: Iterable[str]) -> dict[str, str]:
+    """New names by old ones from texts such as "model-3=CO-BYOL (ours)". Raises UsageError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        old, sign, new = text.rpartition("=")
+        if not sign or not old.strip() or not new.strip():
+            raise UsageError(f'expected --rename "OLD=NEW", such as "model-3=CO-BYOL (ours)", got {text!r}')
+        found[old.strip()] = new.strip()
+    return found
+
+
+def chosen(patterns: Sequence[str], called: Mapping[str, Collection[str]]) -> list[str]:
+    """The labels that names or globs choose, in the order given; all of them where there are no patterns.
+
+    ``called`` has the names that each label goes by. Raises UsageError for a pattern that matches none.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        mine = [label for label, names in called.items() if pattern in names]
+        mine = mine or [label for label, names in called.items() if any(fnmatchcase(name, pattern) for name in names)]
+        if not mine and any(character in pattern for character in "*?["):
+            raise UsageError(f"--models {pattern} matches no model; there are {shown([*called])}")
+        if not mine:
+            raise unknown_name("model", pattern, called)
+        found |= dict.fromkeys(mine)
+    return [*found] if patterns else [*called]
