@@ -136,7 +136,8 @@ def write_field_pictures(
 ) -> list[Path]:
     """Each site's effective field over test images as PNG and PDF, with its theoretical box, and as arrays; the paths.
 
-    The arrays (NAME.npz) are maps (H, W) by site, each with a peak of 1.
+    The arrays (NAME.npz) are maps (H, W) by site, each with a peak of 1; beside them SITE/size, SITE/n and, where the
+    theoretical field is less than the image, SITE/box. ``coss-eval figures`` draws those of a folder together.
     """
     import numpy as np
     from matplotlib.figure import Figure
@@ -155,7 +156,10 @@ def write_field_pictures(
             draw(seen, axis).set_title(f"{seen.site}: {seen.size:.0f} px")
         stem = out / f"receptive_fields_{model.name}".replace("/", "-")
         paths = save(figure, stem)
-    buffer, arrays = io.BytesIO(), dict[str, Any]((seen.site, seen.map) for seen in maps)
+    buffer, arrays = io.BytesIO(), dict[str, Any]()
+    for seen in maps:
+        arrays |= {seen.site: seen.map, f"{seen.site}/size": seen.size, f"{seen.site}/n": seen.n}
+        arrays |= {} if seen.box is None else {f"{seen.site}/box": np.array(seen.box)}
     np.savez(buffer, **arrays)
     return [*paths, write_file(stem.with_name(f"{stem.name}.npz"), buffer.getvalue())]
 

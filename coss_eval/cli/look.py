@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from coss_eval.cli.app import LOOK, RUN, app
-from coss_eval.cli.flags import Chosen, ModelFlags, OfData, OfRun, OfTask
+from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfRun, OfTask
 from coss_eval.errors import UsageError
+from coss_eval.tasks.flags import Fractions, Words
 
 
 @app.command(group=LOOK)
@@ -65,25 +66,69 @@ app.command(figures_app)
 
 
 @figures_app.default
-def figures(folder: Path, *, out: Path | None = None) -> int:
-    """Draw the figures of a results folder as PDF and PNG.
+def figures(
+    folder: Path,
+    *,
+    only: Words = (),
+    width: str | None = None,
+    format: Words = ("pdf", "png"),
+    models: Words = (),
+    baseline: str | None = None,
+    label: Chosen = (),
+    out: Path | None = None,
+) -> int:
+    """Draw the figures of a results folder, as wide as they are printed.
 
     Parameters
     ----------
     folder
         A results folder.
+    only
+        Names of figures, such as corruptions_mean,redundancy_distance [default: all that the folder has].
+    width
+        Width in print: 3.3in (or 3.3), 84mm, 8.4cm or 240pt [default: each figure's own, at most 7 in].
+    format
+        Kinds of files: pdf, svg, png.
+    models
+        Names of the models or methods to show [default: all].
+    baseline
+        Name of the model or method that the differences refer to [default: the first].
+    label
+        Runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors", or their names; repeat it for other methods.
     out
         Where to write them [default: the folder's figures/].
     """
     from coss_eval.reports import figures as drawing
+    from coss_eval.reports.groups import given
+    from coss_eval.reports.results import Results
     from coss_eval.runtime.live import say
     from coss_eval.store import Store
 
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}; expected a results folder, or the words gallery or curves")
-    for path in drawing.write(Store(folder), out or folder / "figures"):
+        raise UsageError(
+            f"there is no folder {folder}; expected a results folder, or the words gallery, adversarial or curves"
+        )
+    results = Results(Store(folder), given(label))
+    canvas = drawing.canvas_of(results, width=_inches(width), models=models, baseline=baseline)
+    wanted, kinds = (",".join(words).split(",") if words else () for words in (only, format))
+    for path in drawing.write(results, out or folder / "figures", only=wanted, canvas=canvas, kinds=kinds):
         say(str(path))
     return 0
+
+
+def _inches(width: str | None) -> float | None:
+    """A width such as 3.3in, 84mm, 8.4cm, 240pt or 3.3 in inches. Raises UsageError for anything else."""
+    if width is None:
+        return None
+    number, unit = width.strip(), "in"
+    for unit in ("in", "mm", "cm", "pt", ""):
+        if number.endswith(unit):
+            number = number.removesuffix(unit)
+            break
+    try:
+        return float(number) / {"in": 1, "mm": 25.4, "cm": 2.54, "pt": 72.27, "": 1}[unit]
+    except ValueError:
+        raise UsageError(f"expected --width such as 3.3in, 84mm or 240pt, got {width!r}") from None
 
 
 @figures_app.command
@@ -109,22 +154,82 @@ def gallery(
 
 
 @figures_app.command
-def curves(*runs: Path, out: Path = Path(".")) -> int:
-    """Draw the training curves of several runs' folders side by side: curves.png and curves.pdf.
+def adversarial(
+    *,
+    eps: Fractions = None,
+    norm: Literal["linf", "l2"] = "linf",
+    steps: int = 20,
+    images: int = 4,
+    width: str | None = None,
+    format: Words = ("pdf", "png"),
+    model: ModelFlags | None = None,
+    data: DataFlags | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path = Path("."),
+) -> int:
+    """Draw test images under PGD beside what the network takes them for: adversarial_NAME.png and .pdf.
+
+    Parameters
+    ----------
+    eps
+        Sizes of the perturbation [default: 1/255 4/255].
+    norm
+        Norm of eps.
+    steps
+        Steps of PGD.
+    images
+        Number of images, the first that are classified rightly.
+    width
+        Width in print: 3.3in (or 3.3), 84mm, 8.4cm or 240pt [default: 7 in].
+    format
+        Kinds of files: pdf, svg, png.
+    seed
+        Seed of the images and of the starts.
+    device
+        cpu, cuda, mps or auto.
+    out
+        Folder to write into.
+    """
+    from coss_eval.reports.drawing import WIDTH, save, style
+    from coss_eval.reports.gallery import attacked, draw_attacked
+    from coss_eval.runtime.live import say
+
+    dataset = (data or DataFlags()).open()
+    for one in (model or ModelFlags()).load():
+        found = attacked(
+            one, dataset, eps=eps or (1 / 255, 4 / 255), norm=norm, steps=steps, images=images, seed=seed, device=device
+        )
+        with style():
+            figure = draw_attacked(found, width=_inches(width) or WIDTH)
+            name = f"adversarial_{one.name}".replace("/", "-")
+            for path in save(figure, out / name, ",".join(format).split(",")):
+                say(str(path))
+    return 0
+
+
+@figures_app.command
+def curves(*runs: Path, width: str | None = None, format: Words = ("pdf", "png"), out: Path = Path(".")) -> int:
+    """Draw the training curves of several runs' folders side by side, seeds of one method as a band: curves.png, .pdf.
 
     Parameters
     ----------
     runs
-        Folders that coss-eval train wrote.
+        Folders that coss-eval train wrote, or a sweep's folder for all runs in it.
+    width
+        Width in print: 3.3in (or 3.3), 84mm, 8.4cm or 240pt [default: 7 in].
+    format
+        Kinds of files: pdf, svg, png.
     out
         Folder to write into.
     """
     from coss_eval.reports.curves import write
+    from coss_eval.reports.drawing import Canvas
     from coss_eval.runtime.live import say
 
     if not runs:
         raise UsageError("curves of which runs? give their folders: coss-eval figures curves runs/byol runs/co-byol")
-    for path in write(runs, out):
+    for path in write(runs, out, Canvas(_inches(width)), ",".join(format).split(",")):
         say(str(path))
     return 0
 

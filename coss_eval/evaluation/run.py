@@ -28,6 +28,7 @@ from coss_eval.tasks.task import Result, Subject, Task
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 SELDOM = 0.5  # seconds between two words on one job
 PRIOR = 0.05
@@ -176,6 +177,20 @@ class Run:
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+    def plot(
+        self, name: str, *, width: float | None = None, models: Sequence[str] = (), baseline: str | None = None
+    ) -> Figure:
+        """One of the report's figures as a matplotlib Figure, ``width`` inches wide: see ``coss-eval figures``.
+
+        ``models``: those shown [default: all]; ``baseline``: what differences refer to [default: the first]. UsageError
+        for an unknown name, which lists those that the folder has.
+        """
+        from coss_eval.reports import figures
+        from coss_eval.reports.results import Results
+
+        results = Results(Store(self.path))
+        return figures.draw(results, name, figures.canvas_of(results, width=width, models=models, baseline=baseline))
 
 
 def evaluate(

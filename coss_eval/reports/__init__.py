@@ -37,7 +37,7 @@ def write(
     and .pdf. Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for
     unknown names.
     """
-    from coss_eval.reports import document, figures, html, layout, markdown, tables
+    from coss_eval.reports import document, drawing, figures, html, layout, markdown, tables
     from coss_eval.reports.files import write_file
     from coss_eval.reports.folders import read
 
@@ -47,11 +47,12 @@ def write(
     base = document.resolve_baseline(results, baseline)
     everything = tables.apart_from_untrained(results.frame).to_csv(index=False, lineterminator="\n")
     paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early
-    drawn = figures.write(results, folder / "figures")
+    drawn = figures.write(results, folder / "figures", canvas=drawing.Canvas(baseline=base))
     pictures = {path.stem: path.read_bytes() for path in drawn if path.suffix == ".png"}
     page = document.build(results, base, list(pictures))
+    files = [table.name for table in page.tables]
     paths.append(write_file(folder / "report.md", markdown.render(page)))
-    paths.append(write_file(folder / "report.html", html.render(page, pictures)))
+    paths.append(write_file(folder / "report.html", html.render(page, pictures, files)))
     for table in page.tables:
         paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
         paths.append(write_file(folder / "tables" / f"{table.name}.tex", layout.latex(table)))
@@ -113,6 +114,8 @@ def write_leaderboard(
 def _results(store: Store, groups: Mapping[str, Sequence[str]] | None = None, models: Sequence[str] = ()) -> Results:
     from coss_eval.reports.results import Results
 
+    if not store.path.is_dir():
+        raise CossError(f"there is no folder {store.path}; give a results folder that coss-eval has evaluated into")
     results = Results(store, groups, models)
     if not results.records:
         raise CossError(f"no finished cells in {store.path}; give a results folder that coss-eval has evaluated into")

@@ -1,27 +1,32 @@
-"""What a report says, before it is Markdown or HTML: the headline, a section a task, and the provenance."""
+"""What a report says, before it is Markdown or HTML: the verdict, a section a task, and the provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coss_eval.reports import headline, provenance
+from coss_eval.reports import headline, provenance, verdict
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.estimates import Estimate, could_have_seen, difference
+from coss_eval.reports.figures import OF_ALL
 from coss_eval.reports.layout import Number, Row, Table, transposed
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, Score, TaskScores, adjusted, comparable
 from coss_eval.statistics import SEEDS_FOR_P
 
+FOLDED = "Protocol and notes"
+
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, tables, and figures with their captions by name."""
+    """A heading with paragraphs, figures with their captions by name, tables, and what is folded away: the protocol."""
 
     title: str
     paragraphs: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: dict[str, str] = field(default_factory=dict)
+    folded: list[str] = field(default_factory=list)
+    folded_tables: list[Table] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -33,26 +38,37 @@ class Document:
 
     @property
     def tables(self) -> list[Table]:
-        return [table for section in self.sections for table in section.tables]
+        return [table for section in self.sections for table in (*section.tables, *section.folded_tables)]
 
 
 def build(results: Results, baseline: str | None = None, figures: Sequence[str] = ()) -> Document:
     """The whole report. ``baseline`` names the checkpoint that differences refer to (default: the first)."""
     base = resolve_baseline(results, baseline)
     columns = headline.columns(results)
-    spec = TaskScores("headline", "Headline", "", [*columns])
-    differences = difference_table(results, spec, base)
-    others = [] if differences is None else [transposed(differences)]
-    if results.groups.members:
-        others.append(headline_table(results, columns, each=True))
-    chances = {results.chance(label) for label in results.labels} - {None}
-    chance = [f"Chance level: {Number(chances.pop() or 0.0).main} %."] if len(chances) == 1 else []
-    sections = [Section("Headline", chance, [headline_table(results, columns), *others])] if columns else []
+    sections = [_verdict(results, columns, base, figures)] if columns else []
     sections += [_section(results, task, base, figures) for task in results.tasks]
+    across = _of_all([name for name in OF_ALL if name != "forest"], figures)
+    sections += [Section("Across tasks", figures=across)] if across else []
     sections.append(Section("Provenance", [provenance.STATISTICS], provenance.tables(results)))
     data = ", ".join(dict.fromkeys(str(name) for name in results.frame["data"].dropna()))
     subtitle = f"{_counted(results)} on {data or 'unnamed data'}{_what_is_compared(results)}"
     return Document("coss-eval report", subtitle, provenance.warnings(results), sections)
+
+
+def _verdict(results: Results, columns: Sequence[Column], base: str, figures: Sequence[str]) -> Section:
+    """Three sentences, a forest plot, the headline's table, and the differences in it."""
+    differences = difference_table(results, TaskScores("headline", "Headline", "", [*columns]), base)
+    tables = [headline_table(results, columns), *([] if differences is None else [transposed(differences)])]
+    if results.groups.members:
+        tables.append(headline_table(results, columns, each=True))
+    chances = {results.chance(label) for label in results.labels} - {None}
+    chance = [f"Chance level: {Number(chances.pop() or 0.0).main} %."] if len(chances) == 1 else []
+    return Section("Verdict", [*verdict.sentences(results, columns), *chance], tables, _of_all(["forest"], figures))
+
+
+def _of_all(names: Iterable[str], figures: Sequence[str]) -> dict[str, str]:
+    """The captions of the figures of several tasks that are drawn."""
+    return {name: OF_ALL[name][1] for name in names if name in figures}
 
 
 def _counted(results: Results) -> str:
@@ -84,11 +100,26 @@ def _what_is_compared(results: Results) -> str:
 def _section(results: Results, task: str, base: str, figures: Sequence[str]) -> Section:
     report = task_report(task)
     specs = report.scores(results)
-    lines = [line for line in (protocol_line(results, task), *results.notes(task)) if line]
+    shared, own = results.notes(task)
+    lines = [line for line in (provenance.protocol_line(results, task), *map(_sentence, shared)) if line]
+    noted = [_notes_table(task, results.checkpoints_of(task), own)] if own else []
     tables = [table for spec in specs for table in task_tables(results, spec, base)]
     tables += [table for maker in report.tables if (table := maker(results)) is not None]
     drawn = {name: caption for name, (_, caption) in report.figures.items() if name in figures}
-    return Section(specs[0].title, lines, tables, drawn)
+    return Section(specs[0].title, [], tables, drawn, lines, noted)
+
+
+def _sentence(note: str) -> str:
+    """A note with a capital letter and a full stop, but for names that begin small, such as kNN."""
+    first = note.split(" ")[0]
+    capital = note[:1].upper() + note[1:] if first.islower() and first.isalpha() else note
+    return capital if capital.endswith((".", "!", "?")) else f"{capital}."
+
+
+def _notes_table(task: str, labels: Sequence[str], own: Mapping[str, Mapping[str, str]]) -> Table:
+    """What the cells of a task noted that differs between checkpoints: a row each, a column a note."""
+    rows = [Row(label, [values.get(label, "") for values in own.values()]) for label in labels]
+    return Table(f"{task}_notes", "Noted of each checkpoint", "checkpoint", list(own), rows)
 
 
 def long_tables(results: Results) -> list[Table]:
@@ -135,7 +166,10 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
     rows = [Row(s.name, [_number(s, e) for e in row], s.group) for s, row in zip(spec.scores, found, strict=True)]
     columns = [f"{label} (baseline)" if label == base and len(labels) > 1 else label for label in labels]
     absent = [label for label in results.labels if label not in labels]
-    caption = " ".join([spec.caption, *([f"Not measured here: {', '.join(absent)}."] if absent else [])]).strip()
+    gaps = [f"Not measured here: {', '.join(absent)}."] if absent else []
+    if base in absent and len(labels) > 1:
+        gaps.append(f"No differences: the baseline {base} is not among these; --baseline names another.")
+    caption = " ".join([spec.caption, *gaps]).strip()
     tables = [Table(spec.name, spec.title, corner, columns, rows, caption)]
     differences = difference_table(results, spec, base)
     return tables if differences is None else [*tables, differences]
@@ -159,7 +193,8 @@ def difference_table(results: Results, spec: TaskScores, base: str) -> Table | N
     unit = "points" if len(points) == len(scores) else "points of %, else as it is"
     corner = f"minus {base} ({unit}), " + (n if results.groups.members else f"p between checkpoints, {n}")
     seen = [could_have_seen(score.of(label), score.of(base)) for score in points for label in others]
-    return Table(f"{spec.name}_differences", title, corner, others, rows, _power([x for x in seen if x is not None]))
+    power = _power([x for x in seen if x is not None])
+    return Table(f"{spec.name}_differences", title, corner, others, rows, power, gap="without a number on both sides")
 
 
 def _power(seen: Sequence[float]) -> str:
@@ -169,19 +204,6 @@ def _power(seen: Sequence[float]) -> str:
     low, high = (Number(x).main for x in (min(seen), max(seen)))
     shown = low if low == high else f"{low} to {high}"
     return f"Smallest true difference that would be found 8 times in 10, before p is adjusted: {shown} points."
-
-
-def protocol_line(results: Results, task: str) -> str:
-    """The parameters that all cells of a task share, and those few that vary: backend, table, seed, steps ..."""
-    cells = results.cells(task)
-    named = {name for cell in cells for m in cell["measurements"] for name in m["condition"]} - {"seed"}
-    values: dict[str, set[str]] = {}
-    for cell in cells:
-        for name, value in cell["params"].items():
-            if name not in named and value is not None and not isinstance(value, list | dict):
-                values.setdefault(name, set()).add(str(value))
-    texts = [f"{name} {' / '.join(sorted(value))}" for name, value in values.items() if len(value) <= 3]
-    return f"Protocol: {', '.join(texts)}." if texts else ""
 
 
 def _number(score: Score, estimate: Estimate | None) -> Number | None:

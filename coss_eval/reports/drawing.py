@@ -1,17 +1,22 @@
-"""What figures share: one look a checkpoint, the style, lines with their bands, and the files they become.
+"""What figures share: one look a method, the style, lines with their bands, and the files they become.
 
-Every figure is a Figure object drawn under coss.mplstyle on Agg: pyplot and the caller's settings stay untouched.
+Every figure is a Figure object drawn under coss.mplstyle on Agg: pyplot and the caller's settings stay untouched. It is
+as wide as it is printed, so that a point of its text is a point on paper.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import textwrap
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -19,23 +24,70 @@ from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox, BboxBase
 
+from coss_eval.errors import UsageError
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
+from coss_eval.reports.layout import Number, Row, broken
 from coss_eval.reports.results import Results
+from coss_eval.statistics import Difference
 
+LineStyle = Literal["-", "--", ":"] | tuple[float, tuple[float, ...]]
+
+# Okabe & Ito (2008), told apart by colour-blind readers; yellow is left out (too light on white)
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dvph"
-DASHES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
+DASHES: tuple[LineStyle, ...] = (
+    "-",
+    (0, (5, 1.6)),
+    (0, (1, 1.3)),
+    (0, (6, 1.4, 1, 1.4)),
+    (0, (2.2, 1.2)),
+    (0, (9, 1.6)),
+    (0, (4, 1.2, 1, 1.2, 1, 1.2)),
+)
+GREY, PALE = "#8a8a8a", "#c4c4c4"
 WIDTH = 7.0  # inches: the text width of a two-column page
+MANY = 12  # models that lines can tell apart; of more, the others are pale
+SMALLEST = 6.0  # pt
+KINDS = ("png", "pdf", "svg")
+PERSON = b"coss34"  # of the names' hash: byol, co-byol, dino, co-dino, simclr, co-simclr, supervised all differ by it
 
 
 class Look(NamedTuple):
-    """How one checkpoint is drawn in every figure."""
+    """How one method is drawn in every figure; what is not ``named`` is one of too many."""
 
     color: str
     marker: str
-    dashes: Literal["-", "--", ":"]
+    dashes: LineStyle
+    named: bool = True
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What a figure is drawn for: its ``width`` in inches (None: its own), the labels shown (empty: all), the baseline.
+
+    The baseline is a label; None is the first.
+    """
+
+    width: float | None = None
+    labels: tuple[str, ...] = ()
+    baseline: str | None = None
+
+    def inches(self, natural: float = WIDTH) -> float:
+        """The figure's width."""
+        return natural if self.width is None else self.width
+
+    def shown(self, labels: Iterable[str]) -> list[str]:
+        """Those of ``labels`` that are asked for, the baseline first."""
+        found = [label for label in labels if not self.labels or label in (*self.labels, self.baseline)]
+        return sorted(found, key=lambda label: label != self.baseline)  # stable
+
+
+WHOLE = Canvas()
 
 
 @contextmanager
@@ -47,55 +99,156 @@ def style() -> Iterator[None]:
         yield
 
 
-def looks(labels: Sequence[str], untrained: Collection[str] = ()) -> dict[str, Look]:
-    """One look a checkpoint; untrained networks are grey and dashed, so that they read as the reference they are."""
-    colors = [entry["color"] for entry in mpl.rcParams["axes.prop_cycle"]]
-    found, number = {}, 0
-    for label in labels:
-        if label in untrained:
-            found[label] = Look("#8a8a8a", "o", "--")
-            continue
-        dashes = DASHES[number // len(colors) % len(DASHES)]
-        found[label] = Look(f"#{colors[number % len(colors)].lstrip('#')}", MARKERS[number % len(MARKERS)], dashes)
-        number += 1
-    return found
+def looks(names: Iterable[str], untrained: Collection[str] = ()) -> dict[str, Look]:
+    """One look a name: colour, marker and line style by the name itself, whatever stands beside it and in what order.
+
+    Where several of ``names`` would share a colour, the one whose hash is smaller keeps it and the next takes the next
+    that is free: so give all names that a folder has, also where few are shown. Untrained networks are grey and dashed,
+    so that they read as the reference they are.
+    """
+    order = list(dict.fromkeys(names))
+    found: dict[str, Look] = {}
+    taken: set[tuple[bool, int]] = set()
+    for name in sorted(order, key=_hashed):
+        grey, first = name in untrained, _hashed(name)
+        slots = (len(COLORS) * turn + (first + step) % len(COLORS) for turn in count() for step in range(len(COLORS)))
+        slot = next(slot for slot in slots if (grey, slot) not in taken)
+        taken.add((grey, slot))
+        turn, place = divmod(slot, len(COLORS))
+        marker = MARKERS[(place + turn) % len(MARKERS)]
+        dashes = DASHES[(place + 2 * turn + turn // len(MARKERS)) % len(DASHES)]
+        found[name] = Look(GREY, marker, (0, (3, 1.5))) if grey else Look(COLORS[place], marker, dashes)
+    return {name: found[name] for name in order}
 
 
-def looks_in(results: Results, task: str) -> dict[str, Look]:
-    """The looks of those that a task was measured for, the same as in every other figure."""
-    look = looks(results.labels, results.untrained)
-    return {label: look[label] for label in results.measured(task)}
+def _hashed(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=4, person=PERSON).digest(), "big")
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """The figure as stem.png and stem.pdf, without dates, so that the same figure is the same file; the paths."""
+def methods_of(labels: Sequence[str], methods: Mapping[str, str]) -> dict[str, str]:
+    """What a label's look belongs to: its method, also where one seed of it is there alone; itself where two share it.
+
+    ``methods``: those that are known, by label.
+    """
+    named = {label: methods.get(label) or re.sub(r"[-_ ,]*\(?seeds?[=_ -]?\d+\)?$", "", label) for label in labels}
+    several = Counter(named.values())
+    return {label: name if name and several[name] == 1 else label for label, name in named.items()}
+
+
+def looks_in(results: Results, task: str, canvas: Canvas = WHOLE) -> dict[str, Look]:
+    """The looks of those that a task was measured for, the same as in every other figure, the baseline first.
+
+    Beyond MANY of them the others are pale and without a name of their own.
+    """
+    return looks_of(results, results.measured(task), canvas)
+
+
+def looks_of(results: Results, labels: Sequence[str], canvas: Canvas = WHOLE) -> dict[str, Look]:
+    """``looks_in`` of some labels."""
+    name = methods_of(results.labels, results.groups.methods)
+    look = looks(name.values(), {name[label] for label in results.untrained if label in name})
+    shown = canvas.shown(labels)
+    return {label: look[name[label]] if i < MANY else Look(PALE, "", "-", False) for i, label in enumerate(shown)}
+
+
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """The figure as stem.png, stem.pdf ..., without dates, so that the same figure is the same file; the paths."""
     paths = []
-    for kind in ("png", "pdf"):
+    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+    for kind in kinds:
         buffer = io.BytesIO()
-        metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure.savefig(buffer, format=kind, metadata=dates[kind])
         paths.append(write_file(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue()))
     return paths
 
 
-def grid(rows: int, columns: int, *, height: float, width: float = WIDTH) -> tuple[Figure, Any]:
-    """A figure with its axes as an array (rows, columns); ``height`` is a panel's, in inches."""
+def panels(
+    number: int, *, width: float, height: float, least: float = 1.2, most: int = 5, alike: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``number`` panels, as many beside one another as have ``least`` inches, at ``most``.
+
+    ``height`` is a panel's, in inches; ``alike`` panels have one scale, which the first of a row shows.
+    """
+    columns = max(1, min(most, number, int((width - 0.3) / least)))
+    rows = -(-number // columns)
     figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
-    return figure, figure.subplots(rows, columns, sharey=True, squeeze=False)
+    axes = list(figure.subplots(rows, columns, sharey=alike, squeeze=False).flat)
+    for axis in axes[number:]:
+        axis.set_visible(False)
+    for place, axis in enumerate(axes[:number]):
+        axis.tick_params(labelbottom=True, labelleft=not alike or place % columns == 0)
+    return figure, axes[:number]
+
+
+def settle(figure: Figure) -> Figure:
+    """The figure laid out, titles broken and tick labels thinned out where they would reach into one another.
+
+    The layout stays as it is then: it takes longer than all else that is drawn.
+    """
+    figure.draw_without_rendering()
+    changed = [change(axis) for axis in figure.axes if axis.get_visible() for change in (_title, _label, _thin_out)]
+    if any(changed):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
+def _title(axis: Axes) -> bool:
+    """Break the title where it is longer than the axis; whether it was."""
+    title = axis.get_title(loc="left")
+    if not title or "\n" in title:
+        return False
+    drawn = next(text for text in axis.get_children() if isinstance(text, Text) and text.get_text() == title)
+    wide, room = drawn.get_window_extent().width, axis.get_window_extent().width
+    if wide <= room:
+        return False
+    axis.set_title("\n".join(broken(title, max(6, int(len(title) * room / wide)))), loc="left")
+    return True
+
+
+def _label(axis: Axes) -> bool:
+    """Break the label at the side where it is longer than the axis is high; whether it was."""
+    label = axis.get_ylabel()
+    long, room = axis.yaxis.label.get_window_extent().height, axis.get_window_extent().height
+    if not label or long <= room or "\n" in label:
+        return False
+    axis.set_ylabel("\n".join(broken(label, max(8, int(len(label) * room / long)))))
+    return True
+
+
+def _thin_out(axis: Axes) -> bool:
+    """Leave every second label along the bottom, or every third ..., until none touches its neighbour; whether so."""
+    low, high = sorted(axis.get_xlim())
+    ticks = [
+        (x, label) for x, label in zip(axis.get_xticks(), axis.get_xticklabels(), strict=False) if low <= x <= high
+    ]
+    named = [(float(x), label.get_text(), label.get_window_extent()) for x, label in ticks if label.get_text()]
+    step = next(step for step in count(1) if _apart([box for _, _, box in named[::step]]))
+    if step == 1:
+        return False
+    axis.set_xticks([x for x, _, _ in named[::step]], [text for _, text, _ in named[::step]])
+    axis.minorticks_off()
+    return True
+
+
+def _apart(boxes: Sequence[BboxBase]) -> bool:
+    return all(b.x0 - a.x1 > 2 for a, b in pairwise(boxes))
 
 
 def line(axis: Axes, x: Sequence[float], points: Sequence[Estimate | None], look: Look, *, scale: float = 100) -> None:
     """Values over ``x`` with a band of their intervals; a gap breaks the line. ``scale`` 100 is for percent."""
     y, low, high = _scaled(points, scale)
-    axis.fill_between(x, low, high, color=look.color, alpha=0.16, linewidth=0)
-    axis.plot(x, y, color=look.color, marker=look.marker, linestyle=look.dashes)
+    if look.named:
+        axis.fill_between(x, low, high, color=look.color, alpha=0.16, linewidth=0)
+    style = {"color": look.color, "marker": look.marker, "linestyle": look.dashes}
+    axis.plot(x, y, **style, **({} if look.named else {"linewidth": 0.6, "zorder": 1}))  # type: ignore[arg-type]
 
 
 def marks(axis: Axes, x: Sequence[float], points: Sequence[Estimate | None], look: Look, *, scale: float = 100) -> None:
     """Values that no line joins, as their places have no order, with bars for their intervals."""
     y, low, high = _scaled(points, scale)
     axis.vlines(x, low, high, color=look.color, linewidth=1, alpha=0.6)
-    axis.plot(x, y, color=look.color, marker=look.marker, linestyle="")
+    axis.plot(x, y, color=look.color, marker=look.marker or "_", linestyle="")
 
 
 def _scaled(points: Sequence[Estimate | None], scale: float) -> tuple[list[float], list[float], list[float]]:
@@ -105,14 +258,15 @@ def _scaled(points: Sequence[Estimate | None], scale: float) -> tuple[list[float
     return value, low, high
 
 
-def percent(axes: Any, chance: float | None = None) -> None:
+def percent(axes: Iterable[Axes], chance: float | None = None) -> None:
     """All panels on one scale from 0 to a little above the highest value, with a line where guessing stands."""
-    top = max(axis.dataLim.y1 for axis in axes.flat if axis.get_visible() and axis.has_data())
-    for axis in axes.flat:
+    shown = [axis for axis in axes if axis.get_visible()]
+    top = max(axis.dataLim.y1 for axis in shown if axis.has_data())
+    for axis in shown:
         axis.set_ylim(0, min(102.0, top * 1.06))
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.margins(x=0.04)
-        if chance is not None and axis.get_visible():
+        if chance is not None:
             axis.axhline(100 * chance, color="#555555", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0, gid="chance")
 
 
@@ -123,28 +277,51 @@ def chance_in(results: Results, look: Collection[str]) -> float | None:
 
 
 def label_edges(figure: Figure, x: str, y: str) -> None:
-    figure.supxlabel(x, fontsize="medium")
+    """One label for all panels' axes, broken where the figure is narrow."""
+    room = int(figure.get_figwidth() * 72 / 4.6)
+    figure.supxlabel("\n".join(broken(x, room)), fontsize="medium")
     figure.supylabel(y, fontsize="medium")
 
 
-def legend(figure: Figure, look: dict[str, Look]) -> None:
-    """One legend above all panels, in as many columns as fit."""
-    handles = [Line2D([], [], color=one.color, marker=one.marker, linestyle=one.dashes) for one in look.values()]
-    widths = [0.55 + 0.062 * len(label) for label in look]  # inches
-    fits = len(look) if sum(widths) < figure.get_figwidth() else int(figure.get_figwidth() / max(widths))
+def legend(figure: Figure, look: Mapping[str, Look]) -> None:
+    """One legend above all panels, in as many columns as fit; those too many to be named are counted."""
+    named = {label: one for label, one in look.items() if one.named}
+    room = int((figure.get_figwidth() - 0.55) / 0.058)
+    names = ["\n".join(broken(label, room)) for label in named]
+    shown = list(named.values())
+    if len(named) < len(look):
+        others = f"the other {len(look) - len(named)} of {len(look)}, too many to tell apart: choose with --models"
+        names.append("\n".join(broken(others, room)))
+        shown.append(next(one for one in look.values() if not one.named))
+    handles = [Line2D([], [], color=one.color, marker=one.marker, linestyle=one.dashes) for one in shown]
+    widths = [0.6 + 0.066 * max(map(len, name.split("\n"))) for name in names]  # inches
+    fits = len(names) if sum(widths) < figure.get_figwidth() else int(figure.get_figwidth() / max(widths))
     columns = max(1, fits)
-    figure.legend(handles, list(look), loc="outside upper left", ncols=columns, columnspacing=1.4, borderaxespad=0)
+    rows = -(-len(names) // columns)
+    deep = rows + sum(sorted((name.count("\n") for name in names), reverse=True)[:rows])
+    figure.set_figheight(figure.get_figheight() + 0.17 * deep)  # panels keep their size
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4, borderaxespad=0)
 
 
-def label_ends(axis: Axes, lines: dict[str, list[Estimate | None]], look: dict[str, Look]) -> None:
-    """The checkpoints' names at the ends of their lines, long ones in several, moved apart where they would overlap."""
+def label_ends(axis: Axes, lines: Mapping[str, Sequence[Estimate | None]], look: Mapping[str, Look]) -> None:
+    """The names at the ends of their lines, long ones in several lines, moved apart where they would overlap.
+
+    A legend takes their place where they are too many for the axis, or the figure is narrow.
+    """
     from sklearn.isotonic import isotonic_regression  # here: scikit-learn takes a while to import
 
+    figure = axis.get_figure()
+    assert isinstance(figure, Figure)
     ends = {label: [p for p in points if p is not None][-1].value * 100 for label, points in lines.items()}
     labels = sorted(ends, key=lambda label: ends[label])
-    texts = [textwrap.fill(label, 28) for label in labels]
+    texts = ["\n".join(broken(label, 28)) for label in labels]
     bottom, top = axis.get_ylim()
-    heights = 0.07 * (top - bottom) * (1 + 0.8 * np.array([text.count("\n") for text in texts]))
+    room = (figure.get_figheight() - 0.6) * 72  # points
+    heights = 8.6 / room * (top - bottom) * (1 + np.array([text.count("\n") for text in texts]))
+    few = heights.sum() < 0.95 * (top - bottom) and all(one.named for one in look.values())
+    if figure.get_figwidth() < _ENDS or not few:
+        legend(figure, {label: one for label, one in look.items() if label in lines})
+        return
     stacked = heights.cumsum() - heights / 2  # the middles of names that touch, from 0
     # names do not overlap where y - stacked nowhere falls: the least squares nearest to the ends that keeps it so
     shifts = isotonic_regression(
@@ -157,6 +334,186 @@ def label_ends(axis: Axes, lines: dict[str, list[Estimate | None]], look: dict[s
             xycoords=("axes fraction", "data"),
             color=look[label].color,
             va="center",
-            fontsize=7.5,
+            fontsize=7,
             linespacing=1.0,
         )
+
+
+_ENDS = 4.0  # inches from which on names stand at the ends of lines
+
+
+def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside their points where there is room, with a line to those that had to go further off.
+
+    What finds no place is left out and counted in a corner. To be called when all else is drawn.
+    """
+    figure = axis.get_figure()
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    frame = axis.get_window_extent()
+    marks = [axis.transData.transform((x, y)) for x, y, _ in points]
+    taken: list[BboxBase] = [Bbox([mark - 4, mark + 4]) for mark in marks]
+    note = axis.annotate("99 names left out", (0.99, 0.01), xycoords="axes fraction", ha="right", fontsize=SMALLEST)
+    note.set_in_layout(False)
+    taken.append(note.get_window_extent())
+    left_out = 0
+    for x, y, name in points:
+        text = axis.annotate(
+            name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=SMALLEST, color="#444444", va="center"
+        )
+        text.set_in_layout(False)
+        place = _free_place(text, taken, frame)
+        if place is None:
+            text.remove()
+            left_out += 1
+            continue
+        taken.append(text.get_window_extent())
+        if place > _NEAR:
+            axis.annotate(
+                "", (x, y), xytext=text.xyann, textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.4},
+            )  # fmt: skip
+    note.set_text(f"{left_out} names left out" if left_out else "")
+
+
+_NEAR = 12  # points from a mark within which a name needs no line to it
+
+
+def _free_place(text: Annotation, taken: Sequence[BboxBase], frame: BboxBase) -> float | None:
+    """Move a name to the nearest place that is free and in the frame; how far in points, None where there is none."""
+    for distance in (5, 9, 14, 20, 28, 38, 50):
+        for angle in (0, 180, 45, 135, 315, 225, 90, 270):
+            across, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            text.set_horizontalalignment("left" if across > 0.1 else "right" if across < -0.1 else "center")
+            text.xyann = (distance * across, distance * up)
+            box = text.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.padded(1).overlaps(other) for other in taken):
+                return distance
+    return None
+
+
+BETTER, WORSE, UNCLEAR = "#00619a", "#b34700", "#6a6a6a"  # dark enough for text on white; fill tells them apart in grey
+
+
+def forest(rows: Sequence[Row], *, width: float = WIDTH, xlabel: str = "difference from the baseline") -> Figure:
+    """A forest plot: each row's first Number as a mark with its interval, named at its left, in words at its right.
+
+    ``rows`` stand under the headings of their groups; rows that are no percent have a scale of their own below the
+    others. A mark is filled where the difference stands after adjustment (``Number.clear``), hollow otherwise.
+    ``width`` is in inches, as printed. Rows without a number are left out. Raises UsageError where none has one.
+    """
+    scales: dict[str, list[tuple[Row, Number]]] = {}
+    for row in rows:
+        if row.entries and isinstance(row.entries[0], Number):
+            scales.setdefault(row.entries[0].unit, []).append((row, row.entries[0]))
+    if not scales:
+        raise UsageError("a forest plot needs differences, and none of these rows has one")
+    with style():
+        found = [scales[unit] for unit in sorted(scales)]  # percent, then plain
+        stacks = [_forest_lines(each, width) for each in found]
+        heights = [_LINE * sum(1 + text.count("\n") for text, _ in lines) + 0.1 for lines in stacks]
+        figure = Figure(figsize=(width, sum(heights) + 0.42 * len(found)), layout="constrained")
+        axes = figure.subplots(len(found), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, lines in zip(axes, stacks, strict=True):
+            points = any(number is not None and number.unit == "percent" for _, number in lines)
+            _draw_forest(axis, lines, width)
+            axis.set_xlabel(f"{xlabel}, points" if points else f"{xlabel}, as it is")
+        return figure
+
+
+_LINE = 0.16  # inches from one line of a forest plot to the next
+
+
+def _forest_lines(rows: Sequence[tuple[Row, Number]], width: float) -> list[tuple[str, Number | None]]:
+    """The texts at the left, from the top, each with its number; headings of groups have none."""
+    room = max(12, int(0.36 * width * 72 / 3.9))  # characters of 7 pt
+    lines: list[tuple[str, Number | None]] = []
+    before = ""
+    for row, number in rows:
+        if row.group not in ("", before):
+            lines.append(("\n".join(broken(row.group, room)), None))
+        before = row.group
+        lines.append(("\n".join(broken(row.name, room)), number))
+    return lines
+
+
+def _draw_forest(axis: Axes, lines: Sequence[tuple[str, Number | None]], width: float) -> None:
+    tall = np.array([1 + text.count("\n") for text, _ in lines], dtype=float)
+    places = tall.cumsum() - tall / 2
+    axis.axvline(0, color="#555555", linewidth=0.7, zorder=0)
+    for y, (_, number) in zip(places, lines, strict=True):
+        if number is None:
+            continue
+        scale = 100 if number.unit == "percent" else 1
+        color = UNCLEAR if not number.clear else BETTER if number.better else WORSE
+        if number.interval and number.low is not None and number.high is not None:
+            axis.hlines(y, scale * number.low, scale * number.high, color=color, linewidth=1.2)
+        fill = color if number.clear else "white"
+        axis.plot(scale * number.value, y, "o", markersize=4, color=fill, markeredgecolor=color, markeredgewidth=1)
+        words = f"{number.main} {number.interval}".strip()
+        axis.annotate(
+            f"{words}, {number.p_text}" if number.p_text and width >= _WORDY else words,
+            (1.02, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=6.5,
+            color=color,
+        )
+    axis.set_ylim(float(tall.sum()), 0)
+    axis.set_yticks(places, [text for text, _ in lines])
+    for label, (_, number) in zip(axis.get_yticklabels(), lines, strict=True):
+        label.set(fontsize=7, fontweight="normal" if number is not None else "bold", linespacing=0.95)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x", visible=True)
+    axis.margins(x=0.08)
+    axis.xaxis.set_major_locator(MaxNLocator(5 if width >= _WORDY else 2))
+
+
+_WORDY = 4.5  # inches from which on there is room for p beside the interval
+
+
+def difference_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    found: Sequence[Sequence[Difference | None]],
+    *,
+    width: float | None,
+    quantity: str,
+) -> Figure:
+    """Differences as coloured squares: purple is more, orange less, bold where the interval leaves 0 out, blank a gap.
+
+    Numbers stand in the squares, in points. Of more columns than rows the map stands on its side, so that it grows in
+    length; models are always named.
+    """
+    values = np.array([[math.nan if d is None else 100 * d.difference for d in row] for row in found])
+    clear = np.array([[d is not None and (d.low > 0 or d.high < 0) for d in row] for row in found])
+    if len(columns) > len(rows) // 2:
+        rows, columns, values, clear = columns, rows, values.T, clear.T
+    inches = width or min(WIDTH, 1.9 + 0.42 * len(columns))
+    longest = max(map(len, rows))
+    stub = min(0.4 * inches, 0.058 * (longest if longest < 24 else longest // 2 + 6) + 0.1)
+    side = (inches - stub - 0.35) / len(columns)
+    names = ["\n".join(broken(row, max(8, int(stub / 0.052)))) for row in rows]
+    height = 0.06 + 0.105 * max(1 + name.count("\n") for name in names)
+    heads = ["\n".join(broken(column, 24)) for column in columns]
+    body = height * len(rows)
+    figure = Figure(figsize=(inches, body + 1.7), layout="constrained")
+    axis, scale = figure.subplots(2, 1, height_ratios=(body, 0.08))
+    most = max(1.0, float(np.nanmax(np.abs(values))))
+    image = axis.imshow(values, cmap="PuOr", vmin=-most, vmax=most, aspect="auto")
+    axis.set_xticks(range(len(columns)), heads, rotation=90, fontsize=min(7, max(SMALLEST, side * 72 * 0.8)))
+    axis.set_yticks(range(len(rows)), names, fontsize=SMALLEST + 0.5)
+    axis.tick_params(length=0)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    for i, j in np.argwhere(np.isfinite(values)):
+        text = f"{values[i, j]:+.0f}".replace("-", "−") if side < 0.33 else f"{values[i, j]:+.1f}".replace("-", "−")
+        if len(text) * SMALLEST * 0.6 / 72 > side:
+            text = "+" if values[i, j] > 0 else "−"  # no room: what the colour says, for grey print
+        weight = "bold" if clear[i, j] else "normal"
+        ink = "white" if abs(values[i, j]) > 0.72 * most else "#222222"
+        axis.text(j, i, text, ha="center", va="center", fontsize=SMALLEST, fontweight=weight, color=ink)
+    figure.colorbar(image, cax=scale, orientation="horizontal", label="\n".join(broken(quantity, int(inches * 12))))
+    return figure

@@ -27,7 +27,7 @@ from coss_eval.statistics import (
     unpaired,
 )
 
-Shares = pd.Series  # of floats, indexed by sample id
+Shares = pd.Series  # of floats, or of 0 and 1 for verdicts, indexed by sample id
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,12 @@ def pooled(runs: Sequence[Estimate | None]) -> Estimate | None:
     low, high = (None, None) if np.isnan(about.low) else (about.low, about.high)
     n, data = min(run.n for run in known), known[0].data
     found = Estimate(float(values.mean()), low, high, n, data=data, runs=tuple(known))
-    verdicts = all(run.shares is not None and run.shares.between(0, 1).all() for run in known)
+    verdicts = all(run.shares is not None and _within(run.shares.to_numpy()) for run in known)
     return as_share(found) if verdicts else found  # a log-likelihood of .9 in all runs may be 1.2 in the next
+
+
+def _within(values: NDArray[np.float64]) -> bool:
+    return bool(values.min() >= 0 and values.max() <= 1)
 
 
 def as_share(estimate: Estimate) -> Estimate:
@@ -237,8 +241,9 @@ def aligned(parts: Sequence[Estimate]) -> tuple[pd.Index, NDArray[np.float64]] |
         return None
     ids = series[0].index
     for one in series[1:]:
-        if not one.index.equals(ids):
+        if one.index is not ids and not one.index.equals(ids):
             ids = ids.intersection(one.index)
     if len(ids) == 0:
         return None
-    return ids, np.column_stack([one.reindex(ids).to_numpy() for one in series])
+    columns = [one if one.index is ids else one.reindex(ids) for one in series]
+    return ids, np.column_stack([column.to_numpy(dtype=np.float64) for column in columns])

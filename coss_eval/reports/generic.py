@@ -9,7 +9,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from coss_eval.reports.drawing import WIDTH, legend, line, looks_in, marks
+from coss_eval.reports.drawing import WHOLE, WIDTH, Canvas, legend, line, looks_in, marks
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import TaskScores, mean_of, plain_scores, plain_words, spaced, unit_of
 from coss_eval.reports.task_report import TaskReport
@@ -31,16 +31,17 @@ def scores(results: Results, task: str) -> list[TaskScores]:
     return [TaskScores(task, task.capitalize(), quantity, rows)]
 
 
-def figure(results: Results, task: str) -> Figure | None:
+def figure(results: Results, canvas: Canvas = WHOLE, *, task: str) -> Figure | None:
     """A panel a metric and whatever else varies: lines over the numeric condition, or marks where there is none."""
-    panels, look = _panels(results, task)[:MOST_PANELS], looks_in(results, task)
-    if not panels or not look:
+    shown, look = _panels(results, task)[:MOST_PANELS], looks_in(results, task, canvas)
+    if not shown or not look:
         return None
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    drawn = Figure(figsize=(min(WIDTH, 1 + 2.6 * columns), 0.5 + 1.9 * rows), layout="constrained")
+    width = canvas.inches(min(WIDTH, 1 + 2.6 * min(3, len(shown))))
+    columns = max(1, min(3, len(shown), int(width / 1.5)))
+    rows = -(-len(shown) // columns)
+    drawn = Figure(figsize=(width, 0.5 + 1.9 * rows), layout="constrained")
     axes = drawn.subplots(rows, columns, squeeze=False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    for axis, panel in zip(axes.flat, shown, strict=False):
         places = panel.prepare(axis)
         ofs = [mean_of(results, task, panel.metric, same) for same in panel.points.values()]
         percent = unit_of(results, task, panel.metric) == "percent"
@@ -50,7 +51,7 @@ def figure(results: Results, task: str) -> Figure | None:
             draw(
                 axis, [x + beside for x in places], [of(label) for of in ofs], look[label], scale=100 if percent else 1
             )
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     legend(drawn, look)
     return drawn

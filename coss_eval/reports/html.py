@@ -1,16 +1,24 @@
-"""report.html: one file that needs no other, light or dark as the reader's system is."""
+"""report.html: one file that needs no other, light or dark as the reader's system is, on a screen or on paper.
+
+Without its script it is whole: the script (report.js, inlined) makes its tables sortable, filterable and copyable.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from html import escape
+from importlib.resources import files as package_files
 from string import Template
 
-from coss_eval.reports.document import Document, Section
-from coss_eval.reports.layout import GAP, Entry, Number, Table, narrow
+from coss_eval.reports.document import FOLDED, Document, Section
+from coss_eval.reports.layout import GAP, Entry, Number, Row, Table, latex, narrow, to_csv
 
 FITTING = 7  # columns: what the page's width holds of a table of numbers with intervals
+PRINTED = 12  # columns: what a landscape A4 page holds of it; further ones stand in tables of their own
 COLOURS = "Bold: p < .05 after Holm's adjustment; blue: better than the baseline, orange: worse."
 
 _PAGE = Template("""<!doctype html>
@@ -20,38 +28,54 @@ _PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title: $subtitle</title>
 <style>
-:root { color-scheme: light dark; --ink: #1d2126; --soft: #626b76; --line: #dfe3e8; --paper: #fff; --tint: #f5f7f9;
+:root { color-scheme: light dark; --ink: #1d2126; --soft: #5d6570; --line: #dfe3e8; --paper: #fff; --tint: #f5f7f9;
         --better: #00619a; --worse: #b34700; --flag: #fff4d6; --flag-ink: #5c4300; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --soft: #9aa4b0; --line: #333a42; --paper: #14171a; --tint: #1c2126;
+  :root { --ink: #e6e8eb; --soft: #a3adb8; --line: #333a42; --paper: #14171a; --tint: #1c2126;
           --better: #6cb8ea; --worse: #f0975a; --flag: #3a3015; --flag-ink: #f3d98b; } }
 * { box-sizing: border-box; }
+html { scroll-padding-top: 3.5rem; }
 body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 76rem; color: var(--ink); background: var(--paper);
        font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+h1, h2, h3, p, figcaption, summary, li { overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; margin: 0; }
 h2 { font-size: 1.2rem; margin: 3rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
-h3 { font-size: .95rem; margin: 1.6rem 0 .4rem; }
+h3 { font-size: .95rem; margin: 0; }
 p { max-width: 52rem; margin: .3rem 0; }
-p.sub, p.note, nav { color: var(--soft); }
-p.note { font-size: .82rem; }
+p.sub, p.note, nav, output { color: var(--soft); }
+p.note, details, .bar { font-size: .82rem; }
 p.flag { background: var(--flag); color: var(--flag-ink); padding: .5rem .8rem; border-radius: .3rem; margin: .8rem 0; }
-nav { margin: .8rem 0 0; font-size: .9rem; }
+nav { position: sticky; top: 0; z-index: 3; margin: .8rem 0 0; padding: .5rem 0; font-size: .9rem; overflow-x: auto;
+      white-space: nowrap; background: var(--paper); border-bottom: 1px solid var(--line); }
 nav a { color: inherit; margin-right: 1rem; }
-div.table { overflow-x: auto; margin: .4rem 0 .3rem; }
+a, button, input, summary, [tabindex] { outline-offset: 2px; }
+:focus-visible { outline: 2px solid var(--better); }
+.block { margin: 1.4rem 0; }
+.bar { display: flex; flex-wrap: wrap; gap: .3rem .6rem; align-items: center; margin: .3rem 0; }
+.bar a { color: var(--soft); }
+.bar button, .bar input { font: inherit; color: inherit; background: var(--tint); border: 1px solid var(--line);
+                          border-radius: .25rem; padding: .15rem .5rem; }
+button.sort { font: inherit; color: inherit; background: none; border: 0; padding: 0; text-align: inherit;
+              cursor: pointer; overflow-wrap: anywhere; }
+[aria-sort=ascending] .sort::after { content: " \\2191"; } [aria-sort=descending] .sort::after { content: " \\2193"; }
+div.table { overflow-x: auto; margin: .2rem 0 .3rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; white-space: nowrap; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: normal; }
 th, td { padding: .26rem .8rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 th:first-child, .text { text-align: left; } td.text.number { text-align: right; }
-thead th { font-weight: 600; border-bottom: 1.5px solid var(--ink); vertical-align: bottom; white-space: normal; }
-thead th:first-child { color: var(--soft); font-weight: 400; min-width: 9rem; max-width: 18rem; }
-tbody th { font-weight: 400; position: sticky; left: 0; background: var(--paper); max-width: 24rem;
-           white-space: normal; }
+thead th, thead td { font-weight: 600; border-bottom: 1.5px solid var(--ink); vertical-align: bottom;
+                     white-space: normal; overflow-wrap: anywhere; min-width: 4.5rem; max-width: 14rem; }
+thead > tr > :first-child { color: var(--soft); font-weight: 400; min-width: 9rem; max-width: 18rem; }
+tbody th { font-weight: 400; position: sticky; left: 0; z-index: 1; background: var(--paper); min-width: 7rem;
+           max-width: 24rem; white-space: normal; overflow-wrap: anywhere; }
 tbody tr:hover > * { background: var(--tint); }
-tr.group th { color: var(--soft); font-style: italic; padding-top: .8rem; }
+tr.group th { color: var(--soft); font-style: italic; padding-top: .8rem; text-align: left; }
+[hidden] { display: none; }
 td small { color: var(--soft); font-size: .88em; margin-left: .5em; display: inline-block; text-align: left; }
 td small.i { min-width: 7.4em; } td.signed small.i { min-width: 9em; } td small.p { min-width: 4.3em; }
 table.many td small { display: block; margin: 0; min-width: 0; text-align: right; }
 table.many td, table.many th { padding: .3rem .55rem; } table.many td.text { white-space: normal; min-width: 7rem; }
-table.many thead th:first-child, table.many tbody th { min-width: 0; max-width: 11rem; white-space: normal; }
+table.many thead > tr > :first-child, table.many tbody th { max-width: 11rem; }
 td.better b { color: var(--better); } td.worse b { color: var(--worse); }
 td b { font-weight: 400; } td.better b, td.worse b { font-weight: 600; }
 td.gap { color: var(--soft); }
@@ -60,66 +84,154 @@ figure { margin: 1.2rem 0; }
 figure img { max-width: 100%; height: auto; background: #fff; padding: .6rem; border-radius: .3rem;
              border: 1px solid var(--line); }
 figcaption { color: var(--soft); font-size: .82rem; max-width: 52rem; }
+details { margin: 1rem 0; } summary { cursor: pointer; color: var(--soft); } details ul { margin: .4rem 0; }
+@media (max-width: 40rem) {
+  body { padding: 1.2rem .8rem 3rem; }
+  thead > tr > :first-child, tbody th { position: static; min-width: 7.5rem; max-width: 9rem; }
+  td.wide { min-width: 10rem; } }
+@page { size: A4 landscape; margin: 12mm; }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --tint: #fff; --better: #00619a;
+          --worse: #b34700; --flag: #fff; --flag-ink: #000; }
+  body { max-width: none; padding: 0; font-size: 11px; }
+  p { max-width: none; } p.note, details, figcaption { font-size: 9px; } h2 { margin-top: 1.2rem; }
+  nav, .bar { display: none; }
+  h2, h3, thead { break-after: avoid; } tr, figure { break-inside: avoid; }
+  p.flag { border: 1px solid var(--line); }
+  div.table { overflow: visible; }
+  table { font-size: 9.5px; white-space: normal; max-width: 100%; } table.many { font-size: 8.5px; }
+  table :is(th, td), table.many :is(th, td) { min-width: 0; max-width: none; padding: .15rem .35rem; }
+  td.wide, table.many td.text { min-width: 0; max-width: none; overflow-wrap: anywhere; }
+  tbody th { position: static; }
+  td small, td small.i, td.signed small.i, td small.p { min-width: 0; white-space: nowrap; }
+  figure img { max-height: 110mm; width: auto; border: 0; padding: 0; } }
 </style>
 </head>
 <body>
+<header>
 <h1>$title</h1>
 <p class="sub">$subtitle</p>
 $warnings
-<nav>$links</nav>
+</header>
+<nav aria-label="Sections">$links</nav>
+<main>
 $sections
+</main>
+<script>
+$script
+</script>
 </body>
 </html>
 """)
 
 
-def render(document: Document, figures: Mapping[str, bytes]) -> str:
-    """The whole page; ``figures`` are PNG files by name and are embedded."""
-    ids = {section.title: section.title.lower().replace(" ", "-") for section in document.sections}
+def render(document: Document, figures: Mapping[str, bytes], files: Collection[str] = ()) -> str:
+    """The whole page; ``figures`` are PNG files by name and are embedded.
+
+    ``files`` names the tables that are written as tables/<name>.csv beside the page, which then links to them.
+    """
+    ids = _ids(section.title for section in document.sections)
+    links = zip(document.sections, ids, strict=True)
     return _PAGE.substitute(
         title=escape(document.title),
         subtitle=escape(document.subtitle),
         warnings="\n".join(f'<p class="flag">{escape(warning)}</p>' for warning in document.warnings),
-        links="".join(f'<a href="#{name}">{escape(title)}</a>' for title, name in ids.items()),
-        sections="\n".join(_section(section, ids[section.title], figures) for section in document.sections),
+        links="".join(f'<a href="#{name}">{escape(section.title)}</a>' for section, name in links),
+        sections="\n".join(_section(*pair, figures, files) for pair in zip(document.sections, ids, strict=True)),
+        script=(package_files("coss_eval.reports") / "report.js").read_text("utf-8").strip(),
     )
 
 
-def _section(section: Section, name: str, figures: Mapping[str, bytes]) -> str:
-    parts = [f'<section id="{name}">', f"<h2>{escape(section.title)}</h2>"]
-    parts += [f'<p class="note">{escape(paragraph)}</p>' for paragraph in section.paragraphs]
-    tables = [_titled(table, shown=table.title != section.title) for table in section.tables]
-    pictures = [_figure(figures[name], caption) for name, caption in section.figures.items()]
-    parts += [*tables[:1], *pictures, *tables[1:]]
+def _ids(titles: Iterable[str]) -> list[str]:
+    """An id of each title, each once."""
+    found: list[str] = []
+    for title in titles:
+        name = re.sub(r"\W+", "-", title.lower()).strip("-") or "section"
+        found.append(name if name not in found else f"{name}-{len(found) + 1}")
+    return found
+
+
+def _section(section: Section, name: str, figures: Mapping[str, bytes], files: Collection[str]) -> str:
+    parts = [f'<section id="{name}" aria-labelledby="{name}-title">']
+    parts.append(f'<h2 id="{name}-title">{escape(section.title)}</h2>')
+    parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
+    parts += [_figure(figure, figures[figure], caption) for figure, caption in section.figures.items()]
+    parts += [_blocks(table, files, section.title) for table in section.tables]
+    if section.folded or section.folded_tables:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in section.folded)
+        parts.append(f"<details><summary>{FOLDED}</summary>" + (f"<ul>{lines}</ul>" if lines else ""))
+        parts += [*(_blocks(table, files, section.title) for table in section.folded_tables), "</details>"]
     return "\n".join([*parts, "</section>"])
 
 
-def _figure(png: bytes, caption: str) -> str:
+def _figure(name: str, png: bytes, caption: str) -> str:
     width = int.from_bytes(png[16:20]) // 2  # the PNG's own width, shown at twice the screen's density
     source = f"data:image/png;base64,{b64encode(png).decode()}"
     image = f'<img src="{source}" alt="{escape(caption)}" width="{width}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f'<figure id="figure-{escape(name)}">{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _titled(table: Table, *, shown: bool) -> str:
-    heading = f"<h3>{escape(table.title)}</h3>" if shown else ""
+def _blocks(table: Table, files: Collection[str], heading: str) -> str:
+    """A table below a ``heading`` with what can be done with it and its notes; in parts where no page would hold it."""
     clear = any(isinstance(entry, Number) and entry.clear for row in table.rows for entry in row.entries)
-    notes = [note for note in (table.footnote, COLOURS if clear else "") if note]
-    return "\n".join([heading, _table(narrow(table, FITTING)), *(f'<p class="note">{escape(n)}</p>' for n in notes)])
+    notes = [f'<p class="note">{escape(note)}</p>' for note in (table.footnote, COLOURS if clear else "") if note]
+    parts = enumerate(_parts(narrow(table, FITTING)))
+    blocks = (_block(part, table, i, files, titled=part.title != heading) for i, part in parts)
+    return "\n".join([*blocks, *notes])
 
 
-def _table(table: Table) -> str:
+def _parts(table: Table) -> Iterator[Table]:
+    """The table, or several with ``PRINTED`` columns each at most."""
+    count = -(-len(table.columns) // PRINTED)
+    if count < 2:
+        yield table
+        return
+    size = -(-len(table.columns) // count)
+    for start in range(0, len(table.columns), size):
+        taken = slice(start, start + size)
+        rows = [Row(row.name, row.entries[taken], row.group) for row in table.rows]
+        columns = table.columns[taken]
+        shown = f"columns {start + 1} to {start + len(columns)} of {len(table.columns)}"
+        yield replace(table, title=f"{table.title}, {shown}", columns=columns, rows=rows)
+
+
+def _block(table: Table, whole: Table, part: int, files: Collection[str], *, titled: bool) -> str:
+    """One table in a region that scrolls, its bar, and what its buttons copy, which is always the ``whole`` table."""
+    name = f"table-{escape(whole.name)}" + (f"-{part + 1}" if part else "")
+    heading = "" if titled else ' class="unseen"'
+    link = f'<a href="tables/{escape(whole.name)}.csv">{escape(whole.name)}.csv</a>' if whole.name in files else ""
+    # "<" would end the script, or begin a comment, wherever a name holds it
+    texts = json.dumps({"CSV": to_csv(whole), "LaTeX": latex(whole)}, ensure_ascii=False).replace("<", "\\u003c")
+    return "\n".join(
+        [
+            f'<div class="block"><h3 id="{name}-title"{heading}>{escape(table.title)}</h3>',
+            f'<div class="bar">{link}</div>',
+            f'<div class="table" role="region" aria-labelledby="{name}-title" tabindex="0">{_table(table, name)}</div>',
+            f'<script type="application/json">{texts}</script></div>',
+        ]
+    )
+
+
+def _table(table: Table, name: str) -> str:
     """Intervals stand beside their values, or below them where there are many columns."""
     sides = [_side(row.entries[i] for row in table.rows) for i in range(len(table.columns))]
-    heads = [f"<th>{escape(table.corner)}</th>"]
-    heads += [f'<th class="{side}">{escape(name)}</th>' for name, side in zip(table.columns, sides, strict=True)]
+    heads = [f'<th scope="col">{escape(table.corner)}</th>' if table.corner else "<td></td>"]
+    heads += [
+        f'<th scope="col" class="{side}">{escape(column)}</th>'
+        for column, side in zip(table.columns, sides, strict=True)
+    ]
     many = ' class="many"' if len(table.columns) > 5 else ""
-    lines = [f'<div class="table"><table{many}>', f"<thead><tr>{''.join(heads)}</tr></thead>", "<tbody>"]
-    for heading, row in table.grouped():
+    lines = [f'<table id="{name}"{many}><caption class="unseen">{escape(table.title)}</caption>']
+    lines += [f"<thead><tr>{''.join(heads)}</tr></thead>", "<tbody>"]
+    for i, (heading, row) in enumerate(table.grouped()):
         if heading:
-            lines.append(f'<tr class="group"><th colspan="{len(table.columns) + 1}">{escape(heading)}</th></tr>')
-        lines.append(f"<tr><th>{escape(row.name)}</th>{''.join(map(_cell, row.entries, sides))}</tr>")
-    return "\n".join([*lines, "</tbody></table></div>"])
+            lines += ["</tbody>", "<tbody>"] if i else []
+            across = f'<th scope="rowgroup" colspan="{len(table.columns) + 1}">{escape(heading)}</th>'
+            lines.append(f'<tr class="group">{across}</tr>')
+        group = f' data-group="{escape(row.group)}"' if row.group else ""
+        cells = "".join(map(_cell, row.entries, sides))
+        lines.append(f'<tr{group}><th scope="row">{escape(row.name)}</th>{cells}</tr>')
+    return "\n".join([*lines, "</tbody></table>"])
 
 
 def _side(entries: Iterable[Entry]) -> str:
@@ -137,7 +249,7 @@ def _cell(entry: Entry, side: str) -> str:
     small = f'<small class="i">{entry.interval}</small>'
     if entry.signed:
         small += f'<small class="p">{escape(entry.p_text)}</small>'
-    return f'<td class="{_classes(entry)}"><b>{entry.main}</b>{small}</td>'
+    return f'<td class="{_classes(entry)}" data-value="{entry.value:.6g}"><b>{entry.main}</b>{small}</td>'
 
 
 def _classes(number: Number) -> str:

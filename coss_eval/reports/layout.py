@@ -110,6 +110,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Row]
     caption: str = ""
+    gap: str = "not measured"  # what a gap in it is
 
     @property
     def gaps(self) -> int:
@@ -118,7 +119,7 @@ class Table:
     @property
     def footnote(self) -> str:
         """The caption, with the gaps counted."""
-        gaps = f"{self.gaps} of {sum(len(r.entries) for r in self.rows)} not measured ({GAP})." if self.gaps else ""
+        gaps = f"{self.gaps} of {sum(len(r.entries) for r in self.rows)} {self.gap} ({GAP})." if self.gaps else ""
         return " ".join(part for part in (self.caption, gaps) if part)
 
     def grouped(self) -> Iterable[tuple[str, Row]]:
@@ -248,10 +249,25 @@ def _block(
     return "\n".join([*above, rule, *shown])
 
 
+class _Lines(textwrap.TextWrapper):
+    """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
+
+    # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
+    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
+
+
+def broken(text: str, width: int, *, words: bool = False) -> list[str]:
+    """Text in lines of at most ``width`` characters, broken at spaces, underscores and hyphens, else anywhere.
+
+    ``words``: never inside a word, which may then be longer than a line.
+    """
+    return _Lines(width, break_on_hyphens=False, break_long_words=not words).wrap(text) or [text]
+
+
 def transposed(table: Table) -> Table:
     """Rows for columns, for a terminal narrower than the table."""
     rows = [Row(name, [row.entries[i] for row in table.rows]) for i, name in enumerate(table.columns)]
-    return Table(table.name, table.title, table.corner, [row.name for row in table.rows], rows, table.caption)
+    return replace(table, columns=[row.name for row in table.rows], rows=rows)
 
 
 def narrow(table: Table, columns: int) -> Table:
@@ -318,13 +334,6 @@ def escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text).replace("--", "-{}-")
 
 
-class _Lines(textwrap.TextWrapper):
-    """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
-
-    # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
-    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
-
-
 def _broken(text: str, width: int, side: str, align: str = "t") -> str:
     """Text in lines of ``width`` characters, or a word; `code`, in typewriter letters, is broken anywhere."""
     code = len(text) > 1 and text[0] == text[-1] == "`"
@@ -364,8 +373,13 @@ def _shown(entry: Entry) -> str:
     return GAP if entry is None else str(entry)
 
 
+def markdown_safe(text: str) -> str:
+    """Text in which nothing is a tag: names such as <script> are shown as they are."""
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", text)
+
+
 def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(markdown_safe(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def _values(entry: Entry, count: int) -> list[str]:

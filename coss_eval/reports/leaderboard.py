@@ -101,7 +101,7 @@ def write(
     """
     found = results_folders(folders)
     page = document(boards(Folders.of(found).renamed(rename or {}), groups), len(found), models)
-    shown = html.render(page, {}).replace("</body>", SCRIPT)
+    shown = html.render(page, {}, [table.name for table in page.tables]).replace("</body>", SCRIPT)
     paths = [write_file(out / "leaderboard.html", shown)]
     return paths + [write_file(out / "tables" / f"{table.name}.csv", to_csv(table)) for table in page.tables]
 

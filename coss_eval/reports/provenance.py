@@ -24,6 +24,57 @@ STATISTICS = (
 )
 
 
+WORDS = {  # a cell's parameters as a reader says them; others by their names, without underscores
+    "attack": "attack {}",
+    "augmentation": "trained on {}",
+    "backend": "{} backend",
+    "batch_size": "{} images a step",
+    "checked_images": "masked gradients looked for on {} images",
+    "crop_area": "crops of {} of the area",
+    "epochs": "{} epochs",
+    "family": "family {}",
+    "flavour": "corruptions as in {}",
+    "flip": "flipped with probability {}",
+    "held_out": "{} of the training images held out to choose by",
+    "images": "{} images attacked",
+    "k": "{} neighbours",
+    "labels": "{} of the labels",
+    "loss": "{} loss",
+    "lr_for_batch": "learning rates for a batch of {}",
+    "match_locations": "{} locations kept at every site",
+    "method": "method {}",
+    "order_seed": "images in the order of seed {}",
+    "precision": "precision {}",
+    "rescale": "what is left scaled up: {}",
+    "restarts": "random starts {}",
+    "second_loss": "second loss {}",
+    "source": "images from {}",
+    "step_size": "steps of {}",
+    "steps": "{} steps",
+    "table": "severities as for {}",
+    "temperature": "votes at temperature {}",
+    "train": "fingerprint of the training images {}",
+}
+SPELT = {"True": "yes", "False": "no", "ce": "cross-entropy", "knn": "kNN", "sgd": "SGD"}
+
+
+def protocol_line(results: Results, task: str) -> str:
+    """The parameters that all cells of a task share, and those few that vary, in plain words; empty without any."""
+    cells = results.cells(task)
+    named = {name for cell in cells for m in cell["measurements"] for name in m["condition"]} - {"seed"}
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, value in cell["params"].items():
+            if name not in named and value is not None and not isinstance(value, list | dict):
+                values.setdefault(name, set()).add(SPELT.get(str(value), str(value)))
+    texts = [
+        WORDS.get(name, f"{name.replace('_', ' ')} {{}}").replace("{}", " or ".join(sorted(value)))
+        for name, value in values.items()
+        if len(value) <= 3
+    ]
+    return f"Protocol: {', '.join(texts)}." if texts else ""
+
+
 def tables(results: Results) -> list[Table]:
     """Checkpoints, data and runs."""
     return [_models(results), _data(results), *runs_table(results.runs)]

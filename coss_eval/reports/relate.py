@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +16,35 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports import headline, html, layout, markdown
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import Document, Section
-from coss_eval.reports.drawing import grid, legend, looks, save, style
+from coss_eval.reports.drawing import (
+    WHOLE,
+    Canvas,
+    Look,
+    legend,
+    looks,
+    looks_of,
+    name_points,
+    save,
+    settle,
+    style,
+)
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
 from coss_eval.reports.folders import results_folders
-from coss_eval.reports.layout import Number, Row, Table, Unit
+from coss_eval.reports.layout import Number, Row, Table, Unit, broken
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, explained
 from coss_eval.store import Record, Store
 
 FEWEST = 3  # models, of which ranks can say anything
+NAMED = 24  # models whose names find room beside their points
 FEW = 8  # below it an interval over models is a sketch
 RESAMPLES = 2000
 CLEAN = ("clean top-1", "linear probe")  # the accuracy shown beside: the first that a model has
@@ -107,10 +119,10 @@ class Relation:
         """One row a correlation: name, families, n (models), value, low, high."""
         return pd.DataFrame(self.correlations)
 
-    def plot(self) -> Figure:
-        """A point a model, in its family's look, with the intervals over images."""
+    def plot(self, *, width: float | None = None) -> Figure:
+        """A point a model, in its family's look, with the intervals over images; ``width`` in inches, as printed."""
         with style():
-            return _scatter(self)
+            return settle(_scatter(self, width))
 
     def text(self, width: int | None = None) -> str:
         """The warnings and both tables for a terminal."""
@@ -161,6 +173,10 @@ def relate(
     runs = [Results(Store(folder)) for folder in results_folders(folders)]
     if not runs:
         raise UsageError("which models? give results folders: coss-eval relate results/a results/b results/c")
+    return _related(runs, x, y, family, locations_of)
+
+
+def _related(runs: Sequence[Results], x: str, y: str, family: FamilyBy, locations_of: LocationFactsOf) -> Relation:
     columns = [_column(runs, name) for name in (x, y)]
     if columns[0].name == columns[1].name:
         raise UsageError(f"--x and --y are both {columns[0].name!r}: give two scores")
@@ -392,27 +408,39 @@ def _number(estimate: Estimate | None, unit: Unit) -> Number | None:
     return None if estimate is None else Number(estimate.value, estimate.low, estimate.high, unit)
 
 
-def _scatter(relation: Relation) -> Figure:
-    figure, axes = grid(1, 1, height=3.6, width=5.4)
-    axis = axes[0, 0]
+def scatter_of(results: Results, x: str, y: str, canvas: Canvas = WHOLE) -> Figure:
+    """The figure of one folder's models, of those on ``canvas`` alone, each in its own look."""
+    found = _related([results], x, y, "none", lambda model, side: None)
+    names = {label: label for label in canvas.shown(results.labels)}
+    models = tuple(model for model in found.models if model.name in names)
+    return _scatter(replace(found, models=models), canvas.width, looks_of(results, results.labels, canvas))
+
+
+def _scatter(relation: Relation, width: float | None = None, own: Mapping[str, Look] | None = None) -> Figure:
+    """A point a model in its family's look; in its ``own`` by its name where these are given."""
+    figure = Figure(figsize=(width or 5.4, min(width or 5.4, 3.8)), layout="constrained")
+    axis = figure.subplots()
     families = list(dict.fromkeys(model.family for model in relation.models))
     look = looks(families)
     scale = [100 if column.unit == "percent" else 1 for column in (relation.x, relation.y)]
+    places = []
     for model in relation.models:
         (x, *across), (y, *along) = (
             [math.nan if bound is None else by * bound for bound in (e.value, e.low, e.high)]
             for e, by in zip((model.x, model.y), scale, strict=True)
         )
-        one = look[model.family]
+        one = look[model.family] if own is None else own[model.name]
         axis.plot(across, [y, y], color=one.color, linewidth=0.8, alpha=0.5)
         axis.plot([x, x], along, color=one.color, linewidth=0.8, alpha=0.5)
-        axis.plot(x, y, marker=one.marker, color=one.color, linestyle="")
-        if len(relation.models) <= 16:
-            name = textwrap.shorten(model.name, 30, placeholder="…")
-            axis.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6, color="#555555")
+        axis.plot(x, y, marker=one.marker or ".", color=one.color, linestyle="")
+        places.append((x, y, "\n".join(broken(model.name, 24))))
     names = [f"{c.name}{', %' if c.unit == 'percent' else ''}" for c in (relation.x, relation.y)]
-    axis.set(xlabel=names[0], ylabel=names[1])
+    axis.set_xlabel(names[0])
+    axis.set_ylabel(names[1])
     axis.margins(0.12)
-    if len(families) > 1:
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    if len(families) > 1 and own is None:
         legend(figure, look)
+    if len(places) <= NAMED:
+        name_points(axis, places)
     return figure

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from coss_eval.errors import UsageError, unknown_name
@@ -42,7 +45,9 @@ class Results:
             self.records: list[Record] = as_written_now(store.records(), self.runs)
         self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
         self.frame = tidy_records(self.records, model_order(self.runs))
-        self._samples: dict[str, pd.DataFrame | None] = {}
+        self._samples: dict[str, dict[str, Shares]] = {}
+        self._indices: list[pd.Index] = []  # each once: columns of one index align at a glance
+        self._estimates: dict[tuple[str, str, str, str], Estimate | None] = {}
         self._labels = checkpoint_labels(self.records)
         self._base = {label.text: label.base for label in self._labels.values()}
 
@@ -116,6 +121,18 @@ class Results:
         """The labels of the cells that a label's numbers are in."""
         return {text for member in self.members(label) for text in (member, self._base.get(member, member))}
 
+    def _cells_of(self, label: str) -> Iterable[Record]:
+        """The cells that a label's numbers are in."""
+        return (record for text in self._texts(label) for record in self._by_text.get(text, ()))
+
+    @cached_property
+    def _by_text(self) -> dict[str, list[Record]]:
+        """The cells of each checkpoint, in the store's order."""
+        found: dict[str, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(self._labels[record["key"]].text, []).append(record)
+        return found
+
     @cached_property
     def untrained(self) -> frozenset[str]:
         """The checkpoints that are networks as they were drawn, as the runs that made them say."""
@@ -162,28 +179,44 @@ class Results:
 
     def heads(self, label: str) -> list[str]:
         """Where this checkpoint's logits came from."""
-        mine = (r for r in self.records if self._labels[r["key"]].text in self._texts(label))
-        return sorted({record["head"] for record in mine if record["head"] is not None})
+        return sorted({record["head"] for record in self._cells_of(label) if record["head"] is not None})
 
-    def notes(self, task: str) -> list[str]:
-        """What the cells of a task noted: what all checkpoints share, then the rest of each. Heads have a column."""
+    def notes(self, task: str) -> tuple[list[str], dict[str, dict[str, str]]]:
+        """What the cells of a task noted: what all checkpoints share, and the rest by what it says and by checkpoint.
+
+        Notes that differ in their numbers alone say one thing, with "…" for a number: {"strength …": {"r18": "0.1"}}.
+        Heads have a column.
+        """
         noted: dict[str, dict[str, None]] = {}  # notes by checkpoint, each once, in order
         for record in sorted(self.cells(task), key=lambda r: r["notes"]):
             mine = noted.setdefault(self._labels[record["key"]].text, {})
             mine |= dict.fromkeys(record["notes"])
         first = next(iter(noted.values()), {})
         shared = [note for note in first if all(note in mine for mine in noted.values())]
-        own = {label: [note for note in mine if note not in shared] for label, mine in noted.items()}
-        order = dict.fromkeys(self.frame["checkpoint"])
-        return [*shared, *(f"{label}: {'; '.join(own[label])}" for label in order if own.get(label))]
+        own: dict[str, dict[str, list[str]]] = {}
+        for label, mine in noted.items():
+            for note in mine:
+                if note not in shared:
+                    own.setdefault(_NUMBER.sub("…", note), {}).setdefault(label, []).append(note)
+        return shared, dict(told for notes in own.values() for told in _told_apart(notes))
+
+    def checkpoints_of(self, task: str) -> list[str]:
+        """The checkpoints whose cells of a task there are, in order, with what tells variants apart."""
+        return list(dict.fromkeys(self.rows(task)["checkpoint"]))
 
     def cells(self, task: str, label: str | None = None) -> list[Record]:
         """The stored cells of a task, of one checkpoint or of all."""
-        mine = self._texts(label) if label is not None else set(self._base)
-        return [r for r in self.records if r["task"] == task and self._labels[r["key"]].text in mine]
+        mine = self.records if label is None else sorted(self._cells_of(label), key=itemgetter("key"))
+        return [record for record in mine if record["task"] == task]
 
     def estimate(self, label: str, task: str, metric: str, /, **condition: Any) -> Estimate | None:
-        """A stored measurement under its condition, with its samples; None where it is missing."""
+        """A stored measurement under its condition, with its samples; None where it is missing. Read once."""
+        key = label, task, metric, repr(condition)
+        if key not in self._estimates:
+            self._estimates[key] = self._read(label, task, metric, condition)
+        return self._estimates[key]
+
+    def _read(self, label: str, task: str, metric: str, condition: Mapping[str, Any]) -> Estimate | None:
         if label in self.groups.members:
             return self.pooled(label, lambda member: self.estimate(member, task, metric, **condition))
         wanted = Condition(condition)
@@ -228,8 +261,7 @@ class Results:
 
     def chance(self, label: str) -> float | None:
         """The accuracy of guessing, 1 / classes, on a checkpoint's images; None where the store does not tell."""
-        mine = (r for r in self.records if self._labels[r["key"]].text in self._texts(label))
-        fingerprints = {record["protocol"].get("data", {}).get("fingerprint") for record in mine}
+        fingerprints = {record["protocol"].get("data", {}).get("fingerprint") for record in self._cells_of(label)}
         found = {self._chances[fingerprint] for fingerprint in fingerprints if fingerprint in self._chances}
         return found.pop() if len(found) == 1 else None
 
@@ -249,12 +281,52 @@ class Results:
 
     def _verdicts(self, key: str, column: str) -> Shares | None:
         if key not in self._samples:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", StoreWarning)
-                self._samples[key] = self.store.samples(key)
-            self.warnings += [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
-        table = self._samples[key]
-        return table[column].astype(float) if table is not None and column in table else None
+            self._samples[key] = self._read_samples(key)
+        return self._samples[key].get(column)
+
+    def _read_samples(self, key: str) -> dict[str, Shares]:
+        """A cell's samples by column. Verdicts take a byte an image, as a report holds on to all that it has read."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", StoreWarning)
+            table = self.store.samples(key)
+        self.warnings += [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
+        if table is None:
+            return {}
+        index = next((known for known in self._indices if known.equals(table.index)), None)
+        if index is None:
+            index = table.index
+            self._indices.append(index)
+        columns = {str(name): table[name].to_numpy() for name in table.columns}
+        return {
+            name: pd.Series(values.view(np.int8) if values.dtype == bool else values.astype(float), index=index)
+            for name, values in columns.items()
+        }
+
+
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
+
+
+def _told_apart(notes: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Notes alike but for numbers, in those numbers that all checkpoints have: each with "…" for the others, and these.
+
+    "yes" stands for a note that has no others.
+    """
+    numbers = {label: [tuple(_NUMBER.findall(note)) for note in mine] for label, mine in notes.items()}
+    between = _NUMBER.split(next(iter(notes.values()))[0])
+    first = next(iter(numbers.values()))
+    sets = [[{found[i] for found in mine} for mine in numbers.values()] for i in range(len(first[0]))]
+    varying = [i for i, of_labels in enumerate(sets) if any(one != of_labels[0] for one in of_labels)]
+
+    def fixed(found: Sequence[str]) -> tuple[str, ...]:
+        return tuple("…" if i in varying else number for i, number in enumerate(found))
+
+    for shown in dict.fromkeys(map(fixed, first)):
+        own = {label: [found for found in mine if fixed(found) == shown] for label, mine in numbers.items()}
+        texts = {
+            label: [", ".join(found[i] for i in varying) or "yes" for found in mine] for label, mine in own.items()
+        }
+        words = "".join(part for pair in zip(between, (*shown, ""), strict=True) for part in pair)
+        yield words, {label: "; ".join(dict.fromkeys(mine)) for label, mine in texts.items()}
 
 
 def _solved_chance(measurements: Sequence[Record]) -> float | None:

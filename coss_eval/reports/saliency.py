@@ -1,16 +1,18 @@
-"""Heat maps of locations over their images, network beside network. Imports no torch."""
+"""Heat maps of locations over their images, and receptive fields, network beside network. Imports no torch."""
 
 from __future__ import annotations
 
-import textwrap
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from coss_eval.reports.drawing import style
+from coss_eval.reports.drawing import WHOLE, Canvas, style
+from coss_eval.reports.layout import broken
 
 
 class HeatMaps(NamedTuple):
@@ -59,7 +61,7 @@ def draw(
         axes[-1, 0].text(0.98, 0.5, f"mean,\nn = {n:,}", ha="right", va="center", transform=axes[-1, 0].transAxes)
         low = min(_extremes(found)[0] for found in maps.values())
         for column, (name, found) in enumerate(maps.items(), first):
-            axes[0, column].set_title(textwrap.fill(name, 20), fontsize=7)
+            axes[0, column].set_title("\n".join(broken(name, 20)), fontsize=7)
             largest = max(map(abs, _extremes(found)))
             scale = {"vmin": -largest, "vmax": largest, "cmap": "RdBu_r"} if evidence else {
                 "vmin": low, "vmax": 1, "cmap": "viridis"
@@ -86,3 +88,49 @@ def _extremes(found: HeatMaps) -> tuple[float, float]:
         min(float(found.each.min()), float(found.mean.min())),
         max(float(found.each.max()), float(found.mean.max())),
     )
+
+
+FIELDS = "receptive_fields_"  # begins the files that coss-eval receptive-field --out writes
+
+
+def stored_fields(folder: Path, canvas: Canvas = WHOLE) -> Figure | None:
+    """The effective receptive fields that are kept in a folder: a row a network, a column a site; None without any.
+
+    Columns go on in further rows where the figure is too narrow for them. Imports torch where there are any.
+    """
+    files = sorted(folder.glob(f"{FIELDS}*.npz"))
+    if not files:
+        return None
+    from coss_eval.receptive_field.picture import FieldMap, draw
+
+    found = {path.stem.removeprefix(FIELDS): read_fields(path) for path in files}
+    width = canvas.inches(min(7.0, 1.15 * max(map(len, found.values())) + 0.2))
+    columns = max(1, min(max(map(len, found.values())), int(width / 0.95)))
+    rows = {name: math.ceil(len(maps) / columns) for name, maps in found.items()}
+    figure = Figure(figsize=(width, (width / columns + 0.3) * sum(rows.values())), layout="constrained")
+    parts = figure.subfigures(len(found), 1, squeeze=False, height_ratios=list(rows.values()))[:, 0]
+    for part, (name, maps) in zip(parts, found.items(), strict=True):
+        part.suptitle("\n".join(broken(name, int(width * 15))), fontsize=8, x=0.01, ha="left")
+        axes = list(part.subplots(rows[name], columns, squeeze=False).flat)
+        for axis, (site, (values, box, size, n)) in zip(axes, maps.items(), strict=False):
+            draw(FieldMap(values, box, size, n, site), axis).set_title(f"{site}\n{size:.0f} px", fontsize=7)
+        for axis in axes[len(maps) :]:
+            axis.set_visible(False)
+    return figure
+
+
+def read_fields(
+    path: Path,
+) -> dict[str, tuple[NDArray[np.float64], tuple[int, int, int, int] | None, float, int]]:
+    """Each site's map (H, W), theoretical box (None: the whole image, or not known), effective size and images."""
+    with np.load(path, allow_pickle=False) as arrays:
+        sites = [name for name in arrays.files if "/" not in name]
+        return {
+            site: (
+                arrays[site],
+                tuple(map(int, arrays[f"{site}/box"])) if f"{site}/box" in arrays.files else None,  # type: ignore[misc]
+                float(arrays[f"{site}/size"]) if f"{site}/size" in arrays.files else math.nan,
+                int(arrays[f"{site}/n"]) if f"{site}/n" in arrays.files else 0,
+            )
+            for site in sites
+        }

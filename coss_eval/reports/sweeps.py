@@ -17,7 +17,20 @@ from matplotlib.figure import Figure
 
 from coss_eval.reports import layout
 from coss_eval.reports.claims import Claim, Finding, claims_table, finding_of_runs, scores_table
-from coss_eval.reports.drawing import WIDTH, legend, line, looks, marks, save, style
+from coss_eval.reports.drawing import (
+    WHOLE,
+    WIDTH,
+    Canvas,
+    label_edges,
+    legend,
+    line,
+    looks,
+    marks,
+    panels,
+    save,
+    settle,
+    style,
+)
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import Number, Row, Table
@@ -66,7 +79,7 @@ def write(trials: Sequence[Trial], out: Path, *, title: str, about: Sequence[str
         parts.append(f"> **{len(missing)} of {len(trials)} runs are missing** (numbers of --job): {listed}")
     if len(missing) < len(trials):
         with style():
-            paths += save(draw(trials), out / "figures" / "sweep")
+            paths += save(settle(draw(trials)), out / "figures" / "sweep")
         parts.append("![Accuracy by what was varied in training](figures/sweep.png)")
     for score in SCORES:
         shown = table(trials, score)
@@ -107,7 +120,7 @@ def write_study(
         parts += [f"## {shown.title}", layout.markdown(shown), f"<sub>{shown.footnote}</sub>"]
     if any(trial.values for trial in trials):
         with style():
-            paths += save(draw_scores(distinct, scores, arms), out / "figures" / "scores")
+            paths += save(settle(draw_scores(distinct, scores, arms)), out / "figures" / "scores")
     sources = [f"{i}. {claim.name}: {claim.source}" for i, claim in enumerate(claims, 1)]
     parts += ["## Where the claims are made", "\n".join(sources)]
     missing = [trial for trial in trials if trial.state != "done"]
@@ -197,14 +210,61 @@ def summary(runs: Sequence[Trial], score: str) -> Estimate | None:
     return Estimate(over.mean, max(0.0, over.low), min(1.0, over.high), found[0].n)
 
 
-def draw(trials: Sequence[Trial]) -> Figure:
-    """Linear-probe accuracy over what is varied, a line a method; a panel for each setting of the other fields."""
+def stored(folder: Path) -> list[Trial]:
+    """The runs of a sweep's folder, as its runs.csv has them; none where there is no such file."""
+    path = folder / "runs.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    known = {"job", "run", "method", "seed", "state", "n", *(f"{s}{part}" for s in SCORES for part in _PARTS)}
+    fields = [name for name in (rows[0] if rows else ()) if name not in known]
+    return [
+        Trial(
+            int(row["job"]),
+            row["run"],
+            row["method"],
+            {name: _value(row[name]) for name in fields},
+            int(row["seed"]),
+            row["state"],
+            {s: _estimate(row, s) for s in SCORES if row[s]},
+        )
+        for row in rows
+    ]
+
+
+_PARTS = ("", "_low", "_high")
+
+
+def _estimate(row: Mapping[str, str], score: str) -> Estimate:
+    value, low, high = (float(row[f"{score}{part}"]) for part in _PARTS)
+    return Estimate(value, low, high, int(row["n"]))
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def stored_figure(folder: Path, canvas: Canvas = WHOLE) -> Figure | None:
+    """Accuracy by what a sweep varied, c_min mostly, from its folder; None where no run with a probe is there."""
+    done = [trial for trial in stored(folder) if trial.scores]
+    return draw(done, canvas) if done and done[0].varied else None
+
+
+def draw(trials: Sequence[Trial], canvas: Canvas = WHOLE) -> Figure:
+    """Linear-probe accuracy over what is varied, a line a method; a panel for each setting of the other fields.
+
+    Bands: over seeds where a setting has several, else over images.
+    """
     across, settings = _across(trials), _settings(trials)
-    panels = _panels(settings, across)
-    figure = Figure(figsize=(min(WIDTH, 1.4 + 2.2 * len(panels)), 2.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    shown = _panels(settings, across)
+    width = canvas.inches(min(WIDTH, 1.4 + 2.2 * len(shown)))
+    figure, axes = panels(len(shown), width=width, height=2.4, least=1.5, most=4)
     look = looks(list(dict.fromkeys(trial.method for trial in trials)))
-    for axis, panel in zip(axes.flat, panels, strict=True):
+    for axis, panel in zip(axes, shown, strict=True):
         axis.set_title(panel)
         here = [setting for setting in settings if _panel(setting, across) == panel]
         values = [setting.get(across or "", "all runs") for setting in here]
@@ -219,10 +279,9 @@ def draw(trials: Sequence[Trial]) -> Figure:
                 line(axis, values, points, look[method])
             else:
                 marks(axis, [x + 0.12 * i for x in range(len(values))], points, look[method])
-    low, high = axes[0, 0].get_ylim()  # shared; not from 0, as what is compared lies close together
-    axes[0, 0].set_ylim(max(0.0, low), min(101.0, high))
-    axes[0, 0].set_ylabel("linear probe top-1, %")
-    figure.supxlabel(AXES.get(across or "", across or ""), fontsize="medium")
+    low, high = axes[0].get_ylim()  # shared; not from 0, as what is compared lies close together
+    axes[0].set_ylim(max(0.0, low), min(101.0, high))
+    label_edges(figure, AXES.get(across or "", across or ""), "linear probe top-1, %")
     legend(figure, look)
     return figure
 

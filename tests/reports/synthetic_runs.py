@@ -32,9 +32,10 @@ class Writer:
         data: str = "tiny",
         side: int = 64,
         seed: int | None = None,
+        images: int = IMAGES,
     ) -> None:
-        self.store, self.name, self.skill, self.seed = store, name, skill, seed
-        self.ids = np.arange(IMAGES) * 7 + 3
+        self.store, self.name, self.skill, self.seed, self.images = store, name, skill, seed, images
+        self.ids = np.arange(images) * 7 + 3
         self.protocol: dict[str, Any] = {
             "model": {"sha256": sha256(name.encode()).hexdigest(), "arch": "resnet18"},
             "data": {"name": data, "split": "test", "fingerprint": "f00d", "limit": limit},
@@ -43,9 +44,9 @@ class Writer:
         }
 
     def verdicts(self, damage: float, draw: int = 0) -> np.ndarray:
-        difficulty = np.random.default_rng(0).normal(size=IMAGES)
+        difficulty = np.random.default_rng(0).normal(size=self.images)
         own = len(self.name) if self.seed is None else 1000 + self.seed  # training seeds have luck of their own
-        luck = np.random.default_rng([draw, own]).random(IMAGES)
+        luck = np.random.default_rng([draw, own]).random(self.images)
         return luck < 1 / (1 + np.exp(2 * (difficulty + damage - self.skill)))
 
     def write(
@@ -102,7 +103,7 @@ class Writer:
                     for seed in range(2)
                     for level in LEVELS
                 ]
-                chance = Measurement("chance", CHANCE, IMAGES, condition=place)
+                chance = Measurement("chance", CHANCE, self.images, condition=place)
                 self.write(Cell("internal", place | {"levels": LEVELS[1:], "seeds": [0, 1]}), rows, further=[chance])
 
     def redundancy(self) -> None:
@@ -112,7 +113,7 @@ class Writer:
             values |= {"normalised_per_position": value - 0.05}
             bounds = {"within": (value, value + 0.2), "normalised": (value - 0.1, value + 0.1)}
             measurements = [
-                Measurement(m, v, IMAGES, *bounds.get(m, (None, None)), condition) for m, v in values.items()
+                Measurement(m, v, self.images, *bounds.get(m, (None, None)), condition) for m, v in values.items()
             ]
             self.put(Cell("redundancy", condition), measurements)
 
@@ -120,3 +121,28 @@ class Writer:
         for task in (self.redundancy, self.internal, self.attacks, self.corruptions, self.probe):
             task()
         return self
+
+
+def fleet(store: Store, cells: int, *, images: int = IMAGES, seeds: int = 0) -> list[str]:
+    """At least ``cells`` cells of checkpoints with every task, packed; their names.
+
+    With ``seeds``, checkpoints are runs of methods with so many seeds each. Skill rises from the first to the last.
+    """
+    names: list[str] = []
+    made = 0
+    while made < cells:
+        place = len(names)
+        method, seed = (place, None) if seeds == 0 else divmod(place, seeds)
+        name = f"model_{method:02d}" if seed is None else f"method_{method:02d}_{seed}"
+        Writer(store, name, 0.2 + 0.03 * method, seed=seed, images=images).everything()
+        names.append(name)
+        made = len(list((store.path / "cells").glob("*.json")))
+    models = [
+        {"name": name, "sha256": sha256(name.encode()).hexdigest(), "arch": "resnet18"}
+        | ({"group": f"method_{i // seeds:02d}", "seed": i % seeds} if seeds else {})
+        for i, name in enumerate(names)
+    ]
+    store.record_run({"command": "coss-eval robustness", "started": "2025-01-01T00:00:00+0000", "models": models})
+    reason = store.pack()
+    assert reason is None, reason
+    return names

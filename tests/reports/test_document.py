@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from synthetic_runs import Writer
 
 from coss_eval.corruptions.names import BENCHMARK, SEVERITIES
 from coss_eval.corruptions.score import mce, relative_mce
 from coss_eval.errors import UsageError
-from coss_eval.reports import headline
+from coss_eval.reports import headline, verdict
 from coss_eval.reports.by_task import task_report
-from coss_eval.reports.document import build, difference_table, protocol_line, resolve_baseline
-from coss_eval.reports.estimates import difference
+from coss_eval.reports.document import build, difference_table, resolve_baseline
+from coss_eval.reports.estimates import Estimate, difference, pooled
 from coss_eval.reports.layout import Number, Table, latex, markdown, to_csv
+from coss_eval.reports.provenance import protocol_line
 from coss_eval.reports.results import Results
+from coss_eval.reports.scores import Column, TaskScores
 from coss_eval.statistics import holm
 from coss_eval.store import Cell, Measurement, Store
 from coss_eval.tasks.corruptions.report import mean_corruption_error
@@ -176,10 +182,10 @@ def test_a_limit_is_in_every_table_s_head(store: Store, writer: Callable) -> Non
 
 def test_the_protocol_names_backend_and_table(full: Store) -> None:
     results = Results(full)
-    assert protocol_line(results, "corruptions") == "Protocol: backend native, table tiny-imagenet."
-    assert protocol_line(results, "attacks") == "Protocol: steps 20, images 60."
+    assert protocol_line(results, "corruptions") == "Protocol: native backend, severities as for tiny-imagenet."
+    assert protocol_line(results, "attacks") == "Protocol: 20 steps, 60 images attacked."
     attacks = next(s for s in build(results).sections if s.title == "Attacks")
-    assert "attacks use 60 of 90 test images, balanced over classes" in attacks.paragraphs
+    assert attacks.folded[1:] == ["Attacks use 60 of 90 test images, balanced over classes."]
 
 
 def test_provenance_names_weights_data_and_runs(full: Store) -> None:
@@ -254,13 +260,25 @@ def test_what_is_no_accuracy_gets_a_row_of_its_own(store: Store, writer: Callabl
     assert table(document, "probe").rows[0].name == "linear probe top-1, 1 % of the labels"
 
 
-def test_notes_name_their_checkpoint_unless_all_have_them(store: Store, writer: Callable) -> None:
-    for name, own in (("b", "strength 3"), ("a", "strength 1")):
+def test_notes_that_differ_in_numbers_are_one_column(store: Store, writer: Callable) -> None:
+    """What all have is said once; the rest is a table, by what it says, and never a paragraph a checkpoint."""
+    for name, own, few in (("b", "3", "30"), ("a", "1e-05", "10")):
         m = writer(name)
-        m.write(Cell("probe", {}), [("top1", {}, m.verdicts(0))], notes=["k=20", own, "head: probe"])
-        m.write(Cell("probe", {"labels": 0.1}), [("top1", {"labels": "0.1"}, m.verdicts(1))], notes=["10 %", f"{own}0"])
-    notes = Results(store).notes("probe")
-    assert notes == ["10 %", "k=20", "a: strength 10; strength 1", "b: strength 30; strength 3"]
+        m.write(Cell("probe", {}), [("top1", {}, m.verdicts(0))], notes=["k=20", f"strength {own}, of 15"])
+        notes = [f"10 % of the labels: strength {few}, of 15", *(["slow"] if name == "b" else [])]
+        m.write(Cell("probe", {"labels": 0.1}), [("top1", {"labels": "0.1"}, m.verdicts(1))], notes=notes)
+    shared, own_notes = Results(store).notes("probe")
+    assert shared == ["k=20"]
+    assert own_notes == {
+        "10 % of the labels: strength …, of 15": {"a": "10", "b": "30"},
+        "strength …, of 15": {"a": "1e-05", "b": "3"},
+        "slow": {"b": "yes"},
+    }
+    section = build(Results(store)).sections[1]
+    assert section.folded == ["k=20."]
+    shown = section.folded_tables[0]
+    assert (shown.name, list(shown.columns)) == ("probe_notes", list(own_notes))
+    assert entry(shown, "a", "strength …, of 15") == "1e-05"
 
 
 def test_where_the_logits_came_from_is_a_field_and_was_a_note(store: Store, writer: Callable) -> None:
@@ -272,8 +290,8 @@ def test_where_the_logits_came_from_is_a_field_and_was_a_note(store: Store, writ
         store.write(store.key(m.protocol, cell), {**record, "cell": cell, "head": head, "notes": ["head: up"]})
     results = Results(store)
     assert results.heads("m") == ["linear probe, strength 0.1", "own head"]
-    assert results.notes("corruptions") == []
-    assert results.notes("headless") == results.notes("using") == ["head: up"]
+    assert results.notes("corruptions") == ([], {})
+    assert results.notes("headless") == results.notes("using") == (["head: up"], {})
 
 
 def test_a_checkpoint_without_a_task_is_named_below_it(store: Store, writer: Callable) -> None:
@@ -304,3 +322,116 @@ def test_one_comparison_has_one_p_whatever_is_shown(full: Store, writer: Callabl
         assert f"{expected:.4g}" in to_csv(shown)
         assert f"${number.p_text.replace(' = ', '{=}').replace(' < ', '{<}')}$" in latex(shown)
         assert "8 times in 10" in shown.caption
+
+
+def verdict_of(results: Results) -> list[str]:
+    return verdict.sentences(results, headline.columns(results))
+
+
+def probes(store: Store, skills: dict[str, float], seeds: int = 0, images: int = 1500) -> Results:
+    """A store with the probes of methods of known skill, some seeds each, or of single checkpoints."""
+    names = [f"{name}_{seed}" if seeds else name for name in skills for seed in range(max(1, seeds))]
+    for place, name in enumerate(names):
+        method = name.rpartition("_")[0] if seeds else name
+        one = Writer(store, name, skills[method], seed=100 * place, images=images)
+        one.write(Cell("probe", {"seed": 0}), [("top1", {}, one.verdicts(0, place))])
+    patterns = {name: [f"{name}_*"] for name in skills} if seeds else None
+    return Results(store, patterns)
+
+
+def test_the_verdict_names_the_best_and_by_how_much(store: Store) -> None:
+    results = probes(store, {"weak": 0.0, "strong": 1.0, "middle": 0.5}, seeds=4)
+    first, second, third = verdict_of(results)
+    shown = difference_table(results, TaskScores("headline", "", "", [*headline.columns(results)]), "middle (4 seeds)")
+    assert shown is not None
+    number = entry(shown, "linear probe", "strong (4 seeds)")
+    assert isinstance(number, Number)
+    lead = f"{number.main} {number.interval} points over the next, middle (4 seeds) ({number.p_text})."
+    assert first == f"strong (4 seeds) is best on linear probe: {lead}"
+    assert number.clear
+    assert second == "Nothing is tied. Nothing is missing."
+    assert third.startswith("How sure: 4 seeds a method (n = 1500); intervals are about new seeds and new images")
+
+
+def test_the_verdict_calls_a_tie_a_tie(store: Store) -> None:
+    first, second, third = verdict_of(probes(store, {"a": 0.5, "b": 0.5}))
+    assert first.startswith("There is no clear best: on the one score of the headline")
+    most = re.fullmatch(
+        r"Not told apart: on linear probe (\w) and (\w) \(at most (.*) points behind (\w)\)\..*", second
+    )
+    assert most is not None
+    assert most[1] == most[4] != most[2]
+    assert 0 < float(most[3]) < 8
+    assert "one seed each (n = 1500), so checkpoints are compared, not the methods" in third
+
+
+def test_the_verdict_ranks_no_gap_no_reference_and_no_single_seed(store: Store, writer: Callable) -> None:
+    store.record_run({"models": [{"name": "new", "layout": "untrained"}]})
+    for name, skill in (("new", 9.0), ("good", 3.0), ("poor", -1.0)):
+        one = writer(name, skill)
+        one.probe()
+        one.corruptions([*BENCHMARK] if name != "poor" else [*BENCHMARK][1:])
+    first, second, third = verdict_of(Results(store))
+    assert "good is best on clean top-1" in first
+    assert "new" not in first + second
+    assert "Not measured, so not ranked: poor on corrupted." in second
+    assert third.endswith("; new is the reference and not ranked.")
+    methods = probes(Store(store.path.parent / "methods"), {"a": 0.0, "b": 2.0}, seeds=3, images=200)
+    Writer(methods.store, "alone", 5.0, images=200).probe()
+    first, _, third = verdict_of(Results(methods.store, {"a": ["a_*"], "b": ["b_*"]}))
+    assert first.startswith("b (3 seeds) is best on linear probe")
+    assert "(an interval and no p: fewer than 4 seeds)" in first
+    assert "fewer than 4 seeds have no p; alone, of one seed, is not ranked with them" in third
+
+
+def test_one_model_has_a_verdict_without_comparisons(store: Store, writer: Callable) -> None:
+    writer("net").probe()
+    number = entry(table(build(Results(store)), "headline"), "net", "linear probe %")
+    first, second, third = verdict_of(Results(store))
+    assert first.startswith(f"There is nothing to compare net with: linear probe {number} %, kNN")
+    assert second == "Nothing is missing."
+    assert third == "How sure: intervals are about new images (n = 60); one seed says nothing of other seeds."
+
+
+def test_the_verdict_is_given_for_each_set_of_images(store: Store, writer: Callable) -> None:
+    for data, skills in (("old", (2.0, -2.0)), ("new", (-2.0, 2.0))):
+        for name, skill in zip("ab", skills, strict=True):
+            one = writer(name, skill, data=data)
+            one.protocol["data"]["fingerprint"] = data
+            one.write(Cell("probe", {}), [("top1", {}, one.verdicts(0))])
+    first, *_ = verdict_of(Results(store))
+    assert "a [data=old, fingerprint=old] is best on linear probe on old" in first
+    assert "b [data=new, fingerprint=new] is best on linear probe on new" in first
+
+
+@pytest.mark.slow
+def test_without_an_effect_a_best_is_declared_in_one_draw_of_twenty_at_most() -> None:
+    """200 draws of 4 methods with 4 seeds each on 3 scores: 16 are the 95 % bound of 5 % of them."""
+    rng, labels = np.random.default_rng(5), ["a", "b", "c", "d"]
+    declared = 0
+    for _ in range(200):
+        hard, spread = rng.normal(0, 1, (3, 120)), rng.normal(0, 0.2, (3, 4, 4))
+
+        def of(label: str, score: int, hard: Any = hard, spread: Any = spread) -> Estimate | None:
+            luck = rng.normal(0, 1, (4, 120))
+            right = luck + hard[score] < 0.4 + spread[score, labels.index(label), :, None]
+            runs = [Estimate(x.mean(), 0.0, 1.0, 120, pd.Series(x.astype(float)), "d") for x in right]
+            return pooled(runs)
+
+        scores = [Column(f"s{i}", lambda label, i=i, of=of: of(label, i)) for i in range(3)]  # type: ignore[misc]
+        declared += any(not standing.ties for standing in verdict.standings(scores, labels))
+    assert declared <= 16
+
+
+def test_a_mean_per_class_that_is_the_top1_is_said_once(store: Store, writer: Callable) -> None:
+    for name in ("a", "b"):
+        m = writer(name)
+        right = m.verdicts(0)
+        more = [Measurement("mean_per_class", float(right.mean()), 60)]
+        m.write(Cell("probe", {}), [("top1", {}, right)], more)
+    shown = table(build(Results(store)), "probe")
+    assert [row.name for row in shown.rows] == ["linear probe top-1"]
+    assert "a mean per class that is not shown is the top-1" in shown.caption
+    c = writer("c")
+    c.write(Cell("probe", {}), [("top1", {}, c.verdicts(0))], [Measurement("mean_per_class", 0.25, 60)])
+    assert len(table(build(Results(store)), "probe").rows) == 2

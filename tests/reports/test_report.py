@@ -26,7 +26,15 @@ from coss_eval.reports.results import Results
 from coss_eval.store import Cell, Measurement, Store
 from coss_eval.tasks.corruptions.report import by_mean_severity, by_severity
 
-FIGURES = ["attacks_by_eps", "corruptions_by_severity", "corruptions_mean", "internal_by_level", "redundancy"]
+FIGURES = [
+    "attacks_by_eps",
+    "corruptions_by_severity",
+    "corruptions_mean",
+    "corruptions_differences",
+    "forest",
+    "internal_by_level",
+    "redundancy",
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +89,9 @@ def test_html_stands_alone_and_is_well_formed(module_store: Store, written: list
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
-    assert all(source.startswith(("data:image/png;base64,", "#")) for source in checker.sources)
+    outside = [source for source in checker.sources if not source.startswith(("data:image/png;base64,", "#"))]
+    assert outside
+    assert all((module_store.path / source).is_file() for source in outside)  # each table's file
     assert page.count("<img") == len(FIGURES)
     assert "untrained <b>" not in page
     assert "untrained &lt;b&gt; &amp; co" in page
@@ -90,14 +100,14 @@ def test_html_stands_alone_and_is_well_formed(module_store: Store, written: list
 def test_the_headline_stands_on_its_side_where_it_is_wide(module_store: Store, written: list[Path]) -> None:
     page = (module_store.path / "report.html").read_text()
     headline = page[: page.index('id="probes"')]
-    assert '<th class="number">b</th>' in headline
-    assert "<tr><th>redundancy, untrained</th>" in headline
+    assert '<th scope="col" class="number">b</th>' in headline
+    assert '<tr><th scope="row">redundancy, untrained</th>' in headline
 
 
 def test_colours_say_better_or_worse(module_store: Store, written: list[Path]) -> None:
     page = unescape((module_store.path / "report.html").read_text())
-    error = page[page.index("Corruption error: difference from b") :].split("</section>")[0]
-    cells = re.findall(r'<td class="signed( \w+)?"><b>(.)', error)
+    error = page[page.index('id="table-corruptions_error_differences"') :].split("</section>")[0]
+    cells = re.findall(r'<td class="signed( \w+)?" data-value="[^"]*"><b>(.)', error)
     assert cells == [(" worse", "+"), (" worse", "+")]
     coloured = [part for part in page.split("</table>") if 'class="signed better"' in part or "signed worse" in part]
     assert page.count(COLOURS) == len(coloured) > 1
@@ -108,7 +118,7 @@ def test_markdown_links_figures_that_exist(module_store: Store, written: list[Pa
     links = re.findall(r"\]\((figures/[^)]+)\)", page)
     assert len(links) == len(FIGURES)
     assert all((module_store.path / link).exists() for link in links)
-    assert page.index("## Headline") < page.index("## Probes") < page.index("## Provenance")
+    assert page.index("## Verdict") < page.index("## Probes") < page.index("## Provenance")
 
 
 def test_measurements_csv_has_every_number(module_store: Store, written: list[Path]) -> None:

@@ -1,19 +1,24 @@
-"""The tidy frame and the labels that keep different protocols in different rows."""
+"""The tidy frame, its labels, and tables beside a task's own: what was stored is what they say."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic_runs import IMAGES
 
 from coss_eval.errors import UsageError
 from coss_eval.evaluation import Run
+from coss_eval.reports.layout import Table
 from coss_eval.reports.results import Results
 from coss_eval.reports.tables import tidy
-from coss_eval.store import Cell, Store
+from coss_eval.statistics import median_interval
+from coss_eval.store import Cell, Measurement, Store, column_name
+from coss_eval.tasks.attacks.report import by_strength, median_eps
 
 
 def test_tidy_has_one_row_a_measurement_in_the_runs_order(full: Store) -> None:
@@ -123,3 +128,60 @@ def test_a_run_is_shown_in_a_line_and_in_a_notebook_with_its_headline(full: Stor
     assert "no finished cells" in Run(tmp_path / "none")._repr_html_()
     with pytest.raises(UsageError, match="no finished cells"):
         Run(tmp_path / "none").per_image()
+
+
+EPS = (0.0, 1 / 255, 2 / 255, 4 / 255)
+
+
+def written(path: Path, stands: Any) -> Results:
+    """A store with one PGD cell; ``stands`` bool (4, N) by eps."""
+    conditions = [{"attack": "pgd", "norm": "linf", "eps": eps} for eps in EPS]
+    measurements = [
+        Measurement("robust_accuracy", float(row.mean()), len(row), 0.0, 1.0, condition)
+        for condition, row in zip(conditions, stands, strict=True)
+    ]
+    samples = {column_name("robust_accuracy", c): row for c, row in zip(conditions, stands, strict=True)}
+    for metric, strength in (("chosen", 0.7), ("chosen x 3.2", 0.6)):
+        condition = {"attack": "pgd", "norm": "linf", "strength": metric, "eps": EPS[1]}
+        measurements.append(Measurement("robust_accuracy_by_strength", strength, 20, 0.5, 0.8, condition))
+    store, cell = Store(path), Cell("attacks", {"attack": "pgd"})
+    protocol = {"model": {"sha256": "0"}, "data": {"fingerprint": "f", "limit": None, "name": "d"}}
+    record = {"protocol": protocol, "cell": cell, "model": "net", "measurements": measurements, "notes": []}
+    store.write(store.key(protocol, cell), record, {"id": np.arange(stands.shape[1]), **samples})
+    return Results(store)
+
+
+@pytest.mark.parametrize(
+    ("broken_at", "expected"),
+    [
+        ([2] * 90 + [1] * 10, "2/255 [2/255, 2/255]"),
+        ([1] * 30 + [9] * 70, "> 4/255"),
+        ([1] * 50 + [2] * 50, "1/255 [1/255, 2/255]"),
+    ],
+)
+def test_the_median_smallest_eps_and_its_censoring(broken_at: list[int], expected: str, tmp_path: Path) -> None:
+    found = np.array([[eps * 255 < at - 0.5 for at in broken_at] for eps in EPS])
+    found = np.concatenate([found, np.zeros((4, 20), bool)], 1)  # images wrong without an attack do not count
+    table = median_eps(written(tmp_path, found))
+    assert isinstance(table, Table)
+    assert table.name == "attacks_median_eps"
+    assert [row.name for row in table.rows] == ["PGD, Linf"]
+    assert table.rows[0].entries == [expected]
+
+
+def test_the_probes_strength_has_a_row_each(tmp_path: Path) -> None:
+    table = by_strength(written(tmp_path, np.ones((4, 10), bool)))
+    assert isinstance(table, Table)
+    assert table.name == "attacks_strength"
+    assert [row.name for row in table.rows] == ["strength chosen, eps 1/255", "strength chosen x 3.2, eps 1/255"]
+    assert [str(row.entries[0]) for row in table.rows] == ["70.0 [50.0, 80.0]", "60.0 [50.0, 80.0]"]
+    assert by_strength(Results(Store(tmp_path / "empty"))) is None
+
+
+def test_a_median_by_ranks_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [median_interval(rng.exponential(size=101)) for _ in range(400)]
+    assert all(low <= median <= high for median, low, high in intervals)
+    assert np.mean([low <= np.log(2) <= high for _, low, high in intervals]) == pytest.approx(0.95, abs=0.03)
+    assert median_interval([1.0, np.inf, np.inf]) == (np.inf, 1.0, np.inf)
+    assert np.isnan(median_interval([])).all()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from coss_eval.reports.drawing import Look, grid, legend, line, looks_in, percent
+from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, legend, line, looks_in, panels, percent
 from coss_eval.reports.estimates import aligned
 from coss_eval.reports.layout import Row, Table
 from coss_eval.reports.results import Results
@@ -207,17 +207,14 @@ def moved(results: Results) -> Table | None:
     )
 
 
-def by_eps(results: Results) -> Figure | None:
+def by_eps(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     """A panel an attack and norm; eps on a logarithmic axis, with the clean accuracy at its left."""
     shown = families(results)
-    if not shown:
+    look = looks_in(results, TASK, canvas)
+    if not shown or not look:
         return None
-    columns = min(len(shown), 3)
-    figure, axes = grid(-(-len(shown) // columns), columns, height=1.9)
-    look = looks_in(results, TASK)
-    for axis in axes.flat[len(shown) :]:
-        axis.set_visible(False)
-    for axis, (attack, norm) in zip(axes.flat, shown, strict=False):
+    figure, axes = panels(len(shown), width=canvas.inches(), height=1.9, least=1.9, most=3)
+    for axis, (attack, norm) in zip(axes, shown, strict=True):
         eps = [e for e in levels(results, attack, norm) if e]
         at = np.log2(eps) if eps else np.zeros(0)
         x = [at[0] - 1.5, *at] if len(at) else [0.0]
@@ -226,12 +223,11 @@ def by_eps(results: Results) -> Figure | None:
             points = [robust(results, attack, norm, e)(label) for e in (0.0, *eps)]
             line(axis, x[1:], points[1:], look[label])
             line(axis, x[:1], points[:1], look[label])
-            line(axis, x[:2], points[:2], Look(look[label].color, "", ":"))  # the axis has no scale here
+            line(axis, x[:2], points[:2], look[label]._replace(marker="", dashes=":"))  # the axis has no scale here
         axis.set_xticks(x, ["0", *(eps_text(e, norm).removesuffix("/255") for e in eps)])
         axis.set_xlabel("eps, in 255ths" if norm == "linf" else "eps")
-    percent(axes)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("robust accuracy, %")
+    percent(axes, chance_in(results, look))
+    figure.supylabel("robust accuracy, %", fontsize="medium")
     legend(figure, look)
     return figure
 

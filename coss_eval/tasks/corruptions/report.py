@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -22,9 +21,21 @@ from coss_eval.corruptions.names import (
 )
 from coss_eval.corruptions.score import Errors, Value, mce, relative_mce
 from coss_eval.errors import UsageError
-from coss_eval.reports.drawing import chance_in, grid, label_edges, label_ends, legend, line, looks_in, percent
-from coss_eval.reports.estimates import Estimate, aligned, from_shares, kept, mean, shifted
-from coss_eval.reports.layout import Table, Unit
+from coss_eval.reports.drawing import (
+    WHOLE,
+    Canvas,
+    chance_in,
+    difference_map,
+    label_edges,
+    label_ends,
+    legend,
+    line,
+    looks_in,
+    panels,
+    percent,
+)
+from coss_eval.reports.estimates import Estimate, aligned, difference, from_shares, kept, mean, shifted
+from coss_eval.reports.layout import Table, Unit, broken
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, further_table, score_row, spaced
 from coss_eval.reports.task_report import TaskReport
@@ -218,23 +229,20 @@ def _under(names: Iterable[str], severities: Iterable[int]) -> list[Condition]:
     return [Condition(corruption=name, severity=severity) for name in names for severity in severities]
 
 
-def by_severity(results: Results) -> Figure | None:
+def by_severity(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     """A small panel a corruption, clean accuracy at 0."""
     present = {condition["corruption"] for condition in results.conditions(TASK, "accuracy")}
     names = [name for name in NAMES if name in present]
-    if not names:
+    look = looks_in(results, TASK, canvas)
+    if not names or not look:
         return None
-    columns = min(5, len(names))
-    figure, axes = grid(-(-len(names) // columns), columns, height=1.15)
-    look = looks_in(results, TASK)
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, axes = panels(len(names), width=canvas.inches(), height=1.15, least=1.0)
+    for axis, name in zip(axes, names, strict=True):
         axis.set_title(spaced(name) + ("" if name in BENCHMARK else " *"))
         axis.set_xticks([0, *SEVERITIES])
         for label in look:
             points = [clean(results, label)] + [corrupted(results, label, name, s) for s in SEVERITIES]
             line(axis, [0, *SEVERITIES], points, look[label])
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
     percent(axes, chance_in(results, look))
     note = "; * held out for validation" if any(name not in BENCHMARK for name in names) else ""
     label_edges(figure, f"severity (0: clean{note})", "accuracy, %")
@@ -242,9 +250,9 @@ def by_severity(results: Results) -> Figure | None:
     return figure
 
 
-def by_mean_severity(results: Results) -> Figure | None:
+def by_mean_severity(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     """The mean over the benchmark's corruptions by severity; bands have the images as clusters."""
-    look = looks_in(results, TASK)
+    look = looks_in(results, TASK, canvas)
     lines = {
         label: [clean(results, label)]
         + [mean([corrupted(results, label, name, severity) for name in BENCHMARK]) for severity in SEVERITIES]
@@ -254,18 +262,43 @@ def by_mean_severity(results: Results) -> Figure | None:
     lines = {label: points for label, points in lines.items() if label not in incomplete}
     if not lines:
         return None
-    figure, axes = grid(1, 1, height=2.4, width=4.2)
+    figure = Figure(figsize=(canvas.inches(4.2), 2.9), layout="constrained")
+    axis = figure.subplots()
     for label, points in lines.items():
-        line(axes[0, 0], [0, *SEVERITIES], points, look[label])
-    percent(axes, chance_in(results, look))
-    axes[0, 0].set(xlabel="severity (0: clean)", ylabel=f"accuracy, mean of {len(BENCHMARK)} corruptions, %")
-    label_ends(axes[0, 0], lines, look)
+        line(axis, [0, *SEVERITIES], points, look[label])
+    percent([axis], chance_in(results, look))
+    axis.set(xlabel="severity (0: clean)", ylabel=f"accuracy, mean of {len(BENCHMARK)} corruptions, %")
+    label_ends(axis, lines, look)
     if incomplete:
-        note = textwrap.fill(
-            f"left out, not all {len(BENCHMARK)} × {len(SEVERITIES)} measured: {', '.join(incomplete)}", 66
-        )
-        axes[0, 0].set_title(note, fontsize=6.5, color="#777777")
+        left_out = f"left out, not all {len(BENCHMARK)} × {len(SEVERITIES)} measured: {', '.join(incomplete)}"
+        note = "\n".join(broken(left_out, int(figure.get_figwidth() * 15)))
+        axis.set_title(note, fontsize=6.5, color="#777777")
     return figure
+
+
+def differences(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
+    """A heat map: a row a corruption, a column a model, the difference from the baseline over all severities."""
+    look = looks_in(results, TASK, canvas)
+    shown = canvas.shown(results.measured(TASK))
+    base = canvas.baseline or (shown[0] if shown else None)
+    others = [label for label in shown if label != base]
+    if base not in look or not others:
+        return None
+    conditions = [c for c in results.conditions(TASK, "accuracy") if not c.includes(corruption="clean")]
+    severities = sorted({int(c["severity"]) for c in conditions})
+    present = {str(c["corruption"]) for c in conditions}
+    names = ["clean", *(name for name in NAMES if name in present)]
+
+    def over(label: str, name: str) -> Estimate | None:
+        if name == "clean":
+            return clean(results, label)
+        return mean([corrupted(results, label, name, severity) for severity in severities])
+
+    found = [[difference(over(label, name), over(base, name)) for label in others] for name in names]
+    if not any(entry is not None for row in found for entry in row):
+        return None
+    titles = [spaced(name) for name in names]
+    return difference_map(titles, others, found, width=canvas.width, quantity=f"accuracy minus {base}, points")
 
 
 def headline(results: Results) -> list[Column]:
@@ -316,6 +349,11 @@ REPORT = TaskReport(
         "corruptions_mean": (
             by_mean_severity,
             f"Mean over the benchmark's {len(BENCHMARK)} corruptions by severity. Bands: 95 %, images as clusters.",
+        ),
+        "corruptions_differences": (
+            differences,
+            "Differences from the baseline in accuracy, mean over severities, in points; bold: the 95 % interval "
+            "leaves 0 out (not adjusted: the table has p).",
         ),
     },
     headline=headline,

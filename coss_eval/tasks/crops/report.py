@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from coss_eval.reports.drawing import chance_in, legend, line, looks_in, marks, percent
+from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, legend, line, looks_in, marks, percent
 from coss_eval.reports.estimates import Estimate, kept
 from coss_eval.reports.layout import Unit
 from coss_eval.reports.results import Results
@@ -67,28 +67,49 @@ def along(results: Results, family: str, metric: str) -> list[tuple[float | str,
     return [(value, of(value)) for value in (values if family == "position" else sorted(values))]
 
 
-def by_family(results: Results) -> Figure | None:
-    """Accuracy above, cosine with the full image below; a column a family: area, position, resolution, pooled."""
+def by_family(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
+    """Accuracy above, cosine with the full image below; a column a family: area, position, resolution, pooled.
+
+    Where the figure is narrow, families go on in further rows.
+    """
     families = [family for family in FAMILIES if along(results, family, "accuracy")]
-    if not families:
+    look = looks_in(results, TASK, canvas)
+    if not families or not look:
         return None
-    figure = Figure(figsize=(1 + 1.5 * len(families), 3.6), layout="constrained")
-    axes = figure.subplots(2, len(families), sharey="row", sharex="col", squeeze=False)
-    look = looks_in(results, TASK)
-    for column, family in zip(axes.T, families, strict=True):
-        for axis, metric in zip(column, ("accuracy", "stability"), strict=True):
+    width = canvas.inches(1 + 1.5 * len(families))
+    columns = max(1, min(len(families), int((width - 0.4) / 1.35)))
+    rows = -(-len(families) // columns)
+    figure = Figure(figsize=(width, 3.3 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for place, family in enumerate(families):
+        row, column = divmod(place, columns)
+        pair = axes[2 * row : 2 * row + 2, column]
+        for axis, metric in zip(pair, ("accuracy", "stability"), strict=True):
             points = along(results, family, metric)
             x = _crop_axis(axis, family, [value for value, _ in points])
             for number, label in enumerate(look):
                 draw, beside = (marks, 0.12 * number) if family == "position" else (line, 0.0)
                 scale = 100 if metric == "accuracy" else 1
                 draw(axis, [at + beside for at in x], [of(label) for _, of in points], look[label], scale=scale)
-        column[1].set_xlabel(FAMILIES[family].axis)
-    percent(axes[:1], chance_in(results, look))
-    axes[0, 0].set_ylabel("accuracy, %")
-    axes[1, 0].set_ylabel("cosine with the full image")
+        pair[0].tick_params(labelbottom=False)
+        pair[1].set_xlabel(FAMILIES[family].axis)
+    for axis in axes.flat:
+        axis.set_visible(axis.has_data())
+    percent(axes[::2].flat, chance_in(results, look))
+    _alike([*axes[1::2].flat])
+    for row in range(2 * rows):
+        axes[row, 0].set_ylabel("cosine with the full image" if row % 2 else "accuracy, %")
+        for axis in axes[row, 1:]:
+            axis.tick_params(labelleft=False)
     legend(figure, look)
     return figure
+
+
+def _alike(axes: Sequence[Axes]) -> None:
+    """One scale for all that have data."""
+    limits = [axis.get_ylim() for axis in axes if axis.has_data()]
+    for axis in axes:
+        axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
 def _crop_axis(axis: Axes, family: str, values: Sequence[float | str]) -> Sequence[float]:

@@ -8,7 +8,7 @@ from itertools import product
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from coss_eval.reports.drawing import chance_in, grid, label_edges, legend, line, looks_in, percent
+from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, label_edges, legend, line, looks_in, panels, percent
 from coss_eval.reports.estimates import Estimate, area, difference_within
 from coss_eval.reports.layout import Entry, Number, Row, Table, Unit
 from coss_eval.reports.relate import WHAT_FOLLOWS
@@ -166,21 +166,21 @@ def level_text(kind: str, level: float) -> str:
     return BITS.get(f"{level:.6g}", f"level {level:.6g}") if kind in GRIDS else f"level {level:g}"
 
 
-def by_level(results: Results) -> Figure | None:
-    """A row a kind of damage, a column each of its sites; the mean over the masks' seeds."""
+def by_level(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
+    """A panel a kind of damage and site, a row a kind where that fits; the mean over the masks' seeds."""
     conditions = results.conditions(TASK, "accuracy")
-    if not conditions:
+    look = looks_in(results, TASK, canvas)
+    if not conditions or not look:
         return None
-    kinds = kinds_of(conditions)
-    sites = {kind: sites_of([c for c in conditions if c.includes(kind=kind)]) for kind in kinds}
-    figure, axes = grid(len(kinds), max(map(len, sites.values())), height=1.4)
-    look = looks_in(results, TASK)
-    for axis in axes.flat:
-        axis.set_visible(False)  # a vector has no locations, and weights have one site
-    for row, column in ((row, column) for row, kind in enumerate(kinds) for column in range(len(sites[kind]))):
-        axis, kind, site = axes[row, column], kinds[row], sites[kinds[row]][column]
+    shown = [
+        (kind, site)
+        for kind in kinds_of(conditions)
+        for site in sites_of([c for c in conditions if c.includes(kind=kind)])  # weights have one, a vector no places
+    ]
+    most = max(sum(kind == other for other, _ in shown) for kind, _ in shown)
+    figure, axes = panels(len(shown), width=canvas.inches(), height=1.4, least=1.2, most=most)
+    for axis, (kind, site) in zip(axes, shown, strict=True):
         here = results.conditions(TASK, "accuracy", kind=kind, site=site)
-        axis.set_visible(True)
         levels = levels_of(here)
         axis.set_title(f"{site}: {spaced(kind)}")
         axis.xaxis.set_major_locator(MaxNLocator(3))

@@ -8,7 +8,7 @@ from functools import partial
 
 from coss_eval.reports.estimates import Estimate, as_share
 from coss_eval.reports.results import Results
-from coss_eval.reports.scores import Column, TaskScores, mean_of, plain_scores, plain_words
+from coss_eval.reports.scores import Column, Score, TaskScores, mean_of, plain_scores, plain_words
 from coss_eval.reports.task_report import TaskReport
 from coss_eval.statistics import wilson
 from coss_eval.store import Condition
@@ -28,7 +28,10 @@ METRICS = {
 
 
 def scores(results: Results) -> list[TaskScores]:
-    """One row for each metric and share of the labels."""
+    """One row for each metric and share of the labels; the mean per class where it is not the top-1.
+
+    It is where classes are of one size, up to the rounding of the images.
+    """
     rows = plain_scores(
         results,
         TASK,
@@ -38,7 +41,19 @@ def scores(results: Results) -> list[TaskScores]:
         unit="percent",
         of=lambda metric, conditions: partial(_bounded, results, metric, conditions),
     )
-    return [TaskScores(TASK, "Probes", "accuracy %", rows)]
+    kept = [row for row in rows if not _repeats(row, rows, results.checkpoints)]
+    same = "Classes are of one size: a mean per class that is not shown is the top-1."
+    return [TaskScores(TASK, "Probes", "accuracy %", kept, same if len(kept) < len(rows) else "")]
+
+
+def _repeats(row: Score, rows: Sequence[Score], labels: Sequence[str]) -> bool:
+    """Whether a mean per class is the top-1 of every checkpoint."""
+    name = row.name.replace(", mean per class", " top-1")
+    top1 = next((other for other in rows if other.name == name != row.name), None)
+    if top1 is None:
+        return False
+    pairs = [(row.of(label), top1.of(label)) for label in labels]
+    return all((a is None and b is None) or (a and b and abs(a.value - b.value) < 1e-9) for a, b in pairs)
 
 
 def _bounded(results: Results, metric: str, conditions: Sequence[Condition], label: str) -> Estimate | None:

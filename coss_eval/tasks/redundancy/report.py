@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from coss_eval.reports.drawing import Look, grid, legend, looks_in
+from coss_eval.reports.drawing import WHOLE, Canvas, Look, legend, line, looks_in
 from coss_eval.reports.estimates import Estimate, aligned, difference_within
 from coss_eval.reports.headline import columns as headline_columns
-from coss_eval.reports.layout import Number, Row, Table, Unit
+from coss_eval.reports.layout import Number, Row, Table, Unit, broken
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, Of, Score, TaskScores, explained, mean_of, plain_scores, spaced
 from coss_eval.reports.task_report import TaskReport
@@ -277,25 +279,64 @@ def _conditions(results: Results, metric: str, state: str, images: int | None = 
     return [c for c in mine if "distance" not in c and c.get("images") == images]
 
 
-def similarities(results: Results) -> Figure | None:
+def similarities(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     """Similarities of the locals, one row a metric; a hollow mark is the same network untrained."""
     bounded = [metric for metric in BOUNDED if results.conditions(TASK, metric)]
-    look = looks_in(results, TASK)
+    look = looks_in(results, TASK, canvas)
     if not bounded or not look:
         return None
-    figure, axes = grid(1, 1, height=0.25 + len(bounded) * (0.14 + 0.11 * len(look)), width=4.6)
-    axis = axes[0, 0]
+    height = 0.8 + len(bounded) * (0.14 + 0.11 * len(look))
+    figure = Figure(figsize=(canvas.inches(4.6), min(height, 20.0)), layout="constrained")
+    axis = figure.subplots()
     for i, metric in enumerate(bounded):
         for j, label in enumerate(look):
             y = i + 0.7 * ((j + 0.5) / len(look) - 0.5)
             untrained, trained = (measured(results, metric, state)(label) for state in ("untrained", "trained"))
             _dumbbell(axis, y, untrained, trained, look[label])
-    axis.set_yticks(range(len(bounded)), [metric_name(metric) for metric in bounded])
-    axis.set(xlabel="cosine or share (hollow: the same network untrained)", ylim=(len(bounded) - 0.5, -0.5))
+    room = int(figure.get_figwidth() * 72 * 0.36 / 3.7)
+    axis.set_yticks(range(len(bounded)), ["\n".join(broken(metric_name(metric), room)) for metric in bounded])
+    axis.set(ylim=(len(bounded) - 0.5, -0.5))
+    axis.set_xlabel("\n".join(broken("cosine or share (hollow: the same network untrained)", int(1.6 * room))))
     axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
     axis.grid(axis="y", visible=False)
     axis.grid(axis="x", visible=True)
     axis.tick_params(axis="y", length=0)
+    legend(figure, look)
+    return figure
+
+
+BY_DISTANCE = ("within_per_position", "within")  # the latter where a run from before centring has no other
+
+
+def by_distance(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
+    """Mean cosine of two locations of one image by the steps between them on the grid; dotted: untrained."""
+    look = looks_in(results, TASK, canvas)
+    for metric in BY_DISTANCE:
+        found = {m for m, _ in results.found(TASK) if m.startswith(f"{metric}_at_distance_")}
+        steps = sorted(int(name.rpartition("_")[2]) for name in found)
+        if len(steps) > 1 and look:
+            return _over_distance(results, canvas, metric, steps, look)
+    return None
+
+
+def _over_distance(
+    results: Results, canvas: Canvas, metric: str, steps: Sequence[int], look: Mapping[str, Look]
+) -> Figure:
+    figure = Figure(figsize=(canvas.inches(4.2), 2.6), layout="constrained")
+    axis = figure.subplots()
+    for label, one in look.items():
+        trained, untrained = (
+            [measured(results, f"{metric}_at_distance_{step}", state)(label) for step in steps]
+            for state in ("trained", "untrained")
+        )
+        dotted = one._replace(dashes=(0, (1, 1.6)), marker="")
+        line(axis, steps, untrained, dotted, scale=1)
+        line(axis, steps, trained, one, scale=1)
+    axis.axhline(0, color="#555555", linewidth=0.7, zorder=0)
+    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axis.set_xlabel("steps on the grid between two locations")
+    centred = "each place's mean taken off" if metric == BY_DISTANCE[0] else "one mean taken off"
+    axis.set_ylabel(f"mean cosine\n({centred})")
     legend(figure, look)
     return figure
 
@@ -305,10 +346,15 @@ def _dumbbell(axis: Axes, y: float, untrained: Estimate | None, trained: Estimat
         axis.plot([untrained.value, trained.value], [y, y], color=look.color, linewidth=0.8, alpha=0.5)
     if untrained is not None:
         axis.plot(
-            untrained.value, y, look.marker, markerfacecolor="white", markeredgecolor=look.color, markeredgewidth=1
+            untrained.value,
+            y,
+            look.marker or ".",
+            markerfacecolor="white",
+            markeredgecolor=look.color,
+            markeredgewidth=1,
         )
     if trained is not None:
-        axis.plot(trained.value, y, look.marker, color=look.color, markersize=5)
+        axis.plot(trained.value, y, look.marker or ".", color=look.color, markersize=5)
         if trained.low is not None and trained.high is not None:
             axis.plot([trained.low, trained.high], [y, y], color=look.color, linewidth=2)
 
@@ -350,7 +396,12 @@ REPORT = TaskReport(
             similarities,
             "Redundancy of the local representations, beside the same network untrained (hollow); per position: "
             "the mean of each grid position taken off. Bars: 95 %.",
-        )
+        ),
+        "redundancy_distance": (
+            by_distance,
+            "Redundancy by distance: the mean cosine of two locations of one image by the steps between them on the "
+            "grid; dotted: the same network untrained.",
+        ),
     },
     headline=headline,
 )
