@@ -120,6 +120,8 @@ def write_leaderboard(
 def _results(store: Store, groups: Mapping[str, Sequence[str]] | None = None, models: Sequence[str] = ()) -> Results:
     from coss_eval.reports.results import Results
 
+    if not store.is_there():
+        raise CossError(f"there is no folder {store.path}; give a results folder that coss-eval has evaluated into")
     results = Results(store, groups, models)
     if not results.records:
         raise CossError(f"no finished cells in {store.path}; give a results folder that coss-eval has evaluated into")

@@ -168,7 +168,10 @@ def task_tables(results: Results, spec: TaskScores, base: str) -> list[Table]:
     ]
     columns = [f"{label} (baseline)" if label == base and len(labels) > 1 else label for label in labels]
     absent = [label for label in results.labels if label not in labels]
-    caption = " ".join([spec.caption, *([f"Not measured here: {', '.join(absent)}."] if absent else [])]).strip()
+    gaps = [f"Not measured here: {', '.join(absent)}."] if absent else []
+    if base in absent and len(labels) > 1:
+        gaps.append(f"No differences: the baseline {base} is not among these; --baseline names another.")
+    caption = " ".join([spec.caption, *gaps]).strip()
     tables = [Table(spec.name, spec.title, corner, columns, rows, caption)]
     differences = difference_table(results, spec, base)
     return tables if differences is None else [*tables, differences]

@@ -174,6 +174,20 @@ def test_a_report_shows_a_choice_under_other_names_with_the_p_of_all(tmp_path: P
         write(tmp_path / "run", models=["z"])
 
 
+def test_a_baseline_that_lacks_a_task_is_said_where_its_differences_would_be(tmp_path: Path) -> None:
+    for name in ("base", "other", "third"):
+        writer = measured(tmp_path / "run", name, 0.5)
+        writer.probe()
+        if name != "base":
+            writer.attacks()
+    write(tmp_path / "run", baseline="base")
+    page = (tmp_path / "run" / "report.md").read_text()
+    line = "No differences: the baseline base is not among these; --baseline names another."
+    assert page.count(line) == 1
+    write(tmp_path / "run", baseline="other")
+    assert line not in (tmp_path / "run" / "report.md").read_text()
+
+
 class Links(HTMLParser):
     """What a page refers to."""
 
