@@ -19,7 +19,7 @@
 # **What it shows.** How much the local representations of one image repeat each other: as maps over the image, with a
 # slider to choose the location, over distance, and in the spectrum; each beside the same network untrained.
 #
-# **How long it takes.** About 20 seconds on two CPU cores, and 15 more where the first notebook has not trained the
+# **How long it takes.** About 40 seconds on two CPU cores, and 15 more where the first notebook has not trained the
 # network into `runs/digits` yet.
 #
 # A convolutional network gives one vector for each location of a grid, and then pools them. If these vectors are alike,
@@ -132,6 +132,35 @@ tables = {name: ce.redundancy.measure(network, [images], site=SITE) for name, ne
 values = {name: table.set_index("metric")["value"] for name, table in tables.items()}
 shown = ["within", "between", "normalised", "within_per_position", "normalised_per_position"]
 values["trained"].to_frame("trained").assign(untrained=values["untrained"]).loc[shown].round(3)
+
+# %% [markdown]
+# ## How many locations are enough?
+#
+# The classifier reads the mean of all locations. Give it the mean of only k of them, drawn at random for each image: if
+# few keep the accuracy, each says what the others say. `vote_agreement` is the share of pairs of locations that name
+# the same class when each is read alone; `locations_for_90` the fewest that keep 90 % of the accuracy. This is the task
+# `redundancy` with `probe=True` (`coss-eval redundancy --probe`), whose numbers go into a results folder.
+
+# %%
+reading = ce.tasks.task_class("redundancy")(probe=True)
+probed = ce.evaluate(list(networks.values()), data, tasks=[reading], out="runs/02/results", limit=200, quiet=True)
+rows = probed.table()
+own = rows[rows["weights"] == "trained"]  # not those of the untrained control, which stands beside every network
+kept = {name: own[(own["metric"] == "kept_accuracy") & (own["model"] == networks[name].name)] for name in networks}
+figure, axis = plt.subplots(figsize=(5, 3))
+for name, line in kept.items():
+    line = line.sort_values("keep")
+    axis.plot(line["keep"], line["value"], marker="o", label=name)
+    axis.fill_between(line["keep"], line["low"], line["high"], alpha=0.2)
+axis.set_xscale("log", base=2)
+axis.set_xlabel("locations kept")
+axis.set_ylabel("accuracy")
+axis.legend()
+figure.tight_layout()
+
+# %%
+votes = ["vote_agreement", "locations_for_90"]
+own[own["metric"].isin(votes)][["model", "metric", "value", "low", "high"]].round(3)
 
 # %% [markdown]
 # ## Over distance

@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import coss_eval as ce
-from coss_eval.similarity import against_recordings, cka, noise_ceiling, procrustes, rsa
+from coss_eval.similarity import Recordings, against_recordings, cka, noise_ceiling, procrustes, rsa
 
 data = ce.load_dataset("digits")
 settings = {"epochs": 4, "probe_every": 4, "batch_size": 32, "lr": 0.1, "crop_min_scale": 0.8}
@@ -105,6 +105,23 @@ axis.set_ylim(0, 1.02)
 axis.set_ylabel("CKA with the recordings")
 axis.legend()
 figure.tight_layout()
+
+# %% [markdown]
+# `similarities` takes recordings, too, beside any number of networks: `Recordings` says by the images' ids (or file
+# keys) whose rows they are, and the column `ceiling` has the noise ceiling of every pair. On the command line it is
+# `coss-eval similarity --recordings V4=v4.npz`.
+
+# %%
+v4 = Recordings("V4", recordings, images.ids, repeats=True)
+beside = ce.similarities([trained, untrained], data, sites=layers, measures=["cka", "rsa"], recordings=v4)
+beside.plot("rsa")
+
+# %%
+rows = beside.table()
+rows = rows[rows["site_b"] == "recordings"]
+rows.assign(share=rows["value"] / rows["ceiling"])[["measure", "model_a", "site_a", "value", "ceiling", "share"]].round(
+    3
+)
 
 # %% [markdown]
 # The layer that the recordings were made of comes nearest to the ceiling, and not all the way, as 40 mixtures do not

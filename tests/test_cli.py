@@ -127,6 +127,7 @@ def test_list_keeps_within_the_terminal(run: Callable[..., Done], monkeypatch: p
         (["extract", "--format", "npz", "--ckpt", "pixels:8"], "npz"),
         (["similarity", "--measures", "ckaa", "--ckpt", "pixels:8"], "cka"),
         (["similarity", "--ckpt", "pixels:8", "--sites", "global"], "two sites or two models"),
+        (["similarity", "--ckpt", "pixels:8", "--recordings", "v4.npz"], "NAME=FILE.npz"),
         (["crops", "--areas", "1.5", "--ckpt", "x"], "at most 1"),
         (["sweep", "crop", "--list"], "crops"),
         (["sweep", "crops-digits", "--job", "9"], "1 to 4"),
@@ -641,11 +642,19 @@ def test_robustness_skips_what_the_images_do_not_allow(
 def test_similarity_writes_its_page(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     import json
 
+    import numpy as np
     import pandas as pd
 
-    done = run("similarity", *small(), "--untrained", "1", "--sites", "prepool", "global")
+    from coss_eval.data.open import load_dataset
+
+    units = np.random.default_rng(0).normal(size=(12, 3, 5))
+    np.savez("v4.npz", repeats=units[:, :1] + 0.1 * units, ids=np.array(load_dataset("set").test.keys))
+    recorded = ("--recordings", "V4=v4.npz", "--measures", "cka")
+    done = run("similarity", *small(), "--untrained", "1", "--sites", "prepool", "global", *recorded)
     assert done.code == 0, done.err
-    assert len(pd.read_csv("out/similarity.csv")) == 2 * 6
+    table = pd.read_csv("out/similarity.csv")
+    assert len(table) == 10
+    assert (table.loc[table["site_b"] == "recordings", "ceiling"] < 1).sum() == 4
     (entry,) = json.loads(Path("out/run.json").read_text())["runs"]
     assert [model["name"].split()[0] for model in entry["models"]] == ["Small", "untrained"]
     assert {"command", "versions", "device", "git_commit", "data"} < set(entry)

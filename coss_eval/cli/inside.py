@@ -15,6 +15,7 @@ def similarity(
     *,
     sites: Chosen = (),
     measures: OfTask[Words] = ("cka", "rsa"),
+    recordings: Chosen = (),
     locations: OfTask[Literal["mean", "all"]] = "mean",
     images: OfTask[int] = 1000,
     models: ModelFlags | None = None,
@@ -29,14 +30,19 @@ def similarity(
         Sites to compare, of every network: stage1 stage2 prepool global [default: all that each has].
     measures
         Any of cka (debiased, of all images), rsa and procrustes (of the first --images).
+    recordings
+        NAME=FILE.npz, with ids (of the test images, or their keys) and one of units (images, units), locations (images,
+        locations, units) and repeats (images, repeats, units), which get a noise ceiling; repeat it for others.
     locations
         What a map is: the mean over its locations, or all of them side by side, for cka.
     images
         Number of fixed images for rsa and procrustes; 5000 at most.
     """
-    from coss_eval.evaluation.similarity import similarities
+    from coss_eval.evaluation.similarity import read_recordings, similarities
     from coss_eval.runtime.live import progress_line, say, say_report
     from coss_eval.store import Store
+
+    recorded = [read_recordings(text) for text in recordings]
 
     loaded, dataset, run = (models or ModelFlags()).load(), (data or DataFlags()).open(), run or PassFlags()
     name = "-".join(["similarity", dataset.name, *(model.name for model in loaded)]).replace("/", "-")
@@ -47,6 +53,7 @@ def similarity(
             dataset,
             sites=sites,
             measures=measures,
+            recordings=recorded,
             locations=locations,
             images=images,
             limit=run.limit,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,13 +37,14 @@ from coss_eval.probes.sites import Locations, representations
 from coss_eval.reports.similarity import Place, Similarities, SimilarityValues
 from coss_eval.runtime.device import exact_float32, resolve_device
 from coss_eval.runtime.provenance import made_with
-from coss_eval.similarity import StreamedCKA, procrustes_matrix, rsa_matrix
+from coss_eval.similarity import Recordings, StreamedCKA, cka, noise_ceiling, procrustes_matrix, rsa, rsa_matrix
 from coss_eval.similarity.arrays import Compared
 from coss_eval.similarity.cka import FEWEST, gram
 from coss_eval.similarity.geometry import MOST
 
 MEASURES = ("cka", "rsa", "procrustes")
 MINIBATCH = 256  # images at most
+RECORDED = "recordings"  # the site that tables give recordings
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,38 @@ class _Network:
     stream: str
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    """Recordings, and the row in them of each image by its sample id."""
+
+    given: Recordings
+    values: Tensor
+    row: dict[int, int]
+
+    @property
+    def place(self) -> Place:
+        return Place(self.given.name, RECORDED)
+
+    def of(self, ids: Tensor) -> Tensor:
+        """What was recorded of these images, in their order."""
+        return self.values[[self.row[i] for i in ids.tolist()]]
+
+    def side_by_side(self, ids: Tensor, locations: Locations) -> Tensor:
+        """The same as a network's representations are: a mean over repeats, and over locations where those are."""
+        values = self.of(ids).float()
+        averaged = values.ndim == 3 and (self.given.repeats or locations == "mean")
+        return values.mean(1) if averaged else values
+
+    def facts(self) -> dict[str, Any]:
+        content = hashlib.sha256(np.ascontiguousarray(self.values.numpy()).tobytes()).hexdigest()
+        return {
+            "name": self.given.name,
+            "shape": [*self.values.shape],
+            "repeats": self.given.repeats,
+            "sha256": content,
+        }
+
+
 @dataclass
 class _Gathered:
     """What is kept of all images: grams by minibatch, and the first ``images`` images' representations."""
@@ -59,10 +95,12 @@ class _Gathered:
     images: int
     cka: StreamedCKA | None
     kept: dict[Place, list[Tensor]] = field(default_factory=dict)
+    ids: list[Tensor] = field(default_factory=list)
     seen: int = 0
 
-    def add(self, minibatch: dict[Place, Tensor]) -> None:
-        count = len(next(iter(minibatch.values())))
+    def add(self, ids: Tensor, minibatch: dict[Place, Tensor]) -> None:
+        count = len(ids)
+        self.ids.append(ids.cpu())
         if self.cka is not None:
             self.cka.add_grams({" ".join(place): gram(values) for place, values in minibatch.items()})
         if (wanted := self.images - self.seen) > 0:
@@ -77,6 +115,7 @@ def similarities(
     *,
     sites: Sequence[str] = (),
     measures: Sequence[str] = ("cka", "rsa"),
+    recordings: Recordings | Sequence[Recordings] = (),
     locations: Locations = "mean",
     images: int = 1000,
     limit: int | None = None,
@@ -92,8 +131,11 @@ def similarities(
     minibatches formed by sample id), rsa and procrustes (of ``images`` fixed ones, 5,000 at most). A site with
     locations is their mean, or with ``locations`` "all" every location's units side by side, for cka alone. The order
     of the data and ``batch_size`` change nothing beyond rounding; memory does not grow with the number of images.
-    ``limit`` takes a seeded class-balanced subset. Raises UsageError for names that are not there and for networks
-    whose outputs depend on the batch, CossError where a site does not tell images apart.
+    ``limit`` takes a seeded class-balanced subset. ``recordings`` stand beside the networks, on the test images that
+    all of them have; those with repeats get a noise ceiling, in cka and rsa.
+
+    Raises UsageError for names and recorded images that are not there and for networks whose outputs depend on the
+    batch, CossError where a site does not tell images apart.
 
     >>> import coss_eval as ce
     >>> found = ce.similarities("pixels:8", "digits", sites=["prepool", "global"], measures=["cka"], limit=64)
@@ -105,12 +147,16 @@ def similarities(
     loaded = loaded_models(models)
     dataset = dataset_of(data)
     dataset.refuse_changed()
+    recorded = _recorded(recordings, dataset.test, loaded)
+    if recorded:
+        dataset = replace(dataset, test=_with_all(recorded, dataset.test))
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
     split, target = dataset.test, resolve_device(device)
     networks = [_network(model, split, sites) for model in loaded]
-    if sum(len(network.places) for network in networks) < 2:
-        raise UsageError("a similarity needs two representations: give two sites or two models")
+    places = _places(networks, recorded)
+    if len(places) < 2:
+        raise UsageError("a similarity needs two representations: give two sites or two models, or recordings")
     warnings = _warnings(networks, split)
     for line in warnings:
         tell(line)
@@ -118,17 +164,77 @@ def similarities(
         size = image_size(network.model, split)
         refuse_batch_dependent(network.model, size, target, min(batch_size, len(split)))
     gathered = _Gathered(0 if set(measures) == {"cka"} else images, StreamedCKA() if "cka" in measures else None)
-    _pass(networks, split, gathered, locations, target, batch_size, on_progress)
-    values = {name: _values(gathered, name, networks) for name in measures}
+    _pass(networks, recorded, split, gathered, locations, target, batch_size, on_progress)
+    values = {name: _values(gathered, name, places, recorded) for name in measures}
     entry = {
         **made_with(target),
         "seed": seed,
         "data": data_facts(dataset),
         "models": [model_facts(network.model) for network in networks],
+        **({"recordings": [one.facts() for one in recorded]} if recorded else {}),
         "warnings": [*warnings, *(f"Images were left out: {line}" for line in dataset.left_out())],
         "protocol": _protocol(split, locations, values),
     }
-    return Similarities(_places(networks), values, entry)
+    return Similarities(places, values, entry)
+
+
+def read_recordings(text: str) -> Recordings:
+    """Recordings in a file, from "NAME=FILE.npz" as the command line has it. Raises UsageError in one line.
+
+    The file holds ids (a dataset's sample ids, or its keys) and either units (images, units), locations (images,
+    locations, units) or repeats (images, repeats, units).
+    """
+    name, _, file = text.partition("=")
+    if not name.strip() or not file.strip():
+        raise UsageError(f"expected --recordings NAME=FILE.npz, got {text!r}")
+    try:
+        with np.load(Path(file.strip()).expanduser()) as archive:  # pickles are refused
+            arrays = {key: archive[key] for key in ("ids", "units", "locations", "repeats") if key in archive}
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {file.strip()} of recordings") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise UsageError(f"{file.strip()} is no .npz of plain arrays; save it with numpy.savez") from error
+    given = [key for key in arrays if key != "ids"]
+    if "ids" not in arrays or len(given) != 1:
+        raise UsageError(
+            f"{file.strip()} needs ids and one of units, locations and repeats; it has {', '.join(arrays) or 'neither'}"
+        )
+    values = arrays[given[0]]
+    if values.ndim != (2 if given[0] == "units" else 3) or values.dtype.kind not in "biuf":
+        raise UsageError(f"{file.strip()}: {given[0]} has the shape {values.shape} of {values.dtype}")
+    return Recordings(name.strip(), values, arrays["ids"], repeats=given[0] == "repeats")
+
+
+def _recorded(
+    recordings: Recordings | Sequence[Recordings], split: Split, models: Sequence[Model]
+) -> tuple[_Recorded, ...]:
+    """The recordings by the sample ids of ``split``. Raises UsageError for images that it has not."""
+    given = (recordings,) if isinstance(recordings, Recordings) else tuple(recordings)
+    names = [model.name for model in models] + [one.name for one in given]
+    if twice := [name for name in names if names.count(name) > 1 and name in [one.name for one in given]]:
+        raise UsageError(f"{twice[0]} is the name of two things that are compared; give the recordings another")
+    by_key = dict(zip(split.keys, split.ids.tolist(), strict=True)) if given else {}
+    known, found = set(by_key.values()), []
+    for one in given:
+        labels = np.asarray(one.ids)
+        ids = [by_key.get(str(key)) for key in labels] if labels.dtype.kind == "U" else [int(label) for label in labels]
+        lacking = [label for label, i in zip(labels.tolist(), ids, strict=True) if i not in known]
+        if lacking:
+            raise UsageError(
+                f"the recordings {one.name} are of {len(lacking)} images that are not among the {len(split):,} test "
+                f"images, such as {lacking[0]!r}; ids are those of data.test.ids, or keys such as {split.key(0)!r}"
+            )
+        rows = {i: row for row, i in enumerate(ids) if i is not None}
+        found.append(_Recorded(one, torch.as_tensor(one.values).detach().cpu(), rows))
+    return tuple(found)
+
+
+def _with_all(recorded: Sequence[_Recorded], split: Split) -> Split:
+    """The images that all recordings have. Raises UsageError where there is none."""
+    shared = set.intersection(*(set(one.row) for one in recorded))
+    if not shared:
+        raise UsageError(f"{' and '.join(one.given.name for one in recorded)} have no image in common")
+    return split.subset(np.flatnonzero(np.isin(split.ids, list(shared))))
 
 
 def minibatch_size(images: int) -> int:
@@ -161,8 +267,9 @@ def _network(model: Model, split: Split, sites: Sequence[str]) -> _Network:
     return _Network(model, places, str(split.protocol(model.preprocessing.geometry)))
 
 
-def _places(networks: Sequence[_Network]) -> tuple[Place, ...]:
-    return tuple(Place(network.model.name, site.name) for network in networks for site in network.places)
+def _places(networks: Sequence[_Network], recorded: Sequence[_Recorded]) -> tuple[Place, ...]:
+    of_networks = [Place(network.model.name, site.name) for network in networks for site in network.places]
+    return (*of_networks, *(one.place for one in recorded))
 
 
 def _warnings(networks: Sequence[_Network], split: Split) -> list[str]:
@@ -180,6 +287,7 @@ def _warnings(networks: Sequence[_Network], split: Split) -> list[str]:
 
 def _pass(
     networks: Sequence[_Network],
+    recorded: Sequence[_Recorded],
     split: Split,
     gathered: _Gathered,
     locations: Locations,
@@ -187,7 +295,7 @@ def _pass(
     batch_size: int,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
-    """Every network's representations of every minibatch, into ``gathered``."""
+    """Every network's representations of every minibatch, and what was recorded of it, into ``gathered``."""
     total = math.ceil(len(split) / minibatch_size(len(split)))
     with ExitStack() as stack:
         stack.enter_context(exact_float32())
@@ -213,7 +321,9 @@ def _pass(
                     what = f"{network.model.name}: representations at {site.name}"
                     refuse_non_finite(values.cpu(), batch.ids, what)
                     minibatch[Place(network.model.name, site.name)] = values
-            gathered.add(minibatch)
+            ids = next(iter(batches.values())).ids
+            minibatch |= {one.place: one.side_by_side(ids, locations).to(device) for one in recorded}
+            gathered.add(ids, minibatch)
     if on_progress is not None:
         on_progress(Progress(total, total, "done"))
 
@@ -236,17 +346,33 @@ def _minibatches(networks: Sequence[_Network], split: Split, device: torch.devic
         yield dict(zip(geometries, batches, strict=True))
 
 
-def _values(gathered: _Gathered, measure: str, networks: Sequence[_Network]) -> SimilarityValues:
-    places = _places(networks)
+def _values(
+    gathered: _Gathered, measure: str, places: Sequence[Place], recorded: Sequence[_Recorded]
+) -> SimilarityValues:
     names = [" ".join(place) for place in places]
     n = gathered.seen if measure == "cka" else min(gathered.seen, gathered.images)
     if measure == "cka":
         assert gathered.cka is not None
         found: Compared = gathered.cka.estimates()
     else:
-        kept = [torch.cat(gathered.kept[place]) for place in places]
+        for place in places:  # one by one, so that what is kept is never held twice
+            gathered.kept[place] = [torch.cat(gathered.kept[place])]
+        kept = [gathered.kept[place][0] for place in places]
         found = (rsa_matrix if measure == "rsa" else procrustes_matrix)(kept, names=names)
-    return SimilarityValues(found.value.numpy(), found.low.numpy(), found.high.numpy(), n)
+    ids = torch.cat(gathered.ids)[: min(n, MOST)]
+    ceilings = {one.place: _ceiling(one, measure, ids) for one in recorded}
+    own = np.array([ceilings.get(place, 1.0) for place in places])
+    return SimilarityValues(found.value.numpy(), found.low.numpy(), found.high.numpy(), n, own)
+
+
+def _ceiling(one: _Recorded, measure: str, ids: Tensor) -> float:
+    """What the noise of recordings leaves to reach; NaN where they have no repeats, and for Procrustes."""
+    if not one.given.repeats or measure == "procrustes":
+        return math.nan
+    try:
+        return noise_ceiling(one.of(ids), measure=cka if measure == "cka" else rsa).ceiling
+    except CossError as error:
+        raise CossError(f"{one.given.name}: {error}") from error
 
 
 def _protocol(split: Split, locations: Locations, values: dict[str, SimilarityValues]) -> str:

@@ -11,3 +11,4 @@ from coss_eval.internal.hooks import NETWORK as NETWORK
 from coss_eval.internal.hooks import WeightDamage as WeightDamage
 from coss_eval.internal.hooks import calibrate as calibrate
 from coss_eval.internal.hooks import corrupted as corrupted
+from coss_eval.internal.hooks import mixed as mixed

@@ -93,6 +93,32 @@ def corrupted(
         yield images
 
 
+@contextmanager
+def mixed(model: Backbone | HasBackbone, weight: float) -> Iterator[None]:
+    """While open, each location before pooling is (1 - ``weight``) of itself and ``weight`` of its image's mean.
+
+    The surrogate of a more redundant network: where the global representation is a function of the mean of the
+    locations, nothing that is seen from outside changes, and damage before pooling shows what redundancy alone does.
+    ``redundancy.mixing_weight`` finds the weight. Class and register tokens stay as they are.
+    """
+    if not 0 <= weight <= 1:
+        raise UsageError(f"locations are mixed with their mean by a weight from 0 to 1, got {weight:g}")
+    backbone = model if isinstance(model, Backbone) else model.backbone
+    place = find_site(backbone, "prepool")
+    axes = {"nchw": (2, 3), "nhwc": (1, 2), "nlc": (1,)}
+    if place.layout not in axes:
+        raise UsageError("this network has no locations before pooling that could be mixed")
+
+    def mix(features: Tensor) -> Tensor:
+        tokens = place.prefix_tokens if place.layout == "nlc" else 0
+        others, locations = features[:, :tokens], features[:, tokens:]
+        mean = locations.mean(axes[place.layout], keepdim=True)
+        return torch.cat([others, torch.lerp(locations, mean.expand_as(locations), weight)], 1)
+
+    with replaced(backbone, place, mix):
+        yield
+
+
 class WeightDamage:
     """A kind of damage of all weights of ``network``, from a seed: drawn once, for all levels (common random numbers).
 

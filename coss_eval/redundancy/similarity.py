@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from scipy import stats
 from torch import Tensor
 
+from coss_eval.errors import UsageError
 from coss_eval.redundancy.moments import CentredSums, Moments, Sums
 from coss_eval.statistics import Jackknifed
 
@@ -31,6 +33,38 @@ def normalised(sums: Sums, locations: int) -> Tensor:
     """(within - between) / (1 - between): 0 where locations agree no more than images do, 1 where all are equal."""
     baseline = between(sums, locations)
     return (within(sums, locations) - baseline) / (1 - baseline)
+
+
+def mixing_weight(local: Tensor, redundancy: float) -> float:
+    """How much of its image's mean each of ``local`` (N, L, D) needs to have this redundancy; see ``internal.mixed``.
+
+    Redundancy is (within - between) / (1 - between), the mean of each grid position taken off; it rises with the weight
+    to 1. Raises UsageError where it is above the one asked for already, and for what is no redundancy below 1.
+    """
+    values = local.double()
+    if values.ndim != 3 or values.shape[0] < 2 or values.shape[1] < 2:
+        raise UsageError(f"mixing needs (images, locations, units), 2 or more of each, got {tuple(local.shape)}")
+    centred = values - values.mean(0)  # of a mixture it is the mixture of this and its mean
+    own = _redundancy(centred)
+    if not own <= redundancy < 1:
+        raise UsageError(f"its redundancy is {own:.3f}, and mixing raises it to below 1: {redundancy:g} cannot be had")
+    mean = centred.mean(1, keepdim=True)
+    low, high = 0.0, 1.0
+    for _ in range(24):
+        weight = (low + high) / 2
+        above = _redundancy(torch.lerp(centred, mean.expand_as(centred), weight)) >= redundancy
+        low, high = (low, weight) if above else (weight, high)
+    return high
+
+
+def _redundancy(centred: Tensor) -> float:
+    """Of (N, L, D): the mean cosine between locations of an image beyond that between images, as a share."""
+    n, locations, _ = centred.shape
+    sums = torch.nn.functional.normalize(centred, dim=-1).sum(1)  # (N, D)
+    own = float(sums.square().sum())
+    alike = (own - n * locations) / (n * locations * (locations - 1))
+    others = (float(sums.sum(0).square().sum()) - own) / (n * (n - 1) * locations**2)
+    return (alike - others) / (1 - others)
 
 
 def r2(sums: Sums, locations: int) -> Tensor:

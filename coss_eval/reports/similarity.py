@@ -50,6 +50,11 @@ class SimilarityValues:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     n: int  # images
+    ceilings: NDArray[np.float64]  # (R,), what a representation's own noise leaves to reach: 1 for a network
+
+    def ceiling(self, i: int, j: int) -> float:
+        """What a pair without any difference but noise would have; NaN where that is not known."""
+        return float(self.ceilings[i] * self.ceilings[j])
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,20 @@ class Similarities:
     entry: Mapping[str, Any]
 
     def table(self) -> pd.DataFrame:
-        """One row a measure and pair: measure, model_a, site_a, model_b, site_b, value, low, high, n."""
+        """One row a measure and pair: measure, model_a, site_a, model_b, site_b, value, low, high, n, ceiling.
+
+        The ceiling is 1 between networks, below it with recordings that have repeats, and NaN with others.
+        """
         rows = [
-            (name, *self.places[i], *self.places[j], found.value[i, j], found.low[i, j], found.high[i, j], found.n)
+            (
+                *(name, *self.places[i], *self.places[j], found.value[i, j], found.low[i, j], found.high[i, j]),
+                *(found.n, found.ceiling(i, j)),
+            )
             for name, found in self.measures.items()
             for i in range(len(self.places))
             for j in range(i + 1, len(self.places))
         ]
-        columns = ["measure", "model_a", "site_a", "model_b", "site_b", "value", "low", "high", "n"]
+        columns = ["measure", "model_a", "site_a", "model_b", "site_b", "value", "low", "high", "n", "ceiling"]
         return pd.DataFrame(rows, columns=columns)
 
     def matrix(self, measure: str = "cka") -> pd.DataFrame:
@@ -101,20 +112,28 @@ class Similarities:
         return self.measures[name]
 
     def _document(self) -> Document:
+        recorded = [one["name"] for one in self.entry.get("recordings", [])]
         sections = [
-            Section(TITLES[name], [self.entry["protocol"]], [_table(self.places, name, found)], {
-                f"similarity_{name}": f"{TITLES[name]} on {found.n:,} images."
-            })
+            Section(
+                TITLES[name],
+                [self.entry["protocol"]],
+                [
+                    _table(self.places, name, found),
+                    *([_shares(self.places, name, found, recorded)] if recorded else []),
+                ],
+                {f"similarity_{name}": f"{TITLES[name]} on {found.n:,} images."},
+            )
             for name, found in self.measures.items()
-        ]  # fmt: skip
+        ]
         data = self.entry["data"]
         limit = data["test"]["limit"]
         flags = (
             [] if limit is None else [f"LIMITED: these numbers are from a subset of the test split (limit {limit})."]
         )
         about = [_models(self.entry["models"]), _data(data), *provenance.runs_table([dict(self.entry)])]
-        networks = len({place.model for place in self.places})
-        subtitle = f"{len(self.places)} representations of {networks} network{'s' * (networks > 1)} on {data['name']}"
+        networks = len({place.model for place in self.places} - set(recorded))
+        of = f"{networks} network{'s' * (networks > 1)}" + (f" and {len(recorded)} recordings" if recorded else "")
+        subtitle = f"{len(self.places)} representations of {of} on {data['name']}"
         warnings = [*flags, *self.entry["warnings"]]
         return Document(
             "Similarity of representations", subtitle, warnings, [*sections, Section("Provenance", [], about)]
@@ -161,6 +180,22 @@ def _table(places: Sequence[Place], name: str, found: SimilarityValues) -> Table
         for i in range(len(names) - 1)
     ]
     return Table(f"similarity_{name}", TITLES[name], f"n = {found.n:,}", names[1:], rows, CAPTIONS[name])
+
+
+def _shares(places: Sequence[Place], name: str, found: SimilarityValues, recorded: Sequence[str]) -> Table:
+    """Each network's sites against each recording, with the share of its ceiling that they reach."""
+    rows = []
+    for j in (place for place, one in enumerate(places) if one.model in recorded):
+        for i in (place for place, one in enumerate(places) if one.model not in recorded):
+            ceiling = found.ceiling(i, j)
+            of_it = [None, None] if np.isnan(ceiling) else [f"{ceiling:.3f}", f"{found.value[i, j] / ceiling:.3f}"]
+            rows.append(Row(" ".join(places[i]), [_number(found, i, j), *of_it], places[j].model))
+    caption = (
+        "Ceiling: what a model without noise and fault would have with the mean of all repeats, by their split halves "
+        "and Spearman and Brown; missing without repeats, and for Procrustes."
+    )
+    columns = [name, "noise ceiling", "share of it"]
+    return Table(f"recordings_{name}", "Against recordings", f"n = {found.n:,}", columns, rows, caption)
 
 
 def _number(found: SimilarityValues, i: int, j: int) -> Number:

@@ -13,5 +13,6 @@ from coss_eval.similarity.many import procrustes_matrix as procrustes_matrix
 from coss_eval.similarity.many import rsa_matrix as rsa_matrix
 from coss_eval.similarity.recordings import AgainstRecordings as AgainstRecordings
 from coss_eval.similarity.recordings import NoiseCeiling as NoiseCeiling
+from coss_eval.similarity.recordings import Recordings as Recordings
 from coss_eval.similarity.recordings import against_recordings as against_recordings
 from coss_eval.similarity.recordings import noise_ceiling as noise_ceiling

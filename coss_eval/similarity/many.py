@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from tempfile import SpooledTemporaryFile
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
@@ -13,6 +17,8 @@ from coss_eval.similarity.arrays import Array, Compared, jackknifed, rows
 from coss_eval.similarity.geometry import Metric, condensed, dissimilarities, procrustes
 
 BLOCKS = 20  # of images, left out one after the other
+SPOOLED = 2**28  # bytes of rows that stay in memory; more go into a temporary file, which TMPDIR places
+COLUMNS = 2**16  # of all rows that are multiplied at a time
 
 
 def rsa_matrix(
@@ -21,20 +27,27 @@ def rsa_matrix(
     """``rsa`` between all ``representations`` (N, D_r) of the same N images, 40 or more for an interval.
 
     A block is every twentieth image, so give the images in an order that has nothing to do with what they show.
-    ``names`` are for errors. It holds 8 bytes for each pair of images and representation: .4 GB for 100 of 1,000
-    images.
+    ``names`` are for errors. Memory does not grow with the number of representations: 8 bytes for each pair of images
+    and representation lie in a temporary file, .4 GB for 100 of 1,000 images and 10 GB for 100 of 5,000.
     """
     count = _images(representations)
-    # the rank of each pair of images among all of them tells the order among the pairs of any part of them, too
-    orders = [_dense_ranks(condensed(dissimilarities(one, metric=metric))) for one in representations]  # (P,) each
-    first, second = torch.triu_indices(count, count, offset=1)  # of each pair, in the order of ``condensed``
+    pairs = count * (count - 1) // 2
+    with _Rows(pairs, np.dtype(np.int32)) as orders, _Rows(pairs, np.dtype(np.float32)) as standard:
+        for row, one in enumerate(representations):
+            # the rank of each pair of images among all of them tells the order among the pairs of any part of them, too
+            apart = condensed(dissimilarities(one, metric=metric)).numpy()
+            orders.put(row, stats.rankdata(apart, method="dense").astype(np.int32))
 
-    def of(images: Tensor) -> Tensor:
-        kept = torch.zeros(count, dtype=torch.bool)
-        kept[images] = True
-        return _correlations(orders, kept[first] & kept[second], names)
+        def of(images: Tensor) -> Tensor:
+            kept = torch.zeros(count, dtype=torch.bool)
+            kept[images] = True
+            chosen = torch.cat([kept[i + 1 :] & kept[i] for i in range(count)]).numpy()  # as ``condensed`` orders pairs
+            for row in range(len(representations)):
+                what = names[row] if names else f"representation {row}"
+                standard.put(row, _standard_ranks(orders.get(row)[chosen], what))
+            return _products(standard, len(representations), int(chosen.sum()))
 
-    return jackknifed(of(torch.arange(count)), map(of, without_each(count)))
+        return jackknifed(of(torch.arange(count)), map(of, without_each(count)))
 
 
 def procrustes_matrix(representations: Sequence[Array], *, names: Sequence[str] = ()) -> Compared:
@@ -66,24 +79,54 @@ def without_each(count: int) -> Iterator[Tensor]:
         yield places[places % BLOCKS != block]
 
 
-def _dense_ranks(values: Tensor) -> Tensor:
-    """Each entry's place among the values that occur, int32."""
-    return torch.from_numpy(stats.rankdata(values.numpy(), method="dense")).int()
+class _Rows:
+    """Rows of numbers of one type, in a temporary file where they are many: memory holds what is asked for."""
+
+    def __init__(self, length: int, dtype: np.dtype[Any]) -> None:
+        self._length, self._dtype = length, dtype
+        self._file = SpooledTemporaryFile(max_size=SPOOLED)  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def put(self, row: int, values: NDArray[Any]) -> None:
+        """Write a row, which may be shorter than ``length``. Raises CossError where the disk is full."""
+        try:
+            self._file.seek(row * self._length * self._dtype.itemsize)
+            self._file.write(np.ascontiguousarray(values, self._dtype).data)
+        except OSError as error:
+            raise CossError(
+                f"cannot write a temporary file ({error.strerror}): take fewer images, or set TMPDIR to one with room"
+            ) from error
+
+    def get(self, row: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """A row, or the part of it from ``start`` to ``stop``."""
+        stop = self._length if stop is None else stop
+        self._file.seek((row * self._length + start) * self._dtype.itemsize)
+        return np.frombuffer(self._file.read((stop - start) * self._dtype.itemsize), self._dtype)
 
 
-def _correlations(orders: Sequence[Tensor], chosen: Tensor, names: Sequence[str]) -> Tensor:
-    """Spearman's correlations between the ``chosen`` ones (P,) of each row of numbers, float64 (R, R)."""
-    standard = torch.empty(len(orders), int(chosen.sum()))  # one array, filled row by row: it is the largest here
-    for row, order in zip(standard, orders, strict=True):
-        rank = torch.from_numpy(stats.rankdata(order[chosen].numpy())).float()
-        row.copy_(rank - rank.mean())
-    lengths = standard.norm(dim=1, keepdim=True)
-    if flat := (lengths.flatten() == 0).nonzero().flatten().tolist():
-        which = names[flat[0]] if names else f"representation {flat[0]}"
-        raise CossError(f"{which} puts all pairs of images equally far apart: there is no order to compare")
-    standard /= lengths
-    found = torch.zeros(len(orders), len(orders), dtype=torch.float64)
-    for part in torch.split(standard, 1 << 16, dim=1):  # type: ignore[no-untyped-call]
-        exact = part.double()
+def _standard_ranks(order: NDArray[np.int32], what: str) -> NDArray[np.float32]:
+    """The ranks (P,) of numbers whose places among some values are known, of mean 0 and length 1; equals share one."""
+    counts = np.bincount(order)  # by place: no sorting
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[order].astype(np.float32)
+    found = torch.from_numpy(ranks)
+    found -= found.mean()
+    length = found.norm()
+    if length == 0:
+        raise CossError(f"{what} puts all pairs of images equally far apart: there is no order to compare")
+    found /= length
+    return ranks
+
+
+def _products(rows: _Rows, count: int, length: int) -> Tensor:
+    """The inner products of ``count`` rows over their first ``length`` entries, float64, with 1 on the diagonal."""
+    found = torch.zeros(count, count, dtype=torch.float64)
+    for start in range(0, length, COLUMNS):
+        part = np.stack([rows.get(row, start, min(start + COLUMNS, length)) for row in range(count)])
+        exact = torch.from_numpy(part).double()
         found += exact @ exact.T
     return found.fill_diagonal_(1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coss_eval.errors import CossError, UsageError
@@ -40,6 +42,41 @@ class AgainstRecordings(NamedTuple):
     high: float
     ceiling: float
     share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Recordings:
+    """Recordings of images, a row an image, that are set beside networks by the images' ids.
+
+    ``values`` are (images, units), (images, locations, units) or, with ``repeats``, (images, repeats, units), whose
+    noise is then told. ``ids`` (images,) say whose rows they are: a dataset's sample ids (``data.test.ids``) or its
+    keys (``data.test.keys``). Raises UsageError for what does not fit, CossError for values that are not finite.
+    """
+
+    name: str
+    values: Array
+    ids: Sequence[int] | Sequence[str] | NDArray[np.int64] | NDArray[np.str_]
+    repeats: bool = False
+
+    def __post_init__(self) -> None:
+        values, ids = torch.as_tensor(self.values), np.asarray(self.ids)
+        what = f"the recordings {self.name}"
+        if not self.name.strip():
+            raise UsageError("recordings need a name, which tables call them")
+        if values.ndim not in (2, 3) or 0 in values.shape or values.is_complex():
+            shapes = "(images, units), (images, locations, units) or (images, repeats, units)"
+            raise UsageError(f"{what}: expected numbers of the shape {shapes}, got {tuple(values.shape)}")
+        if self.repeats and (values.ndim != 3 or values.shape[1] < 2):
+            raise UsageError(f"{what}: with repeats they are (images, 2 or more, units), got {tuple(values.shape)}")
+        if ids.shape != (len(values),) or ids.dtype.kind not in "iuU":
+            raise UsageError(
+                f"{what}: give an id (int) or a key (str) for each of the {len(values)} images, got {ids.dtype} of "
+                f"the shape {ids.shape}"
+            )
+        if len(np.unique(ids)) < len(ids):
+            raise UsageError(f"{what} have an image twice; put what was recorded of one image into repeats")
+        if not bool(values.isfinite().all()):
+            raise CossError(f"{what} hold NaN or infinity; leave such units or images out")
 
 
 def noise_ceiling(recordings: Array, *, measure: Measure = cka, splits: int = 20, seed: int = 0) -> NoiseCeiling:

@@ -6,7 +6,6 @@ no result under image corruptions or attacks can depend on it; damage inside the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 
 from coss_eval.attacks import pgd
 from coss_eval.corruptions import corrupt
-from coss_eval.internal import corrupted
+from coss_eval.errors import UsageError
+from coss_eval.internal import corrupted, mixed
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Classifier, Preprocessing, to_float
-from coss_eval.models.hooks import replaced
-from coss_eval.redundancy import measure
+from coss_eval.redundancy import measure, mixing_weight
 
 MEAN_POOLED = ["cnn", "cnn+mlp", "nhwc", "mean tokens"]
 REAL: dict[str, dict[str, Any]] = {
@@ -35,20 +34,6 @@ IDS = torch.arange(24)
 def made(family: str) -> tuple[Backbone, int]:
     """The network, and the side in pixels of its images."""
     return (network(family), 16) if family in MEAN_POOLED else (build(family, **REAL[family])[0].eval(), 32)
-
-
-def mixing(backbone: Backbone, weight: float) -> Callable[[Tensor], Tensor]:
-    """(1 - weight) of each local and ``weight`` of its image's mean, whatever the layout."""
-    site = backbone.sites["prepool"]
-    over = {"nchw": (2, 3), "nhwc": (1, 2), "nlc": (1,)}[site.layout]
-
-    def mix(features: Tensor) -> Tensor:
-        others, local = features[:, : site.prefix_tokens], features[:, site.prefix_tokens :]
-        if site.layout != "nlc":
-            return (1 - weight) * features + weight * features.mean(over, keepdim=True)
-        return torch.cat([others, (1 - weight) * local + weight * local.mean(over, keepdim=True)], 1)
-
-    return mix
 
 
 def classifier(backbone: Backbone, side: int = 16) -> Classifier:
@@ -70,7 +55,7 @@ def redundancy(backbone: Backbone, side: int = 16) -> float:
 @pytest.mark.parametrize("family", [*MEAN_POOLED, *REAL])
 def test_mixing_makes_redundancy_and_changes_nothing_from_outside(family: str) -> None:
     backbone, side = made(family)
-    site, model, labels = backbone.sites["prepool"], classifier(backbone, side), torch.arange(24) % 5
+    model, labels = classifier(backbone, side), torch.arange(24) % 5
     noisy = to_float(corrupt(images(32), "gaussian_noise", 3, IDS, table="cifar"))  # which takes 32 px or more
     noisy = noisy if side == 32 else nn.functional.avg_pool2d(noisy, 2)
 
@@ -83,7 +68,7 @@ def test_mixing_makes_redundancy_and_changes_nothing_from_outside(family: str) -
 
     before, redundant = seen(), [redundancy(backbone, side)]
     for weight in (0.5, 0.999):
-        with replaced(backbone, site, mixing(backbone, weight)):
+        with mixed(backbone, weight):
             *now, robust = seen()
             for each, then in zip(now, before[:3], strict=True):
                 torch.testing.assert_close(each, then, rtol=1e-4, atol=2e-5 * float(then.abs().max()) + 1e-7)
@@ -96,11 +81,9 @@ def test_mixing_makes_redundancy_and_changes_nothing_from_outside(family: str) -
 def test_damage_inside_is_where_mixing_shows() -> None:
     """Masked locations move the global of a network less the more alike its locals are."""
     backbone = network("cnn")
-    site, x = backbone.sites["prepool"], to_float(images())
-    moved = []
+    x, moved = to_float(images()), []
     for weight in (0.0, 0.9):
-        mix = mixing(backbone, weight)
-        with torch.no_grad(), replaced(backbone, site, mix):
+        with torch.no_grad(), mixed(backbone, weight):
             clean = backbone(x)
             with corrupted(backbone, "prepool", "location", 0.5, IDS, 0):
                 moved.append(float((backbone(x) - clean).norm()))
@@ -113,5 +96,31 @@ def test_a_network_that_does_not_pool_by_the_mean_is_changed() -> None:
     backbone.pool = lambda features: features.amax((2, 3))  # type: ignore[method-assign]
     with torch.no_grad():
         before = backbone(to_float(images()))
-        with replaced(backbone, backbone.sites["prepool"], mixing(backbone, 0.99)):
+        with mixed(backbone, 0.99):
             assert (backbone(to_float(images())) - before).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("family", [*MEAN_POOLED, "rf29_resnet18"])
+def test_the_weight_that_gives_a_redundancy_gives_it(family: str) -> None:
+    backbone, side = made(family)
+    wanted = 0.5 * (1 + redundancy_per_position(backbone, side))
+    with torch.no_grad():
+        weight = mixing_weight(backbone.represent(to_float(images(side))).local, wanted)
+    with mixed(backbone, weight):
+        assert redundancy_per_position(backbone, side) == pytest.approx(wanted, abs=1e-4)
+
+
+def redundancy_per_position(backbone: Backbone, side: int) -> float:
+    table = measure(backbone, [to_float(images(side))]).set_index("metric")["value"]
+    return float(table["normalised_per_position"])
+
+
+def test_what_cannot_be_mixed_is_one_line() -> None:
+    local = torch.randn(8, 4, 3) + 3 * torch.randn(8, 1, 3)
+    for wanted in (0.01, 1.0):
+        with pytest.raises(UsageError, match="mixing raises it to below 1"):
+            mixing_weight(local, wanted)
+    with pytest.raises(UsageError, match="images, locations, units"):
+        mixing_weight(local[:, :1], 0.9)
+    with pytest.raises(UsageError, match="from 0 to 1, got 2"), mixed(network("cnn"), 2.0):
+        pass

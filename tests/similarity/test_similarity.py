@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -177,6 +179,27 @@ def test_wrong_minibatches() -> None:
         found.matrix()
     with pytest.raises(UsageError, match="take 5000"):
         dissimilarities(normal(5001, 2))
+
+
+PEAK = """
+import resource, sys, torch
+from coss_eval.similarity import many
+many.SPOOLED, many.COLUMNS, many.BLOCKS = 2**20, 2**12, 2  # so that a small case takes the way of a large one
+many.rsa_matrix([torch.randn(500, 8) for _ in range(3)])  # what is imported and allocated once
+x, before = torch.randn(500, 16), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+many.rsa_matrix([x.roll(i, 0) for i in range(int(sys.argv[1]))])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_rsa_is_flat_in_the_number_of_representations() -> None:
+    """80 of 500 images have 8 bytes for each of 124,750 pairs, 80 MB, on the disk alone: memory is that of 4."""
+    few, many = (
+        int(subprocess.run([sys.executable, "-c", PEAK, count], capture_output=True, text=True, check=True).stdout)
+        for count in ("4", "80")
+    )  # KiB
+    assert many - few < 20_000
 
 
 def test_all_pairs_at_once_are_each_pair() -> None:

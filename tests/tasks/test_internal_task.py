@@ -44,8 +44,8 @@ def test_options_are_in_the_key_and_defaults_are_not() -> None:
     def keys(**options: Any) -> set[str]:
         return {Store("unused").key({}, cell) for cell in Internal(sites=("prepool",), **options).cells(subject(), 0)}
 
-    assert keys() == keys(rescale=False, match_locations=None)
-    for options in ({"rescale": True}, {"match_locations": 9}, {"levels": (0.5,)}, {"seeds": 6}):
+    assert keys() == keys(rescale=False, match_locations=None, surrogate=None)
+    for options in ({"surrogate": 0.9}, {"rescale": True}, {"match_locations": 9}, {"levels": (0.5,)}, {"seeds": 6}):
         assert keys(**options).isdisjoint(keys())
 
 
@@ -73,6 +73,8 @@ def test_masking_and_noise_run_beside_their_controls() -> None:
         ({"sites": ("stage9",)}, "stage1, stage2, prepool, global"),
         ({"sites": ("global",), "kinds": ("location",)}, "no locations"),
         ({"sites": ("stage1",), "match_locations": 4}, "prepool"),
+        ({"sites": ("stage1",), "surrogate": 0.5}, "prepool"),
+        ({"surrogate": 1.0}, "between 0 and 1"),
     ],
 )
 def test_wrong_options_are_one_line(options: dict[str, Any], message: str) -> None:
@@ -89,6 +91,29 @@ def test_the_report_shows_damage_at_sites_where_not_all_kinds_mean_something(tmp
     for expected in ("noise at level 0.6: signal-to-noise ratio, dB", "location at level 0.6: kept, %"):
         assert expected in report
     assert "internal_by_level.png" in report
+
+
+def test_the_surrogate_of_a_more_redundant_network_is_measured_beside_the_real_one(tmp_path: Path) -> None:
+    """Clean it is the same network, masked locations move it less, and its rows say what it is."""
+    for surrogate in (None, 0.95):
+        task = Internal(("prepool",), ("location",), (0.5, 0.9), seeds=1, surrogate=surrogate)
+        run = evaluation.evaluate(subject().model, subject().data, [task], out=tmp_path, cache=False, quiet=True)
+        assert run.failures == ()
+    results = Results(Store(tmp_path))
+    mixed, real = sorted(results.checkpoints)
+    assert (mixed, real) == ("small [surrogate=0.95]", "small [surrogate=null]")
+    where = {"site": "prepool", "kind": "location", "seed": 0}
+    values = {
+        (label, metric, level): found.value
+        for label in results.checkpoints
+        for metric in ("accuracy", "snr_db")
+        for level in (0.0, 0.5, 0.9)
+        if (found := results.estimate(label, "internal", metric, **where, level=level)) is not None
+    }
+    assert values[real, "accuracy", 0.0] == values[mixed, "accuracy", 0.0]
+    assert values[mixed, "snr_db", 0.5] > values[real, "snr_db", 0.5] + 3
+    (note,) = [note for record in results.records for note in record["notes"] if "surrogate" in note]
+    assert "so that redundancy is 0.95" in note
 
 
 @pytest.mark.slow

@@ -34,6 +34,9 @@ class InternalOptions:
     match_locations: int | None = None
     """Before pooling, compare networks on this number of locations per image: independent noise averages out over
     more."""
+    surrogate: float | None = None
+    """Before pooling, mix an image's locations with their mean until their redundancy is this, that of another network:
+    what redundancy alone does, since nothing else changes where locations are pooled by their mean."""
 
 
 ENTRY = TaskEntry(
