@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,11 @@ from cyclopts.config import Yaml
 from coss_eval.cli import evaluate, inside, look, start  # noqa: F401 - they register their commands
 from coss_eval.cli.app import RUN, app
 from coss_eval.errors import CossError, UsageError
+from coss_eval.runtime.disk import read_text
+from coss_eval.runtime.live import tell
+
+MOST_CONFIG, MOST_BRACKETS = 2**17, 500  # of a configuration: reading YAML takes the square of its brackets
+MOST_ALIASES = 20  # of a configuration: nine of nine of nine ... are 9^n values
 
 app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
 
@@ -31,22 +37,49 @@ def _with_config(
     debug
         Show tracebacks.
     """
-    if config is not None and not config.is_file():
-        raise UsageError(f"--config {config}: no such file")
+    if config is not None:
+        _refuse_no_config(config)
     app.config = (Yaml(config, search_parents=False, use_commands_as_keys=False),) if config is not None else ()
     return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def _refuse_no_config(file: Path) -> None:
+    """UsageError for a file that is none, no YAML, or one that would run code or unfold to gigabytes."""
+    import yaml
+
+    if not file.is_file():
+        raise UsageError(f"--config {file}: no such file")
+    try:
+        text = read_text(file)
+        if len(text) > MOST_CONFIG or text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise UsageError(f"--config {file}: longer or more nested than any configuration of flags")
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > MOST_ALIASES:
+            raise UsageError(f"--config {file}: more than {MOST_ALIASES} aliases (*name); write the values out")
+        found = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UsageError(f"--config {file}: no YAML that is read ({reason})") from error
+    if not isinstance(found, dict | None):
+        raise UsageError(f"--config {file}: expected one flag: value on each line, got {type(found).__name__}")
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a line for the person, without the place in our code."""
+    tell(f"warning: {' '.join(str(message).split())}")
 
 
 def main() -> None:
     """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
     debug = "--debug" in sys.argv
+    if not debug:
+        warnings.showwarning = _warn  # type: ignore[assignment]  # which takes more, by name
     try:
         code = app.meta(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except (CossError, CycloptsError) as error:
         if debug:
             raise
         message = " ".join(str(error).split())
-        sys.stderr.write(f"coss-eval: {message}\n")
+        tell(f"coss-eval: {message}")
         code = 2 if isinstance(error, UsageError | CycloptsError) else 1
     except KeyboardInterrupt:
         sys.stderr.write(

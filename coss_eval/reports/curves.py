@@ -43,7 +43,7 @@ def read(folder: Path) -> Curves:
     path = folder / "log.jsonl" if folder.is_dir() else folder
     if not path.is_file():
         raise UsageError(f"there is no log at {path}; expected the folder of a training run")
-    lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = [found for line in path.read_text(errors="replace").splitlines() if (found := _line(line)) is not None]
     values: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for line, epoch in _epochs([line for line in lines if line["kind"] in ("train", "probe")]):
         for name, value in line.items():
@@ -54,6 +54,18 @@ def read(folder: Path) -> Curves:
     if not values:
         raise UsageError(f"{path} holds no curves yet; let the run finish an epoch")
     return Curves(path.parent.name if path.name == "log.jsonl" else path.stem, values)
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """A line of a log; None for what a kill has cut, or is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return None
+    places = (line.get("step"), line.get("epoch", 0))
+    return line if all(isinstance(place, int | float) for place in places) else None
 
 
 def _epochs(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from coss_eval.errors import visible
 
 if TYPE_CHECKING:
     from coss_eval.evaluation import Progress
@@ -22,14 +24,19 @@ SILENT = 3.0  # seconds that a single call takes before it says how far it is
 
 def say(text: str) -> None:
     """A line of a command's output."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    _write(sys.stdout, text)
 
 
 def tell(text: str) -> None:
     """A plain line beside results, for a person."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    _write(sys.stderr, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """A line, of which nothing can steer the terminal; what its encoding has no letters for is written as escapes."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(visible(text).encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()
 
 
 def width() -> int | None:
@@ -71,7 +78,7 @@ def live_line() -> Iterator[Line]:
 
     console, together = Console(stderr=True), sys.stdout.isatty()  # what goes into a file stays there
     with Live(console=console, auto_refresh=False, redirect_stdout=together) as live:
-        yield lambda text, _: live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        yield lambda text, _: live.update(Text(visible(text), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _notebook() -> Line | None:
