@@ -20,7 +20,6 @@ from coss_eval.runtime.disk import open_regular
 MOST_BYTES = 2**30  # of the file of one image
 UNPACKED = 64  # times the size in the file that a column's values may take: images do not shrink so far
 FREE = 2**28  # bytes that it may take in any case
-_STEP = 16  # rows read at once where a row may be as large as all others together
 
 
 def _state(path: str, before: float) -> str:
@@ -155,31 +154,34 @@ class ParquetRows:
 
     def _read(self, group: int) -> pa.ChunkedArray:
         number, group_in_file = self._groups[group]
-        # use_threads=False: this also runs in forked workers
         with pq.ParquetFile(self._files[number], memory_map=True) as file:
             chunk = self._chunk(file.metadata.row_group(group_in_file))
             most = FREE + UNPACKED * chunk.total_compressed_size
             if chunk.total_uncompressed_size > most:
                 raise ValueError(f"would unpack to {chunk.total_uncompressed_size:,} bytes")
-            if not any("DICTIONARY" in name for name in chunk.encodings):
-                table = file.read_row_group(group_in_file, columns=[self._column], use_threads=False)
-            else:  # one value may stand for every row
-                batches, size = [], 0
-                for batch in file.iter_batches(
-                    _STEP, row_groups=[group_in_file], columns=[self._column], use_threads=False
-                ):
-                    batches.append(batch)
-                    size += batch.nbytes
-                    if size > most:
-                        raise ValueError(f"would unpack to more than {most:,} bytes")
-                table = pa.Table.from_batches(batches)
+            shared = any("DICTIONARY" in name for name in chunk.encodings)  # one value may stand for every row
+        names = [self._column] if shared else None
+        # use_threads=False: this also runs in forked workers
+        with pq.ParquetFile(self._files[number], memory_map=True, read_dictionary=names) as file:
+            table = file.read_row_group(group_in_file, columns=[self._column], use_threads=False)
         column, _, field = self._column.partition(".")
-        return pc.struct_field(table[column], field) if field else table[column]
+        found = pc.struct_field(table[column], field) if field else table[column]
+        return _decoded(found, most) if shared else found
 
     def _chunk(self, group: Any) -> Any:
         """What a row group's metadata say of the images."""
         columns = map(group.column, range(group.num_columns))
         return next(chunk for chunk in columns if chunk.path_in_schema == self._column)
+
+
+def _decoded(column: pa.ChunkedArray, most: int) -> pa.ChunkedArray:
+    """A column of places in a dictionary as the values there. ValueError where these take more than ``most`` bytes."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    lengths = (pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() for chunk in column.chunks)
+    if sum(length or 0 for length in lengths) > most:
+        raise ValueError(f"would unpack to more than {most:,} bytes")
+    return pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
 
 
 class ArrowRows(ParquetRows):
