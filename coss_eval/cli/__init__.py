@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -68,9 +69,17 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     tell(f"warning: {' '.join(str(message).split())}")
 
 
+def _stop(number: int, stopped: list[int]) -> None:
+    """What Ctrl-C does, for a scheduler's SIGTERM: what is at work ends as it would then, and the line is said."""
+    stopped.append(number)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
     debug = "--debug" in sys.argv
+    stopped = list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _: _stop(number, stopped))
     if not debug:
         warnings.showwarning = _warn  # type: ignore[assignment]  # which takes more, by name
     try:
@@ -85,7 +94,7 @@ def main() -> None:
         sys.stderr.write(
             "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with --resume)\n"
         )
-        code = 130
+        code = 128 + (stopped[0] if stopped else signal.SIGINT)
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit itself writes and fails
         code = 0

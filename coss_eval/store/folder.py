@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from pathlib import Path
 from coss_eval.errors import CossError
 from coss_eval.runtime.disk import Lock, free_name, write_atomically
 from coss_eval.store.cells import StoreWarning
+
+
+class NoRoom(CossError):
+    """The disk, or what a person may use of it, is full: nothing more can be stored."""
 
 
 class ResultsFolder:
@@ -52,7 +57,8 @@ class ResultsFolder:
         try:
             write_atomically(self.inside(target.parent.relative_to(self.path).as_posix()) / target.name, content)
         except OSError as error:
-            raise CossError(
+            kind = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else CossError
+            raise kind(
                 f"cannot write {target}: {error.strerror}; what was stored before is intact: make room or give another "
                 "--out, then give the same command again"
             ) from error
