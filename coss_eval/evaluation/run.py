@@ -98,8 +98,9 @@ def evaluate(
     Give a dataset opened with ``skip_bad_images`` to leave out files that cannot be decoded.
     Where memory runs out, half as many images go through a network at a time, with a warning; numbers do not change.
     Where the disk is full the run stops. A cell that fails leaves a gap and is named in ``Run.failures``; the others
-    still run. Without ``tasks``, those that the images do not allow are left out and named in ``Run.skipped``. Networks whose outputs for an image depend on its
-    batch are refused; ``allow_batch_dependent`` measures them, with the batch size in their cells' keys.
+    still run. Without ``tasks``, those that the images do not allow are left out and named in ``Run.skipped``. Networks
+    whose outputs for an image depend on its batch are refused; ``allow_batch_dependent`` measures them, with the batch
+    size in their cells' keys.
     ``models`` and ``data``: what ``as_model`` and ``as_dataset`` take, or several models. An estimate and a progress
     line are shown, but not with ``quiet`` or where ``on_progress`` takes their place. ``on_note`` gets each line that a
     person should know: an assumed normalisation, warnings, failures; ``ce.evaluate`` warns with them unless ``quiet``.
