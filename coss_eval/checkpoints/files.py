@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from coss_eval.checkpoints.screening import PlainUnpickler, screen_pickle, screen_zip
+from coss_eval.checkpoints.screening import MAGIC, PlainUnpickler, screen_pickle, screen_zip
 from coss_eval.checkpoints.unpickle import INERT_PICKLE, HostileCheckpoint, Stub, plain, tensor_of
 from coss_eval.errors import CossError
 from coss_eval.runtime.disk import open_regular, read_text
@@ -39,7 +39,6 @@ from coss_eval.runtime.remote import perhaps_remote
 METADATA = "__metadata__"  # where a safetensors file keeps its text entries, in the file's own header and in our dict
 
 ZIP, PICKLE, HDF5 = b"PK\x03\x04", b"\x80", b"\x89HDF\r\n\x1a\n"
-MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that a torch file from before the zip format begins with
 CHECKPOINTS = (
     ".safetensors",
     ".pth",

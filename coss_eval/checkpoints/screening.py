@@ -19,6 +19,7 @@ import torch
 from coss_eval.checkpoints.unpickle import HostileCheckpoint, InertUnpickler, Rebuild, Stub
 
 MOST_IN_A_KEY = 1000  # parts of a tuple that is a dictionary's key; (x, x) of (x, x) ... has 2^n
+MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that a torch file from before the zip format begins with
 HEADS_OF_OLD_FILES = 3  # pickles before the content in a torch file from before the zip format
 ITEMSIZES = {"Double": 8, "Long": 8, "ComplexFloat": 8, "ComplexDouble": 16, "Float": 4, "Int": 4} | {
     "Half": 2,
@@ -192,8 +193,10 @@ def _storage(content: bytes) -> Any:
         try:
             if content.startswith(b"PK"):
                 screen_zip(io.BytesIO(content))
-            else:
+            elif content[2:].startswith(MAGIC):
                 screen_pickle(io.BytesIO(content), len(content), of_torch=True)
+            else:
+                raise pickle.UnpicklingError("no torch file")
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise HostileCheckpoint(

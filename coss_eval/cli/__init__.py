@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +15,10 @@ from cyclopts.config import Yaml
 
 from coss_eval.cli import evaluate, inside, look, start  # noqa: F401 - they register their commands
 from coss_eval.cli.app import RUN, app
-from coss_eval.errors import CossError, UsageError
+from coss_eval.errors import CossError, CossWarning, UsageError
 from coss_eval.runtime.disk import read_text
 from coss_eval.runtime.live import tell
+from coss_eval.store import StoreWarning
 
 MOST_CONFIG, MOST_BRACKETS = 2**17, 500  # of a configuration: reading YAML takes the square of its brackets
 MOST_ALIASES = 20  # of a configuration: nine of nine of nine ... are 9^n values
@@ -64,9 +66,16 @@ def _refuse_no_config(file: Path) -> None:
         raise UsageError(f"--config {file}: expected one flag: value on each line, got {type(found).__name__}")
 
 
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning as a line for the person, without the place in our code."""
-    tell(f"warning: {' '.join(str(message).split())}")
+def _as_lines(shown: Callable[..., None]) -> Callable[..., None]:
+    """What shows warnings: ours as a line for the person, without the place in our code; others as ``shown`` does."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, CossWarning | StoreWarning):
+            tell(f"warning: {' '.join(str(message).split())}")
+        else:
+            shown(message, category, *place, **more)
+
+    return show
 
 
 def _stop(number: int, stopped: list[int]) -> None:
@@ -81,7 +90,7 @@ def main() -> None:
     stopped = list[int]()
     signal.signal(signal.SIGTERM, lambda number, _: _stop(number, stopped))
     if not debug:
-        warnings.showwarning = _warn  # type: ignore[assignment]  # which takes more, by name
+        warnings.showwarning = _as_lines(warnings.showwarning)
     try:
         code = app.meta(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except (CossError, CycloptsError) as error:
