@@ -349,38 +349,6 @@ def test_what_fits_at_no_size_is_a_gap(digits: Dataset, tmp_path: Path) -> None:
     assert any("MemoryError" in failure for failure in run.failures)
 
 
-LITTLE_MEMORY = """
-import resource, sys
-from pathlib import Path
-import torch
-import coss_eval as ce
-from coss_eval.tasks.crops.task import Crops
-torch.manual_seed(0)
-network = torch.nn.Sequential(
-    torch.nn.Conv2d(3, 512, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
-)
-model = ce.as_model(network, mean=(0.5,) * 3, std=(0.25,) * 3, name="wide")
-ce.evaluate(model, "digits", [Crops((0.3,))], out=Path(sys.argv[1]) / "first", limit=20, batch_size=8, quiet=True)
-if sys.argv[2] == "little":  # a batch of 256 takes 512 MB for the first layer alone
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
-run = ce.evaluate(model, "digits", [Crops((0.3,))], out=Path(sys.argv[1]) / "out", limit=300, quiet=True)
-assert not run.failures, run.failures
-"""
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_in_little_memory_with_the_same_numbers(tmp_path: Path) -> None:
-    """In processes of their own, one of which may take 400 MB: the allocator fails, not a network made to raise."""
-    stored_as = {}
-    for how in ("much", "little"):
-        command = [sys.executable, "-c", LITTLE_MEMORY, tmp_path / how, how]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-        assert ("out of memory with 256 images" in done.stderr) == (how == "little")
-        stored_as[how] = [r["measurements"] for r in Store(tmp_path / how / "out").records()]
-    assert stored_as["much"] == stored_as["little"]
-
-
 FULL_DISK = """
 import resource, sys
 import coss_eval as ce
