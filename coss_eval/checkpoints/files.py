@@ -8,16 +8,21 @@ checkpoint. Every other format is told as what it is.
 
 from __future__ import annotations
 
+import bz2
 import difflib
+import gzip
 import json
+import lzma
 import math
+import os
 import pickle
 import tarfile
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -25,21 +30,15 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from coss_eval.checkpoints.unpickle import (
-    INERT_PICKLE,
-    HostileCheckpoint,
-    PlainUnpickler,
-    Stub,
-    plain,
-    tensor_of,
-)
+from coss_eval.checkpoints.screening import MAGIC, PlainUnpickler, screen_pickle, screen_zip
+from coss_eval.checkpoints.unpickle import INERT_PICKLE, HostileCheckpoint, Stub, plain, tensor_of
 from coss_eval.errors import CossError
+from coss_eval.runtime.disk import open_regular, read_text
 from coss_eval.runtime.remote import perhaps_remote
 
 METADATA = "__metadata__"  # where a safetensors file keeps its text entries, in the file's own header and in our dict
 
 ZIP, PICKLE, HDF5 = b"PK\x03\x04", b"\x80", b"\x89HDF\r\n\x1a\n"
-MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that a torch file from before the zip format begins with
 CHECKPOINTS = (
     ".safetensors",
     ".pth",
@@ -57,7 +56,9 @@ CHECKPOINTS = (
 FIRST = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The names under which the hub and our trainer keep the one network of a folder, in this order."""
 
-MOST_UNPACKED = 50  # times its packed size that an archive may unpack to, beyond a GiB: weights do not shrink so far
+MOST_UNPACKED = 50  # times its packed size that an archive may unpack to, beyond FREE: weights do not shrink so far
+FREE = 2**28  # bytes
+MOST_MEMBERS = 10_000  # of an archive
 EXPORT = "save the network's state dict with torch.save(network.state_dict(), FILE) and give that"
 OWN_CODE = "with --arch package.module:factory if the network is not recognised"
 
@@ -164,9 +165,14 @@ def read_file(path: Path) -> dict[str, Any]:
         raise CossError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors (a state dict)")
     items = dict.items(content)  # a pickle can give an OrderedDict an attribute of the name "items"
     try:
-        return {str(key): plain(value) for key, value in items}
+        return {_text(key): plain(value) for key, value in items}
     except RecursionError as error:
         raise CossError(f"{path} holds itself, so it is no checkpoint of a network") from error
+
+
+def _text(key: Any) -> str:
+    """A key as text; Python writes no integers of thousands of digits."""
+    return f"an integer of {key.bit_length():,} bits" if isinstance(key, int) and key.bit_length() > 64 else str(key)
 
 
 def _inside(path: Path) -> Path:
@@ -174,6 +180,8 @@ def _inside(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
+        if os.path.lexists(path):
+            raise CossError(f"checkpoint {path} is no regular file but a pipe, a device or a link that leads nowhere")
         raise CossError(f"checkpoint {path} does not exist{_near(path) or perhaps_remote(str(path))}")
     return _chosen(path, path)
 
@@ -209,7 +217,7 @@ def _may_be_checkpoint(name: str) -> bool:
 
 
 def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(16)
 
 
@@ -218,6 +226,7 @@ def _zipped(path: Path) -> bool:
     infos = _members(path)
     names = [info.filename for info in infos]
     _refuse_bomb(path, sum(info.file_size for info in infos))
+    _refuse_crowd(path, 0 if any(name.endswith("data.pkl") for name in names) else len(names))
     if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
         _refuse(path, "TorchScript")
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
@@ -247,7 +256,44 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _tarred(path: Path) -> bool:
-    return path.suffix not in (".safetensors", ".json") and tarfile.is_tarfile(path)
+    if path.suffix in (".safetensors", ".json"):
+        return False
+    try:
+        with _tar(path):
+            return True
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError):
+        return False
+
+
+@contextmanager
+def _tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar archive, packed or not, to read. Raises what its readers do, and CossError for headers of megabytes."""
+    start = _start(path)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    unpack = next((unpack for magic, unpack in openers.items() if start.startswith(magic)), nullcontext)
+    with open_regular(path) as packed, unpack(packed) as unpacked:
+        steps: Any = _InSteps(unpacked, path)
+        with tarfile.open(fileobj=steps, mode="r:") as tar:
+            yield tar
+
+
+class _InSteps:
+    """An unpacked archive, of which no more is read at once than STEP: headers are read whole, however large they say
+    that they are."""
+
+    STEP = 2**20
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self.seek, self.tell, self.name = file.seek, file.tell, str(path)
+        self._read, self._path = file.read, path
+
+    def read(self, count: int) -> bytes:
+        if count > self.STEP:
+            raise CossError(
+                f"{self._path} would unpack to a header of {count:,} bytes: it is no archive of a checkpoint"
+            )
+        content: bytes = self._read(count)
+        return content
 
 
 def _unpack(path: Path, folder: Path) -> None:
@@ -257,11 +303,12 @@ def _unpack(path: Path, folder: Path) -> None:
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(folder)
             return
-        with tarfile.open(path) as tar:
+        with _tar(path) as tar:
             total = 0
-            for member in tar:
+            for number, member in enumerate(tar):
                 total += member.size
                 _refuse_bomb(path, total)
+                _refuse_crowd(path, number)
                 if member.isfile():
                     tar.extract(member, folder, filter="data")
     except CossError:
@@ -272,20 +319,27 @@ def _unpack(path: Path, folder: Path) -> None:
 
 def _refuse_bomb(path: Path, unpacked: int) -> None:
     size = path.stat().st_size
-    if unpacked > max(2**30, MOST_UNPACKED * size):
+    if unpacked > max(FREE, MOST_UNPACKED * size):
         grows = f"{path} ({size:,} bytes) would unpack to {unpacked:,} bytes or more"
         raise CossError(f"{grows}: if you trust it, unpack it and give the file itself")
+
+
+def _refuse_crowd(path: Path, members: int) -> None:
+    if members > MOST_MEMBERS:
+        raise CossError(f"{path} holds more than {MOST_MEMBERS:,} files: unpack it and give the checkpoint itself")
 
 
 def _read_shards(index: Path) -> dict[str, Any]:
     """The tensors of all files that a Hugging Face index names; they lie beside it."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CossError(f"{index} is no index of shards: it names no files for its weights") from error
     content: dict[str, Any] = {}
     for name in names:
         file = index.parent / str(name)
+        if file.name.endswith(".index.json"):
+            raise CossError(f"{index} names {name}, which is an index itself and no shard")
         if file.parent != index.parent or not file.is_file():
             raise CossError(f"{index} names {name}, which is not beside it; download all of its shards")
         content |= read_file(file)
@@ -325,6 +379,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path, is_zip: bool) -> Any:
     try:
         options: dict[str, Any] = {"map_location": "cpu", "mmap": is_zip and _stored_uncompressed(path)}
+        with open_regular(path) as file:
+            if is_zip:
+                screen_zip(file)
+            else:
+                screen_pickle(file, path.stat().st_size, of_torch=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about sources and storages of classes that are not loaded anyway
             try:
@@ -340,7 +399,9 @@ def _read_torch(path: Path, is_zip: bool) -> Any:
 def _read_pickle(path: Path) -> Any:
     """What pickle.dump wrote, not torch.save."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            screen_pickle(file, path.stat().st_size, of_torch=False)
+            file.seek(0)
             return PlainUnpickler(file).load()
     except HostileCheckpoint as error:
         raise HostileCheckpoint(f"{path} {error}") from error

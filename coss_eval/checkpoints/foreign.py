@@ -23,6 +23,7 @@ from coss_eval.checkpoints.matching import (
     copy_into,
     head_line,
     linear_at,
+    refuse_larger,
     refuse_unless_complete,
     roots_by_name,
     slots_of,
@@ -94,6 +95,7 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
 
     blueprint = _blueprint(state, stored, dialect, found.layout, options, config_beside(path))
     architecture = blueprint.architecture
+    refuse_larger(architecture, tensors.values(), asked=options.arch is not None)
     state, notes = _at_size(state, blueprint)
     network = architecture.network()
     slots = slots_of(network)
@@ -103,6 +105,7 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
     fit = copy_into(slots, backbone, state)
     classes = _other_classes(network, slots, state)
     if classes is not None and (fit.misshapen or own_head is None):  # heads that cannot be taken out, or that it lacks
+        refuse_larger(architecture, tensors.values(), classes)
         network = architecture.network(num_classes=classes)
         slots = slots_of(network)
         backbone, own_head = architecture.wrap(network)
@@ -187,6 +190,10 @@ def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: St
         if name == architecture.arch:
             continue
         twin = Architecture(f"timm:{name}", img_size=architecture.img_size)
+        try:
+            refuse_larger(twin, stored.values())
+        except CossError:
+            continue  # nor would the file fill it
         network = twin.network()  # names the package that is needed, where timm is not installed
         slots = slots_of(network)
         other, _ = twin.wrap(network)

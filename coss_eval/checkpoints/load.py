@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from coss_eval.checkpoints.files import METADATA, checkpoint_file, read_file
+from coss_eval.checkpoints.flat_keys import flatten
 from coss_eval.checkpoints.foreign import Lookalike, foreign_model
-from coss_eval.checkpoints.matching import head_line, refuse_non_finite
+from coss_eval.checkpoints.matching import head_line, refuse_larger, refuse_non_finite
 from coss_eval.checkpoints.normalisation import normalisation_check as normalisation_check
 from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.checkpoints.own_format import CONFIG, own_model
@@ -25,11 +26,13 @@ from coss_eval.models.choices import HeadChoice, Interpolation, Pooling, Stem
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.families import PixelsBackbone
 from coss_eval.models.model import KeyReport, Model, weights_sha256
-from coss_eval.models.zoo import timm_names
+from coss_eval.models.zoo import is_own, timm_names
 from coss_eval.randomness import seeded_init
 from coss_eval.runtime.remote import refuse_remote
 
 GENERIC_NAMES = {"model", "checkpoint", "ckpt", "last", "best", "final", "model_best", "weights", "state_dict"}
+ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, MemoryError)
+"""What reading the shapes and config entries of a strange file can fail with."""
 TRAINER_STATE = {"version", "epoch", "step", "objective", "optimizer", "config", "data"}  # keys of a run's last.pt
 
 
@@ -218,6 +221,14 @@ def _from_file(path: Path, options: LoadOptions) -> Model:
             raise CossError(f"{path.name} holds itself, so it is no checkpoint of a network") from error
         except CossError as error:
             raise type(error)(f"{path.name}: {error}") from error
+        except ODD as error:
+            if options.arch is not None and is_own(options.arch):
+                raise  # of the person's own code
+            reason = " ".join(str(error).split())[:120]
+            raise CossError(
+                f"{path.name}: its entries have shapes or values of no known network ({type(error).__name__}: "
+                f"{reason}); give another file"
+            ) from error
 
 
 def _of_content(name: str, content: dict[str, Any], file: Path, options: LoadOptions) -> Model:
@@ -238,6 +249,7 @@ def _of_content(name: str, content: dict[str, Any], file: Path, options: LoadOpt
         said = architecture_beside(file) if options.arch is None else None
         if said is None or said not in timm_names():
             raise
+        refuse_larger(Architecture(f"timm:{said}"), flatten(content).values())
         model = foreign_model(name, content, replace(options, arch=f"timm:{said}"), file)
         assert model.report is not None
         note = f"arch timm:{said}, as config.json beside the file says"

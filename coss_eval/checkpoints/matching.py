@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from coss_eval.checkpoints.flat_keys import plain_key
+from coss_eval.checkpoints.flat_keys import plain_key, stored_bytes
 from coss_eval.errors import CossError
+from coss_eval.models.architecture import Architecture, has_more_numbers
 from coss_eval.models.model import named
 
 COUNTER = "num_batches_tracked"
+LARGEST = 1e15  # of weights and statistics that a network computes with; flipped bits give any power of ten
+ROOM = 2**23  # numbers that a network may have beyond MORE for each byte of its file: heads for other classes
+MORE = 2
 
 # First segments of keys, beside a network's own, that tell of another network than the one built: an exponent of its
 # pooling, a norm before its blocks, register tokens ...
@@ -56,6 +60,8 @@ def copy_into(slots: Mapping[str, Tensor], backbone: nn.Module, state: Mapping[s
         tensor = state.get(key)
         if tensor is None:
             missing += [] if key.endswith(COUNTER) else [key]
+        elif tensor.is_complex() and not slot.is_complex():
+            misshapen.append(f"{key} holds complex numbers in the file, {_shape(slot)} real ones in the network")
         elif tensor.shape != slot.shape:
             misshapen.append(f"{key} is {_shape(tensor)} in the file, {_shape(slot)} in the network")
         else:
@@ -86,22 +92,45 @@ def _of_the_backbone(key: str, tensor: Tensor) -> bool:
     return not PRETEXT.search(name) and (spatial or STRUCTURE.fullmatch(name) is not None)
 
 
-def refuse_non_finite(backbone: nn.Module, head: nn.Module | None, source: str) -> None:
-    """CossError that names the first tensor with a value that is NaN or infinite.
+def refuse_larger(
+    architecture: Architecture, tensors: Iterable[Tensor], classes: int | None = None, *, asked: bool = False
+) -> None:
+    """CossError where the network that a file says it holds has far more numbers than the file.
 
-    Minus infinity is a value of attention masks: of buffers that hold nothing but it and zeros.
+    A name or a shape of a few bytes would have it built, which takes what the largest networks take. ``asked``: a
+    person named the network.
+    """
+    if asked:
+        return
+    stored = stored_bytes(tensors)
+    most = 2 ** (ROOM + MORE * stored).bit_length()
+    if has_more_numbers(architecture, most, classes):
+        named = architecture.arch + (f" of width {architecture.width}" if architecture.width != 64 else "")
+        raise CossError(
+            f"it is said to be a {named}, which is far larger than the file ({stored:,} bytes of tensors): "
+            "give --arch where it is one all the same"
+        )
+
+
+def refuse_non_finite(backbone: nn.Module, head: nn.Module | None, source: str) -> None:
+    """CossError that names the first tensor with a value that is NaN, infinite, or as no weight is (LARGEST).
+
+    Minus infinity, or the smallest number there is, is a value of attention masks: of buffers that hold nothing else
+    but zeros.
     """
     for part, module in (("", backbone), ("head ", head)):
         if module is None:
             continue
         buffers = {id(tensor) for tensor in module.buffers()}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            bad = ~tensor.isfinite() if tensor.is_floating_point() else tensor.new_zeros(0, dtype=torch.bool)
+            bad = ~(tensor.abs() <= LARGEST) if tensor.is_floating_point() else tensor.new_zeros(0, dtype=torch.bool)
             count = int(bad.sum())
-            if count and not (id(tensor) in buffers and bool(((tensor == 0) | (tensor == -torch.inf)).all())):
+            if count and not (id(tensor) in buffers and bool(((tensor == 0) | (tensor < -LARGEST)).all())):
+                finite = bool(tensor.isfinite().all())
+                what = f"beyond {LARGEST:g}, as no weight of a network is" if finite else "that are NaN or infinite"
                 raise CossError(
                     f"{Path(source).name}: {part}{name.removeprefix('network.')} holds {count} of {tensor.numel():,} "
-                    "values that are NaN or infinite; its weights are damaged (a run that diverged?), give another file"
+                    f"values {what}; its weights are damaged (a run that diverged?), give another file"
                 )
 
 

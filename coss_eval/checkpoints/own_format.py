@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 from coss_eval.checkpoints.flat_keys import flatten
-from coss_eval.checkpoints.matching import copy_into, head_line, linear_at, refuse_unless_complete, slots_of
+from coss_eval.checkpoints.matching import (
+    copy_into,
+    head_line,
+    linear_at,
+    refuse_larger,
+    refuse_unless_complete,
+    slots_of,
+)
 from coss_eval.checkpoints.options import LoadOptions
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.architecture import Architecture
@@ -69,17 +76,18 @@ def own_model(name: str, content: dict[str, Any], config: str, options: LoadOpti
         stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["preprocessing"].items()}
         preprocessing = Preprocessing(**stored, said_by="checkpoint")
         training: dict[str, Any] = {name: kind(fields[name]) for name, kind in TRAINING.items() if name in fields}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (UsageError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CossError(f"its {CONFIG} metadata cannot be read ({error}); write it again with save_model") from error
     _agree(architecture, options)
     repooled = options.pooling != "own" and options.pooling != architecture.pooling  # the head was made for the other
     architecture = replace(architecture, pooling=options.pooling) if repooled else architecture
     if options.local or options.global_:
         architecture = replace(architecture, local=options.local, global_=options.global_)
+    state = flatten(content)
+    refuse_larger(architecture, state.values())
     backbone = architecture.backbone(seed=0)
     if backbone.img_size is not None and options.img_size not in (None, backbone.img_size):
         raise UsageError(f"it takes images of side {backbone.img_size} only; leave --img-size {options.img_size} out")
-    state = flatten(content)
     weights = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     fit = copy_into(slots_of(backbone), backbone, weights)
     refuse_unless_complete(fit, architecture.arch, (), allow_partial=options.allow_partial)

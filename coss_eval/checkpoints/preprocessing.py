@@ -21,6 +21,7 @@ from coss_eval.models.backbone import Backbone
 from coss_eval.models.classifier import Preprocessing
 from coss_eval.models.hooks import hooked
 from coss_eval.models.trial import evaluating
+from coss_eval.runtime.disk import read_text
 
 _MEAN = re.compile(r"^(?P<place>(?:.*\.)?_?(?:[^\W_]+_)?)(?P<word>means?|mu)(?P<end>_?)$", re.IGNORECASE)
 _DEVIATIONS = ("std", "sigma", "stds", "sd", "sds", "stdev", "var", "vars", "variance")
@@ -292,7 +293,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise CossError(f"{path.name} beside it cannot be read ({error}); mend it or move it away") from error
     return content if isinstance(content, dict) else {}

@@ -6,9 +6,8 @@ other class or function. A pickle that names something only an attack needs is r
 
 from __future__ import annotations
 
-import io
 import pickle
-import warnings
+from collections import Counter
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -37,6 +36,9 @@ HOSTILE_NAMES = {  # people have packages called "code" and "commands", too
     "torch.serialization.load", "torch.utils.cpp_extension",
 }
 # fmt: on
+
+
+MOST_PLACES = 1000  # of one container in a checkpoint: a shared block, a teacher that is its student
 
 
 class HostileCheckpoint(CossError):
@@ -85,7 +87,7 @@ class PlainDict(dict[Any, Any]):
         pass  # a state dict's _metadata, of no use here
 
 
-class _Rebuild:
+class Rebuild:
     """A function that a pickle may call but not change: without attributes of its own, and no state to set."""
 
     __slots__ = ("_function",)
@@ -169,26 +171,26 @@ def tensor_of(content: bytes | bytearray, dtype: np.dtype[Any], shape: Any, *, f
 
 # All that the reader ever calls. Nothing may join this table that can reach a file, an attribute by name, or code.
 REBUILDERS: dict[str, Any] = {
-    "torch._utils._rebuild_tensor": _Rebuild(_tensor),
-    "torch._utils._rebuild_tensor_v2": _Rebuild(_tensor),
-    "torch._utils._rebuild_tensor_v3": _Rebuild(_tensor_of_dtype),
-    "torch._utils._rebuild_parameter": _Rebuild(lambda data, *_: data),
-    "torch._utils._rebuild_parameter_with_state": _Rebuild(lambda data, *_: data),
-    "torch._tensor._rebuild_from_type_v2": _Rebuild(lambda rebuild, _type, args, _state: rebuild(*args)),
+    "torch._utils._rebuild_tensor": Rebuild(_tensor),
+    "torch._utils._rebuild_tensor_v2": Rebuild(_tensor),
+    "torch._utils._rebuild_tensor_v3": Rebuild(_tensor_of_dtype),
+    "torch._utils._rebuild_parameter": Rebuild(lambda data, *_: data),
+    "torch._utils._rebuild_parameter_with_state": Rebuild(lambda data, *_: data),
+    "torch._tensor._rebuild_from_type_v2": Rebuild(lambda rebuild, _type, args, _state: rebuild(*args)),
     "torch.storage.UntypedStorage": _ByteStorage(),
-    "torch.Size": _Rebuild(lambda sizes=(): tuple(sizes)),
+    "torch.Size": Rebuild(lambda sizes=(): tuple(sizes)),
 }
 ARRAYS: dict[str, Any] = {
     f"{package}.{name}": rebuild
     for package in ("numpy.core", "numpy._core")
     for name, rebuild in (
-        ("multiarray._reconstruct", _Rebuild(lambda *_: _PickledArray())),
-        ("numeric._frombuffer", _Rebuild(lambda data, dtype, shape, order: _filled(data, dtype, shape, order))),
+        ("multiarray._reconstruct", Rebuild(lambda *_: _PickledArray())),
+        ("numeric._frombuffer", Rebuild(lambda data, dtype, shape, order: _filled(data, dtype, shape, order))),
     )
 } | {
     "numpy.ndarray": Stub,
-    "numpy.dtype": _Rebuild(_Dtype),
-    "_codecs.encode": _Rebuild(lambda text, _encoding: text.encode("latin1")),  # bytes, in the older protocols
+    "numpy.dtype": Rebuild(_Dtype),
+    "_codecs.encode": Rebuild(lambda text, _encoding: text.encode("latin1")),  # bytes, in the older protocols
 }
 """What numpy's arrays are rebuilt with."""
 
@@ -203,9 +205,14 @@ def _filled(content: Any, dtype: Any, shape: Any, order: Any) -> _PickledArray:
 class InertUnpickler(pickle.Unpickler):
     """Rebuilds tensors and plain containers; every other global is a new Stub class, looked up nowhere."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    @staticmethod
+    def refuse_hostile(module: str, name: str) -> None:
+        """HostileCheckpoint for what only an attack names."""
         if _is_hostile(module, name):
             raise HostileCheckpoint(f"would run {module}.{name} if it were trusted; nothing was run, do not load it")
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.refuse_hostile(module, name)
         full_name = f"{module}.{name}"
         known = REBUILDERS | ARRAYS
         if full_name in known:
@@ -215,26 +222,6 @@ class InertUnpickler(pickle.Unpickler):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         return type(name.rpartition(".")[2], (Stub,), {"__module__": module})
-
-
-class PlainUnpickler(InertUnpickler):
-    """For what pickle.dump wrote: its tensors carry their storages along, each a torch file of its own."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _Rebuild(_storage)
-        return super().find_class(module, name)
-
-
-def _storage(content: bytes) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the old kind of storages
-        try:
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise HostileCheckpoint(
-                "hides other objects in a tensor's numbers; nothing was run, do not load it"
-            ) from error
 
 
 def _load(file: Any, **options: Any) -> Any:
@@ -256,25 +243,42 @@ def _is_hostile(module: str, name: str) -> bool:
 def plain(value: Any) -> Any:
     """A rebuilt array as its tensor, a pickled module as its state dict, anything else as it is.
 
-    Raises RecursionError for a module that holds itself.
+    Raises RecursionError for a module that holds itself, CossError for one that is held at more places than any is.
     """
     if isinstance(value, _PickledArray):
         return value.tensor
     if isinstance(value, Stub):
-        return _module_state(value)
+        return _module_state(value, Visits())
     return value
 
 
-def _module_state(stub: Stub) -> Any:
+class Visits:
+    """How often each container has been entered. A pickle of a few bytes can name one twice at every depth."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[int]()
+
+    def enter(self, container: object) -> None:
+        """CossError where it is there more often than in any checkpoint of a network."""
+        self._counts[id(container)] += 1
+        if self._counts[id(container)] > MOST_PLACES:
+            raise CossError(
+                f"it has one of its entries at more than {MOST_PLACES:,} places: no checkpoint of a network"
+            )
+
+
+def _module_state(stub: Stub, visits: Visits) -> Any:
     """The state dict of a whole pickled nn.Module, read off its stubs; the stub itself where it was none."""
     state = stub.state
     if not isinstance(state, Mapping) or not isinstance(state.get("_modules"), Mapping):
         return stub
+    visits.enter(stub)
     tensors: dict[str, Any] = {}
-    for group in ("_parameters", "_buffers"):
-        tensors |= {key: value for key, value in (state.get(group) or {}).items() if isinstance(value, Tensor)}
+    for group in (state.get("_parameters"), state.get("_buffers")):
+        if isinstance(group, Mapping):
+            tensors |= {key: value for key, value in group.items() if isinstance(value, Tensor)}
     for name, child in state["_modules"].items():
-        inner = _module_state(child) if isinstance(child, Stub) else None
+        inner = _module_state(child, visits) if isinstance(child, Stub) else None
         if isinstance(inner, Mapping):
             tensors |= {f"{name}.{key}": value for key, value in inner.items()}
     return tensors

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import warnings
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +16,13 @@ from cyclopts.config import Yaml
 
 from coss_eval.cli import evaluate, inside, look, start  # noqa: F401 - they register their commands
 from coss_eval.cli.app import RUN, app
-from coss_eval.errors import CossError, UsageError
-from coss_eval.runtime.live import fitted, width
+from coss_eval.errors import CossError, CossWarning, UsageError
+from coss_eval.runtime.disk import read_text
+from coss_eval.runtime.live import tell
+from coss_eval.store import StoreWarning
+
+MOST_CONFIG, MOST_BRACKETS = 2**17, 500  # of a configuration: reading YAML takes the square of its brackets
+MOST_ALIASES = 20  # of a configuration: nine of nine of nine ... are 9^n values
 
 app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
 
@@ -33,28 +41,69 @@ def _with_config(
     debug
         Show tracebacks.
     """
-    if config is not None and not config.is_file():
-        raise UsageError(f"--config {config}: no such file")
+    if config is not None:
+        _refuse_no_config(config)
     app.config = (Yaml(config, search_parents=False, use_commands_as_keys=False),) if config is not None else ()
     return app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def _refuse_no_config(file: Path) -> None:
+    """UsageError for a file that is none, no YAML, or one that would run code or unfold to gigabytes."""
+    import yaml
+
+    if not file.is_file():
+        raise UsageError(f"--config {file}: no such file")
+    try:
+        text = read_text(file)
+        if len(text) > MOST_CONFIG or text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise UsageError(f"--config {file}: longer or more nested than any configuration of flags")
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > MOST_ALIASES:
+            raise UsageError(f"--config {file}: more than {MOST_ALIASES} aliases (*name); write the values out")
+        found = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UsageError(f"--config {file}: no YAML that is read ({reason})") from error
+    if not isinstance(found, dict | None):
+        raise UsageError(f"--config {file}: expected one flag: value on each line, got {type(found).__name__}")
+
+
+def _as_lines(shown: Callable[..., None]) -> Callable[..., None]:
+    """What shows warnings: ours as a line for the person, without the place in our code; others as ``shown`` does."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, CossWarning | StoreWarning):
+            tell(f"warning: {' '.join(str(message).split())}")
+        else:
+            shown(message, category, *place, **more)
+
+    return show
+
+
+def _stop(number: int, stopped: list[int]) -> None:
+    """What Ctrl-C does, for a scheduler's SIGTERM: what is at work ends as it would then, and the line is said."""
+    stopped.append(number)
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
     debug = "--debug" in sys.argv
+    stopped = list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _: _stop(number, stopped))
+    if not debug:
+        warnings.showwarning = _as_lines(warnings.showwarning)
     try:
         code = app.meta(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except (CossError, CycloptsError) as error:
         if debug:
             raise
-        message = " ".join((_wrong_call(error) if isinstance(error, CycloptsError) else str(error)).split())
-        sys.stderr.write(fitted(f"coss-eval: {message}", width(sys.stderr)) + "\n")
+        tell(" ".join(f"coss-eval: {_wrong_call(error) if isinstance(error, CycloptsError) else error}".split()))
         code = 2 if isinstance(error, UsageError | CycloptsError) else 1
     except KeyboardInterrupt:
         sys.stderr.write(
             "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with --resume)\n"
         )
-        code = 130
+        code = 128 + (stopped[0] if stopped else signal.SIGINT)
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit itself writes and fails
         code = 0

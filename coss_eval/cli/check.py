@@ -14,10 +14,12 @@ from coss_eval import evaluation, tasks
 from coss_eval.data.benchmark import Benchmark
 from coss_eval.data.open import Dataset
 from coss_eval.errors import CossError
+from coss_eval.evaluation.planning import memory_lines
 from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
+from coss_eval.runtime.device import Compute, resolve_device
 from coss_eval.runtime.live import say
-from coss_eval.tasks.task import Task
+from coss_eval.tasks.task import Subject, Task
 
 IMAGES = 32  # of the test split; the training split gives ten times as many to the probes
 
@@ -37,6 +39,9 @@ def check(models: list[Model], data: Dataset, *, names: Sequence[str] = (), devi
         say("\n".join(model.report.lines() if model.report else [f"arch        {model.arch}"]))
         say("\n".join(_shapes(model, small)))
     entries = [tasks.entry(name) for name in names or tasks.entries()]
+    subjects = [Subject(model, small, Compute(resolve_device(device))) for model in models]
+    for line in memory_lines(subjects):
+        say(line)
     chosen = [entry.make(**entry.small) for entry in entries]
     if isinstance(data, Benchmark):
         chosen = [task for task in chosen if task.reads_benchmarks]

@@ -181,13 +181,23 @@ def _run_lines(path: Path) -> list[str]:
     if others := sorted(file.name for file in path.glob("*") if file.name in RUN_FILES):
         lines.append(f"files       {', '.join(f'{name} ({RUN_FILES[name]})' for name in others)}")
     for run in store.runs():
-        data = run["data"]
-        lines.append(f"run         {run['started']}  {run['command']}")
-        limit = data["test"]["limit"] or "none"
-        lines.append(f"            {data['name']}, n={data['test']['n']}, limit {limit}, seed {run['seed']}")
-        lines += [f"            {model['name']}: {model['arch']}, {model['sha256'][:12]}" for model in run["models"]]
-        lines.append("            " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()))
+        try:
+            lines += _made_by(run)
+        except (KeyError, TypeError):
+            lines.append("run         an entry of run.json that says too little of it")
     return lines
+
+
+def _made_by(run: dict[str, Any]) -> list[str]:
+    """A run's provenance; KeyError or TypeError where it is not all there."""
+    data = run["data"]
+    limit = data["test"]["limit"] or "none"
+    return [
+        f"run         {run['started']}  {run['command']}",
+        f"            {data['name']}, n={data['test']['n']}, limit {limit}, seed {run['seed']}",
+        *(f"            {model['name']}: {model['arch']}, {model['sha256'][:12]}" for model in run["models"]),
+        "            " + ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
+    ]
 
 
 def _job_line(there: Runs, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from coss_eval.evaluation import Plan, Run
     from coss_eval.tasks.corruptions.task import Corruptions
     from coss_eval.tasks.task import Task
+
+MOST_NAME = 200  # bytes of a folder's name
 
 
 def _evaluate(
@@ -36,7 +39,7 @@ def _evaluate(
     run = run or RunFlags()
     loaded = (models or ModelFlags()).load()
     dataset = (data or DataFlags()).open()
-    out = run.out or Path("results") / "-".join([dataset.name, *(model.name for model in loaded)]).replace("/", "-")
+    out = run.out or Path("results") / _folder_name([dataset.name, *(model.name for model in loaded)])
     planned = evaluation.plan(
         loaded,
         dataset,
@@ -80,6 +83,16 @@ def _say_gaps(done: Run) -> None:
         say(f"LEFT OUT    {line}")
     for failure in done.failures:
         say(f"NOT DONE    {failure}")
+
+
+def _folder_name(names: Sequence[str]) -> str:
+    """The names joined; of many the first, how many more, and a digest of all, as file systems take 255 bytes."""
+    joined = "-".join(names).replace("/", "-")
+    if len(joined.encode()) <= MOST_NAME:
+        return joined
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    first = "-".join(names[:2]).replace("/", "-").encode()[:MOST_NAME].decode(errors="ignore")
+    return f"{first}-and-{max(0, len(names) - 2)}-more-{digest}"
 
 
 def _show_plan(planned: Plan, out: Path) -> None:

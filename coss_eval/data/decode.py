@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -33,6 +34,10 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 
+# What is decoded. PIL knows 30 more, some of which ask other programs: it hands PostScript to Ghostscript.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+MOST_RESIZED = 2**26  # pixels of an image once its shorter side is resized, before it is cropped
+
 _BITS_PER_SAMPLE, _MAX_VALUE = 258, (341, 281)  # TIFF: SMaxSampleValue, MaxSampleValue
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF; these swap height and width
 
@@ -51,7 +56,7 @@ class Header(NamedTuple):
 
 def header(stream: BinaryIO, *, exif: bool = False) -> Header:
     """The size as ``decode`` gives it, and whether pixels are scaled; nothing is decoded. Raises one of UNREADABLE."""
-    with Image.open(stream) as image:
+    with open_image(stream) as image:
         height, width = int(image.height), int(image.width)
         turned = exif and image.getexif().get(_ORIENTATION) in _TURNED
         return Header((width, height) if turned else (height, width), _is_deep(image))
@@ -62,7 +67,9 @@ def decode(stream: BinaryIO, target: Target, *, exif: bool = False, odd: bool = 
 
     ``exif`` turns it as its EXIF orientation says; ``odd`` resizes and centre-crops one that has not the set's size.
     """
-    with Image.open(stream) as image, _quiet_libtiff(image):
+    with open_image(stream) as image, _quiet_libtiff(image):
+        if isinstance(target, Geometry):
+            _refuse_thin((image.height, image.width), target)
         whole = upright(image) if exif else image
         if not (odd or isinstance(target, Geometry) or (whole.height, whole.width) == target):
             raise ValueError(f"{whole.height}x{whole.width} pixels, but the set's first ones {target[0]}x{target[1]}")
@@ -74,6 +81,26 @@ def decode(stream: BinaryIO, target: Target, *, exif: bool = False, odd: bool = 
         rgb = F.resize(rgb, shorter_side, InterpolationMode(target.interpolation))
         rgb = F.center_crop(rgb, target.size)
     return np.asarray(rgb).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+
+
+def open_image(stream: BinaryIO) -> Any:
+    """A PIL image of one of FORMATS, its header read: more than 179 million pixels are refused by it."""
+    return Image.open(stream, formats=_known_formats())
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _refuse_thin(size: Size, target: Geometry) -> None:
+    """ValueError for an image so thin that it would be gigabytes once its shorter side is resized."""
+    shorter, longer = sorted(size)
+    side = round(target.size / target.crop_pct)
+    if side * (side * longer // max(shorter, 1)) > MOST_RESIZED:
+        raise ValueError(f"{size[0]}x{size[1]} pixels are too thin to be resized to a shorter side of {side}")
 
 
 @contextmanager
@@ -169,4 +196,6 @@ def reason(error: BaseException) -> str:
         return "not an image"
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return error.strerror  # its path is named beside it
     return str(error).partition("\n")[0] or type(error).__name__

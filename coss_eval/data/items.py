@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from coss_eval.data import layouts
-from coss_eval.data.decode import UNREADABLE, to_rgb
+from coss_eval.data.decode import UNREADABLE, open_image, to_rgb
 from coss_eval.data.pixels import LabelValues, as_array, as_bytes, as_labels, is_array
 from coss_eval.errors import CossError, UsageError
 
@@ -201,7 +201,7 @@ def _tried(count: int) -> list[int]:
 def _picture(image: Any) -> Any:
     """An image of any kind as PIL's RGB; UsageError for what is none."""
     if isinstance(image, Mapping) and image.get("bytes"):  # Hugging Face's, not decoded
-        image = Image.open(io.BytesIO(image["bytes"]))
+        image = open_image(io.BytesIO(image["bytes"]))
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if not is_array(image):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from coss_eval.corruptions.names import CATEGORIES, NAMES, SEVERITIES
 from coss_eval.errors import CossError
+from coss_eval.runtime.disk import read_text
 
 # The first that is labelled is used: a labelled test split before the validation split, as people tune on the latter.
 TRAIN_NAMES = ("train", "training")
@@ -139,7 +140,7 @@ def corrupted_arrays(folder: Path) -> dict[str, Path]:
     known = {name: file for name in NAMES if (file := folder / f"{name}.npy").is_file()}
     if not (labels := folder / LABELS).is_file():
         return known
-    others = [file for file in sorted(folder.glob("*.npy")) if file.name != LABELS and file.stem not in known]
+    others = [file for file in files_in(folder, "*.npy") if file.name != LABELS and file.stem not in known]
     return known | {file.stem: file for file in others[:MOST_CORRUPTIONS] if _is_stacked(file, labels)}
 
 
@@ -191,6 +192,11 @@ def class_folders(folder: Path) -> list[Path]:
     return [found[name] for name in class_order(found)]
 
 
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """The regular files of a folder whose names fit, sorted; a pipe among them would be waited for when it is read."""
+    return sorted(file for file in folder.glob(pattern) if file.is_file())
+
+
 def class_order(names: Iterable[str]) -> list[str]:
     """Sorted as numbers where all are whole numbers as one writes them (0, 1, 2, ... 10), else as text (0001, n01)."""
     found = list(names)
@@ -218,14 +224,16 @@ def is_hidden(folder: str) -> bool:
 def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[str]:
     """All images in a folder and the folders in it, in a fixed order, as paths below it with forward slashes.
 
+    Links to folders are followed, each folder once: links that lead round, or double at every depth, come to an end.
     ``left_out`` counts those in hidden folders by their folder's name, and images of other formats by their suffix.
     """
+    linked = set[str]()
     for parent, folders, files in os.walk(folder, followlinks=True):
         if left_out is not None:
             for name in filter(is_hidden, folders):
                 left_out[name] += sum(1 for _ in image_paths(Path(parent) / name))
             left_out.update(suffix for file in files if (suffix := Path(file).suffix.lower()) in OTHER_SUFFIXES)
-        folders[:] = sorted(name for name in folders if not is_hidden(name) and not _leads_back(parent, name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name) and _leads_on(parent, name, linked))
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
         _refuse_unreadable(parent, files)
@@ -234,10 +242,16 @@ def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[
                 yield prefix + file
 
 
-def _leads_back(parent: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in, so that following it would not end."""
+def _leads_on(parent: str, name: str, linked: set[str]) -> bool:
+    """Whether to enter a folder; a link not to one that it lies in, nor to one of ``linked``, which it then joins."""
     path = os.path.join(parent, name)
-    return os.path.islink(path) and Path(os.path.realpath(parent)).is_relative_to(os.path.realpath(path))
+    if not os.path.islink(path):
+        return True
+    target = os.path.realpath(path)
+    if target in linked or Path(os.path.realpath(parent)).is_relative_to(target):
+        return False
+    linked.add(target)
+    return True
 
 
 def _holds_image_files(folder: Path) -> bool:
@@ -267,7 +281,7 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
 
 def _shards(place: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
-    for file in sorted(place.glob("*.parquet")):
+    for file in files_in(place, "*.parquet"):
         match = _SHARD.fullmatch(file.name)
         if match and split_of(match["split"]):
             found[match["split"]].append(file)
@@ -280,7 +294,7 @@ def _converted(place: Path) -> dict[str, list[Path]]:
     """SPLIT/0000.parquet, SPLIT/0001.parquet, ..., or one file of the split's own name in it."""
     found = {}
     for entry in split_folders(place, (*TRAIN_NAMES, *TEST_NAMES)):
-        files = sorted(file for file in entry.glob("*.parquet") if _CONVERTED.fullmatch(file.name))
+        files = [file for file in files_in(entry, "*.parquet") if _CONVERTED.fullmatch(file.name)]
         if files or (files := _shards(entry).get(entry.name.lower(), [])):
             found[entry.name.lower()] = files
     return found
@@ -306,10 +320,8 @@ def arrow_files(folder: Path) -> dict[str, list[Path]]:
     found = {}
     for name, place in places.items():
         try:
-            files = [
-                place / str(one["filename"]) for one in json.loads((place / "state.json").read_text())["_data_files"]
-            ]
-        except (ValueError, KeyError, TypeError) as error:
+            files = [place / str(one["filename"]) for one in json.loads(read_text(place / "state.json"))["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CossError(f"cannot read {place / 'state.json'}: it names no data files") from error
         if missing := [file.name for file in files if not file.is_file()]:
             raise CossError(f"{place / 'state.json'} names {missing[0]}, which is not there: copy the whole folder")
@@ -348,14 +360,14 @@ def tables(folder: Path, reading: ReadOptions | None = None) -> list[ImageTable]
 
 def _table_in(root: Path, place: Path, images: Sequence[str], labels: Sequence[str]) -> ImageTable | None:
     """The first table in a folder that has both columns, and whose first row names a file that is there."""
-    for file in sorted(file for file in place.iterdir() if file.suffix.lower() in (".csv", ".tsv", ".jsonl")):
+    for file in (file for file in files_in(place, "*") if file.suffix.lower() in (".csv", ".tsv", ".jsonl")):
         try:
             with file.open(encoding="utf-8-sig", newline="") as lines:
                 if file.suffix == ".jsonl":
                     first = json.loads(next(lines, "{}"))
                 else:
                     first = next(csv.DictReader(lines, delimiter=delimiter(file)), {})
-        except (OSError, ValueError, csv.Error):
+        except (OSError, ValueError, RecursionError, csv.Error):
             continue  # no table: the folder is told as what else it may be
         if not isinstance(first, dict):
             continue
@@ -400,7 +412,9 @@ def flat_val_labels(folder: Path) -> Path | None:
     val = folder / "val"
     if not val.is_dir() or class_folders(val) or not _holds_image_files(val):
         return None
-    for file in sorted(file for place in (folder, *(folder / kit for kit in DEVKIT)) for file in place.glob("*.txt")):
+    for file in sorted(
+        file for place in (folder, *(folder / kit for kit in DEVKIT)) for file in files_in(place, "*.txt")
+    ):
         with file.open(encoding="utf-8", errors="replace") as lines:
             words = next(lines, "").split()
         if not 0 < len(words) <= 2:

@@ -11,6 +11,7 @@ from pathlib import Path
 from coss_eval.data.dataset import Dataset as Dataset
 from coss_eval.data.layouts import EXPECTED, ReadOptions, class_folders, recognise
 from coss_eval.errors import CossError, UsageError, unknown_name
+from coss_eval.runtime.disk import read_text
 from coss_eval.runtime.remote import perhaps_remote, refuse_remote
 
 BUILT_IN = {
@@ -100,7 +101,7 @@ def load_dataset(
 def read_classes(file: str | os.PathLike[str]) -> list[str]:
     """The classes that a text file names, one a line; what follows a tab is a title. Raises UsageError for none."""
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = read_text(Path(file)).splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the classes of {file}: {error}") from error
     classes = [name for line in lines if (name := line.partition("\t")[0].strip())]

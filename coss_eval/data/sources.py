@@ -15,6 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from coss_eval.runtime.disk import open_regular
+
+MOST_BYTES = 2**30  # of the file of one image
+UNPACKED = 64  # times the size in the file that a column's values may take: images do not shrink so far
+FREE = 2**28  # bytes that it may take in any case
+
 
 def _state(path: str, before: float) -> str:
     """What changes when the file does; empty where it is not there or has changed after ``before``."""
@@ -77,7 +83,7 @@ class Files:
         return np.array([_hash(_state(f"{self._root}/{name}", before)) for name in names], np.uint64)
 
     def open(self, index: int) -> BinaryIO:
-        return open(f"{self._root}/{self._paths[index].as_py()}", "rb")
+        return open_regular(f"{self._root}/{self._paths[index].as_py()}", MOST_BYTES)
 
 
 class ParquetRows:
@@ -95,7 +101,7 @@ class ParquetRows:
         self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
         in_file = np.bincount([number for number, _, _ in groups], [rows for _, _, rows in groups])
         self._file_ends = np.cumsum(in_file).astype(np.int64)
-        self._held: tuple[int, pa.ChunkedArray] | None = None
+        self._held: tuple[int, pa.ChunkedArray | str] | None = None
 
     def _row_groups(self) -> list[tuple[int, int, int]]:
         """(file, group in it, rows) of each row group, in order."""
@@ -127,8 +133,18 @@ class ParquetRows:
     def _image(self, index: int) -> Any:
         group = int(np.searchsorted(self._ends, index, side="right"))
         if self._held is None or self._held[0] != group:
-            self._held = (group, self._read(group))
-        return self._held[1][index - int(self._ends[group])]  # counted from the group's end: the offset is negative
+            self._held = (group, self._read_or_why_not(group))
+        found = self._held[1]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found[index - int(self._ends[group])]  # counted from the group's end: the offset is negative
+
+    def _read_or_why_not(self, group: int) -> pa.ChunkedArray | str:
+        """A row group's images; why they cannot be read, which is then known for all of them."""
+        try:
+            return self._read(group)
+        except (OSError, ValueError, pa.ArrowException, MemoryError) as error:
+            return str(error).partition("\n")[0] or type(error).__name__
 
     def open(self, index: int) -> BinaryIO:
         image = self._image(index)
@@ -138,11 +154,34 @@ class ParquetRows:
 
     def _read(self, group: int) -> pa.ChunkedArray:
         number, group_in_file = self._groups[group]
-        # use_threads=False: this also runs in forked workers
         with pq.ParquetFile(self._files[number], memory_map=True) as file:
+            chunk = self._chunk(file.metadata.row_group(group_in_file))
+            most = FREE + UNPACKED * chunk.total_compressed_size
+            if chunk.total_uncompressed_size > most:
+                raise ValueError(f"would unpack to {chunk.total_uncompressed_size:,} bytes")
+            shared = any("DICTIONARY" in name for name in chunk.encodings)  # one value may stand for every row
+        names = [self._column] if shared else None
+        # use_threads=False: this also runs in forked workers
+        with pq.ParquetFile(self._files[number], memory_map=True, read_dictionary=names) as file:
             table = file.read_row_group(group_in_file, columns=[self._column], use_threads=False)
         column, _, field = self._column.partition(".")
-        return pc.struct_field(table[column], field) if field else table[column]
+        found = pc.struct_field(table[column], field) if field else table[column]
+        return _decoded(found, most) if shared else found
+
+    def _chunk(self, group: Any) -> Any:
+        """What a row group's metadata say of the images."""
+        columns = map(group.column, range(group.num_columns))
+        return next(chunk for chunk in columns if chunk.path_in_schema == self._column)
+
+
+def _decoded(column: pa.ChunkedArray, most: int) -> pa.ChunkedArray:
+    """A column of places in a dictionary as the values there. ValueError where these take more than ``most`` bytes."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    lengths = (pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() for chunk in column.chunks)
+    if sum(length or 0 for length in lengths) > most:
+        raise ValueError(f"would unpack to more than {most:,} bytes")
+    return pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], column.type.value_type)
 
 
 class ArrowRows(ParquetRows):
@@ -150,8 +189,13 @@ class ArrowRows(ParquetRows):
 
     @staticmethod
     def mapped(file: str) -> pa.Table:
-        """The whole table of a file; its columns stay on disk until they are read."""
-        return pa.ipc.open_stream(pa.memory_map(file)).read_all()
+        """The whole table of a file; its columns stay on disk until they are read.
+
+        Raises ValueError (ArrowInvalid) where its offsets lead out of it: Arrow follows them unchecked, and crashes.
+        """
+        table = pa.ipc.open_stream(pa.memory_map(file)).read_all()
+        table.validate(full=True)
+        return table
 
     def _row_groups(self) -> list[tuple[int, int, int]]:
         return [(number, 0, len(self.mapped(file))) for number, file in enumerate(self._files)]

@@ -25,6 +25,7 @@ from coss_eval.probes.behaviour import IMAGES, Behaviour, batch_dependence, obse
 from coss_eval.probes.forward import ready
 from coss_eval.runtime.code_identity import UNKNOWN, code_identity
 from coss_eval.runtime.device import Compute, seconds_of
+from coss_eval.runtime.memory import bytes_for_gradients
 from coss_eval.store import Cell, Store
 from coss_eval.tasks import entries, entry
 from coss_eval.tasks.task import Subject, Task
@@ -95,6 +96,7 @@ class Plan:
             f"device      {self.subjects[0].compute.device}, seed {self.seed}",
             f"cells       {len(self.cells)}, of which {self.missing} to compute: {todo}",
             *([f"steps       {len(self.jobs)}, a cell of all models each"] if len(self.jobs) < self.missing else []),
+            *(memory_lines(self.subjects) if self.jobs else []),
             *(f"WARNING     {warning}" for warning in self.warnings),
             *(f"SKIPPED     {line}" for line in self.skipped),
         ]
@@ -298,6 +300,36 @@ def _forward_seconds(subject: Subject) -> float:
     network = model.encoder()
     with ready(network, device), torch.inference_mode():  # moved outside it: parameters moved inside get no gradients
         return seconds_of(partial(network, to_float(images)), device) / len(images)
+
+
+def memory_lines(subjects: Sequence[Subject]) -> list[str]:
+    """What the largest network would need for a batch, measured on one image; none where no network takes one."""
+    needed = []
+    for subject in subjects:
+        try:
+            needed.append(_gradient_bytes(subject))
+        except Exception:  # noqa: BLE001 - a network's own code may fail in any way; its cells will say how
+            continue
+    if not needed:
+        return []
+    size = subjects[0].compute.batch_size
+    return [
+        f"memory      about {_giga(size * max(needed))} for {size} images at a time in tasks that need gradients "
+        f"({max(needed) / 1e6:.1f} MB an image); where it runs out, half as many are taken"
+    ]
+
+
+def _giga(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def _gradient_bytes(subject: Subject) -> int:
+    """Bytes that a forward pass keeps of one image for its gradients, up-sampling included."""
+    images = next(subject.batches(subject.data.test.subset([0]))).images
+    network = subject.model.encoder()
+    with ready(network, subject.compute.device):
+        pixels = to_float(images).requires_grad_()
+        return bytes_for_gradients(partial(network, pixels))
 
 
 def _short(params: dict[str, Any]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,16 @@ from torch import nn
 
 from coss_eval.checkpoints.as_model import ModelLike
 from coss_eval.data.as_dataset import DatasetLike
-from coss_eval.errors import CossError, UsageError
+from coss_eval.errors import CossError, CossWarning, UsageError
 from coss_eval.evaluation.facts import data_facts, model_facts
 from coss_eval.evaluation.planning import Job, Plan, plan, protocol
 from coss_eval.models.hooks import counted, finite_outputs
 from coss_eval.runtime import live
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.live import duration, progress_line
+from coss_eval.runtime.memory import give_memory_back, out_of_memory
 from coss_eval.runtime.provenance import made_with
-from coss_eval.store import Store
+from coss_eval.store import NoRoom, Store
 from coss_eval.tasks.task import Result, Subject, Task
 
 if TYPE_CHECKING:
@@ -217,9 +219,11 @@ def evaluate(
     ``tasks`` are names or Task instances with options of their own; all by default. ``limit`` takes a seeded
     class-balanced subset of the test split and marks every table with it. After ``budget_hours`` no new cell begins.
     Give a dataset opened with ``skip_bad_images`` to leave out files that cannot be decoded.
-    A cell that fails leaves a gap and is named in ``Run.failures``; the others still run. Without ``tasks``, those that
-    the images do not allow are left out and named in ``Run.skipped``. Networks whose outputs for an image depend on its
-    batch are refused; ``allow_batch_dependent`` measures them, with the batch size in their cells' keys.
+    Where memory runs out, half as many images go through a network at a time, with a warning; numbers do not change.
+    Where the disk is full the run stops. A cell that fails leaves a gap and is named in ``Run.failures``; the others
+    still run. Without ``tasks``, those that the images do not allow are left out and named in ``Run.skipped``. Networks
+    whose outputs for an image depend on its batch are refused; ``allow_batch_dependent`` measures them, with the batch
+    size in their cells' keys.
     ``models`` and ``data``: what ``as_model`` and ``as_dataset`` take, or several models. An estimate and a progress
     line are shown, but not with ``quiet`` or where ``on_progress`` takes their place. ``on_note`` gets each line that a
     person should know: an assumed normalisation, warnings, failures; ``ce.evaluate`` warns with them unless ``quiet``.
@@ -281,7 +285,13 @@ def execute(
             failures.append(f"budget of {budget_hours} h used up: {len(planned.jobs) - number} jobs not begun")
             break
         course.begin(number)
-        failures += _run_job(planned, job, overwrite, course)
+        try:
+            failures += _run_job(planned, job, overwrite, course)
+        except NoRoom as error:
+            left = sum(len(one.subjects) for one in planned.jobs[number:])
+            names = ", ".join(dict.fromkeys(one.cell.task for one in planned.jobs[number:]))
+            failures.append(f"{error}. Stopped, as nothing more could be stored: {left} cells are left ({names})")
+            break
     course.begin(len(planned.jobs))
     if left_out := planned.subjects[0].data.left_out():  # known once the images have been read
         planned.store.amend_run(entry, {"left_out": left_out})
@@ -309,8 +319,7 @@ def _run_job(planned: Plan, job: Job, overwrite: bool, course: _Course) -> list[
         failures, able = list[str](), list[Mine]()
         for subject, key in mine:
             try:
-                if job.task.uses_head:
-                    _ = subject.classifier  # fitted now: where that fails, it is this subject's fault alone
+                _fit(planned, job, subject)
                 able.append((subject, key))
             except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
                 failures.append(_failure(job, subject, error))
@@ -318,9 +327,39 @@ def _run_job(planned: Plan, job: Job, overwrite: bool, course: _Course) -> list[
             return failures + _measure(planned, job, able)
 
 
+def _fit(planned: Plan, job: Job, subject: Subject) -> None:
+    """Have the subject's classifier, where the task needs one: where that fails, it is this subject's fault alone."""
+    while job.task.uses_head:
+        try:
+            _ = subject.classifier
+            return
+        except Exception as error:
+            if not (out_of_memory(error) and _halve(planned, job)):
+                raise
+
+
+def _halve(planned: Plan, job: Job) -> bool:
+    """Go on with half as many images at a time, and say so. False where it is one already, or a number depends on it.
+
+    The error that told of it should be gone by the next attempt: its traceback holds what the failed pass made.
+    """
+    size = planned.subjects[0].compute.batch_size
+    if size == 1 or any(subject.model.batch_size is not None for subject in planned.subjects):
+        return False
+    for subject in planned.subjects:
+        subject.compute = replace(subject.compute, batch_size=size // 2)
+        subject.refusal = None
+    warnings.warn(
+        f"out of memory with {size} images at a time ({job.label}): going on with {size // 2}, which changes no number",
+        CossWarning,
+        stacklevel=2,
+    )
+    return True
+
+
 def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> list[str]:
     """Measure all at once; where one fails, those left one after the other, so that the fault stays its own."""
-    failures, left = list[str](), list(mine)
+    failures, left, short = list[str](), list(mine), False
     try:
         with ExitStack() as stack:
             watched = [stack.enter_context(finite_outputs(*_watched(job, subject))) for subject, _ in mine]
@@ -334,11 +373,17 @@ def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> list[str]:
                 else:
                     _store(planned, job, subject, key, result, time.perf_counter() - started)
                 del left[0]
+    except NoRoom:
+        raise
     except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
-        if len(mine) == 1 or not left:
+        short = bool(left) and out_of_memory(error) and _halve(planned, job)
+        if not short and (len(mine) == 1 or not left):
             return [*failures, _failure(job, mine[0][0] if len(mine) == 1 else None, error)]
-        for one in left:
-            failures += _measure(planned, job, [one])
+    if short:  # the error is gone, and with it what its traceback held
+        give_memory_back()
+        return failures + _measure(planned, job, left)
+    for one in left:
+        failures += _measure(planned, job, [one])
     return failures
 
 

@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import isqrt
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook as on_buffer
+from torch.nn.modules.module import register_module_parameter_registration_hook as on_parameter
 from torchvision.models import VisionTransformer
 
 from coss_eval.errors import UsageError, unknown_name
@@ -18,6 +21,7 @@ from coss_eval.models import zoo
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.choices import Pooling, Stem
 from coss_eval.models.cifar_resnet import CifarSpec, Shortcut
+from coss_eval.models.classifier import MOST_SIDE
 from coss_eval.models.families import has_resnet_stem
 from coss_eval.models.rf_resnet import is_rf_resnet
 from coss_eval.models.trial import takes_any_size, try_sizes
@@ -59,6 +63,7 @@ SWINS = {
     (True, 96, (2, 2, 18, 2)): "swin_v2_s",
     (True, 128, (2, 2, 18, 2)): "swin_v2_b",
 }
+MOST_WIDTH = 16_384  # planes of a ResNet's first stage
 VIT_SPEC = re.compile(r"vit_d(\d+)_l(\d+)_h(\d+)_p(\d+)")
 
 
@@ -86,6 +91,9 @@ class Architecture:
         object.__setattr__(self, "arch", self.arch.removeprefix("torchvision:"))
         if self.stem not in get_args(Stem):
             raise unknown_name("stem", self.stem, get_args(Stem))
+        for name, value, most in (("width", self.width, MOST_WIDTH), ("img_size", self.img_size, MOST_SIDE)):
+            if value is not None and not (isinstance(value, int) and 0 < value <= most):
+                raise UsageError(f"{name} must be a whole number from 1 to {most:,}, not {value!r}")
 
     @property
     def own(self) -> bool:
@@ -133,6 +141,40 @@ class Architecture:
         """What stands beside the name in a protocol: the fields that are not at their default."""
         defaults = asdict(Architecture(self.arch))
         return {key: value for key, value in asdict(self).items() if value != defaults[key] and key != "img_size"}
+
+
+class _AboveLimit(Exception):
+    """More numbers than are asked about."""
+
+
+@lru_cache(maxsize=256)
+def has_more_numbers(architecture: Architecture, most: int, classes: int | None = None) -> bool:
+    """Whether a network's parameters and buffers are more than ``most`` numbers; it is built without memory for them.
+
+    A person's own is not built, as its code may do anything.
+    """
+    if architecture.own:
+        return False
+    total = 0
+
+    def count(_module: nn.Module, _name: str, added: Tensor | None) -> None:
+        nonlocal total
+        total += 0 if added is None else added.numel()
+        if total > most:
+            raise _AboveLimit
+
+    hooks = [register(count) for register in (on_parameter, on_buffer)]
+    try:
+        with torch.device("meta"):
+            architecture.network(num_classes=classes)
+    except _AboveLimit:
+        return True
+    except NotImplementedError:  # a constructor that looks at the values it makes
+        return False
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return False
 
 
 def _take_channels(network: nn.Module, channels: int) -> None:

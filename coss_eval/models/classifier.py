@@ -14,6 +14,8 @@ from coss_eval.errors import UsageError
 from coss_eval.models.backbone import Backbone, Representations
 from coss_eval.models.choices import IMAGENET_MEAN, IMAGENET_STD, Interpolation
 
+MOST_SIDE = 16_384  # px that a network may need
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -32,6 +34,17 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     said_by: str | None = None
     asked: bool = False
+
+    def __post_init__(self) -> None:
+        """UsageError for values that no preprocessing has: files say them, too."""
+        side, share = self.img_size, self.crop_pct
+        if side is not None and not (isinstance(side, int) and 0 < side <= MOST_SIDE):
+            raise UsageError(f"the side of images must be a whole number from 1 to {MOST_SIDE:,}, not {side!r}")
+        if not (isinstance(share, int | float) and 0 < share <= 1):
+            raise UsageError(f"the share of a centre crop must lie in (0, 1], not {share!r}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+                raise UsageError(f"the {name} of pixels must be three numbers, not {values!r}")
 
     @property
     def source(self) -> str:

@@ -71,10 +71,10 @@ def read(folder: Path) -> Curves:
     """The curves in a run's log.jsonl, or in a file of such lines. Raises UsageError where there is none."""
     path = folder if folder.is_file() else folder / LOG
     try:
-        text = (path.read_bytes() if path == folder else run_file(folder, LOG)).decode()
+        text = (path.read_bytes() if path == folder else run_file(folder, LOG)).decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"there is no log at {path}; expected the folder of a training run") from error
-    lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    lines = [found for line in text.splitlines() if (found := _line(line)) is not None]
     values: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for line, epoch in _epochs([line for line in lines if line["kind"] in ("train", "probe")]):
         for name, value in line.items():
@@ -106,6 +106,18 @@ def by_method(runs: Sequence[Curves]) -> dict[str, list[Curves]]:
         f"{names[name]} ({len(seeds)} seeds)" if len(seeds) > 1 else name: seeds
         for name, seeds in zip(first, together.values(), strict=True)
     }
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """A line of a log; None for what a kill has cut, or is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return None
+    places = (line.get("step"), line.get("epoch", 0))
+    return line if all(isinstance(place, int | float) for place in places) else None
 
 
 def _epochs(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:

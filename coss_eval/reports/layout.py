@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from coss_eval.runtime.live import BETTER, PLAIN, WORSE
+
 GAP = "—"
 _NOTHING = 1e-9  # rounding
 
@@ -160,7 +162,6 @@ def text(table: Table, width: int | None = None, *, coloured: bool = False) -> s
 
 _HEAD = 14  # characters: a head is not broken narrower
 _WORDS = 20  # characters: nor is text in a column
-_BETTER, _WORSE, _PLAIN = "\x1b[1;34m", "\x1b[1;33m", "\x1b[0m"
 
 
 class _Broken(NamedTuple):
@@ -178,7 +179,7 @@ def _cells(table: Table, *, stacked: bool) -> list[list[_Broken]]:
 def _entry_lines(entry: Entry, stacked: bool) -> _Broken:
     if not isinstance(entry, Number):
         return _Broken((textwrap.wrap(_shown(entry), _WORDS) if stacked else []) or [_shown(entry)])
-    colour = (_BETTER if entry.better else _WORSE) if entry.signed and entry.clear else ""
+    colour = (BETTER if entry.better else WORSE) if entry.signed and entry.clear else ""
     lines = [" ".join(filter(None, [entry.main, entry.p_text])), entry.interval] if stacked else [str(entry)]
     return _Broken([line for line in lines if line], colour)
 
@@ -236,7 +237,7 @@ def _block(
     def aligned(name: str, line: Sequence[tuple[str, str]]) -> str:
         shown = [text.rjust(wide) for (text, _), wide in zip(line, widths, strict=True)]
         painted = [
-            one.replace(text, f"{colour}{text}{_PLAIN}") if coloured and colour and text else one
+            one.replace(text, f"{colour}{text}{PLAIN}") if coloured and colour and text else one
             for one, (text, colour) in zip(shown, line, strict=True)
         ]
         return "  ".join([name.ljust(first), *painted]).rstrip()

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
+
+MOST_TEXT = 2**26  # bytes of a text file that is read whole: lists of a million images have 50 MB
 
 
 def cache_folder() -> Path:
     """COSS_CACHE_DIR, else coss-eval in the user's cache directory."""
     own = os.environ.get("COSS_CACHE_DIR")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coss-eval"
+
+
+def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
+    """A file to read from, if it is one: a pipe or a device would be waited for, or read, without end.
+
+    Raises OSError, also for one of more than ``most`` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are larger than what is read of such a file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file of up to MOST_TEXT bytes, in UTF-8. Raises OSError or ValueError."""
+    with open_regular(path, MOST_TEXT) as file:
+        return file.read(MOST_TEXT).decode("utf-8")
 
 
 def write_atomically(target: Path, content: bytes) -> None:

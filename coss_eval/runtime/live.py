@@ -15,25 +15,36 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from coss_eval.errors import visible
+
 if TYPE_CHECKING:
     from coss_eval.evaluation import Progress
     from coss_eval.training.loop import TrainingProgress
 
 Line = Callable[[str, bool], None]
 
+BETTER, WORSE, PLAIN = "\x1b[1;34m", "\x1b[1;33m", "\x1b[0m"  # blue and orange, as in the page; and neither
+_COLOUR = re.compile("(" + "|".join(map(re.escape, (BETTER, WORSE, PLAIN))) + ")")
 SILENT = 3.0  # seconds that a single call takes before it says how far it is
 
 
 def say(text: str) -> None:
     """A line of a command's output, or several, broken between words where the terminal is narrower."""
-    sys.stdout.write(f"{fitted(text, width())}\n")
-    sys.stdout.flush()
+    _write(sys.stdout, text)
 
 
 def tell(text: str) -> None:
     """A plain line beside results, for a person."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    _write(sys.stderr, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """A line, of which nothing can steer the terminal; what its encoding has no letters for is written as escapes."""
+    encoding, ours = stream.encoding or "utf-8", stream is sys.stdout and coloured()
+    parts = _COLOUR.split(fitted(text, width(stream))) if ours else [fitted(text, width(stream))]
+    safe = "".join(part if ours and _COLOUR.fullmatch(part) else visible(part) for part in parts)
+    stream.write(safe.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()
 
 
 def width(stream: TextIO | None = None) -> int | None:
@@ -69,7 +80,7 @@ def fitted(text: str, within: int | None) -> str:
         label = re.match(r" *\S+ {2,}| +", line)
         indent = " " * min(2 if label is None else label.end(), within // 2)
         folded = textwrap.wrap(line, within, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        lines += folded if len(line) > within else [line]
+        lines += folded if len(_COLOUR.sub("", line)) > within else [line]
     return "\n".join(lines)
 
 
@@ -122,7 +133,7 @@ def live_line() -> Iterator[Line]:
 
     console, together = Console(stderr=True), sys.stdout.isatty()  # what goes into a file stays there
     with Live(console=console, auto_refresh=False, redirect_stdout=together) as live:
-        yield lambda text, _: live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        yield lambda text, _: live.update(Text(visible(text), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _notebook() -> Line | None:

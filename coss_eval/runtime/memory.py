@@ -1,10 +1,12 @@
-"""The allocator of the CPU's tensors: freed blocks are kept for the next ones, as torch keeps them on a GPU."""
+"""Memory: the allocator of the CPU's tensors, what a failure to get some looks like, and what gradients need."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -24,3 +26,46 @@ def keep_freed_memory() -> bool:
     except AttributeError:  # macOS, musl
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or the one that led to it, says that memory has run out: torch's, on either device, or NumPy's.
+
+    torch raises a RuntimeError with these words where it is not its own class.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+_WORDS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "Cannot allocate memory")
+
+
+def give_memory_back() -> None:
+    """What torch keeps of freed memory on a GPU, to the device: blocks of another size may be asked for next."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def bytes_for_gradients(forward: Callable[[], Any]) -> int:
+    """Bytes of all that a forward pass keeps for the backward pass, parameters left out; a block is counted once."""
+    import torch
+
+    blocks: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            blocks[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = forward()  # held until it is counted, else freed blocks would be taken for one another
+        del kept
+    return sum(blocks.values())

@@ -8,4 +8,5 @@ from coss_eval.store.cells import StoreWarning as StoreWarning
 from coss_eval.store.cells import canonical_json as canonical_json
 from coss_eval.store.cells import column_name as column_name
 from coss_eval.store.cells import own_column as own_column
+from coss_eval.store.folder import NoRoom as NoRoom
 from coss_eval.store.store import Store as Store

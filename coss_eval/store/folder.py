@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ class Opened:
 
     stamp: Stamp
     read: Callable[[int], bytes]
+
+
+class NoRoom(CossError):
+    """The disk, or what a person may use of it, is full: nothing more can be stored."""
 
 
 class ResultsFolder:
@@ -96,7 +101,8 @@ class ResultsFolder:
         try:
             write_atomically(self.inside(target.parent.relative_to(self.path).as_posix()) / target.name, content)
         except OSError as error:
-            raise CossError(
+            kind = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else CossError
+            raise kind(
                 f"cannot write {target}: {error.strerror}; what was stored before is intact: make room or give another "
                 "--out, then give the same command again"
             ) from error

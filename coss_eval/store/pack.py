@@ -42,7 +42,7 @@ MOST_CELLS, MOST_SAMPLES = 2**26, 2**27  # bytes, uncompressed: 10,000 cells; 1,
 # gzip, zip, .npy and JSON have many ways to say that bytes are not theirs
 _UNREADABLE = (
     *(OSError, EOFError, zlib.error, zipfile.BadZipFile, SyntaxError, RuntimeError),
-    *(ValueError, TypeError, LookupError, AttributeError),
+    *(ValueError, TypeError, LookupError, AttributeError, RecursionError),
 )
 DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
 
@@ -173,7 +173,7 @@ class Cells:
             if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
                 raise ValueError("no digest")
             for line in lines:
-                _check_record(line, len(protocols))
+                _check_line(line, len(protocols))
         except _UNREADABLE as error:
             raise Damaged(str(error)) from error
         return cls(records, protocols, sha256)
@@ -189,9 +189,26 @@ class Cells:
         return record
 
 
-def _check_record(line: Any, protocols: int) -> None:
-    if not re.fullmatch(r"[\w-]+", line["key"]) or not isinstance(line["measurements"], list):
+def check_record(record: Any) -> None:
+    """ValueError, or whatever it comes to, for what reports could not read as a cell."""
+    texts = [record["key"], *(record[name] for name in ("task", "model") if name in record)]
+    mappings = [record[name] for name in ("params", "protocol") if "task" in record]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(found, dict) for found in mappings):
         raise ValueError("not a record")
+    if not isinstance(record["measurements"], list):
+        raise ValueError("no measurements")
+    for one in record["measurements"]:
+        numbers = [one["n"], *(one[name] for name in ("value", "low", "high") if one.get(name) is not None)]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("a measurement without numbers")
+        if not isinstance(one["metric"], str) or not isinstance(one["condition"], dict):
+            raise ValueError("a measurement without a name")
+
+
+def _check_line(line: Any, protocols: int) -> None:
+    check_record({**line, "protocol": {}} if "protocol" in line else line)
+    if not re.fullmatch(r"[\w-]+", line["key"]):
+        raise ValueError("not a key")
     protocol = line.get("protocol")
     if "protocol" in line and not (isinstance(protocol, int) and 0 <= protocol < protocols):
         raise ValueError("no such protocol")

@@ -206,28 +206,37 @@ class Store:
     def _change_runs(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         path = self.path / "run.json"
         with self._folder.locked():
-            runs = self.runs()
-            if path.exists() and not runs:
+            runs, whole = self._runs()
+            if not whole:
                 keep_aside(path)
             runs = change(runs)
             self._folder.write(path, json.dumps({"format": FORMAT, "runs": runs}, indent=1, allow_nan=False).encode())
 
     def runs(self) -> list[dict[str, Any]]:
         """The provenance of every run that wrote here, oldest first."""
+        return self._runs()[0]
+
+    def _runs(self) -> tuple[list[dict[str, Any]], bool]:
+        """The runs that can be read, and whether these are all that the file has."""
         path = self.path / "run.json"
         try:
             with self._folder.opened(path.name) as file:
                 text = file.read(_pack.MOST_CELLS)
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return [], True
+        runs, found = [], None
         try:
             content = json.loads(text)
-            runs = list(content["runs"])
+            found = list(content["runs"])
             _pack.check_format(content, path)
-            return runs
-        except (ValueError, TypeError, KeyError):
-            warn(f"{path} is damaged; the next run keeps it as run.json.damaged and begins a new one")
-            return []
+            runs = [run for run in found if _is_run(run)]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            found = None
+        if found is None or len(runs) < len(found):
+            kept = f"; {len(runs)} of its {len(found)} runs are read" if found else ""
+            warn(f"{path} is damaged{kept}; the next run keeps it as run.json.damaged and goes on in a new one")
+            return runs, False
+        return runs, True
 
     def _cell_path(self, key: str) -> Path:
         return self.path / "cells" / f"{key}.json"
@@ -244,10 +253,11 @@ class Store:
     def _load(self, path: Path) -> dict[str, Any] | None:
         try:
             record = json.loads(path.read_bytes())
-            if record["key"] == path.stem and isinstance(record["measurements"], list):
+            if record["key"] == path.stem:
                 _pack.check_format(record, path)
+                _pack.check_record(record)
                 return dict(record)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             pass
         warn(f"{path} is damaged and counts as missing; it is kept aside when the cell is computed again")
         return None
@@ -287,6 +297,15 @@ class Store:
         for folder in (self.path / "cells", self.path / "samples"):
             with suppress(OSError):  # something else is in it, or it is not there
                 folder.rmdir()
+
+
+def _is_run(entry: Any) -> bool:
+    """Whether an entry of run.json has the kinds of fields that readers go into."""
+    if not isinstance(entry, dict):
+        return False
+    lists = [entry.get(name, []) for name in ("models", "cells")]
+    fits = all(isinstance(found, list) and all(isinstance(one, dict) for one in found) for found in lists)
+    return fits and all(isinstance(entry.get(name, {}), dict) for name in ("data", "versions"))
 
 
 def _parquet(samples: Any, measurements: list[dict[str, Any]]) -> bytes:

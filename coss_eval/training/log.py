@@ -63,9 +63,12 @@ def read(out: Path) -> list[dict[str, Any]]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Every whole line; the last one may have been cut by a kill."""
     found = []
-    for line in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        found.append(line)
     return found

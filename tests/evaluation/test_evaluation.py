@@ -294,3 +294,129 @@ def test_an_estimate_leaves_a_moved_network_fit_for_attacks(network: Model, digi
     plan = evaluation.plan(replace(network, backbone=backbone), digits, tasks=[TASKS[0]], out=tmp_path)
     assert plan.seconds() > 0
     assert not any(parameter.is_inference() for parameter in backbone.parameters())
+
+
+class Greedy(torch.nn.Module):
+    """Raises what torch raises when memory runs out, for more than ``most`` images at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.convolution = most, torch.nn.Conv2d(3, 8, 5, stride=4)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > self.most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return self.convolution(pixels).relu().mean((2, 3))
+
+
+def greedy(most: int) -> Greedy:
+    network = Greedy(most)
+    with torch.no_grad():
+        weight = network.convolution.weight
+        weight.copy_(torch.linspace(-1, 1, weight.numel()).sin().view_as(weight))
+        network.convolution.bias.zero_()
+    return network
+
+
+def test_a_batch_is_halved_where_memory_runs_out(digits: Dataset, tmp_path: Path) -> None:
+    """The probe's fit as well as the tasks; the numbers are those of small batches, and every cell is there."""
+    tasks = [Probe(), Crops((0.3,), ("top left",), (0.5,), (2,))]
+    how = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "name": "greedy"}
+    with pytest.warns(ce.errors.CossWarning, match="out of memory with") as told:
+        short = ce.evaluate(
+            ce.as_model(greedy(40), **how), digits, tasks, out=tmp_path / "a", batch_size=256, cache=False, quiet=True
+        )
+    halved = [str(one.message).partition(" (")[0] for one in told if "out of memory" in str(one.message)]
+    assert halved == [f"out of memory with {size} images at a time" for size in (256, 128, 64)]
+    small = ce.evaluate(
+        ce.as_model(greedy(1000), **how), digits, tasks, out=tmp_path / "b", batch_size=32, cache=False, quiet=True
+    )
+    assert not short.failures
+    assert [r["measurements"] for r in Store(short.path).records()] == [
+        r["measurements"] for r in Store(small.path).records()
+    ]
+
+
+def test_what_fits_at_no_size_is_a_gap(digits: Dataset, tmp_path: Path) -> None:
+    model = make_model("resnet18", stem="cifar", width=4)
+
+    def refuse(*_: object) -> None:
+        raise MemoryError("Unable to allocate 4 GiB")
+
+    model.backbone.register_forward_pre_hook(refuse)
+    with pytest.warns(ce.errors.CossWarning, match="going on with 1,"):
+        run = evaluation.evaluate(model, digits, [Probe()], out=tmp_path, batch_size=4, cache=False, quiet=True)
+    assert any("MemoryError" in failure for failure in run.failures)
+
+
+FULL_DISK = """
+import resource, sys
+import coss_eval as ce
+from coss_eval.tasks.crops.task import Crops
+calls = []
+class Counted(Crops):
+    version = 1
+    def run(self, cell, subjects):
+        calls.append(cell)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # from here on the disk is full
+        return super().run(cell, subjects)
+run = ce.evaluate("pixels:4", "digits", [Counted((0.3,), ("top left",), (0.5,), (2,)), "probe"], out=sys.argv[1],
+                  limit=20, cache=False, quiet=True)
+print(len(calls), *run.failures, sep="|")
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_and_names_what_is_left(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path / "out"], capture_output=True, text=True, timeout=240, check=True
+    )
+    calls, *failures = done.stdout.strip().split("|")
+    assert calls == "1"
+    assert "nothing more could be stored" in failures[-1]
+    assert "(crops, probe)" in failures[-1]
+
+
+def test_a_plan_says_the_memory_that_gradients_need(trained: Model, digits: Dataset, tmp_path: Path) -> None:
+    """A ResNet keeps more of an image than its 12 kB of pixels, in proportion to the batch."""
+    lines = [
+        line
+        for size in (100, 200)
+        for line in evaluation.plan(trained, digits, out=tmp_path, tasks=["crops"], batch_size=size).lines()
+        if line.startswith("memory")
+    ]
+    assert len(lines) == 2
+    per_image = [float(line.split("(")[1].split(" MB")[0]) for line in lines]
+    assert per_image[0] == per_image[1] > 0.05
+
+
+LONG = """
+import resource
+import coss_eval as ce
+from coss_eval.store import Cell
+from coss_eval.tasks.crops.task import Crops
+class Many(Crops):
+    version = 1
+    def cells(self, subject, seed):
+        (cell, *_) = super().cells(subject, seed)
+        return [Cell(cell.task, cell.params | {"number": number}) for number in range(200)]
+    def measure(self, cell, subject):
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return super().measure(cell, subject)
+peaks = []
+import sys
+tasks = [Many((0.3,), ("top left",), (0.5,), (2,))]
+run = ce.evaluate("pixels:8", "digits", tasks, out=sys.argv[1], limit=100, quiet=True)
+assert not run.failures, run.failures
+print(len(peaks), (peaks[-1] - peaks[50]) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_200_cells_in_one_process_keep_memory_flat(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LONG, tmp_path / "out"], capture_output=True, text=True, timeout=600, check=True
+    )
+    cells, grown = done.stdout.split()
+    assert int(cells) == 200
+    assert float(grown) < 16  # MB from the 50th cell to the last

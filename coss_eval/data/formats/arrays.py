@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ CLUTTER = 0.04  # its standard deviation, in shares of the range of pixels; a di
 # how .npz files name a split's images and labels: Keras, MedMNIST, and both in plain words
 ARRAYS = ("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("X_{}", "y_{}"), ("images_{}", "labels_{}")
 ALONE = ("images", "labels"), ("x", "y"), ("X", "y"), ("data", "labels")  # of a single split, the test split
+UNPACKED, FREE = 200, 2**29  # times its own size that a file may hold, and bytes in any case: drawings pack well
 MOST_BYTES = 2**34  # of all arrays of a file; it says its sizes itself, before anything is read
 IDX_MAGIC = {3: 2051, 1: 2049}  # by the number of axes, for unsigned bytes
 
@@ -154,15 +157,35 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     """All arrays; nothing pickled is loaded, and no more than MOST_BYTES."""
     try:
         with zipfile.ZipFile(file) as packed:
-            size = sum(entry.file_size for entry in packed.infolist())
-        if size > MOST_BYTES:
-            raise CossError(f"{file} unpacks to {size / 2**30:.0f} GiB; more than {MOST_BYTES >> 30} are not read")
+            _refuse_larger(file, sum(entry.file_size for entry in packed.infolist()))
+            for entry in packed.infolist():
+                _check_shape(packed, entry)
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         pickled = "allow_pickle" in str(error)
         reason = "it holds Python objects: save arrays of numbers" if pickled else str(error).partition("\n")[0]
         raise CossError(f"cannot read {file}: {reason}") from error
+
+
+def _check_shape(packed: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """ValueError where an array says another size than its entry has: numpy makes room for what it says."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with packed.open(entry) as stream:
+        shape, _, dtype = read[np.lib.format.read_magic(stream)](stream)
+        said = math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and said != entry.file_size - stream.tell():
+            raise ValueError(f"{entry.filename} says that it has {said:,} bytes, and has {entry.file_size:,}")
+
+
+def _refuse_larger(file: Path, size: int) -> None:
+    """CossError where a file says that it holds more than is read, or than its own size lets one believe."""
+    packed = file.stat().st_size
+    if size > MOST_BYTES or size > max(FREE, UNPACKED * packed):
+        raise CossError(
+            f"{file} unpacks to {size / 2**30:.0f} GiB, from {packed:,} bytes; more than {MOST_BYTES >> 30} GiB or "
+            f"{UNPACKED} times its own size are not read: if you trust it, save it without compression"
+        )
 
 
 def _named(arrays: Mapping[str, NDArray[Any]], split: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
@@ -196,11 +219,10 @@ def _read_idx(file: Path, axes: int) -> NDArray[np.uint8]:
             head = np.frombuffer(stream.read(4 * (axes + 1)), ">u4").astype(np.int64)
             if len(head) != axes + 1 or head[0] != IDX_MAGIC[axes]:
                 raise CossError(f"{file} does not begin as an idx file of unsigned bytes with {axes} axes")
-            size = int(head[1:].prod())
-            if size > MOST_BYTES:
-                raise CossError(f"{file} says that it holds {size} bytes; more than {MOST_BYTES} are not read")
+            size = math.prod(head[1:].tolist())
+            _refuse_larger(file, size)
             content = stream.read(size + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CossError(f"cannot read {file}: {error}") from error
     if len(content) != size:
         found = "more" if len(content) > size else "fewer"

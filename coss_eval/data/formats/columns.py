@@ -21,6 +21,9 @@ from coss_eval.data.images import EncodedImages
 from coss_eval.data.layouts import ReadOptions
 from coss_eval.data.sources import ArrowRows, Files, ParquetRows
 from coss_eval.errors import CossError, UsageError
+from coss_eval.runtime.disk import read_text
+
+MOST_ROWS = 1_000_000  # of files with fewer bytes than rows: labels that are all alike pack to nothing
 
 
 def parquet(folder: Path, reading: ReadOptions) -> Dataset:
@@ -72,10 +75,20 @@ class _LabelTable(ABC):
             self.has_paths = self.is_struct and image_type.get_field_index("path") >= 0
             given = [f"{self.image}.path"] if self.has_paths else [self.image] if self.is_text else []
             self.table = self._read([self.label, *given])
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, MemoryError) as error:
             raise CossError(f"cannot read {files[0]}: {str(error).partition(chr(10))[0]}") from error
         _check_types(schema, self.image, self.label, files[0])
-        self.classes = tuple(self._features(schema).get(self.label, {}).get("names") or ())
+        self.classes = self._class_names(schema)
+
+    def _class_names(self, schema: Any) -> tuple[str, ...]:
+        """The classes by number as Hugging Face's description of the columns has them; empty where it has none."""
+        try:
+            names = self._features(schema).get(self.label, {}).get("names") or ()
+            if all(isinstance(name, str) for name in names):
+                return tuple(names)
+        except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
+            raise CossError(f"cannot read Hugging Face's description of the columns of {self.file}: {error}") from error
+        raise CossError(f"the class names in Hugging Face's description of the columns of {self.file} are no names")
 
     @abstractmethod
     def _schema(self) -> Any:
@@ -160,6 +173,10 @@ class _Parquet(_LabelTable):
         return pq.read_schema(self.file)
 
     def _read(self, columns: list[str]) -> pa.Table:
+        rows = sum(pq.read_metadata(file).num_rows for file in self._files)
+        size = sum(file.stat().st_size for file in self._files)
+        if rows > max(MOST_ROWS, size):
+            raise OSError(f"it says that it has {rows:,} rows, in {size:,} bytes")
         return pa.concat_tables([pq.ParquetFile(file).read(columns=columns) for file in self._files])
 
 
@@ -177,7 +194,7 @@ class _Arrow(_LabelTable):
         info = self.file.parent / "dataset_info.json"
         if not info.is_file():
             return super()._features(schema)
-        features: dict[str, Any] = json.loads(info.read_text(encoding="utf-8")).get("features") or {}
+        features: dict[str, Any] = json.loads(read_text(info)).get("features") or {}
         return features
 
 

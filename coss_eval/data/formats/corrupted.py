@@ -22,6 +22,7 @@ from coss_eval.data.layouts import ReadOptions
 from coss_eval.data.sources import Files
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError
+from coss_eval.runtime.disk import read_text
 
 MANIFEST = "benchmark.json"  # how the pixels were made, in copies of our own
 KEYS = "keys.txt"  # a line for each row of the arrays: its key in the clean dataset, in copies of our own
@@ -164,7 +165,10 @@ def _keys(folder: Path, count: int) -> list[str]:
     """The rows' keys: those of the clean images in copies of our own, else places in the test split, as for CIFAR."""
     if not (folder / KEYS).is_file():
         return [f"test/{row}" for row in range(count)]
-    keys = (folder / KEYS).read_text(encoding="utf-8").splitlines()
+    try:
+        keys = read_text(folder / KEYS).splitlines()
+    except (OSError, ValueError) as error:
+        raise CossError(f"cannot read {folder / KEYS}: {error}") from error
     if len(keys) != count:
         raise CossError(f"expected {folder / KEYS} to have a line for each of {count} images, got {len(keys)}")
     return keys
@@ -184,7 +188,7 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise CossError(f"cannot read {file}: {error}") from error
     return content if isinstance(content, dict) else {}

@@ -14,6 +14,7 @@ from coss_eval.data.images import EncodedImages
 from coss_eval.data.layouts import ReadOptions
 from coss_eval.data.sources import Files
 from coss_eval.errors import CossError
+from coss_eval.runtime.disk import read_text
 
 
 def class_folders(folder: Path, reading: ReadOptions) -> Dataset:
@@ -56,8 +57,8 @@ def class_titles(folder: Path) -> dict[str, str]:
     """Names for people from classes.json ({class: title}) or Tiny-ImageNet's words.txt; empty without them."""
     if (folder / "classes.json").is_file():
         try:
-            titles = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-        except ValueError as error:
+            titles = json.loads(read_text(folder / "classes.json"))
+        except (OSError, ValueError, RecursionError) as error:
             raise CossError(f"cannot read {folder / 'classes.json'}: {error}") from error
         return {str(key): str(title) for key, title in titles.items()} if isinstance(titles, dict) else {}
     if (folder / "words.txt").is_file():
@@ -111,5 +112,8 @@ def _is_labelled(folder: Path) -> bool:
 
 def _table(file: Path) -> list[list[str]]:
     """The rows of a tab-separated file that have at least two fields."""
-    rows = (line.split("\t") for line in file.read_text(encoding="utf-8").splitlines())
+    try:
+        rows = [line.split("\t") for line in read_text(file).splitlines()]
+    except (OSError, ValueError) as error:
+        raise CossError(f"cannot read {file}: {error}") from error
     return [row for row in rows if len(row) >= 2]

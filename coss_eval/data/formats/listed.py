@@ -16,6 +16,7 @@ from coss_eval.data.images import EncodedImages
 from coss_eval.data.layouts import ReadOptions
 from coss_eval.data.sources import Files
 from coss_eval.errors import CossError
+from coss_eval.runtime.disk import read_text
 
 
 def listed(folder: Path, reading: ReadOptions) -> Dataset:
@@ -52,7 +53,10 @@ def flat_imagenet(folder: Path, reading: ReadOptions) -> Dataset:
     """
     listing = layouts.flat_val_labels(folder)
     assert listing is not None
-    lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line.split() for line in read_text(listing).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise CossError(f"cannot read {listing}: {error}") from error
     if len({len(line) for line in lines}) > 1:
         raise CossError(f"{listing} must have as many words on each line; some have one and some two")
     classes = _wnids([line[-1] for line in lines], folder, listing)
@@ -111,7 +115,7 @@ def read_table(file: Path) -> Iterable[dict[str, Any]]:
                 found = [json.loads(line) for line in lines if line.strip()]
             else:
                 found = list(csv.DictReader(lines, delimiter=layouts.delimiter(file)))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise CossError(f"cannot read {file}: {str(error).partition(chr(10))[0]}") from error
     for number, row in enumerate(found, start=2):
         if not isinstance(row, dict) or None in row.values():
