@@ -30,7 +30,7 @@ class Folders(Store):
         self, records: list[Record], runs: list[Record], home: Mapping[str, Store], damage: Sequence[str] = ()
     ) -> None:
         super().__init__(next(iter(home.values())).path)
-        self._records, self._entries, self._home, self._damage = records, runs, home, damage
+        self._records, self._made, self._home, self._damage = records, runs, home, damage
 
     @classmethod
     def of(cls, folders: Sequence[str | os.PathLike[str]]) -> Folders:
@@ -53,7 +53,7 @@ class Folders(Store):
     @property
     def names(self) -> list[str]:
         """Of the models in the cells, and of the methods whose runs they are."""
-        methods = [str(model["group"]) for run in self._entries for model in run.get("models", []) if model.get("group")]
+        methods = [str(model["group"]) for run in self._made for model in run.get("models", []) if model.get("group")]
         return list(dict.fromkeys([*(str(record["model"]) for record in self._records), *methods]))
 
     def renamed(self, names: Mapping[str, str]) -> Folders:
@@ -63,14 +63,14 @@ class Folders(Store):
         new = [names.get(name, name) for name in self.names]
         if (twice := next((name for name in new if new.count(name) > 1), None)) is not None:
             raise UsageError(f"--rename would call two models {twice!r}; give each a name of its own")
-        runs = [run | {"models": [_in_method(model, names) for model in run.get("models", [])]} for run in self._entries]
+        runs = [run | {"models": [_in_method(model, names) for model in run.get("models", [])]} for run in self._made]
         found = {_weights(r): names.get(str(r["model"]), str(r["model"])) for r in self._records}
         return Folders(self._records, runs, self._home, self._damage)._called(found)
 
     def part(self, keys: Collection[str]) -> Folders:
         """These cells of it alone."""
         mine = [record for record in self._records if record["key"] in keys]
-        return Folders(mine, self._entries, self._home, self._damage)
+        return Folders(mine, self._made, self._home, self._damage)
 
     def records(self) -> list[Record]:
         """All finished cells; a StoreWarning for each that is damaged."""
@@ -80,7 +80,7 @@ class Folders(Store):
 
     def runs(self) -> list[Record]:
         """All entries of the folders' run.json, oldest first."""
-        return self._entries
+        return self._made
 
     def samples(self, key: str) -> pd.DataFrame | None:
         """Per-sample verdicts of a cell, from the folder that it was read in."""
@@ -90,7 +90,7 @@ class Folders(Store):
         """Records and runs with each network under its name here."""
         old = {str(record["model"]): names[_weights(record)] for record in self._records}
         records = [record | {"model": names[_weights(record)]} for record in self._records]
-        runs = [run | {"models": [_entry(model, names, old) for model in run.get("models", [])]} for run in self._entries]
+        runs = [run | {"models": [_entry(model, names, old) for model in run.get("models", [])]} for run in self._made]
         return Folders(records, runs, self._home, self._damage)
 
 

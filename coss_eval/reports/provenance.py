@@ -99,7 +99,7 @@ def warnings(results: Results) -> list[str]:
         )
     found += results.groups.warnings
     missing = [cell for run in results.runs for cell in run.get("cells", [])]
-    done = {record["key"] for record in results.records}
+    done = {record["key"] for record in results.records} | results.superseded
     absent = {cell["key"]: f"{cell['model']}: {cell['task']}" for cell in missing if cell["key"] not in done}
     if absent:
         shown = ", ".join(f"{name} ({count})" for name, count in Counter(absent.values()).items())

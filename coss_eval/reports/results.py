@@ -23,6 +23,7 @@ from coss_eval.reports.tables import (
     framed,
     model_order,
     ranked,
+    superseded,
     task_place,
 )
 from coss_eval.store import Condition, Record, Store, StoreWarning, column_name, own_column
@@ -42,7 +43,9 @@ class Results:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StoreWarning)
             self.runs = store.runs()
-            self.records: list[Record] = as_written_now(store.records(), self.runs)
+            stored = store.records()
+            self.records: list[Record] = as_written_now(stored, self.runs)
+            self.superseded = superseded(stored)  # keys
         self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
         self._labels = checkpoint_labels(self.records)
         self._ranked = ranked(self.records, model_order(self.runs), self._labels)

@@ -44,8 +44,12 @@ def tidy(store: Store) -> pd.DataFrame:
 def as_written_now(records: Iterable[Record], runs: Iterable[Record]) -> list[Record]:
     """The records with each network under the name that its newest run gave it, and ``head`` in all of them.
 
-    A cell belongs to the weights, whatever their file was called: moved or renamed, they stay one row.
+    A cell belongs to the weights, whatever their file was called: moved or renamed, they stay one row. Cells that a
+    newer version of their task measured again are left out.
     """
+    records = list(records)
+    old = superseded(records)
+    records = [record for record in records if record["key"] not in old]
     models = [model for run in runs for model in run.get("models", [])]
     names = {(model.get("sha256"), model.get("arch")): model["name"] for model in models}
     named: list[Record] = []
@@ -54,6 +58,31 @@ def as_written_now(records: Iterable[Record], runs: Iterable[Record]) -> list[Re
         name = names.get((model.get("sha256"), model.get("arch")), record["model"])
         named.append({**_with_head(record), "model": name})
     return named
+
+
+def superseded(records: Sequence[Record]) -> set[str]:
+    """Keys of the cells that a newer version of their task measured again.
+
+    That is with the same network and images in the same way, and the same parameters or more: a new version may have
+    given a name to what was fixed before.
+    """
+    versions: dict[str, set[int]] = {}
+    for record in records:
+        versions.setdefault(record["task"], set()).add(_version(record))
+    asked: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if len(versions[record["task"]]) > 1:
+            asked.setdefault((record["task"], canonical_json(record["protocol"])), []).append(record)
+    return {
+        old["key"]
+        for alike in asked.values()
+        for old in alike
+        if any(_version(new) > _version(old) and old["params"].items() <= new["params"].items() for new in alike)
+    }
+
+
+def _version(record: Record) -> int:
+    return int(record.get("algorithm_version", 1))
 
 
 def _with_head(record: Record) -> Record:

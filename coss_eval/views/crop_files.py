@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from coss_eval.data.choose import Bools, Ints
-from coss_eval.data.decode import UNREADABLE, reason, to_rgb, upright
+from coss_eval.data.decode import UNREADABLE, open_image, reason, to_rgb, upright
 from coss_eval.data.images import Images, in_workers, processors
 from coss_eval.data.split import Split
 from coss_eval.errors import UsageError
@@ -114,7 +114,7 @@ class _Cropper(Dataset[tuple[list[NDArray[np.uint8]], dict[int, str]]]):
     def _open(self, index: int, failures: dict[int, str]) -> Any:
         """The PIL image with its header read, or None and the reason in ``failures``."""
         try:
-            image = Image.open(io.BytesIO(self.images.raw(index)))
+            image = open_image(io.BytesIO(self.images.raw(index)))
             return upright(image) if self.images.exif else image
         except UNREADABLE as error:
             failures[index] = reason(error)

@@ -13,6 +13,7 @@ from synthetic_runs import IMAGES
 
 from coss_eval.errors import UsageError
 from coss_eval.evaluation import Run
+from coss_eval.reports import provenance
 from coss_eval.reports.layout import Table
 from coss_eval.reports.results import Results
 from coss_eval.reports.tables import tidy
@@ -84,6 +85,24 @@ def test_cells_of_different_conditions_share_a_name(store: Store, writer: Callab
         rows = [("accuracy", {"labels": "1 %", "seed": seed}, r18.verdicts(0, seed))]
         r18.write(Cell("probe", {"labels": 0.01, "seed": seed}), rows)
     assert set(tidy(store)["checkpoint"]) == {"r18"}
+
+
+def test_what_a_newer_version_of_a_task_measured_takes_the_place_of_the_old(store: Store, writer: Callable) -> None:
+    """The new version names a parameter that was fixed before; another strength is another question, and stays."""
+    r18 = writer("r18")
+    right = [("accuracy", {"kind": "noise"}, r18.verdicts(0))]
+    old = r18.write(Cell("internal", {"kind": "noise", "levels": [1, 2]}), right)
+    other = r18.write(
+        Cell("internal", {"kind": "noise", "levels": [3]}), [("accuracy", {"kind": "x"}, r18.verdicts(1))]
+    )
+    assert set(tidy(store)["key"]) == {old, other}
+    more = {"kind": "noise", "levels": [1, 2], "order": 0}
+    new = r18.write(Cell("internal", more, algorithm_version=2), [("accuracy", {"kind": "noise"}, r18.verdicts(2))])
+    store.record_run({"models": [], "cells": [{"key": old, "model": "r18", "task": "internal"}]})
+    results = Results(store)
+    assert results.superseded == {old}
+    assert {record["key"] for record in results.records} == {other, new}
+    assert not any("missing" in line for line in provenance.warnings(results))
 
 
 EPS = (0.0, 1 / 255, 2 / 255, 4 / 255)
