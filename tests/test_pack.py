@@ -459,7 +459,8 @@ def test_a_folder_of_the_first_format_is_read_and_packed(tmp_path: Path) -> None
     pq.write_table(pa.table({"id": [5, 3], "top1": [True, False]}), tmp_path / "samples" / "k.parquet")
     digest = hashlib.sha256((tmp_path / "samples" / "k.parquet").read_bytes()).hexdigest()
     measured = {"metric": "top1", "value": 0.5, "n": 2, "low": None, "high": None, "condition": {}}
-    cell = {"format": 1, "key": "k", "model": "m", "measurements": [measured], "task": "probe", "samples": digest}
+    named = {"format": 1, "key": "k", "model": "m", "protocol": {}, "task": "probe", "params": {}}
+    cell = named | {"measurements": [measured], "samples": digest}
     (tmp_path / "cells" / "k.json").write_text(json.dumps(cell, indent=1))
     before = everything(tmp_path)
     assert Store(tmp_path).pack() is None

@@ -18,7 +18,7 @@ from coss_eval.models.model import named
 
 COUNTER = "num_batches_tracked"
 LARGEST = 1e15  # of weights and statistics that a network computes with; flipped bits give any power of ten
-ROOM = 2**23  # numbers that a network may have beyond MORE for each byte of its file: heads for other classes
+ROOM = 2**25  # numbers beyond MORE a byte of the file: heads for other classes, and what is built at full width first
 MORE = 2
 
 # First segments of keys, beside a network's own, that tell of another network than the one built: an exponent of its

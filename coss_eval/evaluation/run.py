@@ -176,10 +176,6 @@ class Run:
 
         return reports.write(self.path, out=out, baseline=baseline, models=models, rename=rename)
 
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
     def plot(
         self, name: str, *, width: float | None = None, models: Sequence[str] = (), baseline: str | None = None
     ) -> Figure:
@@ -193,6 +189,10 @@ def _count(number: int, thing: str) -> str:
 
         results = Results(Store(self.path))
         return figures.draw(results, name, figures.canvas_of(results, width=width, models=models, baseline=baseline))
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def evaluate(

@@ -116,7 +116,7 @@ def _line(text: str) -> dict[str, Any] | None:
         return None
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
         return None
-    places = (line.get("step"), line.get("epoch", 0))
+    places = (line.get("step", 0), line.get("epoch", 0))
     return line if all(isinstance(place, int | float) for place in places) else None
 
 
