@@ -273,8 +273,10 @@ def _heading(text: str, columns: int, block: _Tabular) -> str:
 
 
 def _spec(block: _Tabular, column: int) -> str:
-    """An S column that has room for every number in it."""
+    """An S column that has room for every number in it; centred where there is none, as all are gaps."""
     texts = [_digits(cell) for _, _, cells in block.rows if isinstance(cell := cells[column], Number)]
+    if not texts:
+        return "c"
     whole = max(len(re.sub(r"[+-]|\..*", "", text)) for text in texts)
     part = max(len(text.partition(".")[2]) for text in texts)
     sign = "-" if any(text[0] in "+-" for text in texts) else ""

@@ -70,6 +70,15 @@ def test_gaps_are_counted() -> None:
     assert transposed(TABLE).gaps == 1
 
 
+def test_a_part_of_a_split_table_may_be_all_gaps_in_a_column() -> None:
+    rows = [Row(f"row {i}", [Number(0.5), Number(0.25) if i == 0 else None]) for i in range(150)]
+    whole = latex(Table("long", "Long", "value", ["a", "b"], rows))
+    specs = re.findall(r"\\begin\{tabular\}\{@\{\}(l\S+)@\{\}\}", whole)
+    assert len(specs) > 1
+    assert specs[0].count("S[") == 2
+    assert all(spec.count("S[") == 1 and spec.endswith("c") for spec in specs[1:])
+
+
 def test_markdown_is_a_table_of_one_width() -> None:
     lines = markdown(TABLE).splitlines()
     assert lines[0] == "| accuracy %, n = 100, limit | r18_a | 50 % \\| x |"
