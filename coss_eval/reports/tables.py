@@ -63,8 +63,8 @@ def as_written_now(records: Iterable[Record], runs: Iterable[Record]) -> list[Re
 def superseded(records: Sequence[Record]) -> set[str]:
     """Keys of the cells that a newer version of their task measured again.
 
-    That is with the same network and images in the same way, and the same parameters or more: a new version may have
-    given a name to what was fixed before.
+    That is a number of the same metric and condition, of the same network and images in the same way, by the same
+    parameters or more: a new version may have given a name to what was fixed before.
     """
     versions: dict[str, set[int]] = {}
     for record in records:
@@ -77,8 +77,17 @@ def superseded(records: Sequence[Record]) -> set[str]:
         old["key"]
         for alike in asked.values()
         for old in alike
-        if any(_version(new) > _version(old) and old["params"].items() <= new["params"].items() for new in alike)
+        if any(
+            _version(new) > _version(old)
+            and old["params"].items() <= new["params"].items()
+            and not _numbers(old).isdisjoint(_numbers(new))
+            for new in alike
+        )
     }
+
+
+def _numbers(record: Record) -> set[tuple[str, str]]:
+    return {(m["metric"], canonical_json(m["condition"])) for m in record["measurements"]}
 
 
 def _version(record: Record) -> int:

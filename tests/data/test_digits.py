@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+import coss_eval as ce
 from coss_eval.data.open import load_dataset
 
 
@@ -54,3 +58,15 @@ def test_a_scene_is_a_digit_on_clutter_light_or_dark_at_any_place() -> None:
     assert 0.4 < lighter.mean() < 0.6
     clutter = np.array([image[:, ~where].std() for image, where in zip(images, ink, strict=True)])
     assert 8 < np.median(clutter) < 20
+
+
+@pytest.mark.slow
+def test_training_on_scattered_digits_is_seen_by_a_probe_and_by_neighbours(tmp_path: Path) -> None:
+    """What the demonstration shows: results/quickstart-seeds has it over five seeds and two methods."""
+    data = load_dataset("scattered-digits")
+    model = ce.train("simclr", data, preset="scattered-digits-tiny", out=tmp_path / "run", device="cpu", quiet=True)
+    both = [model, model.untrained(seed=0)]
+    table = ce.evaluate(both, data, ["probe"], out=tmp_path / "results", device="cpu", quiet=True).table()
+    for metric in ("top1", "knn_top1"):
+        trained, untrained = table[(table["metric"] == metric) & table["labels"].isna()]["value"]
+        assert trained > untrained + 0.1

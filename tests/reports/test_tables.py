@@ -88,20 +88,21 @@ def test_cells_of_different_conditions_share_a_name(store: Store, writer: Callab
 
 
 def test_what_a_newer_version_of_a_task_measured_takes_the_place_of_the_old(store: Store, writer: Callable) -> None:
-    """The new version names a parameter that was fixed before; another strength is another question, and stays."""
+    """The new version names a parameter that was fixed before. Other strengths and other rows are other questions."""
     r18 = writer("r18")
     right = [("accuracy", {"kind": "noise"}, r18.verdicts(0))]
     old = r18.write(Cell("internal", {"kind": "noise", "levels": [1, 2]}), right)
     other = r18.write(
         Cell("internal", {"kind": "noise", "levels": [3]}), [("accuracy", {"kind": "x"}, r18.verdicts(1))]
     )
-    assert set(tidy(store)["key"]) == {old, other}
+    apart = r18.write(Cell("internal", {}), [("accuracy", {"kind": "none"}, r18.verdicts(3))])
+    assert set(tidy(store)["key"]) == {old, other, apart}
     more = {"kind": "noise", "levels": [1, 2], "order": 0}
     new = r18.write(Cell("internal", more, algorithm_version=2), [("accuracy", {"kind": "noise"}, r18.verdicts(2))])
     store.record_run({"models": [], "cells": [{"key": old, "model": "r18", "task": "internal"}]})
     results = Results(store)
     assert results.superseded == {old}
-    assert {record["key"] for record in results.records} == {other, new}
+    assert {record["key"] for record in results.records} == {other, apart, new}
     assert not any("missing" in line for line in provenance.warnings(results))
 
 
