@@ -64,7 +64,8 @@ def superseded(records: Sequence[Record]) -> set[str]:
     """Keys of the cells that a newer version of their task measured again.
 
     That is with the same network and images in the same way, and the same parameters or more: a new version may have
-    given a name to what was fixed before.
+    given a name to what was fixed before. One that its numbers are told apart by asks another question: a probe of few
+    labels is none of all.
     """
     versions: dict[str, set[int]] = {}
     for record in records:
@@ -77,8 +78,15 @@ def superseded(records: Sequence[Record]) -> set[str]:
         old["key"]
         for alike in asked.values()
         for old in alike
-        if any(_version(new) > _version(old) and old["params"].items() <= new["params"].items() for new in alike)
+        if any(_version(new) > _version(old) and _asks_again(new, old) for new in alike)
     }
+
+
+def _asks_again(new: Record, old: Record) -> bool:
+    added = new["params"].keys() - old["params"].keys()
+    return old["params"].items() <= new["params"].items() and not any(
+        added & m["condition"].keys() for m in new["measurements"]
+    )
 
 
 def _version(record: Record) -> int:
