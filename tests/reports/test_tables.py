@@ -14,6 +14,7 @@ from synthetic_runs import IMAGES
 from coss_eval.errors import UsageError
 from coss_eval.evaluation import Run
 from coss_eval.reports import provenance
+from coss_eval.reports.folders import Folders
 from coss_eval.reports.layout import Table
 from coss_eval.reports.results import Results
 from coss_eval.reports.tables import tidy
@@ -101,8 +102,10 @@ def test_what_a_newer_version_of_a_task_measured_takes_the_place_of_the_old(stor
     store.record_run({"models": [], "cells": [{"key": old, "model": "r18", "task": "internal"}]})
     results = Results(store)
     assert results.superseded == {old}
-    assert {record["key"] for record in results.records} == {other, new}
-    assert not any("missing" in line for line in provenance.warnings(results))
+    renamed = Results(Folders.of([store.path]).renamed({"r18": "ours"}))
+    for each in (results, renamed):
+        assert {record["key"] for record in each.records} == {other, new}
+        assert not any("missing" in line for line in provenance.warnings(each))
 
 
 def test_a_probe_of_all_labels_stays_beside_newer_ones_of_few(store: Store, writer: Callable) -> None:
