@@ -401,7 +401,8 @@ def _free_place(text: Annotation, taken: Sequence[BboxBase], frame: BboxBase) ->
     return None
 
 
-BETTER, WORSE, UNCLEAR = "#00619a", "#b34700", "#6a6a6a"  # dark enough for text on white; fill tells them apart in grey
+# Dark enough for text on white; fill tells them apart in grey. CLEAR: no better and no worse
+BETTER, WORSE, CLEAR, UNCLEAR = "#00619a", "#b34700", "#1d2126", "#6a6a6a"
 
 
 def forest(rows: Sequence[Row], *, width: float = WIDTH, xlabel: str = "difference from the baseline") -> Figure:
@@ -454,7 +455,7 @@ def _draw_forest(axis: Axes, lines: Sequence[tuple[str, Number | None]], width: 
         if number is None:
             continue
         scale = 100 if number.unit == "percent" else 1
-        color = UNCLEAR if not number.clear else BETTER if number.better else WORSE
+        color = {"better": BETTER, "worse": WORSE, "clear": CLEAR, "": UNCLEAR}[number.side]
         if number.interval and number.low is not None and number.high is not None:
             axis.hlines(y, scale * number.low, scale * number.high, color=color, linewidth=1.2)
         fill = color if number.clear else "white"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import CossError, UsageError, shown, unknown_name
-from coss_eval.reports.tables import as_written_now
+from coss_eval.reports.tables import as_written_now, superseded
 from coss_eval.store import Record, Store, StoreWarning
 from coss_eval.store.runs import results_in
 
@@ -47,6 +47,11 @@ class Folders(Store):
         home = {record["key"]: store for record, store in found}
         runs = sorted((run for s in stores for run in s.runs()), key=lambda run: str(run.get("started", "")))
         once = {record["key"]: record for record, _ in found}
+        old = superseded(list(once.values()))  # left out, so that no report of these may miss them
+        runs = [
+            run | {"cells": [cell for cell in run["cells"] if cell["key"] not in old]} if "cells" in run else run
+            for run in runs
+        ]
         records = as_written_now(once.values(), runs)  # under the name in the newest run
         return cls(records, runs, home, damage)._called(_apart(records))
 

@@ -20,7 +20,7 @@ from coss_eval.reports.layout import GAP, Entry, Number, Row, Table, narrow, to_
 
 FITTING = 7  # columns: what the page's width holds of a table of numbers with intervals
 PRINTED = 12  # columns: what a landscape A4 page holds of it; further ones stand in tables of their own
-COLOURS = "Bold: p < .05 after Holm's adjustment; blue: better than the baseline, orange: worse."
+COLOURS = "Bold: p < .05 after Holm's adjustment; blue: better than the baseline, orange: worse, neither: no score."
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -78,7 +78,7 @@ table.many td small { display: block; margin: 0; min-width: 0; text-align: right
 table.many td, table.many th { padding: .3rem .55rem; } table.many td.text { white-space: normal; min-width: 7rem; }
 table.many thead > tr > :first-child, table.many tbody th { max-width: 11rem; }
 td.better b { color: var(--better); } td.worse b { color: var(--worse); }
-td b { font-weight: 400; } td.better b, td.worse b { font-weight: 600; }
+td b { font-weight: 400; } td.better b, td.worse b, td.clear b { font-weight: 600; }
 td.gap { color: var(--soft); }
 td.wide { white-space: normal; min-width: 14rem; max-width: 34rem; overflow-wrap: anywhere; }
 figure { margin: 1.2rem 0; }
@@ -254,7 +254,7 @@ def _cell(entry: Entry, side: str) -> str:
 
 
 def _classes(number: Number) -> str:
-    """Differences that stand after adjustment are coloured, and bold for who sees no colour."""
+    """Differences that stand after adjustment are coloured where one is better, and bold for who sees no colour."""
     if not number.signed:
         return "number"
-    return "signed" + ((" better" if number.better else " worse") if number.clear else "")
+    return f"signed {number.side}".strip()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from coss_eval.runtime.live import BETTER, PLAIN, WORSE
+from coss_eval.runtime.live import BETTER, PLAIN, STRONG, WORSE
 
 GAP = "—"
 _NOTHING = 1e-9  # rounding
@@ -60,9 +60,18 @@ class Number:
         return self.p is not None and self.p < 0.05
 
     @property
-    def better(self) -> bool:
-        """A difference for the better."""
-        return self.value < 0 if self.lower_is_better else self.value > 0
+    def ranked(self) -> bool:
+        """Whether there is a better and a worse: of shares of images, and of what says ``lower_is_better``."""
+        return self.unit == "percent" or self.lower_is_better
+
+    @property
+    def side(self) -> Literal["better", "worse", "clear", ""]:
+        """What a difference that stands is: "clear" where nothing is better or worse; empty for others."""
+        if not self.clear:
+            return ""
+        if not self.ranked:
+            return "clear"
+        return "better" if (self.value < 0) == self.lower_is_better else "worse"
 
     @property
     def reading(self) -> str:
@@ -179,7 +188,7 @@ def _cells(table: Table, *, stacked: bool) -> list[list[_Broken]]:
 def _entry_lines(entry: Entry, stacked: bool) -> _Broken:
     if not isinstance(entry, Number):
         return _Broken((textwrap.wrap(_shown(entry), _WORDS) if stacked else []) or [_shown(entry)])
-    colour = (BETTER if entry.better else WORSE) if entry.signed and entry.clear else ""
+    colour = {"better": BETTER, "worse": WORSE, "clear": STRONG, "": ""}[entry.side if entry.signed else ""]
     lines = [" ".join(filter(None, [entry.main, entry.p_text])), entry.interval] if stacked else [str(entry)]
     return _Broken([line for line in lines if line], colour)
 
@@ -283,7 +292,7 @@ def with_best(entries: Sequence[Entry]) -> list[Entry]:
     """
     numbers = [entry for entry in entries if isinstance(entry, Number)]
     ranked = [(-n.value if n.lower_is_better else n.value) for n in numbers]
-    if len(numbers) < 2 or not all(n.unit == "percent" or n.lower_is_better for n in numbers):
+    if len(numbers) < 2 or not all(n.ranked for n in numbers):
         return [*entries]
     shown = {n.main for n, rank in zip(numbers, ranked, strict=True) if rank == max(ranked)}
     if len({n.main for n in numbers}) < 2:  # all alike

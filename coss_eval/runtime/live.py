@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Line = Callable[[str, bool], None]
 
-BETTER, WORSE, PLAIN = "\x1b[1;34m", "\x1b[1;33m", "\x1b[0m"  # blue and orange, as in the page; and neither
-_COLOUR = re.compile("(" + "|".join(map(re.escape, (BETTER, WORSE, PLAIN))) + ")")
+BETTER, WORSE, STRONG, PLAIN = "\x1b[1;34m", "\x1b[1;33m", "\x1b[1m", "\x1b[0m"  # blue and orange as in the page
+_COLOUR = re.compile("(" + "|".join(map(re.escape, (BETTER, WORSE, STRONG, PLAIN))) + ")")
 SILENT = 3.0  # seconds that a single call takes before it says how far it is
 
 

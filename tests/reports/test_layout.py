@@ -109,6 +109,8 @@ def test_differences_that_stand_are_coloured_as_in_html() -> None:
         shown = text(table, width, coloured=True)
         assert re.findall(r"\x1b\[1;(\d+)m\+3\.0", shown) == ["33", "34"]
         assert re.sub(r"\x1b\[[0-9;]*m", "", shown) == text(table, width)
+    assert better.side == "better"
+    assert replace(better, unit="plain").side == "clear"  # redundancy: neither better nor worse
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
@@ -149,9 +151,10 @@ def test_only_a_table_that_gets_narrower_is_put_on_its_side() -> None:
 
 
 def test_a_lower_error_is_better() -> None:
-    assert Number(0.02, signed=True).better
-    assert Number(-0.02, signed=True, lower_is_better=True).better
-    assert not Number(0.02, signed=True, lower_is_better=True).better
+    assert Number(0.02, p=0.01, signed=True).side == "better"
+    assert Number(0.02, p=0.01, signed=True, lower_is_better=True).side == "worse"
+    assert Number(-0.02, p=0.01, signed=True, lower_is_better=True).side == "better"
+    assert Number(-0.02, p=0.2, signed=True).side == ""
 
 
 def test_the_best_of_each_score_is_marked() -> None:

@@ -109,8 +109,10 @@ def test_colours_say_better_or_worse(module_store: Store, written: list[Path]) -
     error = page[page.index('id="table-corruptions_error_differences"') :].split("</section>")[0]
     cells = re.findall(r'<td class="signed( \w+)?" data-value="[^"]*"><b>(.)', error)
     assert cells == [(" worse", "+"), (" worse", "+")]
-    coloured = [part for part in page.split("</table>") if 'class="signed better"' in part or "signed worse" in part]
+    coloured = [part for part in page.split("</table>") if re.search('class="signed (better|worse|clear)"', part)]
     assert page.count(COLOURS) == len(coloured) > 1
+    redundancy = page[page.index('id="table-redundancy_differences"') :].split("</section>")[0]
+    assert not re.search("signed (better|worse)", redundancy)
 
 
 def test_markdown_links_figures_that_exist(module_store: Store, written: list[Path]) -> None:

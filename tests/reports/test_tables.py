@@ -14,6 +14,7 @@ from synthetic_runs import IMAGES
 from coss_eval.errors import UsageError
 from coss_eval.evaluation import Run
 from coss_eval.reports import provenance
+from coss_eval.reports.folders import Folders
 from coss_eval.reports.layout import Table
 from coss_eval.reports.results import Results
 from coss_eval.reports.tables import tidy
@@ -102,8 +103,22 @@ def test_what_a_newer_version_of_a_task_measured_takes_the_place_of_the_old(stor
     store.record_run({"models": [], "cells": [{"key": old, "model": "r18", "task": "internal"}]})
     results = Results(store)
     assert results.superseded == {old}
-    assert {record["key"] for record in results.records} == {other, apart, new}
-    assert not any("missing" in line for line in provenance.warnings(results))
+    renamed = Results(Folders.of([store.path]).renamed({"r18": "ours"}))
+    for each in (results, renamed):
+        assert {record["key"] for record in each.records} == {other, apart, new}
+        assert not any("missing" in line for line in provenance.warnings(each))
+
+
+def test_a_probe_of_all_labels_stays_beside_newer_ones_of_few(store: Store, writer: Callable) -> None:
+    r18 = writer("r18")
+    of_all = r18.write(Cell("probe", {"method": "linear"}), [("top1", {}, r18.verdicts(0))])
+    params = {"method": "linear", "labels": 0.01, "draws": 1}
+    few = Cell("probe", params, algorithm_version=2)
+    r18.write(few, [("top1", {"labels": "0.01", "draw": 0}, r18.verdicts(1))])
+    results = Results(store)
+    assert not results.superseded
+    assert of_all in set(results.frame["key"])
+    assert results.estimate("r18", "probe", "top1") is not None
 
 
 EPS = (0.0, 1 / 255, 2 / 255, 4 / 255)
