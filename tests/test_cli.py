@@ -144,6 +144,7 @@ def test_list_keeps_within_the_terminal(run: Callable[..., Done], monkeypatch: p
         (["list", "tasks", "datasets"], "'datasets' is one argument too many"),
         (["report"], "give a results folder, or several for a leaderboard"),
         (["report", "a", "b"], "there is no folder a"),
+        (["figures", str(Path(__file__).parent / "attacks")], "there is nothing to draw in"),
         (["report", "a", "--rename", "x"], 'expected --rename "OLD=NEW"'),
         (["report", "a", "--label", "x"], 'expected --label "NAME=PATHS"'),
         (["robustness", "--label", "x=no/such/*.pth"], "matches no file"),

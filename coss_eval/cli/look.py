@@ -116,7 +116,10 @@ def figures(
     results = Results(Store(folder), given(label))
     canvas = drawing.canvas_of(results, width=_inches(width), models=models, baseline=baseline)
     wanted, kinds = (",".join(words).split(",") if words else () for words in (only, format))
-    for path in drawing.write(results, out or folder / "figures", only=wanted, canvas=canvas, kinds=kinds):
+    paths = drawing.write(results, out or folder / "figures", only=wanted, canvas=canvas, kinds=kinds)
+    if not paths:
+        raise UsageError(f"there is nothing to draw in {folder}; give a results folder that coss-eval has written")
+    for path in paths:
         say(str(path))
     return 0
 

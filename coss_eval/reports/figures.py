@@ -116,7 +116,10 @@ def redundancy_robustness(results: Results, canvas: Canvas = WHOLE) -> Figure | 
     trained = [label for label in results.labels if label not in results.untrained]
     if len(trained) < FEWEST or not {"redundancy", "corruptions"} <= set(results.tasks):
         return None
-    return scatter_of(results, "redundancy", "corruptions", canvas)
+    try:
+        return scatter_of(results, "redundancy", "corruptions", canvas)
+    except UsageError:  # the tasks are there, but too few models have both of the headline's scores
+        return None
 
 
 OF_ALL: dict[str, tuple[Maker, str]] = {

@@ -11,10 +11,13 @@ from scipy.stats import spearmanr
 from synthetic_runs import IMAGES, Writer
 
 import coss_eval as ce
+from coss_eval import reports
 from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation.facts import locations_of
+from coss_eval.reports.figures import redundancy_robustness
 from coss_eval.reports.relate import relate, spearman
+from coss_eval.reports.results import Results
 from coss_eval.store import Cell, Measurement, Store
 
 
@@ -81,6 +84,16 @@ def test_few_models_are_refused_or_said(tmp_path: Path) -> None:
     assert any("No family has 3 models" in line for line in found.warnings)
     assert any("1 model lacks one of the scores" in line for line in found.warnings)
     assert list(found.ranks()["name"]) == ["all models, families mixed"]
+
+
+def test_a_report_of_models_too_few_of_which_have_both_scores_is_without_their_figure(tmp_path: Path) -> None:
+    for i in range(3):
+        found = model(tmp_path, f"m{i}", 0.1 * i if i else None, i / 2)
+        found.corruptions(BENCHMARK)
+    results = Results(Store(tmp_path))
+    assert len(results.labels) == 3
+    assert redundancy_robustness(results) is None
+    assert not [path for path in reports.write(tmp_path) if "redundancy_robustness" in path.name]
 
 
 def test_the_same_weights_count_once_wherever_their_scores_are(tmp_path: Path) -> None:
