@@ -20,7 +20,7 @@ from coss_eval.reports.layout import GAP, Entry, Number, Row, Table, narrow, to_
 
 FITTING = 7  # columns: what the page's width holds of a table of numbers with intervals
 PRINTED = 12  # columns: what a landscape A4 page holds of it; further ones stand in tables of their own
-COLOURS = "Bold: p < .05 after Holm's adjustment; blue: better than the baseline, orange: worse, neither: no score."
+COLOURS = "Bold: p < .05 after Holm's adjustment; blue: better than the baseline, orange: worse; uncoloured: neither."
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
