@@ -135,6 +135,8 @@ def plan(
     dataset.refuse_changed()
     if limit is not None:
         dataset = replace(dataset, test=dataset.test.limited(limit, seed))
+    if tasks is not None and not tasks:
+        raise UsageError("tasks is empty; name some, or leave it out for all")
     chosen = [entry(task).make() if isinstance(task, str) else task for task in tasks or entries()]
     _refuse_unknown_code(chosen)
     if isinstance(dataset, Benchmark) and (others := [task.name for task in chosen if not task.reads_benchmarks]):

@@ -207,7 +207,9 @@ def _images(counts: pd.Series[int]) -> str:
 
 def _named(path: str | os.PathLike[str]) -> tuple[str, str | None]:
     """The folder and the model that "folder::model" names."""
-    folder, _, name = os.fspath(path).partition("::")
+    folder, sign, name = os.fspath(path).partition("::")
+    if sign and not name:
+        raise UsageError(f"{folder}:: names no model; write {folder}::NAME, or {folder} for all of it")
     return folder, name or None
 
 

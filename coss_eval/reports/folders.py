@@ -125,15 +125,21 @@ def _apart(records: Sequence[Record]) -> dict[Weights, str]:
 def read(*folders: str | os.PathLike[str], rename: Mapping[str, str] | None = None) -> list[Store]:
     """Results folders, each by itself, with models under other names where ``rename`` has any of its.
 
-    Raises UsageError for a name that is in none of them.
+    One without cells of its own, such as a study's, stands for all inside it. Raises UsageError for a name that is in
+    none of them.
     """
     if not rename:
-        return [Store(folder) for folder in folders]
-    found = [Folders.of([folder]) for folder in folders]
+        return [_one(folder) for folder in folders]
+    found = [Folders.of(results_folders([folder])) for folder in folders]
     known = [name for each in found for name in each.names]
     if (unknown := next((name for name in rename if name not in known), None)) is not None:
         raise unknown_name("model to rename", unknown, known)
     return [each.renamed({old: new for old, new in rename.items() if old in each.names}) for each in found]
+
+
+def _one(folder: str | os.PathLike[str]) -> Store:
+    store, inside = Store(folder), results_in(Path(folder))
+    return store if store.holds_cells() or not inside else Folders.of(inside)
 
 
 def results_folders(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:

@@ -11,6 +11,7 @@ from coss_eval.errors import UsageError
 from coss_eval.reports import sweeps
 from coss_eval.reports.claims import Claim, Finding, findings_in
 from coss_eval.reports.estimates import Estimate
+from coss_eval.reports.folders import read
 from coss_eval.reports.results import Results
 from coss_eval.store import Store
 from coss_eval.store.runs import RESULTS
@@ -108,7 +109,7 @@ def judge(what: str | Path, folder: Path, size: str | None = None) -> tuple[list
     values = read_values(what, size)
     if "data" not in values:
         claims = build(ClaimFile, {"claims": [], **values}, "entry of the claims").claims
-        results = Results(Store(folder))
+        results = Results(read(folder)[0])
         if not claims or not results.records:
             raise UsageError(f"no claims in {what}" if not claims else f"no finished cells in {folder}")
         return findings_in(claims, results), {}

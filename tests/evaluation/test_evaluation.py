@@ -204,6 +204,11 @@ def test_the_plan_names_an_assumed_normalisation(trained: Model, digits: Dataset
     assert lines[lines.index(assumed) - 1].startswith(f"model       {plain.name}")
 
 
+def test_no_tasks_are_not_all_tasks(digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tasks is empty"):
+        evaluation.plan(ce.load_model("pixels:8"), digits, tasks=[], out=tmp_path)
+
+
 @pytest.mark.parametrize("limit", [0, -3])
 def test_a_limit_below_one_is_refused(limit: int, network: Model, digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="limit"):

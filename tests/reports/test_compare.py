@@ -137,6 +137,10 @@ def test_methods_are_compared_over_their_seeds(make: Callable[..., Writer]) -> N
     assert frame["low"].notna().all()
     assert frame["p"].isna().all()
     assert "  co (3 seeds)  " in text(frame)
+    inside = compare(f"{folder}::byol", f"{folder}::co")  # a folder of results folders stands for all of them
+    assert inside["difference"].tolist() == frame["difference"].tolist()
+    with pytest.raises(UsageError, match="names no model"):
+        compare(f"{folder / 'one'}::", folder / "two")
 
 
 def test_a_name_of_several_rows_is_refused(make: Callable[..., Writer]) -> None:
