@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from coss_eval.reports.estimates import Estimate, difference
 from coss_eval.reports.layout import Number
@@ -47,10 +48,13 @@ def sentences(results: Results, columns: Sequence[Column]) -> list[str]:
     scores = [column for column in columns if column.unit == "percent" and not column.reference]
     if not scores:
         return []
+    untrained = _untrained(results, ranked, scores)
     if len(ranked) < 2:
-        return [*_of_one(ranked[0], scores), _how_sure(results, ranked, scores)]
+        first, gaps = _of_one(ranked[0], scores, alone=len(results.labels) < 2)
+        return [first, f"{untrained}{gaps}", _how_sure(results, ranked, scores)]
     found = standings(scores, ranked, results.family, {label: results.datasets(label) for label in ranked})
-    return [_best([s for s in found if s.leads]), _ties_and_gaps(found), _how_sure(results, ranked, scores)]
+    second = f"{untrained}{_ties_and_gaps(found)}"
+    return [_best([s for s in found if s.leads]), second, _how_sure(results, ranked, scores)]
 
 
 def ranked_labels(results: Results) -> list[str]:
@@ -59,7 +63,7 @@ def ranked_labels(results: Results) -> list[str]:
     Those are references: they are left out unless there is nothing else.
     """
     labels = [label for label in results.labels if label in results.groups.members] or results.labels
-    trained = [label for label in labels if not set(results.members(label)) <= results.untrained]
+    trained = [label for label in labels if not _is_untrained(results, label)]
     return trained or labels
 
 
@@ -178,20 +182,56 @@ def _how_sure(results: Results, ranked: Sequence[str], scores: Sequence[Column])
         text = f"How sure: {span} seeds a method ({n}); intervals are about new seeds and new images"
         text += f", and fewer than {SEEDS_FOR_P} seeds have no p" if min(seeds) < SEEDS_FOR_P else ""
     left = [label for label in results.labels if label not in ranked]
-    untrained = [label for label in left if set(results.members(label)) <= results.untrained]
+    untrained = [label for label in left if _is_untrained(results, label)]
     single = [label for label in left if label not in untrained]
     text += f"; {listed(single)}, of one seed, {_is(single)} not ranked with them" if single else ""
     return text + (f"; {listed(untrained)} {_is(untrained)} the reference and not ranked." if untrained else ".")
 
 
-def _of_one(label: str, scores: Sequence[Column]) -> list[str]:
+def _untrained(results: Results, ranked: Sequence[str], scores: Sequence[Column]) -> str:
+    """Where an untrained network is ahead of a ranked one or not told apart from it: training shows nothing there."""
+    references = [label for label in results.labels if label not in ranked and _is_untrained(results, label)]
+    family = adjusted(comparable(scores, results.family), results.family)
+    ahead: dict[str, list[str]] = {}
+    level: dict[str, list[str]] = {}
+    for score, label in product(scores, ranked):
+        mine, found = score.of(label), [(name, score.of(name)) for name in references]
+        readings = [
+            _lead(score, mine, other, family.get((score.group, score.name, label, name))).reading
+            for name, other in found
+            if mine is not None and other is not None and mine.data == other.data
+        ]
+        if "lower" in readings:
+            ahead.setdefault(label, []).append(score.name)
+        elif any(reading not in ("higher", "") for reading in readings):
+            level.setdefault(label, []).append(score.name)
+    parts = [
+        f"{how} {text}" for how, of in (("ahead of", ahead), ("not told apart from", level)) for text in _alike(of)
+    ]
+    return f"An untrained network is {listed(parts, '; ')}. " if parts else ""
+
+
+def _alike(scores: Mapping[str, Sequence[str]]) -> Iterable[str]:
+    """Labels by their scores, those of the same scores in one: "byol and dino on kept"."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for label, names in scores.items():
+        together.setdefault(tuple(names), []).append(label)
+    return (f"{listed(labels)} on {listed(names)}" for names, labels in together.items())
+
+
+def _is_untrained(results: Results, label: str) -> bool:
+    return set(results.members(label)) <= results.untrained
+
+
+def _of_one(label: str, scores: Sequence[Column], *, alone: bool) -> list[str]:
     """What there is to say of one model: its scores, and its gaps."""
     found = {score.name: score.of(label) for score in scores}
     known = [
         f"{name} {Number(e.value, e.low, e.high)} %" for name, e in list(found.items())[: SHOWN + 1] if e is not None
     ]
     gaps = [name for name, e in found.items() if e is None]
-    first = f"There is nothing to compare {label} with" + (f": {', '.join(known)}." if known else ".")
+    what = "nothing" if alone else "no other trained network"
+    first = f"There is {what} to compare {label} with" + (f": {', '.join(known)}." if known else ".")
     return [first, f"Not measured: {listed(gaps)}." if gaps else "Nothing is missing."]
 
 

@@ -389,6 +389,23 @@ def test_the_verdict_ranks_no_gap_no_reference_and_no_single_seed(store: Store, 
     assert "fewer than 4 seeds have no p; alone, of one seed, is not ranked with them" in third
 
 
+@pytest.mark.parametrize("others", [{"good": 1.5, "level": 0.5, "poor": -0.5}, {"poor": -0.5}])
+def test_the_verdict_tells_where_an_untrained_network_is_not_below(store: Store, others: dict[str, float]) -> None:
+    store.record_run({"models": [{"name": "new", "layout": "untrained"}]})
+    for name, skill in ({"new": 0.5} | others).items():
+        one = Writer(store, name, skill, images=1500)
+        one.write(Cell("probe", {}), [("top1", {}, one.verdicts(0))])
+    first, second, third = verdict_of(Results(store))
+    ahead = "An untrained network is ahead of poor on linear probe"
+    if len(others) > 1:
+        assert first.startswith("good is best on linear probe")
+        assert second == f"{ahead} and not told apart from level on linear probe. Nothing is tied. Nothing is missing."
+        assert third.endswith("; new is the reference and not ranked.")
+    else:
+        assert first.startswith("There is no other trained network to compare poor with: linear probe")
+        assert second == f"{ahead}. Nothing is missing."
+
+
 def test_one_model_has_a_verdict_without_comparisons(store: Store, writer: Callable) -> None:
     writer("net").probe()
     number = entry(table(build(Results(store)), "headline"), "net", "linear probe %")
