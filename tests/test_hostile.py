@@ -22,7 +22,8 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -1031,7 +1032,17 @@ SECONDS = 20.0
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 PROCESSES = multiprocessing.get_context("forkserver")  # one process imports torch, each case is a fork of it
-PROCESSES.set_forkserver_preload(["test_hostile", "coss_eval.cli", "coss_eval.checkpoints.load", "timm", "pandas"])
+PRELOADED = ["test_hostile", "coss_eval.cli", "coss_eval.checkpoints.load", "timm", "pandas"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def preloaded() -> Iterator[None]:
+    """A fork server of these tests' own: the process's one, which other tests may have begun, has not the imports."""
+    own = forkserver.ForkServer()
+    own.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "connect_to_new_process", own.connect_to_new_process)
+        yield
 
 
 def opened(action: str, given: Any) -> str:
