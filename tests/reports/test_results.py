@@ -427,13 +427,15 @@ def test_names_of_other_weights_are_no_seeds_of_a_method(store: Store) -> None:
 
 
 def test_a_seed_that_was_evaluated_otherwise_is_left_out_aloud(store: Store) -> None:
-    """One seed has the cells of an older version beside its new ones."""
+    """One seed has cells of another parameter beside those that all have; older versions of the same do not count."""
     methods(store, 3, {"byol": 0.2})
     for number in range(3):
         writer = Writer(store, f"byol-{number}", 0.2, seed=number)
         condition = {"site": "prepool", "weights": "trained"}
-        for version in (2, 3) if number == 2 else (3,):
-            writer.put(Cell("redundancy", condition, version), [Measurement("within", 0.5, 60, 0.4, 0.6, condition)])
+        within = [Measurement("within", 0.5, 60, 0.4, 0.6, condition)]
+        for more in ({"images": 5}, {"images": 6}) if number == 2 else ({"images": 5},):
+            writer.put(Cell("redundancy", condition | more, 3), within)
+        writer.put(Cell("redundancy", condition, 2), within)
     results = Results(store)
     assert results.labels[0] == "byol (2 seeds)"
     assert len(results.labels) == 3
