@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def either_device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and a CUDA device where there is one: a test's body is run by every machine."""
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def tracked() -> list[Path]:
+    """The files that git knows, from the checkout's root; tests that need them skip where there is no git."""
+    root = Path(__file__).parents[1]
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    done = subprocess.run(["git", "-C", root, "ls-files", "-z"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("git cannot read this checkout")
+    return [Path(name) for name in done.stdout.split("\0") if name and (root / name).is_file()]
 
 
 @pytest.fixture(scope="session")

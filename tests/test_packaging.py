@@ -69,16 +69,6 @@ def test_every_package_of_the_extra_docs_is_bounded() -> None:
 
 
 @pytest.fixture(scope="module")
-def tracked() -> list[Path]:
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    done = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip("git cannot read this checkout")
-    return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
-
-
-@pytest.fixture(scope="module")
 def built(tracked: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the sdist, and the wheel made of it, built from the tracked files alone."""
     pytest.importorskip("build", reason="pip install '.[test]'")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -22,27 +21,18 @@ RESULTS = ROOT / "results"
 INDEX = RESULTS / "README.md"
 
 
-def tracked() -> list[Path]:
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    done = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip("git cannot read this checkout")
-    return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
-
-
-def test_the_tree_stays_small() -> None:
-    sizes = {path: path.stat().st_size for path in tracked()}
+def test_the_tree_stays_small(tracked: list[Path]) -> None:
+    sizes = {ROOT / path: (ROOT / path).stat().st_size for path in tracked}
     assert 100 < len(sizes) <= 540
     assert sum(path.is_relative_to(RESULTS) for path in sizes) <= 200
     assert sum(sizes.values()) < 16 * 2**20
     assert {path: size for path, size in sizes.items() if size > 12 * 2**20} == {}
 
 
-def test_no_page_is_committed() -> None:
+def test_no_page_is_committed(tracked: list[Path]) -> None:
     """They are made by one command, and the index says by which."""
     pages = ("report.html", "curves.png", "curves.pdf")
-    inside = [path.relative_to(RESULTS) for path in tracked() if path.is_relative_to(RESULTS)]
+    inside = [path.relative_to(RESULTS.name) for path in tracked if path.is_relative_to(RESULTS.name)]
     assert [path for path in inside if path.name in pages or {"figures", "tables"} & set(path.parts)] == []
     assert {path.parts[0] for path in inside if len(path.parts) > 1} == set(named_runs())  # every folder has its line
     assert "coss-eval report results/NAME" in INDEX.read_text()
@@ -84,14 +74,16 @@ def test_committed_results_are_read(run: str, cells: int, model: str, top1: floa
 @pytest.mark.slow
 @pytest.mark.parametrize(("folder", "size", "packed"), [("co-claims", None, 5), ("co-claims-gpu", "gpu", 5)])
 def test_the_page_of_a_committed_study_is_made_from_its_packed_runs(
-    folder: str, size: str | None, packed: int, tmp_path: Path
+    folder: str, size: str | None, packed: int, tmp_path: Path, tracked: list[Path]
 ) -> None:
     """No finished run has a folder of its own; the numbers beside the pack are what the pack says."""
     for file in ("runs.zip", "epochs.json"):
         if (RESULTS / folder / file).exists():
             shutil.copy2(RESULTS / folder / file, tmp_path / file)
     assert len(Runs(tmp_path).names()) >= packed
-    assert [path for path in tracked() if path.is_relative_to(RESULTS / folder) and path.name == "job.json"] == []
+    assert [
+        path for path in tracked if path.is_relative_to(Path(RESULTS.name) / folder) and path.name == "job.json"
+    ] == []
     sweep = read_sweep("co-claims", size)
     everything = states(sweep, tmp_path, tmp_path)
     assert sum(state.stage == "done" for state in everything) == len(Runs(tmp_path).names())

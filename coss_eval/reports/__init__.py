@@ -53,12 +53,12 @@ def write(
     drawn = figures.write(results, folder / "figures", canvas=drawing.Canvas(baseline=base))
     pictures = {path.stem: path.read_bytes() for path in drawn if path.suffix == ".png"}
     page = document.build(results, base, list(pictures))
-    files = [table.name for table in page.tables]
+    tex = {table.name: latex.latex(table, style) for table in page.tables}
     paths.append(write_file(folder / "report.md", markdown.render(page)))
-    paths.append(write_file(folder / "report.html", html.render(page, pictures, files)))
+    paths.append(write_file(folder / "report.html", html.render(page, pictures, tex)))
     for table in page.tables:
         paths.append(write_file(folder / "tables" / f"{table.name}.csv", layout.to_csv(table)))
-        paths.append(write_file(folder / "tables" / f"{table.name}.tex", latex.latex(table, style)))
+        paths.append(write_file(folder / "tables" / f"{table.name}.tex", tex[table.name]))
     text = methods.methods(results)
     paths.append(write_file(folder / "tables" / "methods.tex", text))
     paths.append(write_file(folder / "tables" / "references.bib", methods.references(text)))

@@ -57,9 +57,10 @@ def write(
     for kind in kinds:
         if kind not in KINDS:
             raise unknown_name("format", kind, KINDS)
-    names = only or list(makers(results))
     figures = {name: draw(results, name, canvas) for name in only} or {
-        name: figure for name in names if (figure := _made(results, makers(results)[name][0], canvas)) is not None
+        name: figure
+        for name, (maker, _) in makers(results).items()
+        if (figure := _made(results, maker, canvas)) is not None
     }
     with style():
         return [path for name, figure in figures.items() for path in save(figure, out / name, kinds)]

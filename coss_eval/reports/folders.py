@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import CossError, UsageError, shown, unknown_name
-from coss_eval.reports.tables import as_written_now, superseded
+from coss_eval.reports.tables import as_written_now
 from coss_eval.store import Record, Store, StoreWarning
 from coss_eval.store.runs import results_in
 
@@ -47,12 +47,12 @@ class Folders(Store):
         home = {record["key"]: store for record, store in found}
         runs = sorted((run for s in stores for run in s.runs()), key=lambda run: str(run.get("started", "")))
         once = {record["key"]: record for record, _ in found}
-        old = superseded(list(once.values()))  # left out, so that no report of these may miss them
+        records = as_written_now(once.values(), runs)  # under the name in the newest run
+        old = once.keys() - {record["key"] for record in records}  # superseded, so that no report may miss them
         runs = [
             run | {"cells": [cell for cell in run["cells"] if cell["key"] not in old]} if "cells" in run else run
             for run in runs
         ]
-        records = as_written_now(once.values(), runs)  # under the name in the newest run
         return cls(records, runs, home, damage)._called(_apart(records))
 
     @property
@@ -138,8 +138,14 @@ def read(*folders: str | os.PathLike[str], rename: Mapping[str, str] | None = No
 
 
 def _one(folder: str | os.PathLike[str]) -> Store:
-    store, inside = Store(folder), results_in(Path(folder))
-    return store if store.holds_cells() or not inside else Folders.of(inside)
+    """The store of a folder, or of all inside it; one that is not there, or empty, is told by whoever reads it."""
+    store = Store(folder)
+    inside = [] if store.holds_cells() else _with_cells(folder)
+    return Folders.of(inside) if inside else store
+
+
+def _with_cells(folder: str | os.PathLike[str]) -> list[Path]:
+    return [path for path in results_in(Path(folder)) if Store(path).holds_cells()]
 
 
 def results_folders(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -149,8 +155,7 @@ def results_folders(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """
     found: list[Path] = []
     for folder in map(Path, folders):
-        inside = results_in(folder)
-        mine = [folder] if Store(folder).holds_cells() else [path for path in inside if Store(path).holds_cells()]
+        mine = [folder] if Store(folder).holds_cells() else _with_cells(folder)
         if not mine and not folder.is_dir():
             raise CossError(f"there is no folder {folder}; give a results folder that coss-eval has written")
         if not mine:

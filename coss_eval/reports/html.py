@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from html import escape
 from importlib.resources import files as package_files
@@ -126,11 +126,13 @@ $script
 """)
 
 
-def render(document: Document, figures: Mapping[str, bytes], files: Collection[str] = ()) -> str:
+def render(document: Document, figures: Mapping[str, bytes], written: Mapping[str, str] | None = None) -> str:
     """The whole page; ``figures`` are PNG files by name and are embedded.
 
-    ``files`` names the tables that are written as tables/<name>.csv beside the page, which then links to them.
+    ``written`` has the tables that lie as tables/<name>.csv beside the page, which links to them, with the LaTeX that
+    the page copies of each; of all others it copies the plain style.
     """
+    files = written or {}
     ids = _ids(section.title for section in document.sections)
     links = zip(document.sections, ids, strict=True)
     return _PAGE.substitute(
@@ -152,7 +154,7 @@ def _ids(titles: Iterable[str]) -> list[str]:
     return found
 
 
-def _section(section: Section, name: str, figures: Mapping[str, bytes], files: Collection[str]) -> str:
+def _section(section: Section, name: str, figures: Mapping[str, bytes], files: Mapping[str, str]) -> str:
     parts = [f'<section id="{name}" aria-labelledby="{name}-title">']
     parts.append(f'<h2 id="{name}-title">{escape(section.title)}</h2>')
     parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
@@ -172,12 +174,16 @@ def _figure(name: str, png: bytes, caption: str) -> str:
     return f'<figure id="figure-{escape(name)}">{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _blocks(table: Table, files: Collection[str], heading: str) -> str:
+def _blocks(table: Table, files: Mapping[str, str], heading: str) -> str:
     """A table below a ``heading`` with what can be done with it and its notes; in parts where no page would hold it."""
     clear = any(isinstance(entry, Number) and entry.clear for row in table.rows for entry in row.entries)
     notes = [f'<p class="note">{escape(note)}</p>' for note in (table.footnote, COLOURS if clear else "") if note]
+    copied = {"CSV": to_csv(table), "LaTeX": files.get(table.name) or latex(table)}
+    # "<" would end the script, or begin a comment, wherever a name holds it
+    texts = json.dumps(copied, ensure_ascii=False).replace("<", "\\u003c")
+    link = f'<a href="tables/{escape(table.name)}.csv">{escape(table.name)}.csv</a>' if table.name in files else ""
     parts = enumerate(_parts(narrow(table, FITTING)))
-    blocks = (_block(part, table, i, files, titled=part.title != heading) for i, part in parts)
+    blocks = (_block(part, i, link, texts, titled=part.title != heading) for i, part in parts)
     return "\n".join([*blocks, *notes])
 
 
@@ -196,13 +202,10 @@ def _parts(table: Table) -> Iterator[Table]:
         yield replace(table, title=f"{table.title}, {shown}", columns=columns, rows=rows)
 
 
-def _block(table: Table, whole: Table, part: int, files: Collection[str], *, titled: bool) -> str:
-    """One table in a region that scrolls, its bar, and what its buttons copy, which is always the ``whole`` table."""
-    name = f"table-{escape(whole.name)}" + (f"-{part + 1}" if part else "")
+def _block(table: Table, part: int, link: str, texts: str, *, titled: bool) -> str:
+    """One table in a region that scrolls, its bar with a ``link``, and the ``texts`` of the whole that buttons copy."""
+    name = f"table-{escape(table.name)}" + (f"-{part + 1}" if part else "")
     heading = "" if titled else ' class="unseen"'
-    link = f'<a href="tables/{escape(whole.name)}.csv">{escape(whole.name)}.csv</a>' if whole.name in files else ""
-    # "<" would end the script, or begin a comment, wherever a name holds it
-    texts = json.dumps({"CSV": to_csv(whole), "LaTeX": latex(whole)}, ensure_ascii=False).replace("<", "\\u003c")
     return "\n".join(
         [
             f'<div class="block"><h3 id="{name}-title"{heading}>{escape(table.title)}</h3>',

@@ -22,6 +22,7 @@ from coss_eval.reports.estimates import Estimate, difference
 from coss_eval.reports.files import write_file
 from coss_eval.reports.folders import Folders, chosen, results_folders
 from coss_eval.reports.groups import matching, methods_of
+from coss_eval.reports.latex import latex
 from coss_eval.reports.layout import Entry, Number, Row, Table, to_csv
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, explained
@@ -101,7 +102,7 @@ def write(
     """
     found = results_folders(folders)
     page = document(boards(Folders.of(found).renamed(rename or {}), groups), len(found), models)
-    shown = html.render(page, {}, [table.name for table in page.tables]).replace("</body>", SCRIPT)
+    shown = html.render(page, {}, {table.name: latex(table) for table in page.tables}).replace("</body>", SCRIPT)
     paths = [write_file(out / "leaderboard.html", shown)]
     return paths + [write_file(out / "tables" / f"{table.name}.csv", to_csv(table)) for table in page.tables]
 

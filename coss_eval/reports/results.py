@@ -23,7 +23,6 @@ from coss_eval.reports.tables import (
     framed,
     model_order,
     ranked,
-    superseded,
     task_place,
 )
 from coss_eval.store import Condition, Record, Store, StoreWarning, column_name, own_column
@@ -44,8 +43,8 @@ class Results:
             warnings.simplefilter("always", StoreWarning)
             self.runs = store.runs()
             stored = store.records()
-            self.records: list[Record] = as_written_now(stored, self.runs)
-            self.superseded = superseded(stored)  # keys
+        self.records: list[Record] = as_written_now(stored, self.runs)
+        self.superseded = {record["key"] for record in stored} - {record["key"] for record in self.records}
         self.warnings = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, StoreWarning)))
         self._labels = checkpoint_labels(self.records)
         self._ranked = ranked(self.records, model_order(self.runs), self._labels)

@@ -19,6 +19,7 @@ import pytest
 
 from coss_eval.reports import html
 from coss_eval.reports.document import Document, Section, build
+from coss_eval.reports.latex import latex
 from coss_eval.reports.layout import Number, Row, Table, to_csv
 from coss_eval.reports.markdown import render as markdown_page
 from coss_eval.reports.results import Results
@@ -101,7 +102,7 @@ def page(request: pytest.FixtureRequest, writer: Callable[..., Any], store: Stor
         for name in ("a", "b"):
             writer(name, len(name)).everything()
         document = build(Results(store))
-    return html.render(document, {}, [table.name for table in document.tables]), document
+    return html.render(document, {}, {table.name: latex(table) for table in document.tables}), document
 
 
 def test_the_page_keeps_the_rules_of_access(page: tuple[str, Document]) -> None:
@@ -158,7 +159,9 @@ def test_names_are_shown_and_never_run(page: tuple[str, Document]) -> None:
 
 
 def test_tables_that_no_sheet_holds_are_in_parts() -> None:
-    found = Page(html.render(nasty(), {}, ["few"]))
+    page = html.render(nasty(), {}, {"few": "the LaTeX of few"})
+    assert page.count('"LaTeX": "the LaTeX of few"') == 1  # in the style that its file has
+    found = Page(page)
     wide = [table["id"] for table in found.all("table") if table["id"].startswith("table-wide")]
     assert wide == ["table-wide", "table-wide-2"]
     heads = [parents.count("thead") for tag, _, parents in found.elements if tag == "th" and "thead" in parents]
@@ -201,7 +204,7 @@ def browse(page: str, script: str, width: int) -> Any:
 @pytest.mark.slow
 def test_a_browser_sorts_filters_and_copies() -> None:
     found = browse(
-        html.render(nasty(), {}, []),
+        html.render(nasty(), {}),
         """
         const table = document.getElementById("table-wide");
         const rows = () => [...table.querySelectorAll("tbody tr:not(.group)")]
@@ -245,7 +248,7 @@ def test_a_browser_sorts_filters_and_copies() -> None:
 def test_nothing_is_wider_than_the_screen_or_printed_over(width: int) -> None:
     """The page itself never scrolls sideways, its tables do; no text lies over another; the menu stays in view."""
     found = browse(
-        html.render(nasty(), {}, []),
+        html.render(nasty(), {}),
         """
         const seen = (one) => one.getClientRects().length && !one.closest(".unseen");
         const boxes = [...document.querySelectorAll("h1, h2, h3, p, .bar, div.table, summary")].filter(seen)
@@ -268,7 +271,7 @@ def test_nothing_is_wider_than_the_screen_or_printed_over(width: int) -> None:
 @pytest.mark.slow
 def test_no_column_is_cut_on_paper() -> None:
     """Under the rules for print, on a landscape A4 sheet less its margins, no table is wider than the sheet."""
-    page = html.render(nasty(), {}, [])
+    page = html.render(nasty(), {})
     sheet = round((297 - 24) / 25.4 * 96)
     found = browse(
         page.replace("@media print", "@media all"),
