@@ -149,8 +149,8 @@ def test_an_error_turns_its_accuracy_s_difference_about(full: Store, writer: Cal
     assert error.value == pytest.approx(-accuracy.value)
     assert error.value > 0
     assert error.clear
-    assert not error.better
-    assert not accuracy.better
+    assert error.side == "worse"
+    assert accuracy.side == "worse"
 
 
 def test_redundancy_is_explained_as_far_as_it_is_shown(full: Store) -> None:
