@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports import curves, headline, sweeps
 from coss_eval.reports.by_task import task_report
-from coss_eval.reports.drawing import KINDS, MANY, WHOLE, WIDTH, Canvas, forest, save, settle, style
+from coss_eval.reports.differences import forest
+from coss_eval.reports.drawing import KINDS, MANY, WHOLE, WIDTH, Canvas, save, settle, style
 from coss_eval.reports.estimates import difference
 from coss_eval.reports.layout import Number, Row
 from coss_eval.reports.results import Results

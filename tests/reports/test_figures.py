@@ -21,7 +21,8 @@ from coss_eval.cli import main
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.run import Run
 from coss_eval.reports import figures, sweeps
-from coss_eval.reports.drawing import GREY, MANY, Canvas, forest, looks, looks_in, methods_of, rising, save, style
+from coss_eval.reports.differences import forest
+from coss_eval.reports.drawing import GREY, MANY, Canvas, looks, looks_in, methods_of, rising, save, style
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.gallery import attacked, draw_attacked
 from coss_eval.reports.layout import Number, Row

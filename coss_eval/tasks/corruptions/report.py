@@ -21,11 +21,11 @@ from coss_eval.corruptions.names import (
 )
 from coss_eval.corruptions.score import Errors, Value, mce, relative_mce
 from coss_eval.errors import UsageError
+from coss_eval.reports.differences import difference_map
 from coss_eval.reports.drawing import (
     WHOLE,
     Canvas,
     chance_in,
-    difference_map,
     label_edges,
     label_ends,
     legend,
