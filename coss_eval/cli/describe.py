@@ -68,7 +68,8 @@ def list_lines(kind: str | None = None) -> list[str]:
     lines = []
     for title, entries in kinds.items():
         if kind in (None, title):
-            lines += [title, *(f"  {name:<30} {about}".rstrip() for name, about in entries.items())]
+            width = max(map(len, entries), default=0)
+            lines += [title, *(f"  {name:<{width}}  {about}".rstrip() for name, about in entries.items())]
     return lines
 
 
