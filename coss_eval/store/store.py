@@ -60,6 +60,11 @@ class Store:
         """Whether it is a folder, or that of a packed run."""
         return self._folder.is_there
 
+    @property
+    def is_packed_run(self) -> bool:
+        """Whether it is read from a study's runs.zip: there is no folder to write into."""
+        return self._folder.is_packed
+
     def key(self, protocol: Mapping[str, Any], cell: Cell) -> str:
         """20 hex digits of the SHA-256 of everything the cell's numbers depend on."""
         defaults = {name: canonical_json(value) for name, value in cell.defaults.items()}
