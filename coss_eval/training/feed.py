@@ -85,13 +85,13 @@ class Feed:
         shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
         return shuffled[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
 
-    def epoch(self, number: int) -> Iterator[BatchPart]:
-        """This rank's part of every batch of an epoch."""
-        for part in self._parts(number):
+    def epoch(self, number: int, start: int = 0) -> Iterator[BatchPart]:
+        """This rank's part of every batch of an epoch from step ``start`` on; nothing before it is read."""
+        for part in self._parts(number, start):
             yield part if len(part.ids) == self.share else _filled(part, self.share)
 
-    def _parts(self, number: int) -> Iterator[BatchPart]:
-        places = self.order(number)[:, rank() * self.share : (rank() + 1) * self.share]
+    def _parts(self, number: int, start: int) -> Iterator[BatchPart]:
+        places = self.order(number)[start:, rank() * self.share : (rank() + 1) * self.share]
         if self.from_files:
             yield from in_background(self._cropped(places, number))
         elif self._resident is not None:

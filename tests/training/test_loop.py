@@ -154,6 +154,7 @@ def test_the_order_belongs_to_seed_and_epoch() -> None:
     assert torch.equal(ids[0], ids[1])
     assert not torch.equal(ids[0], ids[2])
     assert sorted(ids[0].tolist()) == sorted(data.ids.tolist())
+    assert torch.equal(torch.cat([batch.ids for batch in feed.epoch(0, 2)]), ids[0][64:])
     other = Feed(data, 32, torch.device("cpu"), seed=1, views=feed.views)
     assert not torch.equal(ids[0], torch.cat([batch.ids for batch in other.epoch(0)]))
 
@@ -332,6 +333,12 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
     parts = list(feed.epoch(0))
     assert [len(part.ids) for part in parts] == [8, 8, 8]
     assert sum(len(part.ids.unique()) for part in parts) == 23  # another one stands in for the torn one
+    feed.split = replace(data.train, skip_bad_images=False)
+    first = next(i for i, part in enumerate(parts) if len(part.ids.unique()) < 8)
+    with pytest.raises(CossError, match="cannot be read"):
+        list(feed.epoch(0, first))
+    rest = list(feed.epoch(0, first + 1))  # what was seen is not read again
+    assert [part.ids.tolist() for part in rest] == [part.ids.tolist() for part in parts[first + 1 :]]
 
 
 @pytest.mark.parametrize(
