@@ -26,6 +26,7 @@ from coss_eval.models.model import Model
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.disk import Lock, remove_leftovers
 from coss_eval.runtime.live import training_line
+from coss_eval.runtime.memory import out_of_memory
 from coss_eval.runtime.provenance import git_commit, made_with
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
@@ -111,12 +112,29 @@ def train_config(
     """``train`` by a configuration that ``resolve`` made."""
     _refuse_another(Path(out), resume)
     try:
-        with process_group(device) as own, exact_float32():
+        with process_group(device) as own, exact_float32(), memory_told(config):
             return Trainer(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
     except Stopped as stopped:
         number = stopped.number
     signal.raise_signal(number)  # to whoever obeys it when nothing is trained
     raise KeyboardInterrupt
+
+
+@contextmanager
+def memory_told(config: Config) -> Iterator[None]:
+    """CossError that says what to set, where memory runs out: another batch is another run, so none is halved."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        share, more = config.batch_size // world_size(), 2 * config.accumulate
+        keeps = f"accumulate={more}, which keeps the batch of {config.batch_size}, or "
+        able = not config.kind.couples_samples and share % more == 0 and share // more >= 2
+        raise CossError(
+            f"out of memory with {share // config.accumulate} images at a time; start again with --set "
+            f"{keeps if able else ''}batch_size={config.batch_size // 2}; --dry-run says what a run needs"
+        ) from error
 
 
 def _refuse_another(out: Path, resume: bool) -> None:
