@@ -79,9 +79,12 @@ def _as_lines(shown: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _stop(number: int, stopped: list[int]) -> None:
-    """What Ctrl-C does, for a scheduler's SIGTERM: what is at work ends as it would then, and the line is said."""
-    stopped.append(number)
+def _stop(stopped: list[int]) -> None:
+    """What Ctrl-C does, for a scheduler's SIGTERM and Slurm's SIGUSR1 before it: what is at work ends as it would then.
+
+    Either is the exit code of SIGTERM, 143.
+    """
+    stopped.append(signal.SIGTERM)
     raise KeyboardInterrupt
 
 
@@ -89,7 +92,8 @@ def main() -> None:
     """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
     debug = "--debug" in sys.argv
     stopped = list[int]()
-    signal.signal(signal.SIGTERM, lambda number, _: _stop(number, stopped))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: _stop(stopped))
     if not debug:
         warnings.showwarning = _as_lines(warnings.showwarning)
     try:
