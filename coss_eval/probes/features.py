@@ -88,25 +88,46 @@ def extract_known(
     """``extract`` of a model whose identity was taken just now, as within one evaluation: nothing is hashed again."""
     if model.batch_size is not None:
         model = replace(model, batch_size=compute.batch_size)
-    cache = compute.cache and model.code != UNKNOWN  # what cannot be identified is not cached
     if not sites:
         raise UsageError(f"no site to extract; this network has {', '.join(model.backbone.sites)}")
     places = [find_site(model.backbone, name) for name in sites]
-    name = disk.key("features", protocol(model, split, sites))
-    network = model, image_size(model, split), compute.device
-    if cache and (found := recall(name, ["ids", "labels", *map(_entry, sites)], *network)) is not None:
-        split.mark_left_out(found["ids"])
-        arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
-        kept = {site: arrays[_entry(site)] for site in sites}
-        if all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
-            return Features(arrays["ids"], arrays["labels"], kept, cached=True)
+    if (kept := kept_features(model, split, compute, sites)) is not None:
+        return kept
     if check_batches:
-        refuse_batch_dependent(*network, min(compute.batch_size, len(split)))
+        refuse_batch_dependent(model, image_size(model, split), compute.device, min(compute.batch_size, len(split)))
     features = _extract(model, split, places, compute)
-    if cache:
-        values = {_entry(site): value.numpy() for site, value in features.values.items()}
-        keep(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}, *network)
+    keep_features(features, model, split, compute)
     return features
+
+
+def kept_features(model: Model, split: Split, compute: Compute, sites: Sequence[str] = ("global",)) -> Features | None:
+    """What the cache has of ``extract_known`` with the same arguments; None where nothing, or it is not to be read."""
+    if not _cached(model, compute):
+        return None
+    name, network = disk.key("features", protocol(model, split, sites)), image_size(model, split)
+    found = recall(name, ["ids", "labels", *map(_entry, sites)], model, network, compute.device)
+    if found is None:
+        return None
+    split.mark_left_out(found["ids"])
+    arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
+    kept = {site: arrays[_entry(site)] for site in sites}
+    if not all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
+        return None
+    return Features(arrays["ids"], arrays["labels"], kept, cached=True)
+
+
+def keep_features(features: Features, model: Model, split: Split, compute: Compute) -> None:
+    """Put the features of a whole split into the cache, where it is to be written."""
+    if _cached(model, compute):
+        name = disk.key("features", protocol(model, split, tuple(features.values)))
+        values = {_entry(site): value.numpy() for site, value in features.values.items()}
+        arrays = {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}
+        keep(name, arrays, model, image_size(model, split), compute.device)
+
+
+def _cached(model: Model, compute: Compute) -> bool:
+    """Whether the cache is used: what cannot be identified is not cached."""
+    return compute.cache and model.code != UNKNOWN
 
 
 def protocol(model: Model, split: Split, sites: Sequence[str] = ("global",)) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -42,11 +43,15 @@ TASKS: list[Task] = [
 ]
 
 
-@pytest.fixture(scope="session")
-def digits() -> Dataset:
+def small_digits() -> Dataset:
     data = ce.load_dataset("digits")
     assert data.train is not None
     return replace(data, train=data.train.limited(500, 0), test=data.test.limited(90, 0))
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return small_digits()
 
 
 @pytest.fixture(scope="session")
@@ -282,6 +287,96 @@ def test_two_processes_share_a_store(checkpoint: Path, tmp_path: Path) -> None:
     assert [process.communicate(timeout=300)[0].strip() for process in both] == ["0", "0"]
     assert len(Store(tmp_path / "out").records()) == 9
     assert len(Store(tmp_path / "out").runs()) == 2
+
+
+TOGETHER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from test_evaluation import TASKS, small_digits
+import coss_eval as ce
+from coss_eval.models.hooks import counted
+model, passed = ce.load_model(sys.argv[2]), []
+with counted(model.backbone.global_, passed.append):
+    run = ce.evaluate([model, model.untrained(0)], small_digits(), TASKS, out=sys.argv[3], device="cpu", quiet=True)
+print(json.dumps([sum(passed), *run.failures, *run.held]), flush=True)
+"""
+
+
+def torchrun(count: int, script: Path, *args: object) -> subprocess.Popen[str]:
+    """The script in so many processes, joined."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*start, str(script), *map(str, args)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_several_processes_give_the_numbers_of_one(
+    count: int, checkpoint: Path, full_run: evaluation.Run, tmp_path: Path
+) -> None:
+    """Every task, every cell once and of all images; all of the processes had a part in it."""
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(TOGETHER)
+    process = torchrun(count, script, Path(__file__).parent, checkpoint, out)
+    told, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    passed = [json.loads(line) for line in told.splitlines()]
+    assert len(passed) == count
+    assert all(images > 0 and not gaps for images, *gaps in passed)
+    assert [run.get("processes", 1) for run in Store(out).runs()] == [count]
+    assert not (out / "cells").exists()  # nothing is missing, so it is packed
+    together, alone = Store(out), Store(full_run.path)
+    expected = stored(full_run.path)
+    assert stored(out).keys() == expected.keys()
+    for key, measurements in stored(out).items():
+        for one, other in zip(measurements, expected[key], strict=True):
+            assert {**one, "value": 0, "low": 0, "high": 0} == {**other, "value": 0, "low": 0, "high": 0}  # n, too
+            assert one["value"] == pytest.approx(other["value"], abs=1e-4, nan_ok=True)
+        mine, its = together.samples(key), alone.samples(key)
+        assert (mine is None) == (its is None)
+        if mine is not None and its is not None:
+            pd.testing.assert_frame_equal(mine, its, atol=1e-4)
+
+
+SPLIT = """
+import json, sys
+from dataclasses import replace
+import coss_eval as ce
+from coss_eval.evaluation.together import extract_together
+from coss_eval.runtime.device import Compute
+from coss_eval.runtime.processes import gathered, process_group
+from coss_eval.tasks.task import Subject
+data, seen = ce.load_dataset("digits"), []
+train = data.train.limited(101)
+with process_group("cpu") as own:
+    compute = Compute(own, 16, on_images=lambda label, done, total: seen.append((done, total)))
+    subject = Subject(ce.load_model("pixels:4"), data, compute)
+    assert extract_together(subject, train)
+    counts = gathered(seen[-1])
+    found = subject.features(train)
+    alone = ce.extract(subject.model, train, cache=False, device="cpu", quiet=True)
+    equal = found.cached and found.ids.equal(alone.ids) and found.labels.equal(alone.labels)
+    apart = (found.values["global"] - alone.values["global"]).abs().max().item()
+print(json.dumps([counts, equal, apart]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_features_are_of_each_image_once(count: int, tmp_path: Path) -> None:
+    """101 images divide by no number of processes; all find the same rows in the cache."""
+    script = tmp_path / "script.py"
+    script.write_text(SPLIT)
+    process = torchrun(count, script)
+    told, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    for line in told.splitlines():
+        counts, equal, apart = json.loads(line)
+        assert sum(done for done, _ in counts) == 101
+        assert all(done == total for done, total in counts)
+        assert equal
+        assert apart < 1e-6
+    assert len(told.splitlines()) == count
 
 
 @pytest.mark.slow
