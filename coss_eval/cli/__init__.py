@@ -15,10 +15,10 @@ from cyclopts import CycloptsError, MissingArgumentError, Parameter, UnusedCliTo
 from cyclopts.config import Yaml
 
 from coss_eval.cli import evaluate, inside, look, start  # noqa: F401 - they register their commands
-from coss_eval.cli.app import RUN, app
+from coss_eval.cli.app import FAILED, RUN, app
 from coss_eval.errors import CossError, CossWarning, UsageError
 from coss_eval.runtime.disk import read_text
-from coss_eval.runtime.live import TOGETHER, complain, speaks, tell
+from coss_eval.runtime.live import PARTED, TOGETHER, Parted, complain, speaks, tell
 from coss_eval.store import StoreWarning
 
 MOST_CONFIG, MOST_BRACKETS = 2**17, 500  # of a configuration: reading YAML takes the square of its brackets
@@ -100,7 +100,7 @@ def main() -> None:
             raise
         what = _wrong_call(error) if isinstance(error, CycloptsError) else error
         complain(error, " ".join(f"coss-eval: {what}".split()))
-        code = 2 if isinstance(error, UsageError | CycloptsError) else 1
+        code = 2 if isinstance(error, UsageError | CycloptsError) else PARTED if isinstance(error, Parted) else FAILED
     except KeyboardInterrupt:
         if TOGETHER not in os.environ:  # else the command that started this process says it
             sys.stderr.write(

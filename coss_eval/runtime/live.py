@@ -26,6 +26,7 @@ Line = Callable[[str, bool], None]
 BETTER, WORSE, STRONG, PLAIN = "\x1b[1;34m", "\x1b[1;33m", "\x1b[1m", "\x1b[0m"  # blue and orange as in the page
 _COLOUR = re.compile("(" + "|".join(map(re.escape, (BETTER, WORSE, STRONG, PLAIN))) + ")")
 SILENT = 3.0  # seconds that a single call takes before it says how far it is
+PARTED = 75  # exit code of one of them that stopped because another has ended: EX_TEMPFAIL of sysexits.h
 TOGETHER = "COSS_TOGETHER"  # in the environment of processes that one command has started: a folder that they share
 
 

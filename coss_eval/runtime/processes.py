@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from coss_eval.errors import UsageError
 from coss_eval.runtime.device import device_names, resolve_device
-from coss_eval.runtime.live import TOGETHER, Parted, tell
+from coss_eval.runtime.live import PARTED, TOGETHER, Parted, tell
 from coss_eval.runtime.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -146,23 +146,21 @@ def start_on_each(devices: Sequence[str]) -> int:
         try:
             for number in map(str, range(len(devices))):
                 processes.append(subprocess.Popen(command, env=shared | {"RANK": number, "LOCAL_RANK": number}))
-            while all(process.poll() in (None, 0) for process in processes):
-                if all(process.returncode == 0 for process in processes):
-                    return 0
+            while not any(process.poll() not in (None, 0, PARTED) for process in processes):
+                if all(process.returncode is not None for process in processes):
+                    return max(process.returncode for process in processes)
                 time.sleep(0.05)
-            codes = [process.poll() for process in processes]
+            codes = [process.returncode for process in processes]
+            place, code = next((i, code) for i, code in enumerate(codes) if code not in (None, 0, PARTED))
         finally:
             _stop(processes)
-    killed = [(place, -code) for place, code in enumerate(codes) if code is not None and code < 0]
-    if killed:
-        place, by = killed[0]
-        tell(
-            f"coss-eval: process {place + 1} of {len(devices)}, on {devices[place]}, was ended by signal {by} "
-            f"({signal.Signals(by).name}), and the others were stopped; what was done is stored, the same command goes "
-            "on from there"
-        )
-        return 128 + by
-    return next(code for code in codes if code)
+        if code < 0 or (place > 0 and not (Path(folder) / "told").exists()):
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            tell(
+                f"coss-eval: process {place + 1} of {len(devices)}, on {devices[place]}, {how}, and the others were "
+                "stopped; what was done is stored, the same command goes on from there"
+            )
+    return code if code > 0 else 128 - code
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from coss_eval import cli
 from coss_eval import sweeps as sweeping
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import sweeps
@@ -174,6 +175,21 @@ def test_from_one_run_to_all_with_a_report_each_time(written: Callable[..., Path
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def test_a_run_that_another_process_holds_is_named_with_an_exit_code(
+    written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(), tmp_path / "out"
+    name = runs(read_sweep(str(path)))[0].name
+    lock = Lock.take(_folder(out / name) / "job.lock")
+    assert lock is not None
+    monkeypatch.setattr(sys, "argv", ["coss-eval", "sweep", str(path), "--job", "1", "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    assert f"ELSEWHERE   1 {name} is at another process" in capsys.readouterr().out
+    lock.release()
 
 
 @pytest.mark.slow
