@@ -321,6 +321,20 @@ def test_transformers_of_hugging_face(kind: str, renamed: bool, tmp_path: Path) 
     assert model.untrained().arch == model.arch
 
 
+def test_heads_that_no_config_tells_are_asked_for_by_timms_whole_name(tmp_path: Path) -> None:
+    network = HuggingFaceViT("deit")
+    network.load_state_dict(wild_files.randomised(network).state_dict())
+    torch.save(network.state_dict(), tmp_path / "deit.bin")
+    with pytest.raises(
+        UsageError, match=r"how many attention heads its ViT of 24 channels has.*num_heads=N,"
+    ) as caught:
+        ce.load_model(tmp_path / "deit.bin")
+    asked = re.search(r"--arch '(.*)'", str(caught.value))
+    assert asked is not None
+    arch = asked[1].replace("num_heads=N", "num_heads=3")
+    assert_same_logits(ce.load_model(tmp_path / "deit.bin", arch=arch), network, pixels())
+
+
 @pytest.mark.parametrize("hugging_face", [False, True])
 def test_clips_vit_gives_what_goes_into_its_projection(hugging_face: bool, tmp_path: Path) -> None:
     network = wild_files.randomised(OpenAIViT(hugging_face=hugging_face))
