@@ -1,7 +1,7 @@
 """Measurements on disk: atomic, keyed by their protocol, resumable, shared between processes.
 
-    <path>/run.json               {"format": 2, "runs": [...]}: one entry a call, appended, never overwritten; each lists
-                                  the cells it was to measure that none before it lists
+    <path>/run.json               {"format": 2, "runs": [...]}: one entry a call, appended, never overwritten; it lists
+                                  the planned cells that none before it lists
            cells.jsonl.gz         the cells of finished runs, packed (see ``pack``)
            samples-<digest>.npz   their samples: the file that cells.jsonl.gz names
            cells/<key>.json       one cell: what was measured, under which protocol; wins over the packed one
