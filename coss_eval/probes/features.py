@@ -89,25 +89,40 @@ def extract_known(
     """``extract`` of a model whose identity was taken just now, as within one evaluation: nothing is hashed again."""
     if model.batch_size is not None:
         model = replace(model, batch_size=compute.batch_size)
-    cache = compute.cache and model.code != UNKNOWN  # what cannot be identified is not cached
     if not sites:
         raise UsageError(f"no site to extract; this network has {', '.join(model.backbone.sites)}")
     places = [find_site(model.backbone, name) for name in sites]
-    name = disk.key("features", protocol(model, split, sites))
-    network = model, image_size(model, split), compute.device
-    entries, held = ["ids", "labels", *map(_entry, sites)], compute.held.get(name)
-    if cache and (found := recall(name, entries, *network, held)) is not None:
-        split.mark_left_out(found["ids"])
-        known = _of_arrays(found, sites, cached=True)
-        if all(finite_rows(values).all() for values in known.values.values()):  # earlier versions kept NaN, too
-            return known
+    if (kept := kept_features(model, split, compute, sites)) is not None:
+        return kept
     if check_batches:
-        refuse_batch_dependent(*network, min(compute.batch_size, len(split)))
+        refuse_batch_dependent(model, image_size(model, split), compute.device, min(compute.batch_size, len(split)))
     features = _extract(model, split, places, compute)
-    if not cache:
+    return keep_features(features, model, split, compute)
+
+
+def kept_features(model: Model, split: Split, compute: Compute, sites: Sequence[str] = ("global",)) -> Features | None:
+    """What is kept of ``extract_known`` with the same arguments; None where nothing, or it is not to be read."""
+    if not _cached(model, compute):
+        return None
+    name, entries = disk.key("features", protocol(model, split, sites)), ["ids", "labels", *map(_entry, sites)]
+    found = recall(name, entries, model, image_size(model, split), compute.device, compute.held.get(name))
+    if found is None:
+        return None
+    split.mark_left_out(found["ids"])
+    known = _of_arrays(found, sites, cached=True)
+    whole = all(finite_rows(values).all() for values in known.values.values())  # earlier versions kept NaN, too
+    return known if whole else None
+
+
+def keep_features(features: Features, model: Model, split: Split, compute: Compute) -> Features:
+    """Keep the features of a whole split: in the cache, or for this run where it has no room; the same, from there."""
+    if not _cached(model, compute):
         return features
+    sites = tuple(features.values)
+    name = disk.key("features", protocol(model, split, sites))
     values = {_entry(site): value.numpy() for site, value in features.values.items()}
-    whole = keep(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}, *network)
+    arrays = {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}
+    whole = keep(name, arrays, model, image_size(model, split), compute.device)
     mapped = disk.on_disk(name, whole)  # so that memory holds them while they are made alone
     compute.held.clear()
     if not disk.holds(name):
@@ -119,6 +134,11 @@ def _of_arrays(found: Mapping[str, NDArray[Any]], sites: Sequence[str], *, cache
     tensors = {entry: torch.from_numpy(array) for entry, array in found.items()}
     values = {site: tensors[_entry(site)] for site in sites}
     return Features(tensors["ids"], tensors["labels"], values, cached)
+
+
+def _cached(model: Model, compute: Compute) -> bool:
+    """Whether the cache is used: what cannot be identified is not cached."""
+    return compute.cache and model.code != UNKNOWN
 
 
 def protocol(model: Model, split: Split, sites: Sequence[str] = ("global",)) -> dict[str, Any]:

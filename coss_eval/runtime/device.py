@@ -31,8 +31,25 @@ class Compute:
     held: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
 
+def device_names(device: str) -> list[str]:
+    """The devices that a word names, one a process: "cuda:0,1" is cuda:0 and cuda:1, "cpu,cpu" the CPU twice.
+
+    >>> device_names("cuda:0,1,cuda:3"), device_names("cpu,cpu"), device_names("auto")
+    (['cuda:0', 'cuda:1', 'cuda:3'], ['cpu', 'cpu'], ['auto'])
+    """
+    names: list[str] = []
+    for word in map(str.strip, device.split(",")):
+        kind = names[-1].partition(":")[0] if names else ""
+        names.append(f"{kind}:{word}" if word.isdecimal() else word)
+    return names
+
+
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there."""
+    if len(device_names(str(device))) > 1:
+        raise UsageError(
+            f"device {str(device)!r} names several devices: this takes one, as evaluations alone take more"
+        )
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
