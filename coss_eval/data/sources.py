@@ -143,7 +143,7 @@ class TarMembers:
         return io.BytesIO(content)
 
 
-class _Block(NamedTuple):
+class _RowBlock(NamedTuple):
     """Neighbouring rows of a row group, all of them or, where it is large, a part."""
 
     file: int
@@ -153,7 +153,7 @@ class _Block(NamedTuple):
 
 
 @dataclass
-class _Stream:
+class _GroupInReading:
     """A row group that is being read: the numbers of its first block and of the next one, and what is to come."""
 
     first: int
@@ -182,7 +182,7 @@ class ParquetRows:
 
     def _forget(self) -> None:
         self._held: OrderedDict[int, pa.ChunkedArray | str] = OrderedDict()  # by the block's number
-        self._stream: _Stream | None = None
+        self._stream: _GroupInReading | None = None
 
     def _row_groups(self) -> list[tuple[int, int, int, int]]:
         """(file, group in it, rows, bytes of the images) of each row group, in order."""
@@ -263,7 +263,7 @@ class ParquetRows:
         first = number - block.part
         stream = self._stream
         if stream is None or stream.first != first or stream.following > number:
-            self._stream = stream = _Stream(first, first, self._streamed(first))
+            self._stream = stream = _GroupInReading(first, first, self._streamed(first))
         while stream.following <= number:
             self._hold(stream.following, next(stream.images, pa.chunked_array([], pa.binary())))
             stream.following += 1
@@ -311,11 +311,11 @@ class ParquetRows:
         return found
 
 
-def _blocks(file: int, group: int, rows: int, size: int) -> Iterator[_Block]:
+def _blocks(file: int, group: int, rows: int, size: int) -> Iterator[_RowBlock]:
     """A row group as one block, or in several where its ``size`` in bytes is beyond what may be held."""
     step = rows if size <= HELD_BYTES else max(1, rows * (HELD_BYTES // 4) // size)
     for part, first in enumerate(range(0, rows, step or 1)):
-        yield _Block(file, group, part, min(step, rows - first))
+        yield _RowBlock(file, group, part, min(step, rows - first))
 
 
 def _decoded(column: pa.ChunkedArray, most: int) -> pa.ChunkedArray:
