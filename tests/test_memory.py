@@ -1,13 +1,18 @@
-"""Freed memory is kept for the next tensors, but where a person has set the allocator up."""
+"""Memory: freed blocks are kept for the next tensors; where it runs out, the batch is halved; plans need little."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from coss_eval.checkpoints.load import make_model, save_model
+from coss_eval.store import Store
 
 FAULTS = """
 import resource, torch
@@ -45,3 +50,91 @@ def test_blocks_of_any_size_are_used_again() -> None:
 def test_who_has_set_the_allocator_up_is_left_alone() -> None:
     kept, _ = kept_and_faults(MALLOC_ARENA_MAX="8")
     assert not kept
+
+
+ATTACKED = """
+import resource, sys
+from pathlib import Path
+from coss_eval.cli import main
+import coss_eval.evaluation, coss_eval.tasks.attacks.task, coss_eval.reports, timm, pandas, sklearn.linear_model  # noqa
+room = int(sys.argv.pop(1))  # MB of address space beyond what the imports have taken
+if room:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room * 10**6,) * 2)
+code = 0
+try:
+    main()
+except SystemExit as ended:
+    code = ended.code
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)
+sys.exit(code)
+"""
+ROOM = 900
+FGSM = (
+    "attacks",
+    "--img-size",
+    "64",
+    "--attack",
+    "fgsm",
+    "--eps",
+    "2/255",
+    "--limit",
+    "160",
+    "--data",
+    "digits",
+    "--device",
+    "cpu",
+)
+
+
+def attacked(network: Path, out: Path, *words: str, room: int = 0) -> str:
+    """What `coss-eval attacks` says with so many MB of memory, and "peak", the MB that were resident at most."""
+    command = [sys.executable, "-c", ATTACKED, str(room), *FGSM, "--ckpt", str(network), "--out", str(out), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def megabytes(text: str) -> float:
+    """What a plan says that gradients need for a batch."""
+    said = re.search(r"memory +about ([\d.]+) (GB|MB) for 256 images", text)
+    assert said is not None, text
+    return float(said[1]) * (1000 if said[2] == "GB" else 1)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 at 64 px with a head for the digits."""
+    path = tmp_path_factory.mktemp("network") / "r18.safetensors"
+    digits = [str(number) for number in range(10)]
+    save_model(make_model("resnet18", stem="cifar", width=16, img_size=64, classes=digits), path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="by RLIMIT_AS and /proc")
+def test_where_memory_runs_out_the_batch_is_halved_once_and_numbers_stay(network: Path, tmp_path: Path) -> None:
+    """256 images at a time, of which there are 160, do not fit into what 128 do: torch's own allocator says so."""
+    plenty = attacked(network, tmp_path / "plenty")
+    short = attacked(network, tmp_path / "short", room=ROOM)
+    assert "out of memory" not in plenty
+    assert short.count("out of memory with 256 images at a time") == 1
+    assert "going on with 128, which changes no number" in short
+    assert "going on with 64" not in short
+    (expected,), (found,) = Store(tmp_path / "plenty").records(), Store(tmp_path / "short").records()
+    assert (found["key"], found["measurements"]) == (expected["key"], expected["measurements"])
+    tables = [Store(tmp_path / name).samples(found["key"]) for name in ("plenty", "short")]
+    assert tables[0] is not None
+    assert tables[0].equals(tables[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="by /proc, and ru_maxrss in kB")
+def test_a_dry_run_says_what_memory_is_needed_and_needs_little(network: Path, tmp_path: Path) -> None:
+    dry = attacked(network, tmp_path / "dry", "--dry-run")
+    whole = attacked(network, tmp_path / "whole")
+    peaks = [int(re.findall(r"^peak (\d+)", text, flags=re.MULTILINE)[0]) for text in (dry, whole)]
+    needed = megabytes(dry) * 160 / 256  # there are 160 images
+    assert needed > 500
+    assert peaks[1] - peaks[0] > needed / 2  # what it says is about what a run takes
+    assert peaks[0] < peaks[1] / 2

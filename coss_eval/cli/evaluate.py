@@ -104,7 +104,8 @@ def _show_plan(planned: Plan, out: Path) -> None:
     say("\n".join(planned.lines()))
     say(f"out         {out}")
     seconds = planned.seconds()
-    say(f"estimate    {'unknown: a network takes none of these images' if seconds is None else duration(seconds)}\n")
+    about = "unknown: a first attempt failed; its cells say how" if seconds is None else duration(seconds)
+    say(f"estimate    {about}\n")
 
 
 def _headline(path: Path, baseline: str | None) -> str:

@@ -253,7 +253,7 @@ def evaluate(
     quiet = quiet or on_progress is not None
     if planned.jobs and not quiet:
         seconds = planned.seconds()
-        about = "unknown: a network takes none of these images" if seconds is None else duration(seconds)
+        about = "unknown: a first attempt failed; its cells say how" if seconds is None else duration(seconds)
         live.tell(f"{planned.missing} of {len(planned.cells)} cells to compute; estimate {about}")
     with progress_line(quiet=quiet or not planned.jobs) as line:
         try:
@@ -312,7 +312,7 @@ def _run_job(planned: Plan, job: Job, overwrite: bool, course: _Course) -> list[
             mine = [
                 (subject, key)
                 for subject, key in zip(job.subjects, job.keys, strict=True)
-                if stack.enter_context(store.claim(key)) and (overwrite or store.read(key) is None)
+                if stack.enter_context(store.claim(key)) and (overwrite or store.finished(key) is None)
             ]
         except CossError as error:
             return [_failure(job, None, error)]
