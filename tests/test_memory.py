@@ -1,4 +1,4 @@
-"""Memory: freed blocks are kept for the next tensors; where it runs out, the batch is halved; plans need little."""
+"""Memory: freed blocks are kept for the next tensors; a plan says what a run needs, and needs less."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from coss_eval.checkpoints.load import make_model, save_model
-from coss_eval.store import Store
 
 FAULTS = """
 import resource, torch
-from coss_eval.training.distributed import process_group
+from coss_eval.runtime.processes import process_group
 from coss_eval.runtime.memory import keep_freed_memory
 with process_group("cpu"):
     for _ in range(8):  # the first ones find their place among what imports have left
@@ -54,15 +53,10 @@ def test_who_has_set_the_allocator_up_is_left_alone() -> None:
 
 ATTACKED = """
 import resource, sys
-from pathlib import Path
 from coss_eval.cli import main
 import coss_eval.evaluation, coss_eval.tasks.attacks.task, coss_eval.reports, timm, pandas, sklearn.linear_model  # noqa
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
 print("imports", peak())
-room = int(sys.argv.pop(1))  # MB of address space beyond what the imports have taken
-if room:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + room * 10**6,) * 2)
 code = 0
 try:
     main()
@@ -71,7 +65,6 @@ except SystemExit as ended:
 print("peak", peak())
 sys.exit(code)
 """
-ROOM = 900
 FGSM = (
     "attacks",
     "--img-size",
@@ -89,9 +82,9 @@ FGSM = (
 )
 
 
-def attacked(network: Path, out: Path, *words: str, room: int = 0) -> str:
-    """What `coss-eval attacks` says with so many MB of memory, and "peak", the MB that were resident at most."""
-    command = [sys.executable, "-c", ATTACKED, str(room), *FGSM, "--ckpt", str(network), "--out", str(out), *words]
+def attacked(network: Path, out: Path, *words: str) -> str:
+    """What `coss-eval attacks` says, and how many MB were resident after its imports, and at most."""
+    command = [sys.executable, "-c", ATTACKED, *FGSM, "--ckpt", str(network), "--out", str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
@@ -126,25 +119,6 @@ def plenty(network: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="by RLIMIT_AS and /proc")
-def test_where_memory_runs_out_the_batch_is_halved_once_and_numbers_stay(
-    network: Path, plenty: tuple[str, Path], tmp_path: Path
-) -> None:
-    """160 images at a time do not fit, 128 do: torch's own allocator says so."""
-    said, out = plenty
-    short = attacked(network, tmp_path, room=ROOM)
-    assert "out of memory" not in said
-    assert short.count("out of memory with 256 images at a time") == 1
-    assert "going on with 128, which changes no number" in short
-    assert "going on with 64" not in short
-    (expected,), (found,) = Store(out).records(), Store(tmp_path).records()
-    assert (found["key"], found["measurements"]) == (expected["key"], expected["measurements"])
-    tables = [Store(folder).samples(found["key"]) for folder in (out, tmp_path)]
-    assert tables[0] is not None
-    assert tables[0].equals(tables[1])
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB there")
 def test_a_dry_run_says_what_memory_is_needed_and_needs_little(
     network: Path, plenty: tuple[str, Path], tmp_path: Path
@@ -154,4 +128,4 @@ def test_a_dry_run_says_what_memory_is_needed_and_needs_little(
     more = [int(peak) - int(imports) for text in (dry, plenty[0]) for imports, peak in [figures(text)]]
     assert needed > 500
     assert more[1] > 0.7 * needed  # a run takes about what is said
-    assert more[0] < 0.4 * needed
+    assert more[0] < 0.6 * needed  # a pass of as many images without gradients

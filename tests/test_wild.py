@@ -663,7 +663,8 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path: Path) -> None:
     run = ce.evaluate(models, tmp_path / "data", tasks=["probe", "redundancy", "corruptions"], out=tmp_path / "out")
     assert not run.failures
     written = reports.write(tmp_path / "out")
-    assert {path.suffix for path in written} >= {".md", ".html", ".tex", ".csv", ".pdf", ".png"}
+    assert {path.suffix for path in written} >= {".md", ".html", ".tex", ".csv", ".png"}
+    run.plot("redundancy").savefig(tmp_path / "print.pdf")
     assert "run$4_$x_100%" in (tmp_path / "out" / "report.md").read_text()
 
 
