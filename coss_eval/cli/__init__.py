@@ -17,12 +17,8 @@ from cyclopts.config import Yaml
 from coss_eval.cli import evaluate, inside, look, start  # noqa: F401 - they register their commands
 from coss_eval.cli.app import FAILED, RUN, app
 from coss_eval.errors import CossError, CossWarning, UsageError
-from coss_eval.runtime.disk import read_text
 from coss_eval.runtime.live import PARTED, TOGETHER, Parted, complain, speaks, tell
 from coss_eval.store import StoreWarning
-
-MOST_CONFIG, MOST_BRACKETS = 2**17, 500  # of a configuration: reading YAML takes the square of its brackets
-MOST_ALIASES = 20  # of a configuration: nine of nine of nine ... are 9^n values
 
 app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
 
@@ -49,20 +45,11 @@ def _with_config(
 
 def _refuse_no_config(file: Path) -> None:
     """UsageError for a file that is none, no YAML, or one that would run code or unfold to gigabytes."""
-    import yaml
+    from coss_eval.training.fields import read_yaml
 
     if not file.is_file():
         raise UsageError(f"--config {file}: no such file")
-    try:
-        text = read_text(file)
-        if len(text) > MOST_CONFIG or text.count("[") + text.count("{") > MOST_BRACKETS:
-            raise UsageError(f"--config {file}: longer or more nested than any configuration of flags")
-        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > MOST_ALIASES:
-            raise UsageError(f"--config {file}: more than {MOST_ALIASES} aliases (*name); write the values out")
-        found = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UsageError(f"--config {file}: no YAML that is read ({reason})") from error
+    found = read_yaml(file, f"--config {file}")
     if not isinstance(found, dict | None):
         raise UsageError(f"--config {file}: expected one flag: value on each line, got {type(found).__name__}")
 
@@ -80,9 +67,12 @@ def _as_lines(shown: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _stop(number: int, stopped: list[int]) -> None:
-    """What Ctrl-C does, for a scheduler's SIGTERM: what is at work ends as it would then, and the line is said."""
-    stopped.append(number)
+def _stop(stopped: list[int]) -> None:
+    """What Ctrl-C does, for a scheduler's SIGTERM and Slurm's SIGUSR1 before it: what is at work ends as it would then.
+
+    Either is the exit code of SIGTERM, 143.
+    """
+    stopped.append(signal.SIGTERM)
     raise KeyboardInterrupt
 
 
@@ -90,7 +80,8 @@ def main() -> None:
     """Entry point: one line for the person, and an exit code (see the help's last line)."""
     debug = "--debug" in sys.argv
     stopped = list[int]()
-    signal.signal(signal.SIGTERM, lambda number, _: _stop(number, stopped))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: _stop(stopped))
     if not debug:
         warnings.showwarning = _as_lines(warnings.showwarning)
     try:

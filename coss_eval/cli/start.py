@@ -184,9 +184,10 @@ def train(
     if first:
         say(f"{method}  {config.summary()}")
     if dry_run:
+        from coss_eval.training.dry_run import FEW
         from coss_eval.training.dry_run import dry_run as cost
 
-        lines = cost(config, dataset, device=device).lines()
+        lines = cost(config, dataset, device=device, within=FEW).lines()
         if first:
             say("\n".join(lines))
         return 0

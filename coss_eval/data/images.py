@@ -18,6 +18,7 @@ from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.decode import UNREADABLE, Header, Size, Target, decode, header, output_size, reason
 from coss_eval.data.digests import Digests, Hashes, digest_rows
 from coss_eval.data.sources import Source
+from coss_eval.runtime.background import obey_parent_alone
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
@@ -307,6 +308,7 @@ def in_workers(work: Dataset[T], items: int, workers: int) -> Iterator[T]:
         batch_size=None,
         num_workers=min(workers, items),
         collate_fn=_as_is,
+        worker_init_fn=obey_parent_alone,
         generator=torch.Generator(),  # else DataLoader draws a number from the global one
     )
     return iter(loader)

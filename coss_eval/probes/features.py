@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coss_eval.checkpoints.as_model import ModelLike, as_model
@@ -19,7 +20,7 @@ from coss_eval.models.hooks import find_site
 from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.behaviour import keep, recall, refuse_batch_dependent
-from coss_eval.probes.forward import outputs, ready, refuse_non_finite
+from coss_eval.probes.forward import finite_rows, outputs, ready, refuse_non_finite
 from coss_eval.probes.sites import representations
 from coss_eval.runtime.code_identity import UNKNOWN
 from coss_eval.runtime.device import Compute, resolve_device
@@ -96,33 +97,43 @@ def extract_known(
     if check_batches:
         refuse_batch_dependent(model, image_size(model, split), compute.device, min(compute.batch_size, len(split)))
     features = _extract(model, split, places, compute)
-    keep_features(features, model, split, compute)
-    return features
+    return keep_features(features, model, split, compute)
+
+
+def _of_arrays(found: Mapping[str, NDArray[Any]], sites: Sequence[str], *, cached: bool = False) -> Features:
+    tensors = {entry: torch.from_numpy(array) for entry, array in found.items()}
+    values = {site: tensors[_entry(site)] for site in sites}
+    return Features(tensors["ids"], tensors["labels"], values, cached)
 
 
 def kept_features(model: Model, split: Split, compute: Compute, sites: Sequence[str] = ("global",)) -> Features | None:
     """What the cache has of ``extract_known`` with the same arguments; None where nothing, or it is not to be read."""
     if not _cached(model, compute):
         return None
-    name, network = disk.key("features", protocol(model, split, sites)), image_size(model, split)
-    found = recall(name, ["ids", "labels", *map(_entry, sites)], model, network, compute.device)
+    name, entries = disk.key("features", protocol(model, split, sites)), ["ids", "labels", *map(_entry, sites)]
+    found = recall(name, entries, model, image_size(model, split), compute.device, compute.held.get(name))
     if found is None:
         return None
     split.mark_left_out(found["ids"])
-    arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
-    kept = {site: arrays[_entry(site)] for site in sites}
-    if not all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
-        return None
-    return Features(arrays["ids"], arrays["labels"], kept, cached=True)
+    known = _of_arrays(found, sites, cached=True)
+    # earlier versions kept NaN, too
+    return known if all(finite_rows(values).all() for values in known.values.values()) else None
 
 
-def keep_features(features: Features, model: Model, split: Split, compute: Compute) -> None:
-    """Put the features of a whole split into the cache, where it is to be written."""
-    if _cached(model, compute):
-        name = disk.key("features", protocol(model, split, tuple(features.values)))
-        values = {_entry(site): value.numpy() for site, value in features.values.items()}
-        arrays = {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}
-        keep(name, arrays, model, image_size(model, split), compute.device)
+def keep_features(features: Features, model: Model, split: Split, compute: Compute) -> Features:
+    """Put the features of a whole split into the cache; the same ones, mapped from the disk where they are large."""
+    if not _cached(model, compute):
+        return features
+    sites = tuple(features.values)
+    name = disk.key("features", protocol(model, split, sites))
+    values = {_entry(site): value.numpy() for site, value in features.values.items()}
+    arrays = {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}
+    whole = keep(name, arrays, model, image_size(model, split), compute.device)
+    mapped = disk.on_disk(name, whole)  # so that memory holds them while they are made alone
+    compute.held.clear()
+    if not disk.holds(name):
+        compute.held[name] = mapped
+    return _of_arrays(mapped, sites)
 
 
 def _cached(model: Model, compute: Compute) -> bool:

@@ -19,14 +19,16 @@ from coss_eval.errors import UsageError
 class Compute:
     """Where networks run, how many images at a time, and whether features and probes are kept in the user's cache.
 
-    ``on_images`` is told how far a pass is: (what it is, images done, images in all). No number depends on it beyond
-    rounding.
+    ``on_images`` is told how far a pass is: (what it is, images done, images in all). ``held`` has the last arrays, by
+    their name in the cache, that are too large for it: mapped, and there for as long as this is. No number depends on
+    any of it beyond rounding.
     """
 
     device: torch.device
     batch_size: int = 256
     cache: bool = True
     on_images: Callable[[str, int, int], None] | None = field(default=None, compare=False)
+    held: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
 
 def device_names(device: str) -> list[str]:

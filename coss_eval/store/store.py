@@ -1,6 +1,7 @@
 """Measurements on disk: atomic, keyed by their protocol, resumable, shared between processes.
 
-    <path>/run.json               {"format": 2, "runs": [...]}: one entry a call, appended, never overwritten
+    <path>/run.json               {"format": 2, "runs": [...]}: one entry a call, appended, never overwritten; each
+                                  lists the cells it was to measure that none before it lists
            cells.jsonl.gz         the cells of finished runs, packed (see ``pack``)
            samples-<digest>.npz   their samples: the file that cells.jsonl.gz names
            cells/<key>.json       one cell: what was measured, under which protocol; wins over the packed one
@@ -195,8 +196,19 @@ class Store:
                 yield None
 
     def record_run(self, entry: Mapping[str, Any]) -> None:
-        """Append one run's provenance to run.json; the commit of this code is added. Safe between processes."""
-        self._change_runs(lambda runs: [*runs, _plain({"git_commit": git_commit(), **entry})])
+        """Append one run's provenance to run.json; the commit of this code is added. Safe between processes.
+
+        Of its "cells" those stay that no entry before it lists, so that the file grows by what is new.
+        """
+        whole = _plain({"git_commit": git_commit(), **entry})
+
+        def appended(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            if "cells" not in whole:
+                return [*runs, whole]
+            listed = {canonical_json(cell) for run in runs for cell in run.get("cells", ())}
+            return [*runs, {**whole, "cells": [cell for cell in whole["cells"] if canonical_json(cell) not in listed]}]
+
+        self._change_runs(appended)
 
     def amend_run(self, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Add what is known only after a run to what ``record_run`` was given for it."""

@@ -27,9 +27,10 @@ from coss_eval.sweeps.plan import Evaluation, Sweep, TrainingRun, runs
 from coss_eval.sweeps.report import report
 from coss_eval.sweeps.state import (
     EPOCHS,
+    LOCK,
+    Costs,
     State,
     Step,
-    cost,
     in_order,
     learnt_knn,
     settled,
@@ -77,13 +78,7 @@ class Worker:
         interrupted goes on from its last checkpoint.
         With ``minutes`` no step begins that is expected to end later.
         """
-        with process_group(self.device) as own, _threads(self.sweep.threads):
-            self._refuse_device(own, number)
-            self._ends = None if self.minutes is None else time.monotonic() + 60 * self.minutes
-            self._left_out: set[int] = set()  # failed, at another process, or too long
-            self._elsewhere: set[int] = set()  # at another process
-            self._told: set[tuple[int, str]] = set()
-            self._settle()
+        with self._at_work(number):
             while (chosen := self._agree(number)) is not None:
                 self._do(*chosen)
             if rank() == 0:
@@ -91,6 +86,30 @@ class Worker:
                 report(self.sweep, everything, self.out)
                 self.held = [_named(s.run) for s in everything if s.run.number in self._elsewhere and s.stage != "done"]
         return self.failures
+
+    def step(self, number: int) -> list[str]:
+        """The next step of run ``number`` alone, without the report: what one of many machines does."""
+        with self._at_work(number):
+            chosen = self._agree(number)
+            if chosen is not None:
+                self._do(*chosen)
+        return self.failures
+
+    def settle(self) -> None:
+        """Only measure the epochs that fill the sweep's ``run_minutes``, where it has any and nobody has."""
+        with self._at_work(None):
+            pass
+
+    @contextmanager
+    def _at_work(self, number: int | None) -> Iterator[None]:
+        with process_group(self.device) as own, _threads(self.sweep.threads):
+            self._refuse_device(own, number)
+            self._ends = None if self.minutes is None else time.monotonic() + 60 * self.minutes
+            self._left_out: set[int] = set()  # failed, at another process, or too long
+            self._elsewhere: set[int] = set()  # at another process
+            self._told: set[tuple[int, str]] = set()
+            self._settle()
+            yield
 
     def _settle(self) -> None:
         """Fix the epochs of all runs by the speed of the first one, once for good."""
@@ -118,13 +137,14 @@ class Worker:
         everything = states(self.sweep, self.out, self.work)
         if number is not None and not 1 <= number <= len(everything):
             raise UsageError(f"this sweep has runs 1 to {len(everything)}, not {number}; --list shows them")
+        costs = Costs.of(everything)
         for state in in_order(everything, train_first=self.sweep.train_first and number is None):
             run, step = state.run, state.next_step
             if number not in (None, run.number) or run.number in self._left_out:
                 continue
             if step is None:
                 self._tell(run, "waits for its pilots" if state.stage == "waits" else "is done already")
-            elif not self._fits(cost(state, step, everything)):
+            elif not self._fits(costs.minutes(state, step)):
                 self._tell(run, f"is left out: {step} takes longer than what is left of the time")
             elif (lock := _lock(self.work / run.name)) is None:
                 self._tell(run, "is being done by another process")
@@ -248,6 +268,6 @@ def _threads(count: int | None) -> Iterator[None]:
 def _lock(folder: Path) -> Lock | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Lock.take(folder / "job.lock")
+        return Lock.take(folder / LOCK)
     except OSError as error:
         raise CossError(f"cannot write {folder}: {error.strerror}; give another --out") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from hashlib import sha256
 from importlib import resources
 from math import inf
@@ -24,7 +25,13 @@ from coss_eval.training.method import Method
 from coss_eval.training.methods import make_method, method_class, split_name
 
 LOCAL_FIELDS = tuple(f.name for f in fields(LocalConfig))
-BOOKKEEPING = ("probe_every", "checkpoint_every", "keep_every", "log_every")  # they change no weight
+BOOKKEEPING = (
+    "probe_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_every",
+    "log_every",
+)  # they change no weight
 AT_LEAST_1 = ("epochs", "batch_size", "accumulate", "checkpoint_every", "log_every", "width", "size", "small_size")
 AT_LEAST_0 = (
     "lr",
@@ -34,6 +41,7 @@ AT_LEAST_0 = (
     "vector_lr",
     "clip_gradient",
     "probe_every",
+    "checkpoint_minutes",
     "keep_every",
     "small_views",
     "seed",
@@ -55,6 +63,8 @@ class Config:
     ``ema``: the target's tau at first, rising to 1 along a cosine. ``accumulate``: micro-batches a step; BatchNorm
     then sees micro-batches. ``holdout``: share of the training images kept out for the online probes, 0 for none.
     ``normalise``: by the data's own mean and deviation, or ImageNet's. ``options``: fields of the method itself.
+    The trainer's state is saved at the end of every ``checkpoint_every`` epochs, and inside an epoch where it is
+    ``checkpoint_minutes`` old, 0 for never.
     """
 
     method: str
@@ -96,6 +106,7 @@ class Config:
 
     probe_every: int = 10
     checkpoint_every: int = 1
+    checkpoint_minutes: float = 10.0
     keep_every: int = 0
     log_every: int = 50
 
@@ -261,11 +272,18 @@ def _scalable(arch: str) -> bool:
 def _preset_layers(preset: str | None, base: str) -> list[dict[str, Any]]:
     if preset is None:
         return []
-    if preset not in presets():
-        raise unknown_name("preset", preset, presets())
-    path = resources.files("coss_eval.training").joinpath("presets", f"{preset}.yaml")
-    common: dict[str, Any] = yaml.safe_load(path.read_text())
+    common = dict(_shipped(preset))
     methods: dict[str, dict[str, Any]] = common.pop("methods", {})
     parent = common.pop("like", None)
     layers = _preset_layers(parent, base) if parent else []
     return [*layers, common, methods.get(base, {})]
+
+
+@cache
+def _shipped(preset: str) -> Mapping[str, Any]:
+    """What the file of a preset says; read once, as a sweep asks for it in each of its runs."""
+    if preset not in presets():
+        raise unknown_name("preset", preset, presets())
+    path = resources.files("coss_eval.training").joinpath("presets", f"{preset}.yaml")
+    found: Mapping[str, Any] = yaml.safe_load(path.read_text())
+    return found

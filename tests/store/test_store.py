@@ -245,6 +245,19 @@ def test_a_damaged_cell_is_named_and_kept_aside(damage: bytes, tmp_path: Path) -
     assert path.with_name("k.json.damaged").read_bytes() == damage
 
 
+def test_run_json_grows_by_what_is_new(tmp_path: Path) -> None:
+    """2,000 cells asked for ten times take their room once; a cell that joins them is added."""
+    store, path = Store(tmp_path), tmp_path / "run.json"
+    cells = [{"key": f"{i:020x}", "task": "corruptions", "model": "r18"} for i in range(2000)]
+    store.record_run({"command": "0", "cells": cells})
+    once = path.stat().st_size
+    for call in range(1, 10):
+        store.record_run({"command": str(call), "cells": [*cells, {**cells[0], "key": f"new {call}"}]})
+    assert path.stat().st_size < once + 9 * 400
+    listed = [cell for run in store.runs() for cell in run["cells"]]
+    assert listed == cells + [{**cells[0], "key": f"new {call}"} for call in range(1, 10)]
+
+
 def test_runs_are_appended(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.runs() == []
