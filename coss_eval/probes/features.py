@@ -100,14 +100,8 @@ def extract_known(
     return keep_features(features, model, split, compute)
 
 
-def _of_arrays(found: Mapping[str, NDArray[Any]], sites: Sequence[str], *, cached: bool = False) -> Features:
-    tensors = {entry: torch.from_numpy(array) for entry, array in found.items()}
-    values = {site: tensors[_entry(site)] for site in sites}
-    return Features(tensors["ids"], tensors["labels"], values, cached)
-
-
 def kept_features(model: Model, split: Split, compute: Compute, sites: Sequence[str] = ("global",)) -> Features | None:
-    """What the cache has of ``extract_known`` with the same arguments; None where nothing, or it is not to be read."""
+    """What is kept of ``extract_known`` with the same arguments; None where nothing, or it is not to be read."""
     if not _cached(model, compute):
         return None
     name, entries = disk.key("features", protocol(model, split, sites)), ["ids", "labels", *map(_entry, sites)]
@@ -116,12 +110,12 @@ def kept_features(model: Model, split: Split, compute: Compute, sites: Sequence[
         return None
     split.mark_left_out(found["ids"])
     known = _of_arrays(found, sites, cached=True)
-    # earlier versions kept NaN, too
-    return known if all(finite_rows(values).all() for values in known.values.values()) else None
+    whole = all(finite_rows(values).all() for values in known.values.values())  # earlier versions kept NaN, too
+    return known if whole else None
 
 
 def keep_features(features: Features, model: Model, split: Split, compute: Compute) -> Features:
-    """Put the features of a whole split into the cache; the same ones, mapped from the disk where they are large."""
+    """Keep the features of a whole split: in the cache, or for this run where it has no room; the same, from there."""
     if not _cached(model, compute):
         return features
     sites = tuple(features.values)
@@ -134,6 +128,12 @@ def keep_features(features: Features, model: Model, split: Split, compute: Compu
     if not disk.holds(name):
         compute.held[name] = mapped
     return _of_arrays(mapped, sites)
+
+
+def _of_arrays(found: Mapping[str, NDArray[Any]], sites: Sequence[str], *, cached: bool = False) -> Features:
+    tensors = {entry: torch.from_numpy(array) for entry, array in found.items()}
+    values = {site: tensors[_entry(site)] for site in sites}
+    return Features(tensors["ids"], tensors["labels"], values, cached)
 
 
 def _cached(model: Model, compute: Compute) -> bool:

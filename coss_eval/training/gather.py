@@ -7,7 +7,7 @@ the average divides by their number, so the gradient that reaches a parameter is
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,6 @@ from torch import Tensor
 
 from coss_eval.runtime.processes import rank as rank
 from coss_eval.runtime.processes import world_size as world_size
-
-T = TypeVar("T")
 
 
 class _Gather(torch.autograd.Function):
@@ -49,12 +47,3 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value / world_size()
-
-
-def of_ranks(value: T) -> list[T]:
-    """What every rank has, in their order; small things that can be pickled."""
-    if world_size() == 1:
-        return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found

@@ -179,21 +179,6 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def test_a_run_that_another_process_holds_is_named_with_an_exit_code(
-    written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, out = written(), tmp_path / "out"
-    name = runs(read_sweep(str(path)))[0].name
-    lock = Lock.take(_folder(out / name) / "job.lock")
-    assert lock is not None
-    monkeypatch.setattr(sys, "argv", ["coss-eval", "sweep", str(path), "--job", "1", "--out", str(out)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 3
-    assert f"ELSEWHERE   1 {name} is at another process" in capsys.readouterr().out
-    lock.release()
-
-
 def test_the_list_tells_who_is_at_a_run_and_which_are_lost_and_writes_nothing(
     written: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -237,6 +222,21 @@ def test_long_lists_take_seconds(written: Callable[..., Path], tmp_path: Path) -
     assert time.process_time() - started < 5
     assert [line.split()[1] for line in lines[1:-1]] == ["done"] * 600 + ["missing"] * 400
     assert "600 of 1000 runs are trained, 600 evaluated; training the others about 13 hours and" in lines[-1]
+
+
+def test_a_run_that_another_process_holds_is_named_with_an_exit_code(
+    written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(), tmp_path / "out"
+    name = runs(read_sweep(str(path)))[0].name
+    lock = Lock.take(_folder(out / name) / "job.lock")
+    assert lock is not None
+    monkeypatch.setattr(sys, "argv", ["coss-eval", "sweep", str(path), "--job", "1", "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    assert f"ELSEWHERE   1 {name} is at another process" in capsys.readouterr().out
+    lock.release()
 
 
 @pytest.mark.slow

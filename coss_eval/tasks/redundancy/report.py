@@ -258,7 +258,7 @@ def _ranked(redundancy: pd.Series, score: Estimate | None) -> Number | None:
     n = len(both)
     if n < 10 or both.nunique().min() < 2:
         return None
-    r = float(both.corr(method="spearman").iloc[0, 1])
+    r = float(both.corr(method="spearman").to_numpy()[0, 1])
     half = 1.96 * math.sqrt((1 + r * r / 2) / (n - 3))
     z = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
     return Number(r, math.tanh(z - half), math.tanh(z + half), "plain", signed=True)
