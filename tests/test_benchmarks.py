@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+SHORT = ("full-disk", "read-only", "damaged-samples", "loose", "failing-cell")  # the long form: benchmarks/faults.py
 BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 
 
@@ -15,6 +18,21 @@ def test_a_benchmark_imports(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.syspath_prepend(str(path.parent))  # they import each other
     module = importlib.import_module(path.stem)
     assert callable(module.main)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="by Linux's limits and capabilities")
+@pytest.mark.parametrize("name", SHORT)
+def test_a_fault_leaves_what_an_undisturbed_run_stores(name: str, faults: Any, tmp_path: Path) -> None:
+    row = faults.CASES[name](tmp_path)
+    assert row.good, row
+
+
+@pytest.fixture(scope="module")
+def faults() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS[0].parent))
+        return importlib.import_module("faults")
 
 
 def test_there_are_benchmarks() -> None:

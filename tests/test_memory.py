@@ -1,13 +1,17 @@
-"""Freed memory is kept for the next tensors, but where a person has set the allocator up."""
+"""Memory: freed blocks are kept for the next tensors; a plan says what a run needs, and needs less."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from coss_eval.checkpoints.load import make_model, save_model
 
 FAULTS = """
 import resource, torch
@@ -45,3 +49,83 @@ def test_blocks_of_any_size_are_used_again() -> None:
 def test_who_has_set_the_allocator_up_is_left_alone() -> None:
     kept, _ = kept_and_faults(MALLOC_ARENA_MAX="8")
     assert not kept
+
+
+ATTACKED = """
+import resource, sys
+from coss_eval.cli import main
+import coss_eval.evaluation, coss_eval.tasks.attacks.task, coss_eval.reports, timm, pandas, sklearn.linear_model  # noqa
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+print("imports", peak())
+code = 0
+try:
+    main()
+except SystemExit as ended:
+    code = ended.code
+print("peak", peak())
+sys.exit(code)
+"""
+FGSM = (
+    "attacks",
+    "--img-size",
+    "64",
+    "--attack",
+    "fgsm",
+    "--eps",
+    "2/255",
+    "--limit",
+    "160",
+    "--data",
+    "digits",
+    "--device",
+    "cpu",
+)
+
+
+def attacked(network: Path, out: Path, *words: str) -> str:
+    """What `coss-eval attacks` says, and how many MB were resident after its imports, and at most."""
+    command = [sys.executable, "-c", ATTACKED, *FGSM, "--ckpt", str(network), "--out", str(out), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def figures(text: str) -> list[str]:
+    """The MB resident after the imports, and at most."""
+    return re.findall(r"^(?:imports|peak) (\d+)$", text, flags=re.MULTILINE)
+
+
+def megabytes(text: str) -> float:
+    """What a plan says that gradients need for a batch."""
+    said = re.search(r"memory +about ([\d.]+) (GB|MB) for 256 images", text)
+    assert said is not None, text
+    return float(said[1]) * (1000 if said[2] == "GB" else 1)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 at 64 px with a head for the digits."""
+    path = tmp_path_factory.mktemp("network") / "r18.safetensors"
+    digits = [str(number) for number in range(10)]
+    save_model(make_model("resnet18", stem="cifar", width=16, img_size=64, classes=digits), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plenty(network: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A run with all the memory it asks for: what it says, and its folder."""
+    out = tmp_path_factory.mktemp("plenty")
+    return attacked(network, out), out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB there")
+def test_a_dry_run_says_what_memory_is_needed_and_needs_little(
+    network: Path, plenty: tuple[str, Path], tmp_path: Path
+) -> None:
+    dry = attacked(network, tmp_path, "--dry-run")
+    needed = megabytes(dry) * 160 / 256  # there are 160 images
+    more = [int(peak) - int(imports) for text in (dry, plenty[0]) for imports, peak in [figures(text)]]
+    assert needed > 500
+    assert more[1] > 0.7 * needed  # a run takes about what is said
+    assert more[0] < 0.6 * needed  # a pass of as many images without gradients

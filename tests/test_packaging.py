@@ -61,6 +61,70 @@ def test_what_is_imported_is_declared() -> None:
     assert {module: found for module, found in names.items() if not found & declared} == {}
 
 
+WITHOUT = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("foolbox", "eagerpy"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        if name == "cv2":
+            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+
+sys.meta_path.insert(0, Blocked())
+sys.modules["imagecorruptions"] = None
+import pkgutil, torch, coss_eval as ce
+from importlib import import_module
+ALONE = {"coss_eval.__main__", "coss_eval.attacks.reference", "coss_eval.corruptions.reference"}
+for module in pkgutil.walk_packages(ce.__path__, "coss_eval."):
+    import_module(module.name) if module.name not in ALONE else None
+images = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 3))
+pixels, labels = images / 255, torch.tensor([0, 1])
+ce.corruptions.corrupt(images, "fog", 3)
+ce.attacks.fgsm(network, pixels, labels, 2 / 255)
+for needed in (
+    lambda: ce.corruptions.corrupt(images, "jpeg_compression", 3),
+    lambda: ce.corruptions.corrupt(images, "fog", 3, backend="reference"),
+    import_module("coss_eval.corruptions.package").package_folder,
+    lambda: ce.attacks.fgsm(network, pixels, labels, 2 / 255, backend="reference"),
+    lambda: ce.attacks.Foolbox(attack="LinfDeepFoolAttack"),
+):
+    try:
+        needed()
+        print("nothing missed")
+    except ce.errors.CossError as error:
+        print(error)
+"""
+
+
+def test_what_foolbox_imagecorruptions_and_opencv_are_not_needed_for_works_without_them() -> None:
+    """Every module is imported in a process that lacks them; what needs one says in a line what to install."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    expected = ["opencv-python-headless", "opencv-python-headless", "imagecorruptions", "foolbox", "foolbox"]
+    assert len(lines) == len(expected), done.stdout
+    assert [
+        package for package, line in zip(expected, lines, strict=True) if f"pip install {package}" not in line
+    ] == []
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for() -> None:
+    """tests/constraints-oldest.txt has the lower bound of every dependency, so that no bound is a guess."""
+    pinned = dict(line.split("==") for line in (ROOT / "tests/constraints-oldest.txt").read_text().splitlines() if line)
+    extras = PROJECT["optional-dependencies"]
+    bounds = dict(
+        one.split(">=") for one in [*PROJECT["dependencies"], *extras["timm"], *extras["hdf5"]] if ">=" in one
+    )
+    wrong = {
+        name: pinned.get(name)
+        for name, bound in bounds.items()
+        if pinned.get(name, "").split(".")[: bound.count(".") + 1] != bound.split(".")
+    }
+    assert wrong == {}
+
+
 def test_every_package_of_the_extra_docs_is_bounded() -> None:
     """A new major version of the site's parts is to be tried first: mkdocs 2 takes no plugins."""
     bounded = [one for one in PROJECT["optional-dependencies"]["docs"] if one.startswith("mkdocs")]

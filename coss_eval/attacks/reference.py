@@ -12,11 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import eagerpy
-import foolbox
 import numpy as np
 import torch
-from foolbox.criteria import Misclassification, TargetedMisclassification
 from torch import Tensor, nn
 
 from coss_eval.attacks.gradient import FGSM, PGD
@@ -27,6 +24,12 @@ from coss_eval.attacks.of_foolbox import PREFIX
 from coss_eval.attacks.result import AttackResult
 from coss_eval.attacks.seeds import condition, image_keys
 from coss_eval.errors import UsageError, unknown_name
+from coss_eval.runtime.imports import needing
+
+with needing("foolbox"):
+    import eagerpy
+    import foolbox
+    from foolbox.criteria import Misclassification, TargetedMisclassification
 
 
 def pgd(attack: PGD, problem: Problem, eps: tuple[float, ...], seed: int) -> AttackResult:

@@ -37,7 +37,7 @@ def report(
         Names, or globs such as 'co-*', of the models and methods to show, in this order; p-values and ranks stay those
         among all [default: all].
     rename
-        "OLD=NEW": another name for a model or method.
+        "OLD=NEW": another name for a model or method; the other flags take both.
     style
         Of the LaTeX tables: the widths of an article, NeurIPS or CVPR.
     out
@@ -104,6 +104,7 @@ def figures(
         Where to write them [default: the folder's figures/].
     """
     from coss_eval.reports import figures as drawing
+    from coss_eval.reports.folders import own_folder
     from coss_eval.reports.groups import given
     from coss_eval.reports.results import Results
     from coss_eval.runtime.live import say
@@ -113,10 +114,11 @@ def figures(
         raise UsageError(
             f"there is no folder {folder}; expected a results folder, or the words gallery, adversarial or curves"
         )
+    place = out or own_folder(Store(folder)) / "figures"
     results = Results(Store(folder), given(label))
     canvas = drawing.canvas_of(results, width=_inches(width), models=models, baseline=baseline)
     wanted, kinds = (",".join(words).split(",") if words else () for words in (only, format))
-    paths = drawing.write(results, out or folder / "figures", only=wanted, canvas=canvas, kinds=kinds)
+    paths = drawing.write(results, place, only=wanted, canvas=canvas, kinds=kinds)
     if not paths:
         raise UsageError(f"there is nothing to draw in {folder}; give a results folder that coss-eval has written")
     for path in paths:
@@ -249,6 +251,7 @@ def compare(
     *,
     out: OfRun[Path | None] = None,
     force: bool = False,
+    label: Chosen = (),
     models: Chosen = (),
     rename: Chosen = (),
 ) -> int:
@@ -257,24 +260,27 @@ def compare(
     Parameters
     ----------
     a
-        A results folder, or FOLDER::MODEL for one model or method of it.
+        A results folder, or FOLDER::MODEL for a model or method of it, or a glob such as FOLDER::'co-*'.
     b
         Another, of the same images; or another model of the same folder.
     out
         Folder for the comparison: a page, its tables and a figure.
     force
         Compare in spite of different images or protocols; warnings name them.
+    label
+        Runs of one method: "CO-BYOL (ours)=runs/co-*/model.safetensors", or their names; repeat it for other methods.
     models
         Names, or globs such as 'co-*', of the models and methods to show, in this order [default: all that pair].
     rename
-        "OLD=NEW": another name for a model or method.
+        "OLD=NEW": another name for a model or method; the other flags take both.
     """
     from coss_eval.reports.compare import compare as differences
     from coss_eval.reports.compare import text, write
     from coss_eval.reports.folders import renames
+    from coss_eval.reports.groups import given
     from coss_eval.runtime.live import coloured, say, width
 
-    found = differences(a, b, force=force, models=models, rename=renames(rename))
+    found = differences(a, b, force=force, groups=given(label), models=models, rename=renames(rename))
     say(text(found, width(), coloured=coloured()))
     for path in [] if out is None else write(found, out):
         say(str(path))

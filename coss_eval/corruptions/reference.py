@@ -20,19 +20,23 @@ from io import BytesIO
 from types import CodeType, ModuleType
 from typing import Any
 
-import cv2
 import joblib  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-import skimage
-import skimage.color
-import skimage.filters
-import skimage.util as skimage_util
 from PIL import Image
 
 from coss_eval.corruptions.package import package_folder
 from coss_eval.corruptions.seeds import sample_sequence
+from coss_eval.runtime.imports import needing
+
+with needing("cv2"):
+    import cv2
+with needing("skimage"):
+    import skimage
+    import skimage.color
+    import skimage.filters
+    import skimage.util as skimage_util
 
 Uint8Array = npt.NDArray[np.uint8]
 

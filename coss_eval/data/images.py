@@ -17,7 +17,7 @@ from coss_eval.data.batches import Geometry
 from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.decode import UNREADABLE, Header, Size, Target, decode, header, output_size, reason
 from coss_eval.data.digests import Digests, Hashes, digest_rows
-from coss_eval.data.sources import Source
+from coss_eval.data.sources import Blocks, Source
 from coss_eval.runtime.background import obey_parent_alone
 
 Pixels = NDArray[np.uint8]
@@ -75,6 +75,10 @@ class Images(Protocol):
         """The (height, width) of at least COMMON of the images where it is small enough to stay native, else None."""
         ...
 
+    def blocks(self, native: Size | None) -> Blocks | None:
+        """Which images are read together; None where each is read alone, or where all of that size stay in memory."""
+        ...
+
     def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
         """The images of ``indices`` in that order, ``chunk`` at a time."""
         ...
@@ -110,6 +114,9 @@ class ArrayImages:
 
     def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
         return self._pixels.shape[2], self._pixels.shape[3]
+
+    def blocks(self, native: Size | None) -> Blocks | None:
+        return None
 
     def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
         for part in _chunks(indices, chunk):
@@ -202,6 +209,10 @@ class EncodedImages:
             )
         return lines
 
+    def blocks(self, native: Size | None) -> Blocks | None:
+        in_memory = native is not None and _capacity(native) >= len(self._source)
+        return None if in_memory else self._source.blocks
+
     def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
         memory = self._memory_of(target)
         parts = _chunks(indices, chunk)
@@ -231,11 +242,16 @@ class EncodedImages:
         return np.isin(indices, list(self.bad)) if self.bad else np.zeros(len(indices), bool)
 
 
+def _capacity(size: Size) -> int:
+    """How many decoded images of one size are kept."""
+    return MEMORY_BYTES // (3 * size[0] * size[1])
+
+
 class _InMemory:
     """Decoded images of one target, at most MEMORY_BYTES of them; the system gives the pages as they are filled."""
 
     def __init__(self, count: int, size: Size) -> None:
-        capacity = min(count, MEMORY_BYTES // (3 * size[0] * size[1]))
+        capacity = min(count, _capacity(size))
         self._pixels: Pixels = np.empty((capacity, 3, *size), np.uint8)
         self._row = np.full(count, -1, np.int32)
         self._used = 0

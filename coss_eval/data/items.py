@@ -24,7 +24,7 @@ class Items:
     ``image`` is where an item has its image: a column's name, or a place in a tuple.
     """
 
-    place, parallel = "items of a set in memory", False
+    place, parallel, blocks = "items of a set in memory", False, None
 
     def __init__(self, items: Any, image: str | int) -> None:
         self._items, self._image = items, image

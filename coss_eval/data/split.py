@@ -124,6 +124,22 @@ class Split:
         n = max(len(np.unique(self.labels)), round(fraction * len(self)))
         return self.subset(balanced(self.labels, self.ids, n, "few labels", seed))
 
+    def shuffled(self, random: np.random.Generator) -> Ints:
+        """The places 0 ... N - 1 in a random order.
+
+        Where images are read in blocks (row groups of parquet files) and do not stay in memory, the groups come in
+        random order and are shuffled some at a time, so that each is read once or twice: as shards and a buffer are.
+        """
+        blocks = self.images.blocks(self.native_size)
+        if blocks is None or len(blocks.ends) <= blocks.together:
+            return random.permutation(len(self))
+        rank = random.permutation(int(blocks.groups[-1]) + 1)[blocks.groups]
+        turn = (
+            np.argsort(np.argsort(rank, kind="stable")) // blocks.together
+        )  # of each block; those of a group in order
+        here = turn[np.searchsorted(blocks.ends, self.indices, side="right")]
+        return np.lexsort((random.random(len(self)), here))
+
     def protocol(self, geometry: Geometry | None = None) -> dict[str, Any]:
         """How these images become pixels, as JSON, for the keys of everything measured on them."""
         target = self._target(geometry)

@@ -76,17 +76,17 @@ class Plan:
     def costs(self) -> list[float] | None:
         """An estimate of the seconds of each job: forward passes, timed on one batch, and the task's own work.
 
-        None where a network takes no pass: its cells will say why.
+        None where a network takes no pass, or a task's own work fails: their cells will say why.
         """
         try:
             per_image = {id(subject): _forward_seconds(subject) for subject in self.subjects} if self.jobs else {}
-        except Exception:  # noqa: BLE001 - a network's own code may fail in any way, and is asked again by its cells
+            return [
+                job.task.overhead(job.cell, job.subjects[0])
+                + sum(job.task.forwards(job.cell, subject) * per_image[id(subject)] for subject in job.subjects)
+                for job in self.jobs
+            ]
+        except Exception:  # noqa: BLE001 - a person's own code may fail in any way, and is asked again by its cells
             return None
-        return [
-            job.task.overhead(job.cell, job.subjects[0])
-            + sum(job.task.forwards(job.cell, subject) * per_image[id(subject)] for subject in job.subjects)
-            for job in self.jobs
-        ]
 
     def seconds(self) -> float | None:
         """An estimate for the missing cells; None where a network takes no pass."""
@@ -178,12 +178,12 @@ def _jobs(planned: Plan, task: Task, seed: int, overwrite: bool, skip: bool) -> 
         for cell in task.cells(subject, seed):
             key = store.key(protocol(task, subject), cell)
             planned.cells.append({"key": key, "task": task.name, "model": subject.model.name})
-            stored = store.read(key)
+            stored = store.finished(key)
             if stored is not None and not overwrite:
                 planned.known[subject.model.name].check(stored)
                 continue
-            if stored is not None:
-                planned.replaced[key] = stored
+            if (old := stored or store.read(key)) is not None:  # perhaps one whose samples are damaged
+                planned.replaced[key] = old
             group = (str(subject.geometry), store.key({}, cell))
             job = groups.get(group, Job(task, cell, (), ()))
             groups[group] = replace(job, subjects=(*job.subjects, subject), keys=(*job.keys, key))

@@ -285,7 +285,7 @@ def evaluate(
 def estimate(planned: Plan, *, processes: int = 1) -> str:
     """How long the missing cells take, in words."""
     seconds = planned.seconds()
-    return "unknown: a network takes none of these images" if seconds is None else duration(seconds / processes)
+    return "unknown: a first attempt failed; its cells say how" if seconds is None else duration(seconds / processes)
 
 
 @dataclass

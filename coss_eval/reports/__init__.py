@@ -42,9 +42,9 @@ def write(
     """
     from coss_eval.reports import document, drawing, figures, html, latex, layout, markdown, methods, tables
     from coss_eval.reports.files import write_file
-    from coss_eval.reports.folders import read
+    from coss_eval.reports.folders import own_folder, read
 
-    folder = Path(store_path if out is None else out)
+    folder = own_folder(Store(store_path)) if out is None else Path(out)
     (store,) = read(store_path, rename=rename)
     results = _results(store, groups, models)
     base = document.resolve_baseline(results, baseline)
@@ -109,7 +109,7 @@ def write_leaderboard(
     models: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Rank the models of several results folders: leaderboard.html and its tables in ``out``; the paths written.
+    """Rank the models of several results folders: leaderboard.html and .md with tables in ``out``; the paths written.
 
     ``out`` is results/leaderboard by default; all else as in ``write``. Ranks stay those among all models.
     """

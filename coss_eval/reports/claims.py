@@ -175,7 +175,7 @@ def _row_of(claim: Claim, results: Results, arm: str) -> str:
     found = [
         label
         for label in dict.fromkeys([*results.labels, *results.checkpoints])
-        if arm in (label, methods.get(label)) or (label not in methods and arm in results.models(label))
+        if arm in (label, methods.get(label)) or (label not in results.groups.members and arm in results.models(label))
     ]
     if not found:
         known = [methods.get(label, label) for label in results.labels]

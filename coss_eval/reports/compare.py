@@ -16,6 +16,7 @@ from coss_eval.reports.by_task import task_report
 from coss_eval.reports.estimates import Estimate, difference
 from coss_eval.reports.files import write_file
 from coss_eval.reports.folders import chosen, read
+from coss_eval.reports.groups import matching, methods_of
 from coss_eval.reports.latex import latex
 from coss_eval.reports.layout import Number, Row, Table, markdown
 from coss_eval.reports.layout import text as table_text
@@ -49,7 +50,7 @@ COLUMNS = [
 NOTE = (
     "Differences are the second minus the first; p is adjusted over each table (Holm). One seed a side is paired over "
     f"images and compares two checkpoints, not two methods; with several, seeds and images are new, and fewer than "
-    f"{SEEDS_FOR_P} seeds have no p."
+    f"{SEEDS_FOR_P} seeds have no p; a method beside a single checkpoint has no interval."
 )
 
 
@@ -66,13 +67,16 @@ def compare(
     run_b: str | os.PathLike[str],
     *,
     force: bool = False,
+    groups: Mapping[str, Sequence[str]] | None = None,
     models: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """b minus a over the images that both saw: one row a score that both have.
 
-    A side is a results folder, or "folder::model" for one model or method of it; the folders may be one. Without names,
-    models of the same name are paired, and a run with one model with every one of the other. Columns: task, table,
+    A side is a results folder, or "folder::model" for a model or method of it, or a glob of several; the folders may be
+    one. A name that has several rows, such as one a limit, is paired wherever images and protocols are alike. Without
+    names, models of the same name are paired, and a run with one model with every one of the other. ``groups`` names
+    methods by patterns of their runs' names, where these do not say so themselves. Columns: task, table,
     group, score, a, b (labels), value_a, value_b, difference, low, high, p, p_holm (over the table), n, unit, the
     images and seeds of each side, and whether a lower score is the better one. Accuracies are fractions.
     ``attrs["warnings"]`` says what makes the two hard to compare. ``models`` are names or globs of those to show, in
@@ -81,8 +85,10 @@ def compare(
     differ.
     """
     (folder_a, name_a), (folder_b, name_b) = (_named(path) for path in (run_a, run_b))
-    a, b = map(_results, read(folder_a, folder_b, rename=rename))
-    sides = [(_Side(a, one), _Side(b, other)) for one, other in _pairs(a, b, name_a, name_b)]
+    a, b = (_results(store, groups) for store in read(folder_a, folder_b, rename=rename))
+    if groups:
+        methods_of([name for results in (a, b) for label in results.family for name in results.models(label)], groups)
+    sides, alone = _alike([(_Side(a, one), _Side(b, other)) for one, other in _pairs(a, b, name_a, name_b)])
     different = list(dict.fromkeys(line for pair in sides for line in _differing(*pair)))
     if different and not force:
         raise UsageError(f"{different[0]}; add --force (force=True) to compare them nevertheless")
@@ -93,7 +99,7 @@ def compare(
     for _, of_table in frame.groupby("table", sort=False).groups.items():
         frame.loc[of_table, "p_holm"] = holm(frame.loc[of_table, "p"].astype(float))
     frame["p_holm"] = frame["p_holm"].astype(float)
-    warnings = list(dict.fromkeys([*a.warnings, *b.warnings, *different, *_devices(a, b)]))
+    warnings = list(dict.fromkeys([*a.warnings, *b.warnings, *different, *alone, *_devices(a, b)]))
     frame.attrs |= {"warnings": warnings, "runs": [results.store.path.name for results in (a, b)]}
     return _shown(frame, models, {label: r.names(label) for r in (b, a) for label in r.labels}) if models else frame
 
@@ -213,8 +219,9 @@ def _named(path: str | os.PathLike[str]) -> tuple[str, str | None]:
     return folder, name or None
 
 
-def _results(store: Store) -> Results:
-    results = Results(store)
+def _results(store: Store, groups: Mapping[str, Sequence[str]] | None) -> Results:
+    names = {str(record["model"]) for record in store.records()}
+    results = Results(store, matching(groups or {}, [*names]))  # which may all be in the other folder
     if not results.records:
         raise CossError(f"no finished cells in {store.path}; give a results folder that coss-eval has written")
     return results
@@ -225,10 +232,10 @@ def _tasks(a: Results, b: Results) -> list[str]:
 
 
 def _pairs(a: Results, b: Results, name_a: str | None, name_b: str | None) -> Iterator[tuple[str, str]]:
-    left = a.labels if name_a is None else [a.named(name_a, "model")]
-    right = b.labels if name_b is None else [b.named(name_b, "model")]
+    left = a.labels if name_a is None else _rows(a, name_a)
+    right = b.labels if name_b is None else _rows(b, name_b)
     shared = [label for label in left if label in right]
-    if len(left) == 1 or len(right) == 1:
+    if len(left) == 1 or len(right) == 1 or (name_a is not None and name_b is not None):
         yield from ((one, other) for one in left for other in right)
     elif shared:
         yield from ((label, label) for label in shared)
@@ -237,6 +244,26 @@ def _pairs(a: Results, b: Results, name_a: str | None, name_b: str | None) -> It
             f"no checkpoint to pair: the first run has {', '.join(left)}, the second {', '.join(right)}; "
             "give runs that share names or have one checkpoint each, or name them: FOLDER::MODEL"
         )
+
+
+def _rows(results: Results, name: str) -> list[str]:
+    """The rows of a model or method, or of all that a glob matches."""
+    if any(character in name for character in "*?[") and name not in results.labels:
+        return chosen([name], {label: results.names(label) for label in results.labels})
+    return results.rows_of(name, "model")
+
+
+def _alike(pairs: Sequence[tuple[_Side, _Side]]) -> tuple[list[tuple[_Side, _Side]], list[str]]:
+    """Those of several pairs whose images and protocols are alike, with lines that name what is in none of them.
+
+    All of the pairs where there is a single one, or none is alike.
+    """
+    found = [pair for pair in pairs if not _differing(*pair)]
+    if len(pairs) < 2 or not found:
+        return [*pairs], []
+    paired = {(id(side.results), side.label) for pair in found for side in pair}
+    rest = dict.fromkeys(s.label for pair in pairs for s in pair if (id(s.results), s.label) not in paired)
+    return found, [f"not compared, as the other side has no such images or protocol: {label}" for label in rest]
 
 
 def _task_rows(a: _Side, b: _Side, task: str) -> list[dict[str, Any]]:

@@ -33,13 +33,14 @@ def makers(results: Results) -> dict[str, tuple[Maker, str]]:
 def draw(results: Results, name: str, canvas: Canvas = WHOLE) -> Figure:
     """One figure. Raises UsageError for a name that the folder has no figure of, naming those that it has."""
     known = makers(results)
+    figure = _made(results, known[name][0], canvas) if name in known else None
+    if figure is not None:
+        return figure
+    with style():
+        there = [other for other, (maker, _) in known.items() if other != name and maker(results, canvas) is not None]
     if name not in known:
-        raise unknown_name("figure", name, known)
-    figure = _made(results, known[name][0], canvas)
-    if figure is None:
-        others = ", ".join(other for other in known if other != name)
-        raise UsageError(f"{results.store.path} lacks what {name} is drawn from; others: {others}")
-    return figure
+        raise unknown_name("figure", name, there)
+    raise UsageError(f"{results.store.path} lacks what {name} is drawn from; it has {', '.join(there) or 'no figure'}")
 
 
 def write(

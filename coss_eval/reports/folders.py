@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import CossError, UsageError, shown, unknown_name
 from coss_eval.reports.tables import as_written_now
-from coss_eval.store import Record, Store, StoreWarning
-from coss_eval.store.runs import results_in
+from coss_eval.store import Record, Store, StoreWarning, canonical_json
+from coss_eval.store.runs import JOB, results_in, run_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,10 +28,17 @@ class Folders(Store):
     """
 
     def __init__(
-        self, records: list[Record], runs: list[Record], home: Mapping[str, Store], damage: Sequence[str] = ()
+        self,
+        records: list[Record],
+        runs: list[Record],
+        home: Mapping[str, Store],
+        damage: Sequence[str] = (),
+        former: Mapping[str, str] | None = None,
     ) -> None:
+        """``former``: the names that models and methods had, by those that they have here."""
         super().__init__(next(iter(home.values())).path)
         self._records, self._made, self._home, self._damage = records, runs, home, damage
+        self.former = former or {}
 
     @classmethod
     def of(cls, folders: Sequence[str | os.PathLike[str]]) -> Folders:
@@ -45,7 +53,8 @@ class Folders(Store):
                 f"no finished cells in {', '.join(map(str, folders))}; give results folders that coss-eval has written"
             )
         home = {record["key"]: store for record, store in found}
-        runs = sorted((run for s in stores for run in s.runs()), key=lambda run: str(run.get("started", "")))
+        told = [run for each in _with_methods({store.path: store.runs() for store in stores}).values() for run in each]
+        runs = sorted(told, key=lambda run: str(run.get("started", "")))
         once = {record["key"]: record for record, _ in found}
         records = as_written_now(once.values(), runs)  # under the name in the newest run
         old = once.keys() - {record["key"] for record in records}  # superseded, so that no report may miss them
@@ -70,12 +79,13 @@ class Folders(Store):
             raise UsageError(f"--rename would call two models {twice!r}; give each a name of its own")
         runs = [run | {"models": [_in_method(model, names) for model in run.get("models", [])]} for run in self._made]
         found = {_weights(r): names.get(str(r["model"]), str(r["model"])) for r in self._records}
-        return Folders(self._records, runs, self._home, self._damage)._called(found)
+        former = {new: self.former.get(old, old) for old, new in names.items()}
+        return Folders(self._records, runs, self._home, self._damage, former)._called(found)
 
     def part(self, keys: Collection[str]) -> Folders:
         """These cells of it alone."""
         mine = [record for record in self._records if record["key"] in keys]
-        return Folders(mine, self._made, self._home, self._damage)
+        return Folders(mine, self._made, self._home, self._damage, self.former)
 
     def records(self) -> list[Record]:
         """All finished cells; a StoreWarning for each that is damaged."""
@@ -96,7 +106,53 @@ class Folders(Store):
         old = {str(record["model"]): names[_weights(record)] for record in self._records}
         records = [record | {"model": names[_weights(record)]} for record in self._records]
         runs = [run | {"models": [_entry(model, names, old) for model in run.get("models", [])]} for run in self._made]
-        return Folders(records, runs, self._home, self._damage)
+        return Folders(records, runs, self._home, self._damage, self.former)
+
+
+def _with_methods(runs: Mapping[Path, list[Record]]) -> dict[Path, list[Record]]:
+    """The runs of each folder, with method and seed of networks evaluated before checkpoints told them.
+
+    What a study trained has its configuration in the job.json beside its results. The recipe is that of another run
+    whose configuration differs in its seed alone; where no such run told it, only a method that all of these folders
+    trained in one way is named, so that other runs of it stay grouped.
+    """
+    jobs = {path: job for path in runs if (job := _job(path.parent)) is not None}
+    own = {path: canonical_json(job["config"] | {"seed": None}) for path, job in jobs.items()}
+    weights = {path: str(job.get("sha256")) for path, job in jobs.items()}
+    recipes = {
+        own[path]: model["recipe"]
+        for path in jobs
+        for run in runs[path]
+        for model in run.get("models", [])
+        if "recipe" in model and model.get("sha256") == weights[path]
+    }
+
+    ways: dict[str, set[str]] = {}
+    for path, job in jobs.items():
+        ways.setdefault(str(job["config"]["method"]), set()).add(own[path])
+
+    def told(path: Path, model: Record) -> Record:
+        if path not in jobs or "group" in model or model.get("sha256") != weights[path]:
+            return model
+        config = jobs[path]["config"]
+        if own[path] not in recipes and len(ways[str(config["method"])]) > 1:
+            return model
+        return model | {"group": config["method"], "seed": config["seed"], "recipe": recipes.get(own[path], own[path])}
+
+    return {
+        path: [run | {"models": [told(path, model) for model in run.get("models", [])]} for run in some]
+        for path, some in runs.items()
+    }
+
+
+def _job(folder: Path) -> Record | None:
+    """The job of a study's run, which has its configuration; None where the folder is no such run, or an older one."""
+    try:
+        job = json.loads(run_file(folder, JOB))
+    except (OSError, ValueError):
+        return None
+    config = job.get("config") if isinstance(job, dict) else None
+    return job if isinstance(config, dict) and {"method", "seed"} <= config.keys() else None
 
 
 def _in_method(model: Record, names: Mapping[str, str]) -> Record:
@@ -164,6 +220,13 @@ def results_folders(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def own_folder(store: Store) -> Path:
+    """Where what is made of a results folder lies by default: in itself. Raises UsageError for a packed run."""
+    if store.is_packed_run:
+        raise UsageError(f"{store.path} lies packed in a runs.zip, which takes no report; give a folder with --out")
+    return store.path
+
+
 def renames(texts: Iterable[str]) -> dict[str, str]:
     """New names by old ones from texts such as "model-3=CO-BYOL (ours)". Raises UsageError."""
     found: dict[str, str] = {}
@@ -185,7 +248,7 @@ def chosen(patterns: Sequence[str], called: Mapping[str, Collection[str]]) -> li
         mine = [label for label, names in called.items() if pattern in names]
         mine = mine or [label for label, names in called.items() if any(fnmatchcase(name, pattern) for name in names)]
         if not mine and any(character in pattern for character in "*?["):
-            raise UsageError(f"--models {pattern} matches no model; there are {shown([*called])}")
+            raise UsageError(f"{pattern} matches no model; there are {shown([*called])}")
         if not mine:
             raise unknown_name("model", pattern, called)
         found |= dict.fromkeys(mine)

@@ -16,7 +16,10 @@ OWN = ("sha256", "code")  # what two runs of one method may differ in
 
 @dataclass(frozen=True)
 class Groups:
-    """``members``: the checkpoints of each method by what tables call it, ``methods`` its plain name; ``warnings``."""
+    """``members``: the checkpoints of each method by what tables call it; ``warnings``.
+
+    ``methods``: the plain names of these, and of the checkpoints that are the only run of their method.
+    """
 
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
@@ -27,7 +30,7 @@ def given(labels: Iterable[str]) -> dict[str, list[str]]:
     """Patterns by method from texts such as "CO-BYOL (ours)=runs/co-*/model.safetensors". Raises UsageError."""
     found: dict[str, list[str]] = {}
     for text in labels:
-        name, sign, pattern = text.rpartition("=")
+        name, sign, pattern = text.partition("=")  # the first: runs of a sweep are called byol-seed=0
         if not sign or not name.strip() or not pattern.strip():
             raise UsageError(
                 f'expected --label "NAME=PATHS", such as "CO-BYOL=runs/co-*/model.safetensors", got {text!r}'
@@ -70,6 +73,8 @@ def find(
             if several or methods[group] in patterns:
                 alike = f"no other run of {methods[group]} was evaluated like that; evaluate all alike in a new folder"
                 warnings.append(f"{texts[0]} is not grouped: {alike}.")
+            else:
+                names[texts[0]] = methods[group]
             continue
         seeds = [seed for text in texts if (seed := known[text].get("seed")) is not None]
         reason = _unlike(texts, labels, records)

@@ -84,12 +84,14 @@ td.wide { white-space: normal; min-width: 14rem; max-width: 34rem; overflow-wrap
 figure { margin: 1.2rem 0; }
 figure img { max-width: 100%; height: auto; background: #fff; padding: .6rem; border-radius: .3rem;
              border: 1px solid var(--line); }
+figure > div { overflow-x: auto; }
 figcaption { color: var(--soft); font-size: .82rem; max-width: 52rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--soft); } details ul { margin: .4rem 0; }
 @media (max-width: 40rem) {
   body { padding: 1.2rem .8rem 3rem; }
   thead > tr > :first-child, tbody th { position: static; min-width: 7.5rem; max-width: 9rem; }
-  td.wide { min-width: 10rem; } }
+  td.wide { min-width: 10rem; }
+  figure img { max-width: none; } }
 @page { size: A4 landscape; margin: 12mm; }
 @media print {
   :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --tint: #fff; --better: #00619a;
@@ -159,11 +161,11 @@ def _section(section: Section, name: str, figures: Mapping[str, bytes], files: M
     parts.append(f'<h2 id="{name}-title">{escape(section.title)}</h2>')
     parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
     parts += [_figure(figure, figures[figure], caption) for figure, caption in section.figures.items()]
-    parts += [_blocks(table, files, section.title) for table in section.tables]
+    parts += [_blocks(table, files, section.title, name) for table in section.tables]
     if section.folded or section.folded_tables:
         lines = "".join(f"<li>{escape(line)}</li>" for line in section.folded)
         parts.append(f"<details><summary>{FOLDED}</summary>" + (f"<ul>{lines}</ul>" if lines else ""))
-        parts += [*(_blocks(table, files, section.title) for table in section.folded_tables), "</details>"]
+        parts += [*(_blocks(table, files, section.title, name) for table in section.folded_tables), "</details>"]
     return "\n".join([*parts, "</section>"])
 
 
@@ -171,11 +173,16 @@ def _figure(name: str, png: bytes, caption: str) -> str:
     width = int.from_bytes(png[16:20]) // 2  # the PNG's own width, shown at twice the screen's density
     source = f"data:image/png;base64,{b64encode(png).decode()}"
     image = f'<img src="{source}" alt="{escape(caption)}" width="{width}">'
-    return f'<figure id="figure-{escape(name)}">{image}<figcaption>{escape(caption)}</figcaption></figure>'
+    # on a narrow screen it scrolls, as its text could not be read if it were made smaller
+    region = f'<div role="region" aria-label="Figure: {escape(name)}" tabindex="0">{image}</div>'
+    return f'<figure id="figure-{escape(name)}">{region}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _blocks(table: Table, files: Mapping[str, str], heading: str) -> str:
-    """A table below a ``heading`` with what can be done with it and its notes; in parts where no page would hold it."""
+def _blocks(table: Table, files: Mapping[str, str], heading: str, section: str) -> str:
+    """A table below a ``heading`` with what can be done with it and its notes; in parts where no page would hold it.
+
+    ``section`` is the heading's id.
+    """
     clear = any(isinstance(entry, Number) and entry.clear for row in table.rows for entry in row.entries)
     notes = [f'<p class="note">{escape(note)}</p>' for note in (table.footnote, COLOURS if clear else "") if note]
     copied = {"CSV": to_csv(table), "LaTeX": files.get(table.name) or latex(table)}
@@ -183,7 +190,7 @@ def _blocks(table: Table, files: Mapping[str, str], heading: str) -> str:
     texts = json.dumps(copied, ensure_ascii=False).replace("<", "\\u003c")
     link = f'<a href="tables/{escape(table.name)}.csv">{escape(table.name)}.csv</a>' if table.name in files else ""
     parts = enumerate(_parts(narrow(table, FITTING)))
-    blocks = (_block(part, i, link, texts, titled=part.title != heading) for i, part in parts)
+    blocks = (_block(part, i, link, texts, section, titled=part.title != heading) for i, part in parts)
     return "\n".join([*blocks, *notes])
 
 
@@ -202,15 +209,19 @@ def _parts(table: Table) -> Iterator[Table]:
         yield replace(table, title=f"{table.title}, {shown}", columns=columns, rows=rows)
 
 
-def _block(table: Table, part: int, link: str, texts: str, *, titled: bool) -> str:
-    """One table in a region that scrolls, its bar with a ``link``, and the ``texts`` of the whole that buttons copy."""
+def _block(table: Table, part: int, link: str, texts: str, section: str, *, titled: bool) -> str:
+    """One table in a region that scrolls, its bar with a ``link``, and the ``texts`` of the whole that buttons copy.
+
+    The region is called after section and table: so no two on a page have one name.
+    """
     name = f"table-{escape(table.name)}" + (f"-{part + 1}" if part else "")
     heading = "" if titled else ' class="unseen"'
     return "\n".join(
         [
             f'<div class="block"><h3 id="{name}-title"{heading}>{escape(table.title)}</h3>',
             f'<div class="bar">{link}</div>',
-            f'<div class="table" role="region" aria-labelledby="{name}-title" tabindex="0">{_table(table, name)}</div>',
+            f'<div class="table" role="region" aria-labelledby="{section}-title {name}-title" tabindex="0">'
+            f"{_table(table, name)}</div>",
             f'<script type="application/json">{texts}</script></div>',
         ]
     )

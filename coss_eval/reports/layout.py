@@ -269,6 +269,20 @@ class _Lines(textwrap.TextWrapper):
     # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
     wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
 
+    def _handle_long_word(self, reversed_chunks: list[str], cur_line: list[str], cur_len: int, width: int) -> None:
+        """Break a word of Latin letters with a hyphen, three letters or more on both sides; what is none, anywhere."""
+        word, left = reversed_chunks[-1], width - cur_len
+        place = min(left - 1, len(word) - 3)
+        if not self.break_long_words or not _LATIN.fullmatch(word):
+            super()._handle_long_word(reversed_chunks, cur_line, cur_len, width)
+        elif place >= 3 or not cur_line:
+            place = max(1, place)
+            cur_line.append(f"{word[:place]}-")
+            reversed_chunks[-1] = word[place:]
+
+
+_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]+")
+
 
 def broken(text: str, width: int, *, words: bool = False) -> list[str]:
     """Text in lines of at most ``width`` characters, broken at spaces, underscores and hyphens, else anywhere.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coss_eval.reports import headline, html
+from coss_eval.reports import headline, html, markdown
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import Document, Section
 from coss_eval.reports.estimates import Estimate, difference
@@ -94,7 +94,7 @@ def write(
     models: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """leaderboard.html, which needs no other file, and tables/*.csv in ``out``; the paths written.
+    """leaderboard.html, which needs no other file, leaderboard.md, and tables/*.csv in ``out``; the paths written.
 
     A folder without cells stands for all results folders inside it. ``groups`` names methods by patterns of their runs'
     names, ``models`` those to show, in that order (ranks stay those among all), ``rename`` gives models other names.
@@ -103,7 +103,7 @@ def write(
     found = results_folders(folders)
     page = document(boards(Folders.of(found).renamed(rename or {}), groups), len(found), models)
     shown = html.render(page, {}, {table.name: latex(table) for table in page.tables}).replace("</body>", SCRIPT)
-    paths = [write_file(out / "leaderboard.html", shown)]
+    paths = [write_file(out / "leaderboard.html", shown), write_file(out / "leaderboard.md", markdown.render(page))]
     return paths + [write_file(out / "tables" / f"{table.name}.csv", to_csv(table)) for table in page.tables]
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports.estimates import Estimate, Shares, pooled
-from coss_eval.reports.folders import chosen
+from coss_eval.reports.folders import Folders, chosen
 from coss_eval.reports.groups import Groups
 from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
@@ -83,12 +83,7 @@ class Results:
 
         A baseline of several labels is the last of them, which tables then name; all else must be one.
         """
-        every = dict.fromkeys([*self.labels, *self.checkpoints])
-        found = (
-            [label for label in every if label == name]
-            or [label for label in every if self.groups.methods.get(label) == name]
-            or [label for label in self.checkpoints if name in self.models(label)]
-        )
+        found = self.rows_of(name, what)
         found = found if what != "baseline" else [label for label in found if label in self.labels][-1:]
         if len(found) > 1:
             raise UsageError(f"the {what} {name!r} has several rows: {', '.join(found)}; name one of them")
@@ -96,13 +91,28 @@ class Results:
             raise unknown_name(what, name, self.labels)
         return found[0]
 
+    def rows_of(self, name: str, what: str) -> list[str]:
+        """All labels that a person's ``name`` means: itself, a method's or a model's. Raises UsageError for none."""
+        every = dict.fromkeys([*self.labels, *self.checkpoints])
+        found = (
+            [label for label in every if label == name]
+            or [label for label in every if self.groups.methods.get(label) == name]
+            or [label for label in self.checkpoints if name in self.models(label)]
+            or [label for label in every if name in self.names(label)]  # as it was called
+        )
+        if not found:
+            raise unknown_name(what, name, self.labels)
+        return found
+
     def members(self, label: str) -> tuple[str, ...]:
         """The checkpoints that a label stands for: a method's runs, or the one itself."""
         return self.groups.members.get(label, (label,))
 
     def names(self, label: str) -> set[str]:
-        """All names that a label goes by: itself, its method, its models."""
-        return {label, self.groups.methods.get(label, label), *self.models(label)}
+        """All names that a label goes by: itself, its method, its models, and what these were called."""
+        now = {label, self.groups.methods.get(label, label), *self.models(label)}
+        former = self.store.former if isinstance(self.store, Folders) else {}
+        return now | {former[name] for name in now & former.keys()}
 
     def models(self, label: str) -> set[str]:
         """The names of the models that a label stands for."""

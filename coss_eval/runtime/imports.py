@@ -9,8 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from coss_eval.errors import UsageError, unknown_name
+from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.runtime.code_identity import edited
+
+INSTALL = {
+    "cv2": "pip install opencv-python-headless, which needs none of the system's libGL, in opencv-python's place",
+    "skimage": "pip install scikit-image",
+}
+
+
+@contextmanager
+def needing(module: str) -> Iterator[None]:
+    """Imports of a package that not everything needs: CossError, with what to install, where they fail."""
+    try:
+        yield
+    except ImportError as error:
+        why = str(error).partition("\n")[0]
+        raise CossError(
+            f"{module} cannot be imported ({why}): {INSTALL.get(module, f'pip install {module}')}"
+        ) from error
 
 
 def imported(spec: str, kind: str, attribute_kind: str = "name") -> Any:

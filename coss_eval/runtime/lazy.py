@@ -6,18 +6,21 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from coss_eval.runtime.imports import needing
+
 
 def lazy(name: str) -> Any:
     """The module of that name, imported when something in it is first asked for.
 
     For the modules of a registry, which declare entries that ``coss-eval list`` shows, beside the code that needs
-    torch. Type checkers are told the truth by an import under TYPE_CHECKING.
+    torch. Type checkers are told the truth by an import under TYPE_CHECKING. Raises CossError where it cannot be had.
     """
     return _Lazy(name)
 
 
 class _Lazy(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        found = getattr(import_module(self.__name__), name)
+        with needing(self.__name__):
+            found = getattr(import_module(self.__name__), name)
         setattr(self, name, found)  # found at once from now on
         return found

@@ -118,7 +118,7 @@ def fitted(text: str, within: int | None) -> str:
 
 def say_report(path: Path, also: str) -> None:
     """The last lines of a command that writes a report: what ``also`` is in its folder, and where it is."""
-    say(f"also        {also} beside it")
+    say(f"also        {also} in {path.parent}")
     say(f"report      {path}")
 
 

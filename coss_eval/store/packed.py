@@ -72,11 +72,28 @@ class PackOfFolder:
         except _pack.Damaged:
             if self._now() is not packed:  # packed again while it was read
                 return self.samples(key)
-            path = self.path / _pack.samples_name(packed.cells.samples_sha256 or "")
-            warn(
-                f"{path} is not the file its cells were packed with; paired tests leave it out (--overwrite renews it)"
-            )
+            self._tell_of_damaged(packed)
             return None
+
+    def has_samples(self) -> bool:
+        """Whether the samples of the packed cells are theirs; with a StoreWarning where not."""
+        packed = self._now()
+        if packed is None:
+            return False
+        try:
+            packed.samples(self._folder)
+        except _pack.Damaged:
+            if self._now() is not packed:  # packed again while it was read
+                return self.has_samples()
+            self._tell_of_damaged(packed)
+            return False
+        return True
+
+    def _tell_of_damaged(self, packed: _OpenPack) -> None:
+        path = self.path / _pack.samples_name(packed.cells.samples_sha256 or "")
+        warn(
+            f"{path} is not the file its cells were packed with; paired tests leave them out until they are done again"
+        )
 
     def entries(self, *, without: Collection[str]) -> Iterator[_pack.PackedCell]:
         """The cells of the pack but those in ``without``. Raises Damaged where their samples cannot be had."""

@@ -19,7 +19,8 @@ What holds, whatever happens to the process or the machine:
   folder. The samples are written before the cell, which names their digest: samples that do not belong to
   their cell are recognised and not used.
 * A cell that cannot be read (cut short by someone else) counts as missing and is named by a ``StoreWarning``. When it
-  is computed again, the damaged file is kept beside it as ``<key>.json.damaged``: nothing is lost.
+  is computed again, the damaged file is kept beside it as ``<key>.json.damaged``: nothing is lost. One whose samples
+  are damaged is read, and computed again when it is asked for.
 * A claim is a lock that the kernel drops when its process ends, however it ends; on a file system without such locks,
   one that others clear away when its process has given no sign of life for two minutes (see ``Lock``).
 * Packing happens while no cell is claimed, and holds new claims back until it is done. The new samples are on disk
@@ -61,6 +62,11 @@ class Store:
     def is_there(self) -> bool:
         """Whether it is a folder, or that of a packed run."""
         return self._folder.is_there
+
+    @property
+    def is_packed_run(self) -> bool:
+        """Whether it is read from a study's runs.zip: there is no folder to write into."""
+        return self._folder.is_packed
 
     def key(self, protocol: Mapping[str, Any], cell: Cell) -> str:
         """20 hex digits of the SHA-256 of everything the cell's numbers depend on."""
@@ -133,6 +139,20 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return self._packed.record(key)
 
+    def finished(self, key: str) -> dict[str, Any] | None:
+        """A cell's record where it need not be computed again: the cell is there, and so are its own samples.
+
+        With a StoreWarning for what is damaged.
+        """
+        record = self.read(key)
+        if record is None or "samples" not in record:
+            return record
+        try:
+            self._load_loose(key)
+        except (FileNotFoundError, NotADirectoryError):
+            return record if self._packed.has_samples() else None
+        return record if self.samples(key) is not None else None
+
     def records(self) -> list[dict[str, Any]]:
         """All finished cells, by key. Damaged ones are left out, each with a StoreWarning."""
         loose = [] if self._folder.is_packed else (self.path / "cells").glob("*.json")
@@ -161,7 +181,7 @@ class Store:
         if table is None and not cell.exists():  # packed while it was read
             return self._packed.samples(key)
         if table is None:
-            warn(f"{path} is not the file its cell was stored with; paired tests leave it out (--overwrite renews it)")
+            warn(f"{path} is not the file its cell was stored with; paired tests leave it out until it is done again")
         return table
 
     def pack(self) -> str | None:
@@ -178,7 +198,7 @@ class Store:
                     cells, samples = _pack.encode([*loose.values(), *self._packed.entries(without=loose.keys())])
                     self._packed.replace(cells, samples)
             except _pack.Damaged:
-                return "the samples of its pack are damaged, and other cells need them (--overwrite renews those)"
+                return "the samples of its pack are damaged, and other cells need them (done again, they renew them)"
             except _pack.TooLarge as error:
                 return str(error)
             self._remove_packed(loose.keys())

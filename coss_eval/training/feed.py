@@ -84,7 +84,7 @@ class Feed:
 
     def order(self, epoch: int) -> Ints:
         """The images of an epoch in the order of all ranks together, (steps, batch_size)."""
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
+        shuffled = self.split.shuffled(np.random.default_rng([self.seed, epoch]))
         return shuffled[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[BatchPart]:

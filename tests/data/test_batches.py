@@ -5,15 +5,26 @@ from __future__ import annotations
 import gc
 import pickle
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from written_datasets import Written, image_of, png, put, write_class_folders, write_hugging_face, write_parquet
+from written_datasets import (
+    Written,
+    image_of,
+    png,
+    put,
+    put_tar,
+    write_class_folders,
+    write_hugging_face,
+    write_parquet,
+)
 
-from coss_eval.data import images
+from coss_eval.data import images, sources
 from coss_eval.data.batches import Batch, Geometry
 from coss_eval.data.open import load_dataset
 from coss_eval.data.split import Split
@@ -243,3 +254,99 @@ def test_the_search_for_more_bad_images_ends(tmp_path: Path, monkeypatch: pytest
     spoil_files(tmp_path)
     with pytest.raises(CossError, match="2 of the first 8 train images"):
         read(load_dataset(tmp_path).train, batch_size=2)
+
+
+def write_groups(folder: Path, groups: tuple[int, ...], *, dictionary: bool = False) -> Path:
+    """Two parquet files of noise of some 2 kB an image, so many a row group."""
+    rows = [(png(image_of("train", i % 3, i, 24)), i % 3) for i in range(40)]
+    rows = [rows[i // 4 * 4] for i in range(40)] if dictionary else rows
+    for split, count in (("train", 40), ("test", 4)):
+        write_parquet(folder / f"{split}.parquet", rows[:count], group=groups[0] if split == "train" else 4)
+    return folder
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+@pytest.mark.parametrize("group", [3, 40])
+def test_row_groups_larger_than_memory_are_read_in_blocks(
+    group: int, dictionary: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any order; at no time more than HELD_BYTES of them, whatever the size of a group."""
+    write_groups(tmp_path, (group,), dictionary=dictionary)
+    whole = load_dataset(tmp_path).train.images
+    contents = [whole.raw(i) for i in range(40)]
+    monkeypatch.setattr(sources, "HELD_BYTES", 16_000)
+    split = load_dataset(tmp_path).train
+    source = split.images._source
+    assert len(source._blocks) > (1 if group == 40 else 13)  # as a group of one value is small, it is not cut further
+    for order in (range(40), range(39, -1, -1), np.random.default_rng(0).permutation(40).tolist()):
+        for index in order:
+            assert split.images.raw(index) == contents[index]
+            assert sum(map(source._weight, source._held.values())) <= 16_000 or len(source._held) == 1
+    if not dictionary:
+        assert len(source._held) > 1
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times the images: the same peak, but for the labels, keys and ids of each, whatever holds them."""
+    monkeypatch.setattr(sources, "HELD_BYTES", 200_000)
+    monkeypatch.setattr(images, "MEMORY_BYTES", 0)
+    raw = [png(image_of("train", 0, i, 100)) for i in range(10)]  # 30 kB each, and as much decoded
+
+    def folders(at: Path, count: int) -> None:
+        for i in range(count):
+            put(at / "val" / "n01" / f"{i}.png", raw[i % 10])
+
+    def parquet(at: Path, count: int) -> None:
+        rows = [(raw[i % 10] + bytes([i // 10]), 0) for i in range(count)]
+        write_parquet(at / "val.parquet", rows, group=count, page=4)
+
+    def tar(at: Path, count: int) -> None:
+        samples = {f"{i}.{kind}": x for i in range(count) for kind, x in (("cls", b"0"), ("png", raw[i % 10]))}
+        put_tar(at / "val.tar", samples)
+
+    for write in (folders, parquet, tar):
+        peaks = []
+        for count in (8, 40, 400):  # the first one imports what it takes
+            write(tmp_path / write.__name__ / str(count), count)
+            gc.collect()
+            before = pa.total_allocated_bytes()
+            tracemalloc.start()
+            split = load_dataset(tmp_path / write.__name__ / str(count)).test
+            most = 0
+            for batch in split.batches(GEOMETRY, batch_size=8, workers=0):
+                most = max(most, pa.total_allocated_bytes() - before)
+                assert len(batch.ids) == 8
+            peaks.append(tracemalloc.get_traced_memory()[1] + most)
+            tracemalloc.stop()
+        assert peaks[2] < peaks[1] + 360 * 2_000, write.__name__  # of 30 kB an image
+
+
+def test_training_images_are_shuffled_by_row_group_and_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_groups(tmp_path, (2,))
+    first = load_dataset(tmp_path).train
+    assert first.images.blocks(first.native_size) is None  # all of them stay in memory
+    plain = np.random.default_rng([3, 0]).permutation(40)
+    assert np.array_equal(first.shuffled(np.random.default_rng([3, 0])), plain)
+    monkeypatch.setattr(images, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(sources, "HELD_BYTES", 32_000)
+    split = load_dataset(tmp_path).train
+    source = split.images._source
+    together = source.blocks.together
+    assert 2 <= together <= 5
+    orders = [split.shuffled(np.random.default_rng([3, epoch])) for epoch in (0, 0, 1)]
+    assert np.array_equal(orders[0], orders[1])  # as a run that goes on has it
+    assert not np.array_equal(orders[0], orders[2])
+    reads = []
+    monkeypatch.setattr(source, "_read", lambda number, real=source._read: reads.append(number) or real(number))
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(40))
+        assert all(
+            len({place // 2 for place in order[i : i + 2 * together]}) <= together for i in range(0, 40, 2 * together)
+        )
+        assert len({place // 2 for place in order[: 2 * together].tolist()}) > 1
+        reads.clear()
+        for place in order:
+            split.images.raw(int(place))
+        assert len(reads) <= 20  # each group once
+    part = split.subset(np.arange(0, 40, 3))
+    assert sorted(part.shuffled(np.random.default_rng(0)).tolist()) == list(range(len(part)))

@@ -97,8 +97,9 @@ def write_parquet(
     names: tuple[str, ...] | None = CLASSES,
     columns: tuple[str, str] = ("image", "label"),
     group: int = 4,
+    page: int = 1024,
 ) -> None:
-    """Rows of (encoded image, label) as Hugging Face's datasets write them."""
+    """Rows of (encoded image, label) as Hugging Face's datasets write them; so many a row group and a page of it."""
     images = [{"bytes": raw, "path": paths[i] if paths else None} for i, (raw, _) in enumerate(rows)]
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     labels = pa.array([label for _, label in rows]) if rows else pa.array([], pa.int64())
@@ -107,7 +108,7 @@ def write_parquet(
         features = {columns[0]: {"_type": "Image"}, columns[1]: {"names": names, "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, file, row_group_size=group)
+    pq.write_table(table, file, row_group_size=group, write_batch_size=page, data_page_size=page * 1000)
 
 
 def write_hugging_face(folder: Path) -> Written:

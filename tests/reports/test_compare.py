@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from synthetic_runs import Writer
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports.compare import compare, text, write
+from coss_eval.reports.folders import read
+from coss_eval.reports.groups import given
+from coss_eval.reports.results import Results
 from coss_eval.statistics import paired_difference
 from coss_eval.store import Store
 
@@ -143,12 +147,57 @@ def test_methods_are_compared_over_their_seeds(make: Callable[..., Writer]) -> N
         compare(f"{folder / 'one'}::", folder / "two")
 
 
-def test_a_name_of_several_rows_is_refused(make: Callable[..., Writer]) -> None:
-    for data in ("one", "two"):
-        make("run", "net", 0.4, data=data).probe()
+def test_names_of_several_rows_and_globs_are_paired_where_they_are_alike(make: Callable[..., Writer]) -> None:
+    """Two rows a network, one a limit; what has no counterpart is said and left out."""
+    for limit in (None, 60):
+        for name, skill in (("net", 0.4), ("co-1", 1.0), ("co-2", 1.2)):
+            make("run", name, skill, limit=limit).probe()
+    make("run", "net", 0.4, limit=30, images=30).probe()
     folder = make("run", "net", 0.4).store.path
-    with pytest.raises(UsageError, match=r"'net' has several rows: net \[data=one\], net \[data=two\]; name one"):
-        compare(f"{folder}::net", f"{folder}::net [data=two]")
+    for wanted, names in (("co-1", ["co-1"]), ("co-*", ["co-1", "co-2"])):
+        frame = compare(f"{folder}::net", f"{folder}::{wanted}")
+        expected = {(f"net [limit={n}]", f"{name} [limit={n}]") for n in ("null", "60") for name in names}
+        assert set(zip(frame["a"], frame["b"], strict=True)) == expected
+        assert [w for w in frame.attrs["warnings"] if "not compared" in w and "net [limit=30]" in w]
+    with pytest.raises(UsageError, match="limits differ"):
+        compare(f"{folder}::net [limit=30]", f"{folder}::co-*")
+    with pytest.raises(UsageError, match=r"x\* matches no model; there are co-1"):
+        compare(f"{folder}::x*", folder)
+
+
+def test_labels_say_whose_runs_they_are_and_old_names_stay(make: Callable[..., Writer]) -> None:
+    for number in range(6):
+        method = "byol" if number < 3 else "co"
+        make("one", f"{method}-seed={number}", 0.2 if number < 3 else 1.4, seed=number).probe()
+    folder = make("one", "x", 0).store.path
+    groups = given(["BYOL=byol-seed=*", "CO=co-seed=*"])
+    frame = compare(f"{folder}::BYOL", f"{folder}::CO", groups=groups)
+    assert set(frame["seeds_a"]) == set(frame["seeds_b"]) == {3}
+    with pytest.raises(UsageError, match="matches no model"):
+        compare(f"{folder}::BYOL", f"{folder}::CO", groups={"X": ["nothing"]})
+    renamed = compare(
+        f"{folder}::byol-seed=0", f"{folder}::co-*", models=["co-seed=4"], rename={"byol-seed=0": "B", "co-seed=4": "C"}
+    )
+    assert set(zip(renamed["a"], renamed["b"], strict=True)) == {("B", "C")}
+
+
+def test_the_job_beside_results_says_whose_run_it_is(make: Callable[..., Writer], tmp_path: Path) -> None:
+    """Seed 0 was evaluated when checkpoints did not tell it yet: in its study's folder it is of its method again."""
+    for seed in range(3):
+        writer = make(f"study/byol-seed={seed}/results", f"byol-seed={seed}", 0.4, seed=seed)
+        writer.probe()
+        sha256 = writer.protocol["model"]["sha256"]
+        known = {"group": "byol", "seed": seed, "recipe": "abc"} if seed else {}
+        writer.store.record_run({"models": [{"name": writer.name, "sha256": sha256, "arch": "resnet18"} | known]})
+        config = {"method": "byol", "seed": seed, "lr": 0.1}
+        (writer.store.path.parent / "job.json").write_text(json.dumps({"config": config, "sha256": sha256}))
+    (store,) = read(tmp_path / "study")
+    assert Results(store).labels == ["byol (3 seeds)"]
+    (tmp_path / "study/byol-seed=0/job.json").write_text(
+        json.dumps({"config": {"method": "byol", "seed": 0, "lr": 0.9}, "sha256": "other"})
+    )
+    (store,) = read(tmp_path / "study")  # a job of other weights says nothing of these
+    assert Results(store).labels == ["byol-seed=0", "byol (2 seeds)"]
 
 
 def test_a_choice_of_pairs_under_other_names_keeps_its_p(make: Callable[..., Writer]) -> None:

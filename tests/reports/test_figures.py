@@ -238,7 +238,9 @@ def test_unknown_names_list_those_that_there_are(three: Store) -> None:
     results = Results(three)
     with pytest.raises(UsageError, match=r"unknown figure 'corruption_mean'.*corruptions_mean"):
         figures.draw(results, "corruption_mean")
-    with pytest.raises(UsageError, match=r"lacks what receptive_fields is drawn from; others: corr"):
+    with pytest.raises(UsageError, match=r"known: (?!.*receptive_fields).*forest"):  # nothing that it cannot draw
+        figures.draw(results, "nosuch")
+    with pytest.raises(UsageError, match=r"lacks what receptive_fields is drawn from; it has corr"):
         figures.draw(results, "receptive_fields")
     with pytest.raises(UsageError, match="unknown format 'gif'"):
         figures.write(results, three.path / "none", kinds=["gif"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,11 +12,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from coss_eval.reports import html
 from coss_eval.reports.document import Document, Section, build
@@ -44,6 +47,7 @@ NODE, CHROMIUM = (
         None,
     ),
 )
+AXE = find_spec("axe_core_python")
 with_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome here (COSS_CHROMIUM=PATH)")
 
 
@@ -119,10 +123,13 @@ def test_the_page_keeps_the_rules_of_access(page: tuple[str, Document]) -> None:
     assert len(found.all("caption")) == len(found.all("table"))
     assert all(head["scope"] in ("col", "row", "rowgroup") for head in found.all("th"))
     for name in ("aria-labelledby", "aria-describedby"):
-        assert all(attributes[name] in ids for _, attributes, _ in found.elements if name in attributes)
+        named = [attributes[name].split() for _, attributes, _ in found.elements if name in attributes]
+        assert all(one in ids for names in named for one in names)
     regions = [a for _, a, _ in found.elements if a.get("class") == "table"]
     assert len(regions) == len(found.all("table"))
     assert all((a["tabindex"], a["role"]) == ("0", "region") for a in regions)
+    named = Counter(a["aria-labelledby"] for _, a, _ in found.elements if "aria-labelledby" in a)
+    assert max(named.values()) == 1
     inside = {"main", "nav", "header"}  # all that is seen lies in a landmark
     assert all(inside & set(parents) for tag, _, parents in found.elements if tag in ("p", "table", "a", "h2", "img"))
 
@@ -174,15 +181,16 @@ def test_the_script_is_javascript() -> None:
     subprocess.run([str(NODE), "--check", str(Path(html.__file__).with_name("report.js"))], check=True, timeout=60)
 
 
-def browse(page: str, script: str, width: int) -> Any:
-    """What ``script`` returns in a browser whose window is ``width`` pixels wide, by way of the page's title."""
-    run = f"<script>document.title = 'done ' + JSON.stringify((() => {{ {script} }})());</script>"
+def browse(page: str, script: str, width: int, *, seconds: int = 5) -> Any:
+    """What ``script`` returns, now or as a promise, in a window of ``width`` pixels, by way of the page's title."""
+    run = f"<script>Promise.resolve((() => {{ {script} }})()).then((found) => {{"
+    run += " document.title = 'done ' + JSON.stringify(found); });</script>"
     with tempfile.TemporaryDirectory() as folder:  # a browser from a store of applications sees no hidden ones
         path = Path(folder) / "page.html"
         path.write_text(page.replace("</body>", f"{run}</body>"))
         # narrower windows than 500 pixels are not given: a frame is as narrow as it is asked to be
         frame = f'<iframe src="page.html" style="width:{width}px;height:800px;border:0"></iframe>'
-        outer = f"{frame}<script>onload = () => {{ document.title = frames[0].document.title; }};</script>"
+        outer = f"{frame}<script>setInterval(() => {{ document.title = frames[0].document.title; }}, 50);</script>"
         (Path(folder) / "outer.html").write_text(f"<!doctype html><title>-</title>{outer}")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
         profile = f"--user-data-dir={folder}/profile"
@@ -191,7 +199,7 @@ def browse(page: str, script: str, width: int) -> Any:
             *flags,
             profile,
             "--dump-dom",
-            "--virtual-time-budget=5000",
+            f"--virtual-time-budget={1000 * seconds}",
             (Path(folder) / "outer.html").as_uri(),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -265,6 +273,55 @@ def test_nothing_is_wider_than_the_screen_or_printed_over(width: int) -> None:
         width,
     )
     assert found == {"width": width, "over": 0, "spilt": [], "menu": 0}
+
+
+@with_browser
+@pytest.mark.skipif(AXE is None, reason="axe-core-python is not installed")
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1200])
+def test_axe_finds_no_violation(width: int, store: Store, writer: Callable[..., Any]) -> None:
+    """Of a page with all tasks, a figure, and what is folded away unfolded."""
+    for name in ("a", "b"):
+        writer(name, len(name)).everything()
+    buffer = io.BytesIO()
+    Figure((7, 2)).savefig(buffer, format="png", dpi=220)
+    page = html.render(build(Results(store), figures=["forest"]), {"forest": buffer.getvalue()})
+    assert AXE is not None
+    assert AXE.origin is not None
+    axe = Path(AXE.origin).with_name("axe.min.js").read_text("utf-8")
+    found = browse(
+        page.replace("</head>", f"<script>{axe}</script></head>"),
+        """
+        document.querySelectorAll("details").forEach((one) => { one.open = true; });
+        return axe.run(document).then((all) => ({
+          passed: all.passes.length,
+          violations: all.violations.map((one) => [one.id, one.nodes.map((node) => node.html.slice(0, 200))]),
+        }));
+        """,
+        width,
+        seconds=60,
+    )
+    assert found["violations"] == []
+    assert found["passed"] > 10
+
+
+@with_browser
+@pytest.mark.slow
+def test_on_a_narrow_screen_a_figure_scrolls_at_its_own_size(store: Store) -> None:
+    """Made smaller, its text could not be read."""
+    buffer = io.BytesIO()
+    Figure((7, 2)).savefig(buffer, format="png", dpi=220)
+    page = html.render(
+        Document("t", "s", [], [Section("Verdict", figures={"forest": "c"})]), {"forest": buffer.getvalue()}
+    )
+    script = """
+        const image = document.querySelector("figure img"), region = image.parentElement;
+        return [image.getBoundingClientRect().width, region.scrollWidth > region.clientWidth,
+                document.documentElement.scrollWidth];
+        """
+    assert browse(page, script, 390) == [770, True, 390]
+    wide, scrolls, _ = browse(page, script, 1200)
+    assert (wide, scrolls) == (770, False)
 
 
 @with_browser

@@ -20,7 +20,19 @@ from synthetic_runs import Writer
 from coss_eval.errors import UsageError
 from coss_eval.reports import document
 from coss_eval.reports.latex import PAGES, escape, latex
-from coss_eval.reports.layout import GAP, Number, Row, Table, markdown, narrow, text, to_csv, transposed, with_best
+from coss_eval.reports.layout import (
+    GAP,
+    Number,
+    Row,
+    Table,
+    broken,
+    markdown,
+    narrow,
+    text,
+    to_csv,
+    transposed,
+    with_best,
+)
 from coss_eval.reports.methods import BIBLIOGRAPHY, methods, references
 from coss_eval.reports.results import Results
 from coss_eval.store import Store
@@ -254,6 +266,17 @@ def test_a_table_too_wide_for_a_column_goes_over_the_page_then_apart() -> None:
     assert "a method 8 & -12.3" in on_its_side
     assert latex(wide(6, 30), "cvpr").count(r"\begin{tabular}{@{}l") > 1
     assert "(continued)" in latex(wide(90, 2))
+
+
+def test_long_words_are_broken_with_a_hyphen_and_names_as_they_are() -> None:
+    assert broken("representation", 10) == ["represent-", "ation"]
+    assert broken("a representation", 10) == ["a represe-", "ntation"]
+    assert broken("x1f00ba7c9d", 6) == ["x1f00b", "a7c9d"]
+    assert broken("表現の頑健性とは何か", 6) == ["表現の頑健性", "とは何か"]
+    for width in range(2, 30):
+        lines = broken("Unvoreingenommenheit und representations", width)
+        assert max(map(len, lines)) <= width
+        assert "".join(lines).replace("-", "").replace(" ", "") == "Unvoreingenommenheitundrepresentations"
 
 
 def test_any_character_survives() -> None:

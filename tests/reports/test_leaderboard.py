@@ -150,6 +150,8 @@ def test_models_are_chosen_ordered_and_renamed_and_their_ranks_stay(tmp_path: Pa
     write_leaderboard([tmp_path], out, models=["CO (ours)", "best"], rename={"co-poor": "CO (ours)"})
     rows = [row[1] for row in rows_of(out / "tables" / "scores_1.csv")[1:]]
     assert rows == ["CO (ours)", "best"]
+    again = {"models": ["co-good"], "rename": {"co-good": "Ours"}}  # the old name chooses, too
+    assert "Ours" in write_leaderboard([tmp_path], tmp_path / "again", **again)[0].read_text()
     wrong = [({"models": ["co-god"]}, "did you mean co-good"), ({"models": ["x*"]}, "x\\* matches no model; there are")]
     wrong += [({"rename": {"co": "x"}}, "unknown model to rename"), ({"rename": {"best": "co-poor"}}, "two models")]
     wrong += [({"groups": {"CO": ["c-*"]}}, "matches no model")]
@@ -203,6 +205,9 @@ def test_the_page_needs_no_other_file_and_can_be_narrowed_to_a_protocol(tmp_path
     measured(tmp_path / "a", "<script>alert(1)</script>", 0.5).probe()
     measured(tmp_path / "b", "b", 0.5, limit=60).probe()
     page = write_leaderboard([tmp_path], tmp_path / "out")[0].read_text()
+    text = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert text.startswith("# coss-eval leaderboard")
+    assert all(f"## Protocol {number}: tiny" in text for number in (1, 2))
     links = Links()
     links.feed(page)
     assert all(link.startswith(("#", "data:", "tables/")) for link in links.found)

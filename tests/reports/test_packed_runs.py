@@ -70,6 +70,14 @@ def test_commands_take_packed_runs(full: Store, packed: Store, capsys: pytest.Ca
     assert (packed.path / "figures" / "corruptions_mean.png").exists()
 
 
+def test_a_run_in_a_study_s_pack_gets_no_folder_of_its_own() -> None:
+    run = Path(__file__).parents[2] / "results" / "co-claims" / "byol-seed=0" / "results"
+    for write in (reports.write, figures):
+        with pytest.raises(UsageError, match=r"packed in a runs\.zip, .* --out"):
+            write(run)
+    assert not run.exists()
+
+
 def test_pack_tells_what_it_did(full: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     cells = len(full.records())
     with full.claim("another"):

@@ -560,3 +560,26 @@ def test_kill_9_at_any_moment_leaves_the_store_readable(tmp_path: Path, recwarn:
 def test_importing_the_store_imports_neither_torch_nor_pandas() -> None:
     process = python("import sys, coss_eval.store; print({'torch', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules))")
     assert process.communicate(timeout=60)[0] == "set()\n"
+
+
+def test_a_cell_whose_samples_are_damaged_is_not_finished(tmp_path: Path) -> None:
+    """Loose or packed, it is read and named, and written anew when it is asked for."""
+    store = Store(tmp_path)
+    key = store.key(PROTOCOL, FOG)
+    store.write(key, record(), verdicts())
+    assert store.finished(key) is not None
+    (tmp_path / "samples" / f"{key}.parquet").write_bytes(b"junk")
+    with pytest.warns(StoreWarning, match=rf"{key}\.parquet is not the file"):
+        assert store.finished(key) is None
+    assert store.read(key) is not None
+    store.write(key, record(), verdicts())
+    assert store.pack() is None
+    assert Store(tmp_path).finished(key) is not None
+    (samples,) = tmp_path.glob("samples-*.npz")
+    samples.write_bytes(b"junk")
+    with pytest.warns(StoreWarning, match="not the file its cells were packed with"):
+        assert Store(tmp_path).finished(key) is None
+    store.write(key, record(), verdicts())
+    assert store.pack() is None
+    assert Store(tmp_path).finished(key) is not None
+    assert (tmp_path / f"{samples.name}.damaged").read_bytes() == b"junk"

@@ -19,7 +19,7 @@ from coss_eval.data.digests import Hashes, digest_rows
 from coss_eval.data.formats.folders import class_titles
 from coss_eval.data.images import NATIVE_LIMIT, EncodedImages, Images, Piece
 from coss_eval.data.layouts import ReadOptions
-from coss_eval.data.sources import Files
+from coss_eval.data.sources import Blocks, Files
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError
 from coss_eval.runtime.disk import read_text
@@ -115,6 +115,9 @@ class MappedImages:
     def common_size(self, limit: int | None = NATIVE_LIMIT) -> Size | None:
         height, width = self._array.shape[1:3]
         return None if limit is not None and max(height, width) > limit else (height, width)
+
+    def blocks(self, native: Size | None) -> Blocks | None:
+        return None
 
     def read(self, indices: Ints, target: Target, chunk: int, workers: int | None) -> Iterator[Piece]:
         for start in range(0, len(indices), chunk):

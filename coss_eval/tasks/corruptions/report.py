@@ -238,7 +238,7 @@ def by_severity(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
         return None
     figure, axes = panels(len(names), width=canvas.inches(), height=1.15, least=1.0)
     for axis, name in zip(axes, names, strict=True):
-        axis.set_title(spaced(name) + ("" if name in BENCHMARK else " *"))
+        axis.set_title(spaced(name) + ("" if name in BENCHMARK else "\xa0*"))  # never on a line of its own
         axis.set_xticks([0, *SEVERITIES])
         points = {
             label: [clean(results, label)] + [corrupted(results, label, name, s) for s in SEVERITIES] for label in look
