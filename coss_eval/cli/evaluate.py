@@ -16,7 +16,8 @@ from coss_eval.tasks.entry import TaskEntry
 from coss_eval.tasks.flags import BackendFlag
 
 if TYPE_CHECKING:
-    from coss_eval.evaluation import Plan, Run
+    from coss_eval.evaluation import Plan, Progress, Run
+    from coss_eval.sweeps.on_ray import Cluster
     from coss_eval.tasks.corruptions.task import Corruptions
     from coss_eval.tasks.task import Task
 
@@ -37,6 +38,7 @@ def _evaluate(
     from coss_eval.store import Store
 
     run = run or RunFlags()
+    cluster = run.where.cluster(run.device)
     loaded = (models or ModelFlags()).load()
     dataset = (data or DataFlags()).open()
     out = run.out or Path("results") / _folder_name([dataset.name, *(model.name for model in loaded)])
@@ -47,7 +49,7 @@ def _evaluate(
         tasks=tasks,
         limit=run.limit,
         seed=run.seed,
-        device=run.device,
+        device=run.device if cluster is None else "cpu",  # only planned here
         batch_size=run.batch_size,
         cache=not run.no_cache,
         overwrite=run.overwrite,
@@ -55,13 +57,11 @@ def _evaluate(
         skip_impossible=skip_impossible,
     )
     if not run.quiet or run.dry_run:
-        _show_plan(planned, out)
+        _show_plan(planned, out, cluster)
     if run.dry_run:
         return 0
     with progress_line(quiet=run.quiet) as on_progress:
-        done = evaluation.execute(
-            planned, overwrite=run.overwrite, budget_hours=run.budget_hours, on_progress=on_progress
-        )
+        done = _executed(planned, cluster, run, on_progress)
     _say_gaps(done)  # before the report, which may find nothing to show
     if not Store(done.path).records():
         say(f"nothing was measured, so there is no report in {out}")
@@ -71,6 +71,23 @@ def _evaluate(
     say("")
     say_report(out / "report.md", "report.html, figures/ and, for every number, tables/*.csv")
     return 1 if done.failures else 0
+
+
+def _executed(
+    planned: Plan, cluster: Cluster | None, run: RunFlags, on_progress: Callable[[Progress], None] | None
+) -> Run:
+    """The cells computed, here or on a cluster."""
+    from coss_eval import evaluation
+
+    if cluster is None:
+        return evaluation.execute(
+            planned, overwrite=run.overwrite, budget_hours=run.budget_hours, on_progress=on_progress
+        )
+    from coss_eval.sweeps.on_ray import execute_on_ray
+
+    return execute_on_ray(
+        planned, cluster, overwrite=run.overwrite, budget_hours=run.budget_hours, on_progress=on_progress
+    )
 
 
 def _say_gaps(done: Run) -> None:
@@ -95,7 +112,7 @@ def _folder_name(names: Sequence[str]) -> str:
     return f"{first}-and-{max(0, len(names) - 2)}-more-{digest}"
 
 
-def _show_plan(planned: Plan, out: Path) -> None:
+def _show_plan(planned: Plan, out: Path, cluster: Cluster | None) -> None:
     from coss_eval.runtime.live import duration, say
 
     for subject in planned.subjects:
@@ -103,6 +120,9 @@ def _show_plan(planned: Plan, out: Path) -> None:
             say("\n".join([f"checkpoint  {subject.model.name}", *subject.model.report.lines()]))
     say("\n".join(planned.lines()))
     say(f"out         {out}")
+    if cluster is not None:  # nothing here says how fast a node is
+        say(f"engine      Ray{'' if cluster.address is None else f' at {cluster.address}'}\n")
+        return
     seconds = planned.seconds()
     say(f"estimate    {'unknown: a network takes none of these images' if seconds is None else duration(seconds)}\n")
 

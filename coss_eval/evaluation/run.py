@@ -274,10 +274,7 @@ def execute(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Run:
     """Compute the missing cells of a plan, storing each as it is done, and pack the folder when all are there."""
-    if not planned.cells:
-        raise UsageError(f"nothing can be measured: {'; '.join(planned.skipped)}")
-    entry = provenance(planned)
-    planned.store.record_run(entry)
+    entry = begin(planned)
     started, course = time.monotonic(), _Course(planned, on_progress)
     failures: list[str] = []
     for number, job in enumerate(planned.jobs):
@@ -288,12 +285,37 @@ def execute(
         try:
             failures += _run_job(planned, job, overwrite, course)
         except NoRoom as error:
-            left = sum(len(one.subjects) for one in planned.jobs[number:])
-            names = ", ".join(dict.fromkeys(one.cell.task for one in planned.jobs[number:]))
-            failures.append(f"{error}. Stopped, as nothing more could be stored: {left} cells are left ({names})")
+            failures.append(stopped(error, planned.jobs[number:]))
             break
     course.begin(len(planned.jobs))
-    if left_out := planned.subjects[0].data.left_out():  # known once the images have been read
+    # known once the images have been read
+    return finish(planned, entry, failures, planned.subjects[0].data.left_out())
+
+
+def begin(planned: Plan, **made: Any) -> dict[str, Any]:
+    """The run's entry in run.json, which now has it; ``made`` is what is otherwise where the cells are computed."""
+    if not planned.cells:
+        raise UsageError(f"nothing can be measured: {'; '.join(planned.skipped)}")
+    entry = provenance(planned) | made
+    planned.store.record_run(entry)
+    return entry
+
+
+def compute(planned: Plan, job: Job, *, overwrite: bool = False) -> list[str]:
+    """One job alone, for who spreads them over machines: a line for each subject that failed. NoRoom on a full disk."""
+    return _run_job(planned, job, overwrite, _Course(planned, None))
+
+
+def stopped(error: NoRoom, left: Sequence[Job]) -> str:
+    """What is left where nothing more can be stored."""
+    names = ", ".join(dict.fromkeys(job.cell.task for job in left))
+    cells = sum(len(job.subjects) for job in left)
+    return f"{error}. Stopped, as nothing more could be stored: {cells} cells are left ({names})"
+
+
+def finish(planned: Plan, entry: dict[str, Any], failures: list[str], left_out: Sequence[str]) -> Run:
+    """Keep what was left out of the images, and pack the folder where nothing failed and every cell is there."""
+    if left_out:
         planned.store.amend_run(entry, {"left_out": left_out})
     if not failures and all(planned.store.read(cell["key"]) is not None for cell in planned.cells):
         try:
