@@ -100,8 +100,8 @@ class _Ray:
             cause, said = error.cause, str(error.cause).partition("\n")[0]
             raise CossError(said if isinstance(cause, CossError) else f"{type(cause).__name__}: {said}") from error
         except self._ray.exceptions.RayError as error:
-            lost = f"lost with its worker {RETRIES + 1} times ({type(error).__name__}); Ray's logs say why"
-            raise CossError(lost) from error
+            why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            raise CossError(f"Ray gave it up, after {RETRIES} retries where its worker died ({why})") from error
 
     def cancel(self, begun: Sequence[Any]) -> None:
         for one in begun:
