@@ -15,9 +15,9 @@ from cyclopts import CycloptsError, MissingArgumentError, Parameter, UnusedCliTo
 from cyclopts.config import Yaml
 
 from coss_eval.cli import evaluate, inside, look, start  # noqa: F401 - they register their commands
-from coss_eval.cli.app import RUN, app
+from coss_eval.cli.app import FAILED, RUN, app
 from coss_eval.errors import CossError, CossWarning, UsageError
-from coss_eval.runtime.live import tell
+from coss_eval.runtime.live import PARTED, TOGETHER, Parted, complain, speaks, tell
 from coss_eval.store import StoreWarning
 
 app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
@@ -59,24 +59,29 @@ def _as_lines(shown: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, CossWarning | StoreWarning):
-            tell(f"warning: {' '.join(str(message).split())}")
+            if speaks():
+                tell(f"warning: {' '.join(str(message).split())}")
         else:
             shown(message, category, *place, **more)
 
     return show
 
 
-def _stop(number: int, stopped: list[int]) -> None:
-    """What Ctrl-C does, for a scheduler's SIGTERM: what is at work ends as it would then, and the line is said."""
-    stopped.append(number)
+def _stop(stopped: list[int]) -> None:
+    """What Ctrl-C does, for a scheduler's SIGTERM and Slurm's SIGUSR1 before it: what is at work ends as it would then.
+
+    Either is the exit code of SIGTERM, 143.
+    """
+    stopped.append(signal.SIGTERM)
     raise KeyboardInterrupt
 
 
 def main() -> None:
-    """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
+    """Entry point: one line for the person, and an exit code (see the help's last line)."""
     debug = "--debug" in sys.argv
     stopped = list[int]()
-    signal.signal(signal.SIGTERM, lambda number, _: _stop(number, stopped))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: _stop(stopped))
     if not debug:
         warnings.showwarning = _as_lines(warnings.showwarning)
     try:
@@ -84,12 +89,15 @@ def main() -> None:
     except (CossError, CycloptsError) as error:
         if debug:
             raise
-        tell(" ".join(f"coss-eval: {_wrong_call(error) if isinstance(error, CycloptsError) else error}".split()))
-        code = 2 if isinstance(error, UsageError | CycloptsError) else 1
+        what = _wrong_call(error) if isinstance(error, CycloptsError) else error
+        complain(error, " ".join(f"coss-eval: {what}".split()))
+        code = 2 if isinstance(error, UsageError | CycloptsError) else PARTED if isinstance(error, Parted) else FAILED
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with --resume)\n"
-        )
+        if TOGETHER not in os.environ:  # else the command that started this process says it
+            sys.stderr.write(
+                "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with "
+                "--resume)\n"
+            )
         code = 128 + (stopped[0] if stopped else signal.SIGINT)
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit itself writes and fails

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from coss_eval.cli.app import RUN, START, TASK, app
+from coss_eval.cli.app import FAILED, HELD, RUN, START, TASK, app
 from coss_eval.cli.flags import Chosen, DataFlags, EngineFlags, ModelFlags, OfData, OfModel, OfRun, OfTask, TrainFlags
 from coss_eval.errors import UsageError
 from coss_eval.tasks.flags import Words
@@ -184,9 +184,10 @@ def train(
     if first:
         say(f"{method}  {config.summary()}")
     if dry_run:
+        from coss_eval.training.dry_run import FEW
         from coss_eval.training.dry_run import dry_run as cost
 
-        lines = cost(config, dataset, device=device).lines()
+        lines = cost(config, dataset, device=device, within=FEW).lines()
         if first:
             say("\n".join(lines))
         return 0
@@ -269,7 +270,8 @@ def sweep(
     if cluster is not None:
         from coss_eval.sweeps.on_ray import SweepOnRay
 
-        failures = SweepOnRay(chosen, folder, work or folder, cluster, data_root, minutes, tell).run(job)
+        engine = SweepOnRay(chosen, folder, work or folder, cluster, data_root, minutes, tell)
+        failures, held = engine.run(job), engine.held
     else:
         from coss_eval.sweeps.work import Worker
 
@@ -285,9 +287,11 @@ def sweep(
             on_note=say,
             watch=lambda name: training_line(name, quiet=not first),
         )
-        failures = worker.run(job)
+        failures, held = worker.run(job), worker.held
     for failure in failures:
         say(f"NOT DONE    {failure}")
+    for line in held:
+        say(f"ELSEWHERE   {line} is at another process")
     if (folder / "report.md").exists():
         say(f"report      {folder / 'report.md'}")
-    return 1 if failures else 0
+    return FAILED if failures else HELD if held else 0

@@ -18,6 +18,7 @@ from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.decode import UNREADABLE, Header, Size, Target, decode, header, output_size, reason
 from coss_eval.data.digests import Digests, Hashes, digest_rows
 from coss_eval.data.sources import Source
+from coss_eval.runtime.background import obey_parent_alone
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
@@ -307,6 +308,7 @@ def in_workers(work: Dataset[T], items: int, workers: int) -> Iterator[T]:
         batch_size=None,
         num_workers=min(workers, items),
         collate_fn=_as_is,
+        worker_init_fn=obey_parent_alone,
         generator=torch.Generator(),  # else DataLoader draws a number from the global one
     )
     return iter(loader)
@@ -325,7 +327,8 @@ def _as_is(item: Any) -> Any:
 def _default_workers(images: int, target: Target) -> int:
     if images <= (SERIAL_RESIZED if isinstance(target, Geometry) else SERIAL_NATIVE):
         return 0
-    return min(processors(), 16)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
+    return max(1, min(processors() // here, 16))
 
 
 def _chunks(indices: Ints, size: int) -> list[Ints]:

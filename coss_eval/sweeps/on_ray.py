@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -21,15 +21,14 @@ from typing import Any
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation.planning import Job, Plan
-from coss_eval.evaluation.run import Progress, Run, begin, compute, execute, finish, stopped
+from coss_eval.evaluation.run import Outcome, Progress, Run, ended, execute, provenance, work
 from coss_eval.runtime.device import resolve_device
 from coss_eval.runtime.disk import Lock
 from coss_eval.runtime.provenance import made_with
-from coss_eval.store import NoRoom
 from coss_eval.sweeps.plan import Sweep, TrainingRun
 from coss_eval.sweeps.report import report
 from coss_eval.sweeps.state import EPOCHS, LOCK, State, in_order, settled, states
-from coss_eval.sweeps.work import Worker
+from coss_eval.sweeps.work import Worker, named
 
 CELLS = 8  # of one task of Ray's at most: a node that dies loses no more than one, but the others begin elsewhere
 RETRIES = 3  # of a task whose worker or node died, each of which may die of the task itself; Ray's own default
@@ -54,21 +53,12 @@ class Cluster:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if ":" in self.device:
+        if ":" in self.device or "," in self.device:
             raise UsageError(f"Ray gives every job a GPU of its own: give --device cuda, not {self.device}")
         if self.cpus < 0 or (self.gpus or 0) < 0 or not (self.cpus or self.gpus):
             raise UsageError("a job of Ray's takes a part of some CPU or GPU: give --cpus-per-job above 0")
         if find_spec("ray") is None:  # known before anything is planned
             raise UsageError("--engine ray needs Ray: pip install 'coss-eval[ray]'")
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a task of Ray's tells: lines on what failed, on images left out, and the first full disk."""
-
-    failures: list[str]
-    left_out: list[str]
-    full: str | None = None
 
 
 class _Ray:
@@ -164,7 +154,6 @@ def execute_on_ray(
     planned: Plan,
     cluster: Cluster,
     *,
-    overwrite: bool = False,
     budget_hours: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Run:
@@ -175,13 +164,11 @@ def execute_on_ray(
     """
     if not planned.jobs:
         return execute(planned)
-    ends = None if budget_hours is None else time.time() + 3600 * budget_hours
     with connected(cluster) as ray:
         made = _seen(ray, planned.store.path, cluster.device)
-        entry = begin(planned, **made, engine=f"ray {ray.version}")
-        parts = _spread(ray, planned, cluster.device, overwrite, ends, on_progress)
-    left_out = max((part.left_out for part in parts), key=len, default=[])
-    return finish(planned, entry, [line for part in parts for line in part.failures], left_out)
+        entry = provenance(planned) | made | {"engine": f"ray {ray.version}"}
+        planned.store.record_run(entry)
+        return ended(planned, entry, _spread(ray, planned, cluster.device, budget_hours, on_progress))
 
 
 def _seen(ray: _Ray, out: Path, device: str) -> dict[str, Any]:
@@ -206,41 +193,40 @@ def _spread(
     ray: _Ray,
     planned: Plan,
     device: str,
-    overwrite: bool,
-    ends: float | None,
+    budget_hours: float | None,
     on_progress: Callable[[Progress], None] | None,
-) -> list[_Outcome]:
+) -> list[Outcome]:
     """Begin all chunks, and look until they have ended."""
-    done, plan = _DoneJobs(planned, overwrite, on_progress), ray.put(planned)
+    done, plan = _DoneJobs(planned, on_progress), ray.put(planned)
     places = {id(subject): i for i, subject in enumerate(planned.subjects)}
     fitted = {i: ray.call(_fit, plan, i, device) for i in _to_fit(planned)}
-    parts, begun = list[_Outcome](), dict[Any, list[int]]()
-    for numbers in chunks(planned.jobs, ray.jobs, 1 if overwrite else CELLS):  # one, so that a retry repeats one
+    outcomes, begun = list[Outcome](), dict[Any, list[int]]()
+    for numbers in chunks(planned.jobs, ray.jobs):
         own = [places[id(subject)] for subject in planned.jobs[numbers[0]].subjects]
         after = [fitted[i] for i in own if i in fitted]
-        begun[ray.call(_cells, plan, numbers, device, overwrite, ends, *after)] = numbers
+        begun[ray.call(_cells, plan, numbers, device, budget_hours, time.time(), *after)] = numbers
     while begun:
         for one in ray.ended(list(begun), POLL):
             numbers = begun.pop(one)
             try:
-                part: _Outcome = ray.result(one)
+                outcome: Outcome = ray.result(one)
             except CossError as error:
-                part = _Outcome([f"{planned.jobs[number].label}: {error}" for number in numbers], [])
-            parts.append(part)
+                jobs = [planned.jobs[number] for number in numbers]
+                outcome = Outcome({key: f"{job.label}: {error}" for job in jobs for key in job.keys})
+            outcomes.append(outcome)
             done.ended(numbers)
-            if part.full is not None:
+            if outcome.full:
                 ray.cancel(list(begun))
-                left = [job for job in planned.jobs if any(planned.store.read(key) is None for key in job.keys)]
-                return [*parts, _Outcome([stopped(NoRoom(part.full), left)], [])]
+                return outcomes
         done.look()
-    return parts
+    return outcomes
 
 
 class _DoneJobs:
     """How many jobs of a plan are done, as the store has them."""
 
-    def __init__(self, planned: Plan, overwrite: bool, on_progress: Callable[[Progress], None] | None) -> None:
-        self._planned, self._overwrite, self._say = planned, overwrite, on_progress
+    def __init__(self, planned: Plan, on_progress: Callable[[Progress], None] | None) -> None:
+        self._planned, self._say = planned, on_progress
         self._left, self._last = set(range(len(planned.jobs))), ""
         self.look()
 
@@ -249,7 +235,7 @@ class _DoneJobs:
 
     def look(self) -> None:
         """Say what is there now; cells that were there before tell nothing."""
-        there = set() if self._overwrite else self._planned.store.loose_keys()
+        there = self._planned.store.loose_keys() - self._planned.replaced.keys()
         self._done([number for number in sorted(self._left) if there.issuperset(self._planned.jobs[number].keys)])
 
     def _done(self, numbers: Sequence[int]) -> None:
@@ -261,9 +247,9 @@ class _DoneJobs:
         self._say(Progress(len(jobs) - len(self._left), len(jobs), self._last if self._left else "done"))
 
 
-def chunks(jobs: Sequence[Job], places: int, most: int) -> list[list[int]]:
+def chunks(jobs: Sequence[Job], places: int) -> list[list[int]]:
     """The numbers of jobs of the same networks, in order: several a chunk, as long as each place has four or more."""
-    size = min(most, max(1, len(jobs) // (4 * places)))
+    size = min(CELLS, max(1, len(jobs) // (4 * places)))
     found = list[list[int]]()
     for _, group in groupby(range(len(jobs)), key=lambda number: [id(subject) for subject in jobs[number].subjects]):
         numbers = list(group)
@@ -291,26 +277,19 @@ def _fit(planned: Plan, number: int, device: str) -> None:
 
 
 def _cells(
-    planned: Plan, numbers: Sequence[int], device: str, overwrite: bool, ends: float | None, *_: None
-) -> _Outcome:
-    """On a node: some jobs of a plan, one after the other."""
-    planned, failures = _placed(planned, device), list[str]()
-    data = planned.subjects[0].data
-    for place, number in enumerate(numbers):
-        job = planned.jobs[number]
-        if ends is not None and time.time() > ends:
-            failures.append(f"the budget of time is used up: {len(numbers) - place} jobs not begun")
-            break
-        if not overwrite and all(planned.store.read(key) is not None for key in job.keys):
-            continue  # by a task that was lost when it was here
-        if not _wait(lambda keys=job.keys: all(_is_free(planned, key) for key in keys)):  # type: ignore[misc]
-            failures.append(f"{job.label}: another process is at it, and did not end; the same call goes on from there")
-            continue
-        try:
-            failures += compute(planned, job, overwrite=overwrite)
-        except NoRoom as error:
-            return _Outcome(failures, data.left_out(), str(error))
-    return _Outcome(failures, data.left_out())
+    planned: Plan, numbers: Sequence[int], device: str, budget_hours: float | None, begun: float, *_: None
+) -> Outcome:
+    """On a node: some jobs of a plan; what another process is at is waited for, which may be one of a dead node's."""
+    planned, failures, deadline = _placed(planned, device), dict[str, str](), time.monotonic() + PATIENCE
+    planned.jobs = [planned.jobs[number] for number in numbers]
+    while True:
+        outcome = work(planned, budget_hours, None, used=(time.time() - begun) / 3600)
+        outcome.failures = failures = failures | outcome.failures
+        if not outcome.held or outcome.stopped is not None or time.monotonic() > deadline:
+            return outcome
+        held = [(job, [key for key in job.keys if key in outcome.held]) for job in planned.jobs]
+        planned.jobs = [job.of(keys) for job, keys in held if keys]
+        time.sleep(POLL)
 
 
 def _placed(planned: Plan, device: str) -> Plan:
@@ -319,11 +298,6 @@ def _placed(planned: Plan, device: str) -> Plan:
     for subject in planned.subjects:
         subject.compute = replace(subject.compute, device=own)
     return planned
-
-
-def _is_free(planned: Plan, key: str) -> bool:
-    with planned.store.claim(key) as claimed:
-        return claimed is not None
 
 
 def _wait(is_free: Callable[[], bool]) -> bool:
@@ -350,11 +324,12 @@ class SweepOnRay:
     data_root: Path | None = None
     minutes: float | None = None
     on_run: Callable[[TrainingRun, str], None] = lambda run, what: None
+    held: list[str] = field(default_factory=list)  # lines on runs that another process was at, and has not done
 
     def run(self, number: int | None = None) -> list[str]:
         """All steps that are left, or those of run ``number``; a line for each that failed."""
         self._ends = None if self.minutes is None else time.time() + 60 * self.minutes
-        self._failures, self._left_out = list[str](), set[int]()
+        self._failures, self._left_out, self._elsewhere = list[str](), set[int](), set[int]()
         with connected(self.cluster) as ray:
             _seen(ray, self.out, self.cluster.device)
             if self.sweep.run_minutes is not None and not (self.out / EPOCHS).exists():
@@ -364,7 +339,9 @@ class SweepOnRay:
             while self._begin(ray, begun, number):
                 for one in ray.ended(list(begun)):
                     self._ended(ray, one, begun.pop(one))
-        report(self._sweep, states(self._sweep, self.out, self.work), self.out)
+        everything = states(self._sweep, self.out, self.work)
+        report(self._sweep, everything, self.out)
+        self.held = [named(s.run) for s in everything if s.run.number in self._elsewhere and s.stage != "done"]
         return self._failures
 
     def _worker(self) -> Worker:
@@ -389,16 +366,30 @@ class SweepOnRay:
 
     def _ended(self, ray: _Ray, one: Any, state: State) -> None:
         """Tell what became of a step; what did not get further is left out from then on."""
-        run, failures = state.run, list[str]()
+        run = state.run
         try:
-            told, failures = ray.result(one)
+            step: _StepTaken = ray.result(one)
         except CossError as error:
-            told, failures = [], [f"{run.number} {run.name}: {error}"]
-        for what in told:
-            self.on_run(run, {"is trained": "has been trained", "is evaluated": "has been evaluated"}.get(what, what))
-        self._failures += failures
-        if failures or not {"is trained", "goes on", "is evaluated"} & set(told):
+            step = _StepTaken(False, [], [f"{named(run)}: {error}"], False)
+        if step.taken and not step.failures:
+            self.on_run(run, "has been trained" if state.next_step == "train" else "has been evaluated")
+        for what in [] if step.taken else step.told:
+            self.on_run(run, what)
+        self._failures += step.failures
+        if step.held:
+            self._elsewhere.add(run.number)
+        if step.failures or not step.taken:
             self._left_out.add(run.number)
+
+
+@dataclass(frozen=True)
+class _StepTaken:
+    """What became of a step on a node: whether it was taken, what was told of it, what failed, who else is at it."""
+
+    taken: bool
+    told: list[str]
+    failures: list[str]
+    held: bool
 
 
 def _settle(worker: Worker) -> None:
@@ -406,13 +397,13 @@ def _settle(worker: Worker) -> None:
     worker.settle()
 
 
-def _step(worker: Worker, run: TrainingRun, ends: float | None) -> tuple[list[str], list[str]]:
-    """On a node: the next step of a run; what was told of it, and what failed."""
+def _step(worker: Worker, run: TrainingRun, ends: float | None) -> _StepTaken:
+    """On a node: the next step of a run."""
     told = list[str]()
     worker.on_run = lambda _, what: told.append(what)
     worker.minutes = None if ends is None else (ends - time.time()) / 60
     _wait(lambda: _can_be_taken(worker.work / run.name))
-    return told, worker.step(run.number)
+    return _StepTaken(worker.step(run.number), told, worker.failures, bool(worker.held))
 
 
 def _can_be_taken(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.device import resolve_device
 from coss_eval.runtime.disk import Lock
+from coss_eval.runtime.processes import process_group
 from coss_eval.runtime.provenance import made_with
 from coss_eval.store.runs import JOB, RESULTS
 from coss_eval.sweeps.plan import Evaluation, Sweep, TrainingRun, runs
@@ -40,7 +41,6 @@ from coss_eval.sweeps.state import (
 )
 from coss_eval.tasks import task_class
 from coss_eval.tasks.task import Task
-from coss_eval.training.distributed import process_group
 from coss_eval.training.dry_run import dry_run
 from coss_eval.training.fields import build
 from coss_eval.training.gather import rank, world_size
@@ -69,27 +69,32 @@ class Worker:
     on_note: Callable[[str], None] | None = None
     watch: Callable[[str], Watcher] = lambda name: nullcontext()
     failures: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)  # lines on runs that another process was at, and has not done
 
     def run(self, number: int | None = None) -> list[str]:
         """All steps that are left (or those of run ``number``), then the report; a line for each that failed.
 
-        A run that another process is at is left to it; one that was interrupted goes on from its last checkpoint.
+        A run that another process is at is left to it, and named in ``held`` if it is not done at the end; one that was
+        interrupted goes on from its last checkpoint.
         With ``minutes`` no step begins that is expected to end later.
         """
         with self._at_work(number):
             while (chosen := self._agree(number)) is not None:
                 self._do(*chosen)
             if rank() == 0:
-                report(self.sweep, states(self.sweep, self.out, self.work), self.out)
+                everything = states(self.sweep, self.out, self.work)
+                report(self.sweep, everything, self.out)
+                self.held = [named(s.run) for s in everything if s.run.number in self._elsewhere and s.stage != "done"]
         return self.failures
 
-    def step(self, number: int) -> list[str]:
-        """The next step of run ``number`` alone, without the report: what one of many machines does."""
+    def step(self, number: int) -> bool:
+        """The next step of run ``number`` alone, without the report, as one of many machines; whether it was taken."""
         with self._at_work(number):
             chosen = self._agree(number)
             if chosen is not None:
                 self._do(*chosen)
-        return self.failures
+            self.held = [named(run) for run in runs(self.sweep) if run.number in self._elsewhere]
+        return chosen is not None
 
     def settle(self) -> None:
         """Only measure the epochs that fill the sweep's ``run_minutes``, where it has any and nobody has."""
@@ -102,6 +107,7 @@ class Worker:
             self._refuse_device(own, number)
             self._ends = None if self.minutes is None else time.monotonic() + 60 * self.minutes
             self._left_out: set[int] = set()  # failed, at another process, or too long
+            self._elsewhere: set[int] = set()  # at another process
             self._told: set[tuple[int, str]] = set()
             self._settle()
             yield
@@ -143,6 +149,7 @@ class Worker:
                 self._tell(run, f"is left out: {step} takes longer than what is left of the time")
             elif (lock := _lock(self.work / run.name)) is None:
                 self._tell(run, "is being done by another process")
+                self._elsewhere.add(run.number)
             else:
                 self._lock = lock
                 return state, step
@@ -172,7 +179,7 @@ class Worker:
                 self.on_run(run, "is evaluated")
                 self._evaluate(state, data)
         except (CossError, RuntimeError) as error:  # RuntimeError: torch's own, such as running out of memory
-            self.failures.append(f"{run.number} {run.name}: {str(error).splitlines()[0]}")
+            self.failures.append(f"{named(run)}: {str(error).splitlines()[0]}")
             self._left_out.add(run.number)
         finally:
             if self._lock is not None:
@@ -215,6 +222,10 @@ class Worker:
             )
             if done.failures:
                 raise CossError(done.failures[0])
+            if done.held:  # by who evaluates into this folder beside the sweep
+                self._left_out.add(state.run.number)
+                self._elsewhere.add(state.run.number)
+                return
         minutes = {**state.minutes, "evaluate": (time.monotonic() - started) / 60}
         evaluated = {"minutes": minutes, "sha256": model.sha256, "evaluated": self.sweep.written()}
         write_job(folder, {**state.record, **evaluated})
@@ -233,6 +244,10 @@ class Worker:
                 f"the runs of {self.sweep.name} at size {self.sweep.size} are trained on {wanted} alone, and this is "
                 f"{own.type}: no contrast mixes them; give --device {wanted}, or another --size"
             )
+
+
+def named(run: TrainingRun) -> str:
+    return f"{run.number} {run.name}"
 
 
 def task_of(wanted: Evaluation) -> Task:

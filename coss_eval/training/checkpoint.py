@@ -14,7 +14,8 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.disk import write_atomically
 from coss_eval.training.config import Config
 
-VERSION = 1
+VERSION = 2
+READ = (1, VERSION)  # 1 has no states from inside an epoch, which a program of its time would take for finished ones
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -44,7 +45,7 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or "version" not in state:
         raise CossError(f"{path} is no trainer state; remove it to start anew")
-    if state["version"] != VERSION:
+    if state["version"] not in READ:
         raise CossError(f"{path} is of version {state['version']}, this program writes {VERSION}; start anew")
     return state
 

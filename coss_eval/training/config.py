@@ -25,7 +25,13 @@ from coss_eval.training.method import Method
 from coss_eval.training.methods import make_method, method_class, split_name
 
 LOCAL_FIELDS = tuple(f.name for f in fields(LocalConfig))
-BOOKKEEPING = ("probe_every", "checkpoint_every", "keep_every", "log_every")  # they change no weight
+BOOKKEEPING = (
+    "probe_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_every",
+    "log_every",
+)  # they change no weight
 AT_LEAST_1 = ("epochs", "batch_size", "accumulate", "checkpoint_every", "log_every", "width", "size", "small_size")
 AT_LEAST_0 = (
     "lr",
@@ -35,6 +41,7 @@ AT_LEAST_0 = (
     "vector_lr",
     "clip_gradient",
     "probe_every",
+    "checkpoint_minutes",
     "keep_every",
     "small_views",
     "seed",
@@ -56,6 +63,8 @@ class Config:
     ``ema``: the target's tau at first, rising to 1 along a cosine. ``accumulate``: micro-batches a step; BatchNorm
     then sees micro-batches. ``holdout``: share of the training images kept out for the online probes, 0 for none.
     ``normalise``: by the data's own mean and deviation, or ImageNet's. ``options``: fields of the method itself.
+    The trainer's state is saved at the end of every ``checkpoint_every`` epochs, and inside an epoch where it is
+    ``checkpoint_minutes`` old, 0 for never.
     """
 
     method: str
@@ -97,6 +106,7 @@ class Config:
 
     probe_every: int = 10
     checkpoint_every: int = 1
+    checkpoint_minutes: float = 10.0
     keep_every: int = 0
     log_every: int = 50
 

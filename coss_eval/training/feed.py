@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from coss_eval.views.make import ViewParameters, draw_views
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory, for images that stay there
 STATIC_VALUES = 2**24  # of a batch's view: up to here a GPU's views are bound by launches (H200: 64 px yes, 224 no)
+CROPPED = 32  # images that a worker hands over at once: workers share a batch, and hold two of these each
 DRAWN_AHEAD = 32  # steps whose views are drawn together, as a draw is some 200 small operations
 
 
@@ -85,13 +87,13 @@ class Feed:
         shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.split))
         return shuffled[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
 
-    def epoch(self, number: int) -> Iterator[BatchPart]:
-        """This rank's part of every batch of an epoch."""
-        for part in self._parts(number):
+    def epoch(self, number: int, start: int = 0) -> Iterator[BatchPart]:
+        """This rank's part of every batch of an epoch from step ``start`` on; nothing before it is read."""
+        for part in self._parts(number, start):
             yield part if len(part.ids) == self.share else _filled(part, self.share)
 
-    def _parts(self, number: int) -> Iterator[BatchPart]:
-        places = self.order(number)[:, rank() * self.share : (rank() + 1) * self.share]
+    def _parts(self, number: int, start: int) -> Iterator[BatchPart]:
+        places = self.order(number)[start:, rank() * self.share : (rank() + 1) * self.share]
         if self.from_files:
             yield from in_background(self._cropped(places, number))
         elif self._resident is not None:
@@ -104,9 +106,15 @@ class Feed:
     def _cropped(self, places: Ints, epoch: int) -> Iterator[BatchPart]:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
         workers = max(1, processors() // here)
-        for crops in crop_batches(self.split, list(places), self.views, seed=self.seed, epoch=epoch, workers=workers):
-            pinned = [view.pin_memory() if self.device.type == "cuda" else view for view in crops.views]
-            yield BatchPart([view.to(self.device, non_blocking=True) for view in pinned], crops.labels, crops.ids)
+        pieces = math.ceil(self.share / CROPPED)  # of a batch
+        parts = [piece for part in places for piece in np.array_split(part, pieces)]
+        crops = crop_batches(self.split, parts, self.views, seed=self.seed, epoch=epoch, workers=workers)
+        for _ in places:
+            views, labels, ids = zip(*islice(crops, pieces), strict=True)
+            joined = [torch.cat(each) for each in zip(*views, strict=True)]
+            pinned = [view.pin_memory() if self.device.type == "cuda" else view for view in joined]
+            there = [view.to(self.device, non_blocking=True) for view in pinned]
+            yield BatchPart(there, torch.cat(labels), torch.cat(ids))
 
     def _on_device(self, places: Ints, epoch: int, images: Tensor, labels: Tensor, ids: Tensor) -> Iterator[BatchPart]:
         sizes = (images.shape[2], images.shape[3])

@@ -13,13 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if world_size() > 1 else 0
+from coss_eval.runtime.processes import rank as rank
+from coss_eval.runtime.processes import world_size as world_size
 
 
 class _Gather(torch.autograd.Function):

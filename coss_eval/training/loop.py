@@ -1,9 +1,10 @@
-"""The training loop: steps without a synchronisation, epochs that end in a checkpoint, and exact resumption."""
+"""The training loop: steps without a synchronisation, checkpoints inside and after epochs, and exact resumption."""
 
 from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,13 +26,15 @@ from coss_eval.models.model import Model
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.disk import Lock, remove_leftovers
 from coss_eval.runtime.live import training_line
+from coss_eval.runtime.memory import out_of_memory
+from coss_eval.runtime.processes import gathered, process_group
 from coss_eval.runtime.provenance import git_commit, made_with
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
-from coss_eval.training.distributed import process_group
 from coss_eval.training.feed import BatchPart
 from coss_eval.training.gather import mean_over_ranks, rank, world_size
 from coss_eval.training.graph import GraphedPasses, refusal
+from coss_eval.training.interruptions import Interruptions, Stopped
 from coss_eval.training.log import RunLog
 from coss_eval.training.monitor import Monitor
 from coss_eval.training.optim import cosine, set_lr, warm_up_cosine
@@ -74,10 +77,11 @@ def train(
     ``data`` is what ``as_dataset`` takes; a single split is the training split.
 
     ``overrides``: fields of Config, LocalConfig or the method. ``out`` gets last.pt (the trainer's state),
-    log.jsonl and the model. ``resume`` goes on from last.pt, where there is one, exactly as if never interrupted; it
-    stops where the configuration or the images are others, and begins anew where the first epoch was not finished. A
-    progress line is shown, but not with ``quiet`` or where ``on_progress`` takes its place. ``on_note`` gets what a
-    person should know (alarms); ``ce.train`` warns with it unless ``quiet``.
+    log.jsonl and the model. ``resume`` goes on from last.pt, where there is one, exactly as if never interrupted, and
+    refuses where the configuration or the images are others. Ctrl-C, SIGTERM and SIGUSR1 save last.pt after the step
+    in progress, inside an epoch, too, and do what they do then; a second Ctrl-C does not wait. A progress line is
+    shown, but not with ``quiet`` or where ``on_progress`` takes its place. ``on_note`` gets what a person should know
+    (alarms); ``ce.train`` warns with it unless ``quiet``.
 
     >>> import tempfile, coss_eval as ce
     >>> images = ce.load_dataset("digits").train.limited(128)
@@ -107,8 +111,30 @@ def train_config(
 ) -> Model:
     """``train`` by a configuration that ``resolve`` made."""
     _refuse_another(Path(out), resume)
-    with process_group(device) as own, exact_float32():
-        return Trainer(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
+    try:
+        with process_group(device) as own, exact_float32(), memory_told(config):
+            return Trainer(config, data, Path(out), own, resume=resume, on_progress=on_progress, on_note=on_note).run()
+    except Stopped as stopped:
+        number = stopped.number
+    signal.raise_signal(number)  # to whoever obeys it when nothing is trained
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def memory_told(config: Config) -> Iterator[None]:
+    """CossError that says what to set, where memory runs out: another batch is another run, so none is halved."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        share, more = config.batch_size // world_size(), 2 * config.accumulate
+        keeps = f"accumulate={more}, which keeps the batch of {config.batch_size}, or "
+        able = not config.kind.couples_samples and share % more == 0 and share // more >= 2
+        raise CossError(
+            f"out of memory with {share // config.accumulate} images at a time; start again with --set "
+            f"{keeps if able else ''}batch_size={config.batch_size // 2}; --dry-run says what a run needs"
+        ) from error
 
 
 def _refuse_another(out: Path, resume: bool) -> None:
@@ -146,7 +172,9 @@ class Trainer:
             self.graphed = GraphedPasses(self.objective, device, on_note)
         self.epoch = self.step = 0
         self.log: RunLog | None = None  # of the first process, while it runs
-        self._recent: list[Tensor] = []
+        self.interruptions = Interruptions(config.checkpoint_minutes)
+        self._recent: list[Tensor] = []  # losses that are not in the log yet
+        self._random: list[Tensor] = []  # of this process, where it goes on inside an epoch
         self._knn: float | None = None
         self._bad = 0  # images that cannot be read and were told
 
@@ -160,7 +188,10 @@ class Trainer:
         return DistributedDataParallel(self.objective, device_ids=ids, **cast(Any, {unsynced: False}))
 
     def run(self) -> Model:
-        """All epochs that are left; the Model, written to out/model.safetensors by the first process."""
+        """All epochs that are left; the Model, written to out/model.safetensors by the first process.
+
+        Raises Stopped after a signal, with all that was done saved.
+        """
         lock = self._claim() if self.first else None
         try:
             if lock is not None:
@@ -171,11 +202,15 @@ class Trainer:
                 if self.epoch < self.config.epochs:
                     self.log.write("start", self.step, **self._provenance())
             self.monitor = Monitor(self.setup.fit, self.setup.select, self.device, min(self.setup.feed.share, 256))
-            while self.epoch < self.config.epochs:
-                self._run_epoch()
-            model = self.setup.snapshot()
-            if self.first:
-                self._write_model(model, MODEL)
+            with self.interruptions:
+                while self.epoch < self.config.epochs:
+                    self._run_epoch()
+                    if self.epoch < self.config.epochs:
+                        self._stop_if_asked()
+                model = self.setup.snapshot()
+                if self.first:
+                    self._write_model(model, MODEL)
+                self.interruptions.refuse_to_go_on()
             return model
         finally:
             try:
@@ -198,11 +233,16 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         self._since = time.perf_counter(), self.step
-        with random_layers(self.config.seed, self.epoch, self.device):
-            for batch in self.setup.feed.epoch(self.epoch):
+        done, steps = self.step - self.epoch * self.setup.feed.steps, self.setup.feed.steps
+        with random_layers(self.config.seed, self.epoch, self.device, self._random):
+            self._random = []
+            for number, batch in enumerate(self.setup.feed.epoch(self.epoch, done), done + 1):
                 self._recent.append(self.take_step(batch))
                 if len(self._recent) >= self.config.log_every:
                     self._note_losses()
+                if self.interruptions.look() and number < steps:
+                    self._save_inside()
+                    self._stop_if_asked()
             self._note_losses()
         self._refuse_weights_that_are_no_numbers()
         self._tell_bad_images()
@@ -213,8 +253,32 @@ class Trainer:
         # before the state that says that this epoch is done, else a kill between the two would lose it
         if self.first and self.config.keep_every and self.epoch % self.config.keep_every == 0:
             self._write_model(self.setup.snapshot(), f"epoch-{self.epoch:04d}.safetensors")
-        if self.first and (last or self.epoch % self.config.checkpoint_every == 0):
-            checkpoint.save(self.out / LAST, self._state())
+        if last or self.epoch % self.config.checkpoint_every == 0 or self.interruptions.wanted:
+            self._save(None)
+
+    def _save_inside(self) -> None:
+        """The state between two steps of an epoch, with the losses and the random numbers that a new epoch has not."""
+        losses = mean_over_ranks(torch.stack(self._recent)) if self._recent else torch.zeros(0, 3)
+        if not losses.isfinite().all():
+            self._note_losses()  # raises
+        self._refuse_weights_that_are_no_numbers()
+        self._save({"losses": losses.cpu(), "random": gathered(random_state(self.device))})
+
+    def _save(self, inside: dict[str, Any] | None) -> None:
+        if self.first:
+            checkpoint.save(self.out / LAST, self._state() | {"inside": inside})
+        self.interruptions.saved()
+
+    def _stop_if_asked(self) -> None:
+        """Stopped, the same in every process, where one was asked to; the first one says how to go on."""
+        if not self.interruptions.stop:
+            return
+        if self.first and self.on_note is not None:
+            self.on_note(
+                f"stopped after step {self.step} of {self.setup.total}, saved in {self.out / LAST}; "
+                "the same call with --resume (resume=True) goes on from there"
+            )
+        raise Stopped(self.interruptions.stop)
 
     def take_step(self, batch: BatchPart) -> Tensor:
         """One optimiser step on this rank's part of a batch: its losses (total, global, local), still on the device."""
@@ -370,13 +434,23 @@ class Trainer:
         path = self.out / LAST
         if self.first:
             remove_leftovers(self.out, "*")
-        if not (self.resume and path.exists()):
-            return
+        found = self.resume and path.exists()
+        if found:
+            self._go_on_from(path)
+        seen = gathered(self.step if found else None)
+        if len(set(seen)) > 1:
+            steps = ", ".join(f"process {i} {'none' if s is None else f'step {s}'}" for i, s in enumerate(seen))
+            raise UsageError(
+                f"the processes see different states of {path} ({steps}): give an --out on a file system that all share"
+            )
+
+    def _go_on_from(self, path: Path) -> None:
         state = checkpoint.load(path)
         checkpoint.refuse_other(state, self.config, self._data(), path)
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
+        self._go_on_inside(state.get("inside"))
         other_threads = state["threads"] != torch.get_num_threads() and self.epoch < self.config.epochs
         if other_threads and self.first and self.on_note is not None:
             self.on_note(
@@ -384,14 +458,31 @@ class Trainer:
                 f"last digits may differ; OMP_NUM_THREADS={state['threads']} keeps them"
             )
 
+    def _go_on_inside(self, inside: dict[str, Any] | None) -> None:
+        """What a state has that was saved inside an epoch. With another number of processes dropout draws anew."""
+        if inside is None:
+            return
+        self._recent = list(inside["losses"].to(self.device))
+        if len(inside["random"]) == world_size():
+            self._random = inside["random"][rank()]
+
 
 @contextmanager
-def random_layers(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+def random_layers(seed: int, epoch: int, device: torch.device, state: Sequence[Tensor] = ()) -> Iterator[None]:
     """Dropout and stochastic depth inside draw from (seed, epoch, rank); torch's generators are put back afterwards.
 
-    Such layers know no generator of their own. An epoch begins alike in a resumed run, so their state is not stored.
+    Such layers know no generator of their own. ``state`` is what ``random_state`` was where the epoch goes on.
     """
     own = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=own):
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank()]).generate_state(1)[0]))
+        if state:
+            torch.set_rng_state(state[0])
+        if own and len(state) > 1:
+            torch.cuda.set_rng_state(state[1], device)
         yield
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """The states of torch's generators that layers of this process draw from: the CPU's, and the GPU's."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]

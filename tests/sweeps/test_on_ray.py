@@ -42,8 +42,8 @@ def measured(out: Path) -> dict[str, Any]:
 
 def test_every_job_is_in_one_chunk(tmp_path: Path) -> None:
     jobs = 2 * planned(tmp_path, ["corruptions"]).jobs
-    for places, most, size in ((1, CELLS, CELLS), (2, CELLS, 4), (100, CELLS, 1), (1, 1, 1)):
-        found = chunks(jobs[:34], places, most)
+    for places, size in ((1, CELLS), (2, 4), (100, 1)):
+        found = chunks(jobs[:34], places)
         assert [number for numbers in found for number in numbers] == list(range(34))
         assert max(map(len, found)) == size
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from coss_eval import cli
 from coss_eval import sweeps as sweeping
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import sweeps
@@ -221,6 +222,21 @@ def test_long_lists_take_seconds(written: Callable[..., Path], tmp_path: Path) -
     assert time.process_time() - started < 5
     assert [line.split()[1] for line in lines[1:-1]] == ["done"] * 600 + ["missing"] * 400
     assert "600 of 1000 runs are trained, 600 evaluated; training the others about 13 hours and" in lines[-1]
+
+
+def test_a_run_that_another_process_holds_is_named_with_an_exit_code(
+    written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(), tmp_path / "out"
+    name = runs(read_sweep(str(path)))[0].name
+    lock = Lock.take(_folder(out / name) / "job.lock")
+    assert lock is not None
+    monkeypatch.setattr(sys, "argv", ["coss-eval", "sweep", str(path), "--job", "1", "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    assert f"ELSEWHERE   1 {name} is at another process" in capsys.readouterr().out
+    lock.release()
 
 
 @pytest.mark.slow

@@ -1,5 +1,9 @@
-"""Trains as test_resume does, and kills itself, as kill -9 does, after so many steps: interrupted_run.py OUT STEPS."""
+"""Trains and sends itself a signal after so many steps: interrupted_run.py OUT STEP SIGNAL METHOD FIELDS (JSON).
 
+A process that torchrun has started anew does not, nor does any without a STEP. What stops it ends it with exit code 0.
+"""
+
+import json
 import os
 import signal
 import sys
@@ -21,10 +25,12 @@ RUN = {
 }
 
 
-def stop(progress: TrainingProgress) -> None:
-    if progress.step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
+def interrupt(progress: TrainingProgress) -> None:
+    if str(progress.step) == sys.argv[2] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        os.kill(os.getpid(), signal.Signals[sys.argv[3]])
 
 
 if __name__ == "__main__":
-    train("co-byol", digits(), out=sys.argv[1], device="cpu", on_progress=stop, **RUN)
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
+    out, fields = sys.argv[1], json.loads(sys.argv[5])
+    train(sys.argv[4], digits(), out=out, device="cpu", resume=True, on_progress=interrupt, **fields)

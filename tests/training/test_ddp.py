@@ -1,7 +1,8 @@
-"""Two processes with half of every batch each train as one process with all of it does."""
+"""Several processes with a part of every batch each train as one process with all of it does."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,33 +11,39 @@ from typing import Any
 
 import pytest
 import torch
-from two_processes import CASES, one_batch, short_run
+from interrupted_run import RUN
+from training_parts import TINY, digits
+from two_processes import CASES, STEPPED, one_batch, several_steps, short_run
 
 from coss_eval.checkpoints.load import load_model
-from coss_eval.training import log
+from coss_eval.training import checkpoint, log
+from coss_eval.training.loop import train
+
+ALONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-@pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def torchrun(processes: int, script: str, *arguments: str, restarts: int = 0) -> None:
+    """So many processes of a script beside this file; CalledProcessError where one fails."""
+    words = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+    call = [sys.executable, "-m", "torch.distributed.run", *words, str(Path(__file__).with_name(script)), *arguments]
+    subprocess.run(call, env=os.environ | ALONE, timeout=1800, check=True)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def of_several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ddp") / "found.pt"
-    script = str(Path(__file__).with_name("two_processes.py"))
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=900,
-        check=True,
-    )
+    torchrun(request.param, "two_processes.py", str(out))
     found: dict[str, Any] = torch.load(out, weights_only=True)
-    return found | {"run": out.with_name("run")}
+    return found | {"run": out.with_name("run"), "processes": request.param}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradients_are_those_of_one_process(of_two: dict[str, Any], case: str) -> None:
+def test_losses_and_gradients_are_those_of_one_process(of_several: dict[str, Any], case: str) -> None:
     """The loss in float32; gradients, running statistics and centres in float64, where rounding hides nothing."""
-    one, two = one_batch(case, torch.float32), of_two[f"{case} torch.float32"]
+    one, two = one_batch(case, torch.float32), of_several[f"{case} torch.float32"]
     torch.testing.assert_close(two["losses"], one["losses"], atol=1e-5, rtol=1e-5)
-    one, two = one_batch(case, torch.float64), of_two[f"{case} torch.float64"]
+    one, two = one_batch(case, torch.float64), of_several[f"{case} torch.float64"]
     torch.testing.assert_close(two["losses"], one["losses"], atol=1e-9, rtol=1e-9)
     assert one["gradients"].keys() == two["gradients"].keys()
     for part in ("gradients", "buffers"):
@@ -45,16 +52,66 @@ def test_losses_and_gradients_are_those_of_one_process(of_two: dict[str, Any], c
 
 
 @pytest.mark.slow
-def test_a_run_of_two_is_that_of_one(of_two: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_of_several_is_that_of_one(of_several: dict[str, Any], tmp_path: Path) -> None:
     short_run(tmp_path)
-    losses = [[line["loss"] for line in log.read(out) if line["kind"] == "train"] for out in (tmp_path, of_two["run"])]
+    losses = [
+        [line["loss"] for line in log.read(out) if line["kind"] == "train"] for out in (tmp_path, of_several["run"])
+    ]
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    one, two = (load_model(out / "model.safetensors").backbone.state_dict() for out in (tmp_path, of_two["run"]))
+    one, two = (load_model(out / "model.safetensors").backbone.state_dict() for out in (tmp_path, of_several["run"]))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=1e-3, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.slow
-def test_a_part_that_does_not_divide_into_micro_batches_is_refused(of_two: dict[str, Any]) -> None:
-    assert "16 images of a batch do not divide into 16 micro-batches" in of_two["refusal"]
+def test_a_part_that_does_not_divide_into_micro_batches_is_refused(of_several: dict[str, Any]) -> None:
+    share = 32 // of_several["processes"]
+    assert f"{share} images of a batch do not divide into 16 micro-batches" in of_several["refusal"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", STEPPED)
+def test_steps_are_those_of_one_process(of_several: dict[str, Any], method: str) -> None:
+    """Optimiser, moving averages, running statistics and centres over 4 steps."""
+    one, several = several_steps(method), of_several["steps"][method]
+    torch.testing.assert_close(several["losses"], one["losses"], atol=1e-5, rtol=1e-5)
+    assert one["weights"].keys() == several["weights"].keys()
+    for key, value in one["weights"].items():
+        torch.testing.assert_close(
+            several["weights"][key], value, atol=1e-5, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_see_the_state_says_so(of_several: dict[str, Any]) -> None:
+    said, path = of_several["divided"], of_several["run"] / "last.pt"
+    assert said.startswith(f"the processes see different states of {path} (process 0 step 4, process 1 none")
+    assert said.endswith("give an --out on a file system that all share")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_process_was_killed(tmp_path: Path) -> None:
+    """torchrun starts all of them again, and they end with the bits of processes that were never killed."""
+    for name, step in (("whole", "never"), ("killed", "5")):
+        fields = json.dumps(RUN | {"checkpoint_minutes": 1e-9})
+        torchrun(2, "interrupted_run.py", str(tmp_path / name), step, "SIGKILL", "co-byol", fields, restarts=1)
+    starts = [line["step"] for line in log.read(tmp_path / "killed") if line["kind"] == "start"]
+    assert starts == [0, 4]
+    states = [checkpoint.load(tmp_path / name / "last.pt")["objective"] for name in ("whole", "killed")]
+    for key, value in states[0].items():
+        assert torch.equal(states[1][key], value), key
+
+
+@pytest.mark.slow
+def test_all_processes_stop_where_one_is_asked_to_and_another_number_goes_on(tmp_path: Path) -> None:
+    fields = {**TINY, "hidden": 32, "epochs": 2}
+    torchrun(2, "interrupted_run.py", str(tmp_path / "run"), "4", "SIGUSR1", "byol", json.dumps(fields))
+    state = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert state["step"] == 4  # of 6, 3 an epoch
+    assert len(state["inside"]["random"]) == 2
+    one = train("byol", digits(), out=tmp_path / "run", device="cpu", resume=True, **fields)
+    whole = train("byol", digits(), out=tmp_path / "whole", device="cpu", **fields)
+    found = one.backbone.state_dict()
+    for key, value in whole.backbone.state_dict().items():
+        torch.testing.assert_close(found[key], value, atol=1e-4, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")

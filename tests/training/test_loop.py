@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_parts import COLLAPSED, DROPPING, SMALL, TINY, TWO_CONVOLUTIONS, digits
+from training_parts import COLLAPSED, DROPPING, HUNGRY, SMALL, TINY, TWO_CONVOLUTIONS, digits
 
 from coss_eval.checkpoints.load import load_model
 from coss_eval.cli.app import app
@@ -154,6 +156,7 @@ def test_the_order_belongs_to_seed_and_epoch() -> None:
     assert torch.equal(ids[0], ids[1])
     assert not torch.equal(ids[0], ids[2])
     assert sorted(ids[0].tolist()) == sorted(data.ids.tolist())
+    assert torch.equal(torch.cat([batch.ids for batch in feed.epoch(0, 2)]), ids[0][64:])
     other = Feed(data, 32, torch.device("cpu"), seed=1, views=feed.views)
     assert not torch.equal(ids[0], torch.cat([batch.ids for batch in other.epoch(0)]))
 
@@ -240,6 +243,25 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot write into .*file.*choose another folder"):
         run("byol", tmp_path / "file", epochs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "accumulate", "told"),
+    [
+        ("byol", 1, "with 32 images at a time; start again with --set accumulate=2, which keeps the batch of 32, or"),
+        ("supervised", 2, "with 16 images at a time; start again with --set accumulate=4, which keeps the batch of 32"),
+        ("simclr", 1, "with 32 images at a time; start again with --set batch_size=16; --dry-run says"),
+    ],
+)
+def test_where_memory_runs_out_the_run_says_what_to_set(
+    tmp_path: Path, method: str, accumulate: int, told: str
+) -> None:
+    fields = {**HUNGRY, "accumulate": accumulate}
+    with pytest.raises(CossError, match=f"out of memory {told}"):
+        run(method, tmp_path, **fields)
+    with pytest.raises(CossError, match=f"out of memory {told}"):
+        dry_run(resolve(method, **TINY | HEADS.get(method, {}) | fields), digits(), device="cpu")
 
 
 def test_collapse_is_told() -> None:
@@ -332,6 +354,12 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
     parts = list(feed.epoch(0))
     assert [len(part.ids) for part in parts] == [8, 8, 8]
     assert sum(len(part.ids.unique()) for part in parts) == 23  # another one stands in for the torn one
+    feed.split = replace(data.train, skip_bad_images=False)
+    first = next(i for i, part in enumerate(parts) if len(part.ids.unique()) < 8)
+    with pytest.raises(CossError, match="cannot be read"):
+        list(feed.epoch(0, first))
+    rest = list(feed.epoch(0, first + 1))  # what was seen is not read again
+    assert [part.ids.tolist() for part in rest] == [part.ids.tolist() for part in parts[first + 1 :]]
 
 
 @pytest.mark.parametrize(
@@ -418,3 +446,39 @@ def test_a_dry_run_costs_two_steps_and_writes_nothing(
     assert (cost.target > 0) == (method_class(method.removeprefix("co-")).targets == "momentum")
     assert cost.images_per_second > 0
     assert "images/s" in "\n".join(cost.lines())
+
+
+@pytest.mark.slow
+def test_a_dry_run_within_little_memory_tells_that_of_the_run() -> None:
+    configs = [resolve("byol", **TINY | HEADS["byol"] | {"batch_size": size}) for size in (32, 96)]
+    whole = dry_run(configs[0], digits(), device="cpu")
+    found = [dry_run(config, digits(), device="cpu", within=1) for config in configs]
+    assert [cost.images for cost in (whole, *found)] == [None, 2, 2]
+    assert [cost.steps for cost in found] == [300, 100]
+    assert all(cost.flops == pytest.approx(whole.flops, rel=1e-3) for cost in found)
+    assert found[1].peak_memory > found[0].peak_memory
+    assert "about" in "\n".join(found[0].lines())
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_photographs_needs_little_memory(tmp_path: Path) -> None:
+    """A step on 64 images of 224 px would take 5 GB and more; the libraries take most of what this does."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
+    picture = Image.fromarray(pixels).resize((500, 400))
+    for place in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(40):
+            picture.save(tmp_path / place / f"{i}.jpg")
+    fields = ["--arch", "resnet18", "--stem", "imagenet", "--batch-size", "64", "--set", "size=224", "--epochs", "10"]
+    call = ["train", "--method", "byol", "--data", str(tmp_path), "--device", "cpu", "--dry-run", *fields]
+    script = (
+        "import resource, sys\n"
+        "from coss_eval.cli import main\n"
+        f"sys.argv[1:] = {call!r}\n"
+        "try: main()\n"
+        "finally: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=True)
+    assert int(done.stdout.rpartition("PEAK ")[2]) < 1500, done.stdout
+    needs = float(done.stdout.partition("memory      about ")[2].partition(" GiB")[0])
+    assert 3 < needs < 12

@@ -2,48 +2,161 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from interrupted_run import RUN
+from PIL import Image
 from training_parts import SMALL, TINY, digits
 
 from coss_eval.checkpoints.load import load_model
 from coss_eval.errors import CossError, UsageError
 from coss_eval.training import checkpoint, log
 from coss_eval.training.config import Config
+from coss_eval.training.interruptions import SAME_PRESS, Interruptions
 from coss_eval.training.loop import LAST, MODEL, TrainingProgress, train
+
+EVERY_STEP = {"checkpoint_minutes": 1e-9}  # a state after each, of which the last one of an epoch is that of the epoch
+
+
+def interrupted(out: Path, step: int, number: signal.Signals, method: str, fields: dict[str, Any]) -> int:
+    """The exit code of a process that trains and sends itself a signal after ``step`` steps."""
+    script = str(Path(__file__).with_name("interrupted_run.py"))
+    threads = str(torch.get_num_threads())
+    return subprocess.run(
+        [sys.executable, script, str(out), str(step), number.name, method, json.dumps(fields)],
+        env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=900,
+    ).returncode
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    """What a log says of the run, without its speed."""
+    return [
+        {key: value for key, value in line.items() if key != "images_per_second"}
+        for line in log.read(out)
+        if line["kind"] != "start"
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [4, 8])  # 3 steps an epoch: in the middle of the second, and of the third
-def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("step", "went_on", "fields"),  # 3 steps an epoch
+    [(4, 3, {}), (8, 6, {}), (5, 4, {**EVERY_STEP, "log_every": 2})],
+    ids=str,
+)
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, step: int, went_on: int, fields: dict[str, Any]
+) -> None:
+    fields = RUN | fields
     drawn = torch.random.get_rng_state()
-    whole = train("co-byol", digits(), out=tmp_path / "whole", device="cpu", **RUN)
+    whole = train("co-byol", digits(), out=tmp_path / "whole", device="cpu", **fields)
     assert torch.equal(torch.random.get_rng_state(), drawn)
     out = tmp_path / "killed"
-    script = Path(__file__).with_name("interrupted_run.py")
-    threads = str(torch.get_num_threads())
-    ended = subprocess.run(
-        [sys.executable, str(script), str(out), str(steps)],
-        env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=900,
-    )
-    assert ended.returncode == -signal.SIGKILL
+    assert interrupted(out, step, signal.SIGKILL, "co-byol", fields) == -signal.SIGKILL
     assert not (out / "model.safetensors").exists()
+    assert checkpoint.load(out / LAST)["step"] == went_on
     notes: list[str] = []
-    resumed = train("co-byol", digits(), out=out, device="cpu", resume=True, on_note=notes.append, **RUN)
+    resumed = train("co-byol", digits(), out=out, device="cpu", resume=True, on_note=notes.append, **fields)
     assert not notes
     assert resumed.sha256 == whole.sha256
     states = [checkpoint.load(folder / LAST) for folder in (tmp_path / "whole", out)]
     for key, value in states[0]["objective"].items():
         assert torch.equal(value, states[1]["objective"][key]), key
-    assert [line["step"] for line in log.read(out) if line["kind"] == "train"] == list(range(1, 13))
+    assert lines(out) == lines(tmp_path / "whole")
+    assert lines(out)[-2]["step"] == 12
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_inside_an_epoch_and_stops(tmp_path: Path) -> None:
+    fields = {**TINY, "hidden": 32, "epochs": 2}
+
+    def press(progress: TrainingProgress) -> None:
+        if progress.step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    whole = train("byol", digits(), out=tmp_path / "whole", device="cpu", **fields)
+    out, notes = tmp_path / "stopped", list[str]()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train("byol", digits(), out=out, device="cpu", on_progress=press, on_note=notes.append, **fields)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert len(notes) == 1
+    assert re.match(r"stopped after step 4 of 6, saved in .*last\.pt; the same call with --resume", notes[0])
+    assert checkpoint.load(out / LAST)["step"] == 4
+    assert not (out / "lock").exists()
+    resumed = train("byol", digits(), out=out, device="cpu", resume=True, **fields)
+    assert resumed.sha256 == whole.sha256
+    assert lines(out) == lines(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interruptions(0) as noted:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # the same press, passed on by a launcher
+        assert noted.look()
+        assert noted.stop == signal.SIGINT
+        noted._came -= SAME_PRESS
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_the_clock_asks_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Interruptions(10) as noted, Interruptions(0) as never:
+        assert not noted.look()
+        now += 600
+        assert noted.look()
+        assert not noted.stop
+        assert not never.look()
+        noted.saved()
+        assert not noted.look()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
+def test_a_signal_to_the_whole_group_saves_while_workers_decode(tmp_path: Path, number: str, code: int) -> None:
+    """As a terminal, torchrun and schedulers send it."""
+    generator = np.random.default_rng(0)
+    for place in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        for i in range(80):
+            pixels = generator.integers(0, 256, (60 + i, 140 - i, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / place / f"{i}.png")
+    fields = {"size": 48, "width": 8, "batch_size": 4, "hidden": 32, "out": 16, "epochs": 1000, "log_every": 1}
+    options = [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
+    call = ["train", "--method", "byol", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *options]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "coss_eval", *call],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    written = tmp_path / "run" / "log.jsonl"
+    while running.poll() is None and not (written.exists() and len(written.read_text().splitlines()) > 3):
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.Signals[number])
+    said = running.communicate(timeout=120)[0]
+    assert running.returncode == code, said
+    state = checkpoint.load(tmp_path / "run" / LAST)
+    assert state["inside"] is not None
+    assert f"stopped after step {state['step']} of" in said
+    assert "Traceback" not in said
 
 
 class Stopped(Exception):

@@ -40,6 +40,7 @@ TINY: dict[str, object] = {
 OWN: dict[str, object] = {"stem": "imagenet", "width": 64}  # what a network made by a factory leaves unchanged
 DROPPING = {**OWN, "arch": "training_parts:dropping_network"}
 TWO_CONVOLUTIONS = {**OWN, "arch": "training_parts:two_convolutions"}
+HUNGRY = {**OWN, "arch": "training_parts:hungry_network"}
 COLLAPSED = {**OWN, "arch": "training_parts:collapsed_network"}
 
 
@@ -53,6 +54,18 @@ def dropping_network() -> nn.Module:
     """A ResNet whose second stage drops channels at random, and too narrow for channels-last on the CPU."""
     made = RFResNet(18, width=8, stem="cifar")
     made.layer2.append(nn.Dropout2d(0.2))
+    return made
+
+
+class _Hungry(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + torch.empty(2**50).sum() if self.training and len(maps) > 8 else maps
+
+
+def hungry_network() -> nn.Module:
+    """A ResNet that asks for 4 PB to train on more than 8 images at a time."""
+    made = RFResNet(18, width=8, stem="cifar")
+    made.layer2.append(_Hungry())
     return made
 
 
