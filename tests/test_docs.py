@@ -41,7 +41,7 @@ FENCE = re.compile(
     r"(?ms)^(?:<!-- (?P<kind>\w+) -->\n)?```(?P<language>\w+)(?: title=\"(?P<title>[\w.]+)\")?\n(?P<text>.*?)^```$"
 )
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-SHELL = {"cd", "export", "git"}  # of whose words nothing is checked
+SHELL = {"cd", "export", "git", "ray", "srun"}  # of whose words nothing is checked
 KINDS = {"bash": {"run", "parse"}, "python": {None}, "text": {None}, "yaml": {None}, "bibtex": {None}}
 
 

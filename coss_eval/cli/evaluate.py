@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from coss_eval.evaluation import Plan, Run
+    from coss_eval.sweeps.on_ray import Cluster
     from coss_eval.tasks.corruptions.task import Corruptions
     from coss_eval.tasks.task import Task
 
@@ -41,10 +42,12 @@ def _evaluate(
     from coss_eval.runtime.processes import process_group, start_on_each
 
     run = run or RunFlags()
-    if len(device_names(run.device)) > 1 and "WORLD_SIZE" not in os.environ:
+    cluster = run.where.cluster(run.device)
+    if cluster is None and len(device_names(run.device)) > 1 and "WORLD_SIZE" not in os.environ:
         return start_on_each(device_names(run.device))
-    with process_group(run.device, patience=PATIENCE) as device:
-        done = _planned_and_done(models, data, run, tasks, device, skip_impossible=skip_impossible)
+    # what nodes compute is only planned here
+    with process_group(run.device if cluster is None else "cpu", patience=PATIENCE) as device:
+        done = _planned_and_done(models, data, run, tasks, device, cluster, skip_impossible=skip_impossible)
     return 0 if done is None or not speaks() else _report(done, run.baseline)
 
 
@@ -54,6 +57,7 @@ def _planned_and_done(
     run: RunFlags,
     tasks: Sequence[Task],
     device: torch.device,
+    cluster: Cluster | None,
     *,
     skip_impossible: bool,
 ) -> Run | None:
@@ -81,11 +85,15 @@ def _planned_and_done(
             skip_impossible=skip_impossible,
         )
     if (not run.quiet or run.dry_run) and speaks():
-        _show_plan(planned, out, world_size())
+        _show_plan(planned, out, world_size(), cluster)
     if run.dry_run:
         return None
     with progress_line(quiet=run.quiet or not speaks()) as on_progress:
-        return evaluation.execute(planned, budget_hours=run.budget_hours, on_progress=on_progress, together=True)
+        if cluster is None:
+            return evaluation.execute(planned, budget_hours=run.budget_hours, on_progress=on_progress, together=True)
+        from coss_eval.sweeps.on_ray import execute_on_ray
+
+        return execute_on_ray(planned, cluster, budget_hours=run.budget_hours, on_progress=on_progress)
 
 
 def _report(done: Run, baseline: str | None) -> int:
@@ -127,7 +135,7 @@ def _folder_name(names: Sequence[str]) -> str:
     return f"{first}-and-{max(0, len(names) - 2)}-more-{digest}"
 
 
-def _show_plan(planned: Plan, out: Path, processes: int) -> None:
+def _show_plan(planned: Plan, out: Path, processes: int, cluster: Cluster | None) -> None:
     from coss_eval.evaluation.run import estimate
 
     for subject in planned.subjects:
@@ -137,6 +145,9 @@ def _show_plan(planned: Plan, out: Path, processes: int) -> None:
     if processes > 1:
         say(f"processes   {processes}, which share the cells: each takes the next one that nobody is at")
     say(f"out         {out}")
+    if cluster is not None:  # nothing here says how fast a node is
+        say(f"engine      Ray{'' if cluster.address is None else f' at {cluster.address}'}\n")
+        return
     say(f"estimate    {estimate(planned, processes=processes)}\n")
 
 

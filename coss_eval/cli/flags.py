@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from coss_eval.data.batches import Geometry
     from coss_eval.data.dataset import Dataset
     from coss_eval.models.model import Model
+    from coss_eval.sweeps.on_ray import Cluster
 
 T = TypeVar("T")
 OfTask = Annotated[T, Parameter(group=TASK)]
@@ -169,6 +170,32 @@ class PassFlags:
 
 @Parameter(name="*", group=RUN)
 @dataclass(kw_only=True)
+class EngineFlags:
+    """Where jobs run: here, or on the machines of a cluster."""
+
+    engine: Literal["local", "ray"] = "local"
+    "local: this process, beside whatever else works on the same folder; ray: a cluster (pip install 'coss-eval[ray]')."
+    address: str | None = None
+    "Of Ray: auto, HOST:PORT or ray://HOST:PORT [default: RAY_ADDRESS, else a cluster here, else this machine alone]."
+    cpus_per_job: float = 1
+    "CPUs that Ray gives to a job, which is a few cells or a step of a run."
+    gpus_per_job: float | None = None
+    "GPUs that Ray gives to a job [default: 1 where the cluster has GPUs and --device is not cpu]."
+
+    def cluster(self, device: str) -> Cluster | None:
+        """Ray's, where it is the engine."""
+        given = self.address is not None or self.gpus_per_job is not None or self.cpus_per_job != 1
+        if self.engine == "local":
+            if given:
+                raise UsageError("--address, --cpus-per-job and --gpus-per-job are Ray's; add --engine ray")
+            return None
+        from coss_eval.sweeps.on_ray import Cluster
+
+        return Cluster(address=self.address, cpus=self.cpus_per_job, gpus=self.gpus_per_job, device=device)
+
+
+@Parameter(name="*", group=RUN)
+@dataclass(kw_only=True)
 class RunFlags(PassFlags):
     """How to run cells; the same command goes on where it stopped."""
 
@@ -182,6 +209,7 @@ class RunFlags(PassFlags):
     "Measure networks whose outputs for an image depend on its batch; the batch size is then kept with the numbers."
     budget_hours: float | None = None
     "Begin no new cell after this number of hours."
+    where: Annotated[EngineFlags, Parameter(name="*")] = field(default_factory=EngineFlags)
     baseline: str | None = None
     "Name of the model that the report's differences refer to [default: the first]."
     dry_run: bool = False

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from coss_eval.cli.app import FAILED, HELD, RUN, START, TASK, app
-from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfModel, OfRun, OfTask, TrainFlags
+from coss_eval.cli.flags import Chosen, DataFlags, EngineFlags, ModelFlags, OfData, OfModel, OfRun, OfTask, TrainFlags
 from coss_eval.errors import UsageError
 from coss_eval.tasks.flags import Words
 
@@ -230,6 +230,7 @@ def sweep(
     minutes: OfRun[float | None] = None,
     list_: Annotated[bool, Parameter(name="--list", group=RUN)] = False,
     device: OfRun[str] = "auto",
+    where: EngineFlags | None = None,
 ) -> int:
     """Train and evaluate the runs of one YAML in their order, and write a page on them; the same call goes on.
 
@@ -250,7 +251,8 @@ def sweep(
     minutes
         Begin nothing that is expected to end later than this number of minutes from now, by what finished runs took.
     list_
-        Show the runs, how far they are and what they cost, write the page on what is there, train nothing.
+        Show the runs, how far they are (running says by whom; lost was begun, and nobody is at it) and what they cost.
+        Nothing is trained, and nothing written.
     device
         auto, cpu, cuda, cuda:1, ...
     """
@@ -259,12 +261,17 @@ def sweep(
 
     chosen = plan.read_sweep(what, size)
     folder = out or Path("runs") / "-".join(["sweep", Path(what).stem, *([size] if size else [])])
+    cluster = (where or EngineFlags()).cluster(device)
     everything = state.states(chosen, folder, work or folder)
-    failures, held = list[str](), list[str]()
     if list_:
         say("\n".join(report.list_lines(chosen, everything)))
-        if folder.exists():
-            report.report(chosen, everything, folder)
+        return 0
+    tell = lambda run, what: say(f"[{run.number}/{len(everything)}] {run.name} {what}")  # noqa: E731
+    if cluster is not None:
+        from coss_eval.sweeps.on_ray import SweepOnRay
+
+        engine = SweepOnRay(chosen, folder, work or folder, cluster, data_root, minutes, tell)
+        failures, held = engine.run(job), engine.held
     else:
         from coss_eval.sweeps.work import Worker
 
@@ -276,7 +283,7 @@ def sweep(
             data_root=data_root,
             device=device,
             minutes=minutes,
-            on_run=lambda run, what: say(f"[{run.number}/{len(everything)}] {run.name} {what}") if first else None,
+            on_run=tell if first else lambda run, what: None,
             on_note=say,
             watch=lambda name: training_line(name, quiet=not first),
         )

@@ -289,12 +289,14 @@ def estimate(planned: Plan, *, processes: int = 1) -> str:
 
 
 @dataclass
-class _Outcome:
+class Outcome:
     """What one process has to say of its way through the cells, by their keys."""
 
     failures: dict[str, str] = field(default_factory=dict)  # a line each
     held: set[str] = field(default_factory=set)  # those that another process was at when no others were left
     stopped: str | None = None  # why no more cells were begun
+    full: bool = False  # whether that is a full disk, which stops all
+    left_out: list[str] = field(default_factory=list)  # lines on images that could not be read
 
 
 def execute(
@@ -315,42 +317,48 @@ def execute(
     entry = provenance(planned) | ({"processes": world_size()} if together else {})
     if not together:
         planned.store.record_run(entry)
-        return _ended(planned, entry, [_work(planned, budget_hours, on_progress)])
+        return ended(planned, entry, [work(planned, budget_hours, on_progress)])
     if rank() == 0:
         planned.store.record_run(entry)
     prepare(planned)
     most_expensive_first(planned)
-    outcomes = gathered(_work(planned, budget_hours, on_progress))
-    done = first_says(_ended(planned, entry, outcomes) if rank() == 0 else None)
+    outcomes = gathered(work(planned, budget_hours, on_progress))
+    done = first_says(ended(planned, entry, outcomes) if rank() == 0 else None)
     assert done is not None  # of the first
     return done
 
 
-def _work(planned: Plan, budget_hours: float | None, on_progress: Callable[[Progress], None] | None) -> _Outcome:
-    """One process's way through the cells: those that no other is at, until it has seen others at all that are left."""
-    started, course, outcome = time.monotonic(), _Course(planned, on_progress), _Outcome()
+def work(
+    planned: Plan, budget_hours: float | None, on_progress: Callable[[Progress], None] | None, *, used: float = 0.0
+) -> Outcome:
+    """One process's way through the cells: those that no other is at, until it has seen others at all that are left.
+
+    ``used`` hours of the budget are gone already.
+    """
+    started, course, outcome = time.monotonic(), _Course(planned, on_progress), Outcome()
     left = [*enumerate(planned.jobs)]
     while left and outcome.stopped is None:
         before, busy = left, list[tuple[int, Job]]()
         for number, job in before:
-            if budget_hours is not None and time.monotonic() - started > budget_hours * 3600:
+            if budget_hours is not None and time.monotonic() - started > 3600 * (budget_hours - used):
                 outcome.stopped = f"budget of {budget_hours} h used up"
                 break
             course.begin(number)
             try:
                 held = _run_job(planned, job, outcome.failures, course)
             except NoRoom as error:
-                outcome.stopped = f"{error}. Stopped, as nothing more could be stored"
+                outcome.stopped, outcome.full = f"{error}. Stopped, as nothing more could be stored", True
                 break
             if held:
                 busy.append((number, job.of(held)))
         outcome.held = {key for _, job in busy for key in job.keys}
         left = [] if outcome.held == {key for _, job in before for key in job.keys} else busy
     course.begin(len(planned.jobs))
+    outcome.left_out = planned.subjects[0].data.left_out()  # known once the images have been read
     return outcome
 
 
-def _ended(planned: Plan, entry: dict[str, Any], outcomes: Sequence[_Outcome]) -> Run:
+def ended(planned: Plan, entry: dict[str, Any], outcomes: Sequence[Outcome]) -> Run:
     """What all processes made of the run: completes its provenance, packs its folder where nothing is missing."""
     failed = {key: line for outcome in outcomes for key, line in outcome.failures.items()}
     held = {key for outcome in outcomes for key in outcome.held}
@@ -360,7 +368,7 @@ def _ended(planned: Plan, entry: dict[str, Any], outcomes: Sequence[_Outcome]) -
     if unbegun := [job.cell.task for key, job in missing.items() if key not in held and stopped]:
         names = ", ".join(dict.fromkeys(unbegun))
         failures.append(f"{stopped[0]}: {_count(len(unbegun), 'cell')} left ({names})")
-    if left_out := planned.subjects[0].data.left_out():  # known once the images have been read
+    if left_out := max((outcome.left_out for outcome in outcomes), key=len, default=[]):
         planned.store.amend_run(entry, {"left_out": left_out})
     if not failures and all(planned.store.read(cell["key"]) is not None for cell in planned.cells):
         try:

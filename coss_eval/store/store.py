@@ -160,6 +160,10 @@ class Store:
         keys |= set(self._packed.keys())
         return [record for key in sorted(keys) if (record := self.read(key)) is not None]
 
+    def loose_keys(self) -> set[str]:
+        """The keys of cells that have a file of their own, by its name alone: cheap to ask for again and again."""
+        return {path.stem for path in (self.path / "cells").glob("*.json")}
+
     def holds_cells(self) -> bool:
         """Whether there are cells, without reading any."""
         try:

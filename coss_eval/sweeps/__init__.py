@@ -1,4 +1,4 @@
-"""Many training runs from one YAML: what they are (plan), doing them on this machine (work), how far they are (state).
+"""Many training runs from one YAML: what they are (plan), doing them (work; on_ray), how far they are (state).
 
 <out>/<run>/            one training run; a folder of its own, so that what two machines did is put together by copying
             job.json    the configuration, the device, the minutes; what was evaluated

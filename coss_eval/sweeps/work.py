@@ -84,16 +84,17 @@ class Worker:
             if rank() == 0:
                 everything = states(self.sweep, self.out, self.work)
                 report(self.sweep, everything, self.out)
-                self.held = [_named(s.run) for s in everything if s.run.number in self._elsewhere and s.stage != "done"]
+                self.held = [named(s.run) for s in everything if s.run.number in self._elsewhere and s.stage != "done"]
         return self.failures
 
-    def step(self, number: int) -> list[str]:
-        """The next step of run ``number`` alone, without the report: what one of many machines does."""
+    def step(self, number: int) -> bool:
+        """The next step of run ``number`` alone, without the report, as one of many machines; whether it was taken."""
         with self._at_work(number):
             chosen = self._agree(number)
             if chosen is not None:
                 self._do(*chosen)
-        return self.failures
+            self.held = [named(run) for run in runs(self.sweep) if run.number in self._elsewhere]
+        return chosen is not None
 
     def settle(self) -> None:
         """Only measure the epochs that fill the sweep's ``run_minutes``, where it has any and nobody has."""
@@ -178,7 +179,7 @@ class Worker:
                 self.on_run(run, "is evaluated")
                 self._evaluate(state, data)
         except (CossError, RuntimeError) as error:  # RuntimeError: torch's own, such as running out of memory
-            self.failures.append(f"{_named(run)}: {str(error).splitlines()[0]}")
+            self.failures.append(f"{named(run)}: {str(error).splitlines()[0]}")
             self._left_out.add(run.number)
         finally:
             if self._lock is not None:
@@ -245,7 +246,7 @@ class Worker:
             )
 
 
-def _named(run: TrainingRun) -> str:
+def named(run: TrainingRun) -> str:
     return f"{run.number} {run.name}"
 
 
