@@ -35,7 +35,9 @@ from coss_eval.models.classifier import to_float
 
 data = ce.load_dataset("digits")
 settings = {"epochs": 4, "probe_every": 4, "batch_size": 32, "lr": 0.1, "crop_min_scale": 0.8}
-model = ce.train("supervised", data, preset="digits-tiny", out="runs/digits", resume=True, **settings)
+model = ce.train(
+    "supervised", data, preset="digits-tiny", out="runs/digits", resume=True, **settings
+)
 untrained = model.untrained(seed=0)
 
 # %% [markdown]
@@ -47,18 +49,26 @@ untrained = model.untrained(seed=0)
 # pixels nearly decide, that is little.)
 
 # %%
-corruptions = ce.tasks.task_class("corruptions")(names=("fog", "gaussian_noise"), severities=(1, 3, 5))
+corruptions = ce.tasks.task_class("corruptions")(
+    names=("fog", "gaussian_noise"), severities=(1, 3, 5)
+)
 attacks = ce.tasks.task_class("attacks")((("pgd", "linf"),), images=50, steps=5)
-run = ce.evaluate([model, untrained], data, tasks=[corruptions, attacks], out="runs/01/results", limit=100)
+run = ce.evaluate(
+    [model, untrained], data, tasks=[corruptions, attacks], out="runs/01/results", limit=100
+)
 frame = run.table()
-frame[frame["metric"] == "accuracy"][["checkpoint", "corruption", "severity", "value", "low", "high", "n"]].head()
+frame[frame["metric"] == "accuracy"][
+    ["checkpoint", "corruption", "severity", "value", "low", "high", "n"]
+].head()
 
 # %% [markdown]
 # One row is one number, with its 95 % interval and the count of images that it stands on. The table is a pandas
 # DataFrame, so a figure is a few lines:
 
 # %%
-accuracy = frame[frame["metric"].eq("accuracy") & frame["corruption"].isin(["fog", "gaussian_noise"])]
+accuracy = frame[
+    frame["metric"].eq("accuracy") & frame["corruption"].isin(["fog", "gaussian_noise"])
+]
 figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 for axis, (name, rows) in zip(axes, accuracy.groupby("corruption"), strict=True):
     for checkpoint, line in rows.sort_values("severity").groupby("checkpoint"):
@@ -82,7 +92,11 @@ batch = next(iter(data.test.batches(model.preprocessing.geometry, batch_size=50)
 figure, axes = plt.subplots(2, 6, figsize=(9, 3.2))
 for row, name in zip(axes, ("fog", "gaussian_noise"), strict=True):
     for severity, axis in enumerate(row):
-        image = corrupt(batch.images[:1], name, severity, batch.ids[:1]) if severity else batch.images[:1]
+        image = (
+            corrupt(batch.images[:1], name, severity, batch.ids[:1])
+            if severity
+            else batch.images[:1]
+        )
         axis.imshow(image[0].permute(1, 2, 0).numpy())
         axis.set_axis_off()
         axis.set_title(f"{name}, {severity}" if severity else "clean", fontsize=8)
@@ -97,9 +111,13 @@ figure.tight_layout()
 # %%
 classifier = ce.fit_classifier(model, data)
 pixels = to_float(batch.images)
-result = ce.attacks.pgd(classifier, pixels, batch.labels, (1 / 255, 4 / 255, 8 / 255), batch.ids, steps=5)
+result = ce.attacks.pgd(
+    classifier, pixels, batch.labels, (1 / 255, 4 / 255, 8 / 255), batch.ids, steps=5
+)
 for eps, share in zip(result.eps, result.robust_accuracy, strict=True):
-    print(f"eps {255 * eps:.0f}/255: {100 * float(share):.0f} % of {len(pixels)} images are still classified right")
+    print(
+        f"eps {255 * eps:.0f}/255: {100 * float(share):.0f} % of {len(pixels)} images are still classified right"
+    )
 
 # %% [markdown]
 # ## Damage it inside

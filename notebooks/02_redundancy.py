@@ -34,7 +34,9 @@ from coss_eval.redundancy import heatmap, heatmaps, location_means
 
 data = ce.load_dataset("digits")
 settings = {"epochs": 4, "probe_every": 4, "batch_size": 32, "lr": 0.1, "crop_min_scale": 0.8}
-trained = ce.train("supervised", data, preset="digits-tiny", out="runs/digits", resume=True, **settings)
+trained = ce.train(
+    "supervised", data, preset="digits-tiny", out="runs/digits", resume=True, **settings
+)
 networks = {"trained": trained, "untrained": trained.untrained(seed=0)}
 images = next(iter(data.test.batches(trained.preprocessing.geometry, batch_size=200))).images
 SITE = "stage3"  # where we look: a grid of 8 x 8 locations; the network's sites:
@@ -49,7 +51,10 @@ list(trained.backbone.sites)
 
 # %%
 centre = {name: location_means(network, [images], site=SITE) for name, network in networks.items()}
-maps = {name: heatmaps(network, images, site=SITE, centre=centre[name]) for name, network in networks.items()}
+maps = {
+    name: heatmaps(network, images, site=SITE, centre=centre[name])
+    for name, network in networks.items()
+}
 figure, axes = plt.subplots(3, 6, figsize=(9, 4.6), layout="constrained")
 for column in range(5):
     axes[0, column].imshow(images[column].permute(1, 2, 0).numpy())
@@ -128,7 +133,9 @@ figure.tight_layout()
 # `between`, from 0 to 1. Rows that end in `per_position` have the mean of each place taken off.
 
 # %%
-tables = {name: ce.redundancy.measure(network, [images], site=SITE) for name, network in networks.items()}
+tables = {
+    name: ce.redundancy.measure(network, [images], site=SITE) for name, network in networks.items()
+}
 values = {name: table.set_index("metric")["value"] for name, table in tables.items()}
 shown = ["within", "between", "normalised", "within_per_position", "normalised_per_position"]
 values["trained"].to_frame("trained").assign(untrained=values["untrained"]).loc[shown].round(3)
@@ -143,10 +150,16 @@ values["trained"].to_frame("trained").assign(untrained=values["untrained"]).loc[
 
 # %%
 reading = ce.tasks.task_class("redundancy")(probe=True)
-probed = ce.evaluate(list(networks.values()), data, tasks=[reading], out="runs/02/results", limit=200, quiet=True)
+probed = ce.evaluate(
+    list(networks.values()), data, tasks=[reading], out="runs/02/results", limit=200, quiet=True
+)
 rows = probed.table()
-own = rows[rows["weights"] == "trained"]  # not those of the untrained control, which stands beside every network
-kept = {name: own[(own["metric"] == "kept_accuracy") & (own["model"] == networks[name].name)] for name in networks}
+# without the untrained control, which stands beside every network
+own = rows[rows["weights"] == "trained"]
+kept = {
+    name: own[(own["metric"] == "kept_accuracy") & (own["model"] == networks[name].name)]
+    for name in networks
+}
 figure, axis = plt.subplots(figsize=(5, 3))
 for name, line in kept.items():
     line = line.sort_values("keep")
@@ -196,7 +209,10 @@ wanted = {
 }
 figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
 for name, network in networks.items():
-    by_site = [ce.redundancy.measure(network, [images], site=site).set_index("metric")["value"] for site in sites]
+    by_site = [
+        ce.redundancy.measure(network, [images], site=site).set_index("metric")["value"]
+        for site in sites
+    ]
     for axis, (metric, title) in zip(axes, wanted.items(), strict=True):
         axis.plot(sites, [values[metric] for values in by_site], marker="o", label=name)
         axis.set_title(title)

@@ -35,7 +35,9 @@ from coss_eval.receptive_field import draw, field_map, theoretical
 data = ce.load_dataset("digits")
 networks = {name: make_model(name, stem="cifar", width=8) for name in ("resnet18", "rf29_resnet18")}
 # the row of each site: its grid, the pixels between neighbouring locations (jump), the pixels that one sees (rf)
-theoretical(networks["rf29_resnet18"], size=32).query("site != ''")[["site", "grid", "jump", "rf", "covered"]]
+theoretical(networks["rf29_resnet18"], size=32).query("site != ''")[
+    ["site", "grid", "jump", "rf", "covered"]
+]
 
 # %% [markdown]
 # ## In theory
@@ -62,7 +64,9 @@ figure.tight_layout()
 
 # %%
 settings = {"epochs": 4, "probe_every": 4, "batch_size": 32, "lr": 0.1, "crop_min_scale": 0.8}
-trained = ce.train("supervised", data, preset="digits-tiny", out="runs/digits", resume=True, **settings)
+trained = ce.train(
+    "supervised", data, preset="digits-tiny", out="runs/digits", resume=True, **settings
+)
 few = data.test.limited(32, seed=0)
 kinds = {"trained": trained, "untrained": trained.untrained(seed=0)}
 sites = ["stage1", "stage2", "stage3", "prepool"]
@@ -107,7 +111,10 @@ for name in ("rf9_resnet18", "resnet18"):
         network, few, site="stage2", receptive_field=(int(field["rf"]), int(field["jump"]))
     ).set_index("metric")["value"]
     likeness = {kind: float(table[f"within_{kind}"]) for kind in ("overlapping", "disjoint")}
-    print(f"{name}, fields of {field['rf']:.0f} px at stage2:", {k: round(v, 3) for k, v in likeness.items()})
+    print(
+        f"{name}, fields of {field['rf']:.0f} px at stage2:",
+        {k: round(v, 3) for k, v in likeness.items()},
+    )
 
 # %% [markdown]
 # Both networks are untrained: this is the baseline that a trained one must be set against. Next: [4. comparing

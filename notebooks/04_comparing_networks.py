@@ -31,7 +31,9 @@ from coss_eval.similarity import Recordings, against_recordings, cka, noise_ceil
 
 data = ce.load_dataset("digits")
 settings = {"epochs": 4, "probe_every": 4, "batch_size": 32, "lr": 0.1, "crop_min_scale": 0.8}
-trained = ce.train("supervised", data, preset="digits-tiny", out="runs/digits", resume=True, **settings)
+trained = ce.train(
+    "supervised", data, preset="digits-tiny", out="runs/digits", resume=True, **settings
+)
 untrained = trained.untrained(seed=0)
 
 # %% [markdown]
@@ -113,15 +115,17 @@ figure.tight_layout()
 
 # %%
 v4 = Recordings("V4", recordings, images.ids, repeats=True)
-beside = ce.similarities([trained, untrained], data, sites=layers, measures=["cka", "rsa"], recordings=v4)
+beside = ce.similarities(
+    [trained, untrained], data, sites=layers, measures=["cka", "rsa"], recordings=v4
+)
 beside.plot("rsa")
 
 # %%
 rows = beside.table()
 rows = rows[rows["site_b"] == "recordings"]
-rows.assign(share=rows["value"] / rows["ceiling"])[["measure", "model_a", "site_a", "value", "ceiling", "share"]].round(
-    3
-)
+rows.assign(share=rows["value"] / rows["ceiling"])[
+    ["measure", "model_a", "site_a", "value", "ceiling", "share"]
+].round(3)
 
 # %% [markdown]
 # The layer that the recordings were made of comes nearest to the ceiling, and not all the way, as 40 mixtures do not

@@ -63,7 +63,8 @@ corruptions = ce.tasks.task_class("corruptions")(names=CORRUPTIONS, severities=(
 run = ce.evaluate(networks, data, tasks=[corruptions], out="runs/05/results", limit=200, quiet=True)
 frame = run.table()
 corrupted = frame[frame["metric"].eq("accuracy") & frame["corruption"].isin(CORRUPTIONS)]
-by_run = corrupted.groupby("checkpoint")["value"].mean()  # one number a run: mean over corruptions and severities
+# one number a run: the mean over corruptions and severities
+by_run = corrupted.groupby("checkpoint")["value"].mean()
 by_run.round(3)
 
 # %% [markdown]

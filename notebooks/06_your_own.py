@@ -53,7 +53,9 @@ def picture(label: int) -> np.ndarray:
 
 labels = draws.integers(0, 3, size=700)
 images = np.stack([picture(label) for label in labels]).astype(np.uint8)
-data = ce.as_dataset((images[:500], labels[:500]), (images[500:], labels[500:]), name="shapes", classes=CLASSES)
+data = ce.as_dataset(
+    (images[:500], labels[:500]), (images[500:], labels[500:]), name="shapes", classes=CLASSES
+)
 
 # %% [markdown]
 # ## Network: any module
@@ -98,7 +100,11 @@ ids = data.test.ids[:1]
 figure, axes = plt.subplots(1, 6, figsize=(9, 1.8))
 for severity, axis in enumerate(axes):
     image = torch.from_numpy(images[500:501]).permute(0, 3, 1, 2)
-    shown = ce.corruptions.corrupt(image, "stripes", severity, torch.as_tensor(ids)) if severity else image
+    shown = (
+        ce.corruptions.corrupt(image, "stripes", severity, torch.as_tensor(ids))
+        if severity
+        else image
+    )
     axis.imshow(shown[0].permute(1, 2, 0).numpy())
     axis.set_title(f"severity {severity}" if severity else CLASSES[labels[500]], fontsize=9)
     axis.set_axis_off()

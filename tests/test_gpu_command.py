@@ -196,7 +196,24 @@ def test_a_command_names_no_folder_of_the_machine(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", str(home))
     words = [str(here / "data"), str(home / "a b"), str(home), f"{home}-other", "--seed", "results/x"]
-    assert [portable(word) for word in words] == ["data", "~/a b", "~", f"{home}-other", "--seed", "results/x"]
+    other = f".../{home.parent.name}/{home.name}-other"
+    assert [portable(word) for word in words] == ["data", "~/a b", "~", other, "--seed", "results/x"]
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("/scratch/me/study/runs", ".../study/runs"),
+        ("--out=/scratch/me/study/runs/", "--out=.../study/runs"),
+        ("r18=/scratch/a.pth,/scratch/me/b/c.pth", "r18=.../scratch/a.pth,.../b/c.pth"),
+        ("/a.pth", ".../a.pth"),
+        ("8/255", "8/255"),
+        ("package.module:factory", "package.module:factory"),
+        ("s3://bucket/a.pth", "s3://bucket/a.pth"),
+    ],
+)
+def test_a_stored_command_names_no_folder_of_the_machine(word: str, shown: str) -> None:
+    assert portable(word) == shown
 
 
 @pytest.mark.parametrize(

@@ -878,6 +878,47 @@ def sweep_with_a_tag(at: Path) -> list[str]:
     return ["sweep", str(at / "a.yaml"), "--list", "--out", str(at / "out")]
 
 
+def swept(at: Path, text: str) -> list[str]:
+    (at / "a.yaml").write_text(f"data: digits\nmethods: [byol]\n{text}")
+    return ["sweep", str(at / "a.yaml"), "--list", "--out", str(at / "out")]
+
+
+@case("command", "aliases")
+def sweep_of_a_billion_laughs(at: Path) -> list[str]:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    return swept(at, "\n".join(lines))
+
+
+@case("command", "nested")
+def sweep_of_brackets(at: Path) -> list[str]:
+    return swept(at, f"fixed: {'[' * 100_000}")
+
+
+@case("command", "a.yaml")
+def sweep_of_gigabytes(at: Path) -> list[str]:
+    words = swept(at, "")
+    os.truncate(at / "a.yaml", 8 * 2**30)
+    return words
+
+
+@case("command", "grid smaller")
+def sweep_of_a_trillion_runs(at: Path) -> list[str]:
+    names = ("crop_min_scale", "lr", "weight_decay", "momentum", "ema", "trust")
+    values = ", ".join(f"0.{i}" for i in range(100, 200))
+    return swept(at, "grid:\n" + "".join(f"  {name}: [{values}]\n" for name in names))
+
+
+@case("command", "digits")
+def sweep_of_a_number_of_a_million_digits(at: Path) -> list[str]:
+    return swept(at, f"seeds: [{'9' * 100_000}]")
+
+
+@case("command", "sizes")
+def sweep_of_sizes_that_are_none(at: Path) -> list[str]:
+    return swept(at, "sizes: [gpu]")
+
+
 def loose(at: Path) -> tuple[Path, dict[str, Any]]:
     """A finished run with one loose cell, and what is in it."""
     folder = at / "run"

@@ -11,7 +11,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from coss_eval.training.distributed import process_group
+from coss_eval.runtime.processes import process_group
 from coss_eval.runtime.memory import keep_freed_memory
 with process_group("cpu"):
     for _ in range(8):  # the first ones find their place among what imports have left

@@ -165,6 +165,7 @@ def a_checkpoint_layout(layout: checkpoint_layouts.Layout) -> Entry:
 WRITERS: dict[str, Callable[[Path], object]] = {
     "parquet": FORMATS["Hugging Face"],
     "saved-to-disk": FORMATS["saved to disk"],
+    "webdataset": FORMATS["WebDataset"],
     "idx": write_idx,
     "tiny-imagenet": FORMATS["Tiny-ImageNet"],
     "kaggle-imagenet": FORMATS["Kaggle"],

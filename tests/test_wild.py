@@ -321,6 +321,20 @@ def test_transformers_of_hugging_face(kind: str, renamed: bool, tmp_path: Path) 
     assert model.untrained().arch == model.arch
 
 
+def test_heads_that_no_config_tells_are_asked_for_by_timms_whole_name(tmp_path: Path) -> None:
+    network = HuggingFaceViT("deit")
+    network.load_state_dict(wild_files.randomised(network).state_dict())
+    torch.save(network.state_dict(), tmp_path / "deit.bin")
+    with pytest.raises(
+        UsageError, match=r"how many attention heads its ViT of 24 channels has.*num_heads=N,"
+    ) as caught:
+        ce.load_model(tmp_path / "deit.bin")
+    asked = re.search(r"--arch '(.*)'", str(caught.value))
+    assert asked is not None
+    arch = asked[1].replace("num_heads=N", "num_heads=3")
+    assert_same_logits(ce.load_model(tmp_path / "deit.bin", arch=arch), network, pixels())
+
+
 @pytest.mark.parametrize("hugging_face", [False, True])
 def test_clips_vit_gives_what_goes_into_its_projection(hugging_face: bool, tmp_path: Path) -> None:
     network = wild_files.randomised(OpenAIViT(hugging_face=hugging_face))
@@ -649,7 +663,8 @@ def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path: Path) -> None:
     run = ce.evaluate(models, tmp_path / "data", tasks=["probe", "redundancy", "corruptions"], out=tmp_path / "out")
     assert not run.failures
     written = reports.write(tmp_path / "out")
-    assert {path.suffix for path in written} >= {".md", ".html", ".tex", ".csv", ".pdf", ".png"}
+    assert {path.suffix for path in written} >= {".md", ".html", ".tex", ".csv", ".png"}
+    run.plot("redundancy").savefig(tmp_path / "print.pdf")
     assert "run$4_$x_100%" in (tmp_path / "out" / "report.md").read_text()
 
 

@@ -39,7 +39,7 @@ from coss_eval.checkpoints.preprocessing import (
 )
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models import zoo
-from coss_eval.models.architecture import VIT_SPEC, Architecture, infer, plain_resnet
+from coss_eval.models.architecture import VIT_HEADS, VIT_SPEC, Architecture, HeadsUnknown, infer, plain_resnet
 from coss_eval.models.backbone import Backbone
 from coss_eval.models.cifar_resnet import CifarSpec
 from coss_eval.models.cifar_resnet import from_name as cifar_from_name
@@ -87,7 +87,8 @@ def foreign_model(name: str, content: dict[str, Any], options: LoadOptions, path
         raise CossError("it holds no tensors that could be weights")
     roots = _roots(tensors, options)
     asked = None if options.file_layout is None else layout_named(options.file_layout)
-    found = recognise([*tensors, *content], roots, asked)
+    texts = [f"{name}={value}" for name, value in content.items() if isinstance(value, str) and len(value) < 100]
+    found = recognise([*tensors, *content, *texts], roots, asked)
     branch = found.branch(options.weights)
     root, dialect = found.roots[branch], roots[found.roots[branch]]
     stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
@@ -212,10 +213,14 @@ def _refuse_lookalike(architecture: Architecture, backbone: Backbone, stored: St
 
 def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dialect | None]:
     """Where the file holds a network: of a known kind, or one with the key names of the architecture asked for."""
+    known: dict[str, Dialect | None] = {}
     if options.arch is None or ":" not in options.arch:
-        known: dict[str, Dialect | None] = dict(find_roots(tensors, (*HUGGING_FACE, *DIALECTS)))
-        if known:
-            return known
+        known |= find_roots(tensors, (*HUGGING_FACE, *DIALECTS))
+    elif options.arch.startswith("timm:"):  # under other names, which are brought to timm's
+        found = find_roots(tensors, HUGGING_FACE)
+        known |= {root: dialect for root, dialect in found.items() if _is_named_by_timm(tensors, root, dialect)}
+    if known:
+        return known
     if all("lora_" in key for key in tensors):
         raise UsageError("it holds LoRA adapters alone: merge them into their network (merge_and_unload) and save that")
     if (
@@ -239,6 +244,14 @@ def _roots(tensors: Mapping[str, Tensor], options: LoadOptions) -> dict[str, Dia
     return dict.fromkeys(roots)
 
 
+def _is_named_by_timm(tensors: Mapping[str, Tensor], root: str, dialect: Dialect) -> bool:
+    """Whether a dialect brings a network's names to timm's; those of plain ViTs become torchvision's."""
+    stored = {key.removeprefix(root): value for key, value in tensors.items() if key.startswith(root)}
+    return (
+        not {"conv_proj.weight", "layer1.0.conv1.weight", "features.0.0.weight"} & dialect.to_torchvision(stored).keys()
+    )
+
+
 def _blueprint(
     state: StateDict,
     stored: StateDict,
@@ -247,18 +260,18 @@ def _blueprint(
     options: LoadOptions,
     config: Mapping[str, Any],
 ) -> Blueprint:
-    heads_known = dialect in HUGGING_FACE and isinstance(config.get("num_attention_heads"), int)
+    heads = _heads_told(state, dialect, layout, options, config if dialect in HUGGING_FACE else {})
     shapes, of_timm, reason = None, None, "its network is of no known kind"
     try:
-        of_timm = None if dialect is None else timm_arch(state, config)
+        of_timm = None if dialect is None else timm_arch(state, config, heads)
         if of_timm is not None:
             shapes = Architecture(of_timm[0], img_size=of_timm[1])
         elif dialect is not None:
             raw = any(".downsample." in key for key in stored)  # those called "shortcut" take the activated input
-            heads = dict(layout.vit_heads)
-            if heads_known:
-                heads = {config["hidden_size"]: config["num_attention_heads"]}
             shapes = infer(state, vit_heads=heads, raw_shortcuts=raw)
+    except HeadsUnknown:
+        if options.arch is None:
+            raise
     except UsageError as error:
         reason = str(error)
     if shapes is not None and shapes.stem == "cifar":
@@ -270,7 +283,7 @@ def _blueprint(
     by_shape = shapes is not None and (options.arch is None or _related(options.arch, shapes.arch))
     base = shapes if shapes is not None and by_shape else Architecture(options.arch or "")
     base = replace(base, arch=options.arch or base.arch)
-    if shapes is not None and base.is_vit:  # with another number of heads, perhaps
+    if shapes is not None and (base.is_vit or base.arch == shapes.arch):  # with another number of heads, perhaps
         base = replace(base, img_size=shapes.img_size)
     architecture = replace(
         base,
@@ -287,11 +300,28 @@ def _blueprint(
     fields = ["arch", "img_size"] if architecture.is_vit else ["arch", "stem", "width"]
     fields = ["arch"] if cifar_from_name(architecture.arch) else fields
     inferred = tuple(name for name in fields if by_shape and getattr(options, name) is None)
-    notes = list(_assumptions(architecture, layout, inferred, heads_known=heads_known))
+    notes = list(_assumptions(architecture, layout, inferred, heads))
     if of_timm is not None and options.arch is None:
         inferred = ("arch", "img_size")
         notes += of_timm[2]
     return Blueprint(architecture, shapes, inferred, tuple(notes))
+
+
+def _heads_told(
+    state: StateDict, dialect: Dialect | None, layout: Layout, options: LoadOptions, config: Mapping[str, Any]
+) -> dict[int, int]:
+    """Attention heads by a ViT's channels where something tells them: --arch, a config beside the file, its layout."""
+    told = dict(layout.vit_heads)
+    dim = state["patch_embed.proj.weight"].shape[0] if "patch_embed.proj.weight" in state else 0
+    if dialect is not None and dialect.head_channels and dim not in VIT_HEADS:
+        told[dim] = max(1, dim // dialect.head_channels)
+    if isinstance(config.get("hidden_size"), int) and isinstance(config.get("num_attention_heads"), int):
+        told[config["hidden_size"]] = config["num_attention_heads"]
+    if spec := VIT_SPEC.fullmatch(options.arch or ""):
+        told[int(spec[1])] = int(spec[3])
+    if option := re.search(r"\bnum_heads=(\d+)\b", options.arch or ""):  # of timm's
+        told[dim] = int(option[1])
+    return told
 
 
 def _related(arch: str, other: str) -> bool:
@@ -300,17 +330,19 @@ def _related(arch: str, other: str) -> bool:
 
 
 def _assumptions(
-    architecture: Architecture, layout: Layout, inferred: tuple[str, ...], *, heads_known: bool
+    architecture: Architecture, layout: Layout, inferred: tuple[str, ...], heads_told: Mapping[int, int]
 ) -> list[str]:
     """What no shape tells and was decided all the same."""
     notes = []
     if "stem" in inferred and architecture.stem != "imagenet":
         notes.append(f"3x3 stem ASSUMED {architecture.stem} ({STEM_NOTES[architecture.stem]}); else give --stem")
-    if "arch" in inferred and not heads_known and (spec := VIT_SPEC.fullmatch(architecture.arch)):
+    if "arch" in inferred and (spec := VIT_SPEC.fullmatch(architecture.arch)):
         dim, blocks, heads, patch = map(int, spec.groups())
-        why = f"as {layout.name} has" if dim in layout.vit_heads else "ASSUMED, 64 channels each"
-        counted = f"{heads} attention head{'s' if heads > 1 else ''}"
-        notes.append(f"{counted} ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
+        why = (
+            f"as {layout.name} has" if dim in layout.vit_heads else f"ASSUMED, as published ViTs of {dim} channels have"
+        )
+        if heads_told.get(dim) == layout.vit_heads.get(dim):  # else a config beside the file says it
+            notes.append(f"{heads} attention heads ({why}); else give --arch vit_d{dim}_l{blocks}_hN_p{patch}")
     if "arch" in inferred and (spec := SPEC.fullmatch(architecture.arch)):
         if int(spec["depth"]) >= 50:
             notes.append(f"strides ASSUMED as torchvision has them; else give --arch {architecture.arch}_v1")

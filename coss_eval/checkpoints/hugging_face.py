@@ -22,11 +22,12 @@ from coss_eval.checkpoints.key_names import (
     timm_vit_to_torchvision,
 )
 from coss_eval.errors import UsageError
+from coss_eval.models.architecture import heads_of_vit
 
 NetworkConfig = Mapping[str, Any]
 
 DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
-DINOV3 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large"}
+DINOV3_HEADS = {1280: 20, 4096: 32}  # by width, where they are not those of other ViTs
 CLIP_RESNETS: dict[tuple[int, ...], str] = {  # blocks, and the width of the stem
     (3, 4, 6, 3, 64): "50",
     (3, 4, 23, 3, 64): "101",
@@ -246,6 +247,7 @@ DIALECTS = (
         r"encoder\.layers\.0\.self_attn\.q_proj\.weight",
         _from_clip,
         needs="embeddings.class_embedding",
+        head_channels=64,  # OpenAI's
     ),
     Dialect(
         "Hugging Face DINOv3", r"layer\.0\.attention\.q_proj\.weight", _from_dinov3, needs="embeddings.register_tokens"
@@ -257,9 +259,13 @@ DIALECTS = (
     ),
     Dialect("Hugging Face ConvNeXt", r"encoder\.stages\.0\.layers\.0\.dwconv\.weight", _from_convnext),
     Dialect("Hugging Face ResNet", r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight", _from_resnet),
-    Dialect("DINOv2", r"blocks\.0\.(0\.)?ls2\.gamma", _from_dinov2, needs="pos_embed"),
+    Dialect("DINOv2", r"blocks\.0\.(0\.)?ls2\.gamma", _from_dinov2, needs="pos_embed", head_channels=64),
     Dialect(
-        "OpenAI CLIP ViT", r"transformer\.resblocks\.0\.attn\.in_proj_weight", _from_openai_vit, needs="class_embedding"
+        "OpenAI CLIP ViT",
+        r"transformer\.resblocks\.0\.attn\.in_proj_weight",
+        _from_openai_vit,
+        needs="class_embedding",
+        head_channels=64,  # build_model in its model.py, and open_clip's default
     ),
     Dialect(
         "OpenAI CLIP ResNet",
@@ -270,8 +276,13 @@ DIALECTS = (
 )
 
 
-def timm_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, int, tuple[str, ...]] | None:
-    """timm's name of the network under timm's names, the side of its images, and what was assumed; None for others."""
+def timm_arch(
+    state: Mapping[str, Tensor], config: NetworkConfig, vit_heads: Mapping[int, int]
+) -> tuple[str, int, tuple[str, ...]] | None:
+    """timm's name of the network under timm's names, the side of its images, and what was assumed; None for others.
+
+    ``vit_heads``: attention heads by a ViT's channels, where something but the shapes tells them.
+    """
     if "head.pos_embed" in state:
         return _clip_resnet(state)
     if "layers.0.blocks.0.attn.relative_position_bias_table" in state:
@@ -279,7 +290,7 @@ def timm_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, 
     if "layers.0.blocks.0.attn.logit_scale" in state:
         return _swin_v2_arch(state, config)
     if "blocks.0.attn.qkv.weight" in state or "blocks.0.attn.q_proj.weight" in state:
-        return _vit_arch(state, config)
+        return _vit_arch(state, config, vit_heads)
     return None
 
 
@@ -342,17 +353,28 @@ def _options_of_swin(
     }
 
 
-def _vit_arch(state: Mapping[str, Tensor], config: NetworkConfig) -> tuple[str, int, tuple[str, ...]]:
+def _vit_arch(
+    state: Mapping[str, Tensor], config: NetworkConfig, vit_heads: Mapping[int, int]
+) -> tuple[str, int, tuple[str, ...]]:
+    dim = state["patch_embed.proj.weight"].shape[0]
+    rotary = {} if "pos_embed" in state else DINOV3_HEADS
+    asked, _, _ = _vit_of(state, config, "N")
+    heads = heads_of_vit(dim, state.get("pos_embed"), {**rotary, **vit_heads}, asked.replace("'N'", "N"))
+    name, side, notes = _vit_of(state, config, heads)
+    guess = f"{heads} attention heads ASSUMED, as published ViTs of width {dim} have; else give --arch timm:NAME"
+    return name, side, notes if dim in vit_heads or "(" not in name else (guess, *notes)
+
+
+def _vit_of(state: Mapping[str, Tensor], config: NetworkConfig, heads: int | str) -> tuple[str, int, tuple[str, ...]]:
+    """``_vit_arch`` of a ViT with so many attention heads."""
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     depth = _count(state, r"blocks\.\d+\.norm1\.weight")
-    heads = config.get("num_attention_heads")
-    guess = f"attention heads of 64 channels ASSUMED ({dim // 64}); else give --arch timm:NAME"
-    notes: tuple[str, ...] = () if heads else (guess,)
+    notes: tuple[str, ...] = ()
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     options: dict[str, Any] = {
         "embed_dim": dim,
         "depth": depth,
-        "num_heads": heads or max(1, dim // 64),
+        "num_heads": heads,
         "patch_size": patch,
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
     }

@@ -24,6 +24,7 @@ class Dialect:
     to_torchvision: Callable[[StateDict], StateDict]
     stem: Stem | None = None  # a ResNet's, where the numbering tells it
     needs: str = ""  # another key that must stand beside the mark
+    head_channels: int | None = None  # of each attention head of a ViT, where the code that makes such files has one
 
     def roots(self, keys: Mapping[str, Tensor]) -> list[str]:
         """The prefixes under which the file holds such a network, in the file's order."""

@@ -28,9 +28,10 @@ class Layout:
     """``branches``: for each branch, the possible ends of its network's root; "" is a state dict without prefix.
     ``source``: the code that writes such files.
 
-    ``marks``: patterns that must each be found in some key (the file's own keys count as well). ``heads``: where a
-    linear classifier lies, beside the root. ``own_fc``: whether the network's own last layer is a classifier; it is a
-    projection head, or untrained, in many. ``moments``: mean and std where the framework's code fixes them.
+    ``marks``: patterns that must each be found in some key (the file's own keys count as well, and its short texts as
+    "key=text"). ``heads``: where a linear classifier lies, beside the root. ``own_fc``: whether the network's own last
+    layer is a classifier; it is a projection head, or untrained, in many. ``moments``: mean and std where the
+    framework's code fixes them. ``vit_heads``: attention heads of its ViTs by their channels, which no shape tells.
     """
 
     name: str
@@ -84,12 +85,22 @@ LAYOUTS = [
         vit_heads={384: 12},  # its ViT-S has 12 heads of 32 channels (vits.py)
     ),
     Layout(
+        "MoCo v3, linear",  # by main_lincls.py: the network alone, and its own last layer is trained
+        {"online": ("",)},
+        source="github.com/facebookresearch/moco-v3",
+        marks=(r"^arch=vit_(conv_)?(small|base)$", r"^best_acc1$"),
+        moments=IMAGENET,
+        vit_heads={384: 12},
+        alone=True,
+    ),
+    Layout(
         "DINO",
         {"student": ("student.backbone.",), "teacher": ("teacher.backbone.",)},
         source="github.com/facebookresearch/dino",
         default="teacher",
         moments=IMAGENET,
         interpolation="bicubic",
+        vit_heads={192: 3, 384: 6, 768: 12},
     ),
     Layout(
         "byol-pytorch",

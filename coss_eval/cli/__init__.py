@@ -15,14 +15,10 @@ from cyclopts import CycloptsError, MissingArgumentError, Parameter, UnusedCliTo
 from cyclopts.config import Yaml
 
 from coss_eval.cli import evaluate, inside, look, start  # noqa: F401 - they register their commands
-from coss_eval.cli.app import RUN, app
+from coss_eval.cli.app import FAILED, RUN, app
 from coss_eval.errors import CossError, CossWarning, UsageError
-from coss_eval.runtime.disk import read_text
-from coss_eval.runtime.live import tell
+from coss_eval.runtime.live import PARTED, TOGETHER, Parted, complain, speaks, tell
 from coss_eval.store import StoreWarning
-
-MOST_CONFIG, MOST_BRACKETS = 2**17, 500  # of a configuration: reading YAML takes the square of its brackets
-MOST_ALIASES = 20  # of a configuration: nine of nine of nine ... are 9^n values
 
 app.meta.suppress_keyboard_interrupt = False  # main() says what is stored
 
@@ -49,20 +45,11 @@ def _with_config(
 
 def _refuse_no_config(file: Path) -> None:
     """UsageError for a file that is none, no YAML, or one that would run code or unfold to gigabytes."""
-    import yaml
+    from coss_eval.training.fields import read_yaml
 
     if not file.is_file():
         raise UsageError(f"--config {file}: no such file")
-    try:
-        text = read_text(file)
-        if len(text) > MOST_CONFIG or text.count("[") + text.count("{") > MOST_BRACKETS:
-            raise UsageError(f"--config {file}: longer or more nested than any configuration of flags")
-        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > MOST_ALIASES:
-            raise UsageError(f"--config {file}: more than {MOST_ALIASES} aliases (*name); write the values out")
-        found = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UsageError(f"--config {file}: no YAML that is read ({reason})") from error
+    found = read_yaml(file, f"--config {file}")
     if not isinstance(found, dict | None):
         raise UsageError(f"--config {file}: expected one flag: value on each line, got {type(found).__name__}")
 
@@ -72,7 +59,8 @@ def _as_lines(shown: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, CossWarning | StoreWarning):
-            tell(f"warning: {' '.join(str(message).split())}")
+            if speaks():
+                tell(f"warning: {' '.join(str(message).split())}")
         else:
             shown(message, category, *place, **more)
 
@@ -89,7 +77,7 @@ def _stop(stopped: list[int]) -> None:
 
 
 def main() -> None:
-    """Entry point: one line for the person and exit code 2 for a wrong call, 1 for a failed run."""
+    """Entry point: one line for the person, and an exit code (see the help's last line)."""
     debug = "--debug" in sys.argv
     stopped = list[int]()
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -101,12 +89,15 @@ def main() -> None:
     except (CossError, CycloptsError) as error:
         if debug:
             raise
-        tell(" ".join(f"coss-eval: {_wrong_call(error) if isinstance(error, CycloptsError) else error}".split()))
-        code = 2 if isinstance(error, UsageError | CycloptsError) else 1
+        what = _wrong_call(error) if isinstance(error, CycloptsError) else error
+        complain(error, " ".join(f"coss-eval: {what}".split()))
+        code = 2 if isinstance(error, UsageError | CycloptsError) else PARTED if isinstance(error, Parted) else FAILED
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with --resume)\n"
-        )
+        if TOGETHER not in os.environ:  # else the command that started this process says it
+            sys.stderr.write(
+                "coss-eval: stopped; what was done is stored, the same command goes on from there (train: with "
+                "--resume)\n"
+            )
         code = 128 + (stopped[0] if stopped else signal.SIGINT)
     except BrokenPipeError:  # whoever reads the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit itself writes and fails

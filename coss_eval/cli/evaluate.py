@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from coss_eval import tasks as registry
-from coss_eval.cli.app import EVALUATE, TASK, app
+from coss_eval.cli.app import EVALUATE, FAILED, HELD, TASK, app
 from coss_eval.cli.flags import Chosen, CopyFlags, CorruptionDataFlags, DataFlags, ModelFlags, OfTask, RunFlags
+from coss_eval.runtime.live import say, speaks
 from coss_eval.tasks.entry import TaskEntry
 from coss_eval.tasks.flags import BackendFlag
 
 if TYPE_CHECKING:
+    import torch
+
     from coss_eval.evaluation import Plan, Run
     from coss_eval.tasks.corruptions.task import Corruptions
     from coss_eval.tasks.task import Task
@@ -31,58 +35,86 @@ def _evaluate(
     *,
     skip_impossible: bool = False,
 ) -> int:
-    """Plan, say so, run, report: what every evaluating command does."""
-    from coss_eval import evaluation
-    from coss_eval.runtime.live import progress_line, say, say_report
-    from coss_eval.store import Store
+    """Plan, say so, run, report: what every evaluating command does, in a process for each device that is named."""
+    from coss_eval.evaluation.run import PATIENCE
+    from coss_eval.runtime.device import device_names
+    from coss_eval.runtime.processes import process_group, start_on_each
 
     run = run or RunFlags()
+    if len(device_names(run.device)) > 1 and "WORLD_SIZE" not in os.environ:
+        return start_on_each(device_names(run.device))
+    with process_group(run.device, patience=PATIENCE) as device:
+        done = _planned_and_done(models, data, run, tasks, device, skip_impossible=skip_impossible)
+    return 0 if done is None or not speaks() else _report(done, run.baseline)
+
+
+def _planned_and_done(
+    models: ModelFlags | None,
+    data: DataFlags | None,
+    run: RunFlags,
+    tasks: Sequence[Task],
+    device: torch.device,
+    *,
+    skip_impossible: bool,
+) -> Run | None:
+    """What came of the run, in all of its processes; None for one that was to be shown only."""
+    from coss_eval import evaluation
+    from coss_eval.runtime.live import progress_line
+    from coss_eval.runtime.processes import one_goes_ahead, world_size
+
     loaded = (models or ModelFlags()).load()
     dataset = (data or DataFlags()).open()
     out = run.out or Path("results") / _folder_name([dataset.name, *(model.name for model in loaded)])
-    planned = evaluation.plan(
-        loaded,
-        dataset,
-        out=out,
-        tasks=tasks,
-        limit=run.limit,
-        seed=run.seed,
-        device=run.device,
-        batch_size=run.batch_size,
-        cache=not run.no_cache,
-        overwrite=run.overwrite,
-        allow_batch_dependent=run.allow_batch_dependent,
-        skip_impossible=skip_impossible,
-    )
-    if not run.quiet or run.dry_run:
-        _show_plan(planned, out)
-    if run.dry_run:
-        return 0
-    with progress_line(quiet=run.quiet) as on_progress:
-        done = evaluation.execute(
-            planned, overwrite=run.overwrite, budget_hours=run.budget_hours, on_progress=on_progress
+    with one_goes_ahead():
+        planned = evaluation.plan(
+            loaded,
+            dataset,
+            out=out,
+            tasks=tasks,
+            limit=run.limit,
+            seed=run.seed,
+            device=device,
+            batch_size=run.batch_size,
+            cache=not run.no_cache,
+            overwrite=run.overwrite,
+            allow_batch_dependent=run.allow_batch_dependent,
+            skip_impossible=skip_impossible,
         )
+    if (not run.quiet or run.dry_run) and speaks():
+        _show_plan(planned, out, world_size())
+    if run.dry_run:
+        return None
+    with progress_line(quiet=run.quiet or not speaks()) as on_progress:
+        return evaluation.execute(planned, budget_hours=run.budget_hours, on_progress=on_progress, together=True)
+
+
+def _report(done: Run, baseline: str | None) -> int:
+    """What is missing, the headline and where the report is; the exit code."""
+    from coss_eval.runtime.live import say_report
+    from coss_eval.store import Store
+
     _say_gaps(done)  # before the report, which may find nothing to show
-    if not Store(done.path).records():
-        say(f"nothing was measured, so there is no report in {out}")
-        return 1
-    say("")
-    say(_headline(done.path, run.baseline))
-    say("")
-    say_report(out / "report.md", "report.html, figures/ and, for every number, tables/*.csv")
-    return 1 if done.failures else 0
+    if Store(done.path).holds_cells():
+        say("")
+        say(_headline(done.path, baseline))
+        say("")
+        say_report(done.path / "report.md", "report.html, figures/ and, for every number, tables/*.csv")
+    elif not done.held:
+        say(f"nothing was measured, so there is no report in {done.path}")
+        return FAILED
+    return FAILED if done.failures else HELD if done.held else 0
 
 
 def _say_gaps(done: Run) -> None:
     """A line for each cell that could not be measured, and why."""
-    from coss_eval.runtime.live import say
-
     for line in done.skipped:
         say(f"SKIPPED     {line}")
     for line in done.left_out:
         say(f"LEFT OUT    {line}")
     for failure in done.failures:
         say(f"NOT DONE    {failure}")
+    for line in done.held:
+        say(f"ELSEWHERE   {line}")
 
 
 def _folder_name(names: Sequence[str]) -> str:
@@ -95,16 +127,17 @@ def _folder_name(names: Sequence[str]) -> str:
     return f"{first}-and-{max(0, len(names) - 2)}-more-{digest}"
 
 
-def _show_plan(planned: Plan, out: Path) -> None:
-    from coss_eval.runtime.live import duration, say
+def _show_plan(planned: Plan, out: Path, processes: int) -> None:
+    from coss_eval.evaluation.run import estimate
 
     for subject in planned.subjects:
         if subject.model.report is not None:
             say("\n".join([f"checkpoint  {subject.model.name}", *subject.model.report.lines()]))
     say("\n".join(planned.lines()))
+    if processes > 1:
+        say(f"processes   {processes}, which share the cells: each takes the next one that nobody is at")
     say(f"out         {out}")
-    seconds = planned.seconds()
-    say(f"estimate    {'unknown: a network takes none of these images' if seconds is None else duration(seconds)}\n")
+    say(f"estimate    {estimate(planned, processes=processes)}\n")
 
 
 def _headline(path: Path, baseline: str | None) -> str:

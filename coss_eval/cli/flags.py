@@ -172,6 +172,8 @@ class PassFlags:
 class RunFlags(PassFlags):
     """How to run cells; the same command goes on where it stopped."""
 
+    device: str = "auto"
+    "auto, cpu, cuda, cuda:1, ...; several, as cuda:0,1,2,3, get a process each, and these share the cells."
     overwrite: bool = False
     "Compute cells again that are already stored."
     no_cache: bool = False

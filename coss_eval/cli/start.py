@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from coss_eval.cli.app import RUN, START, TASK, app
+from coss_eval.cli.app import FAILED, HELD, RUN, START, TASK, app
 from coss_eval.cli.flags import Chosen, DataFlags, ModelFlags, OfData, OfModel, OfRun, OfTask, TrainFlags
 from coss_eval.errors import UsageError
 from coss_eval.tasks.flags import Words
@@ -260,7 +260,7 @@ def sweep(
     chosen = plan.read_sweep(what, size)
     folder = out or Path("runs") / "-".join(["sweep", Path(what).stem, *([size] if size else [])])
     everything = state.states(chosen, folder, work or folder)
-    failures: list[str] = []
+    failures, held = list[str](), list[str]()
     if list_:
         say("\n".join(report.list_lines(chosen, everything)))
         if folder.exists():
@@ -280,9 +280,11 @@ def sweep(
             on_note=say,
             watch=lambda name: training_line(name, quiet=not first),
         )
-        failures = worker.run(job)
+        failures, held = worker.run(job), worker.held
     for failure in failures:
         say(f"NOT DONE    {failure}")
+    for line in held:
+        say(f"ELSEWHERE   {line} is at another process")
     if (folder / "report.md").exists():
         say(f"report      {folder / 'report.md'}")
-    return 1 if failures else 0
+    return FAILED if failures else HELD if held else 0

@@ -343,7 +343,8 @@ def _as_is(item: Any) -> Any:
 def _default_workers(images: int, target: Target) -> int:
     if images <= (SERIAL_RESIZED if isinstance(target, Geometry) else SERIAL_NATIVE):
         return 0
-    return min(processors(), 16)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this run on this machine
+    return max(1, min(processors() // here, 16))
 
 
 def _chunks(indices: Ints, size: int) -> list[Ints]:

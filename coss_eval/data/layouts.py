@@ -58,6 +58,10 @@ DEVKIT = ("ILSVRC2012_devkit_t12/data", "data")  # of ImageNet's development kit
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
 _SHARD = re.compile(r"(?P<split>[a-z]+)(-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?\.parquet")
 _CONVERTED = re.compile(r"\d{4}\.parquet")  # as the hub converts data sets: CONFIG/SPLIT/0000.parquet
+_TAR = re.compile(
+    r"(?:.*[-_.])?(?P<split>[A-Za-z]+)[-_.]?(?P<number>\d+)(?:-of-(?P<total>\d+))?\.tar|(?P<alone>[a-z]+)\.tar"
+)
+_NUMBERED_TAR = re.compile(r"(?:.*[-_.])?(?P<number>\d+)(?:-of-(?P<total>\d+))?\.tar")
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -206,7 +210,7 @@ def class_order(names: Iterable[str]) -> list[str]:
 def _refuse_unreadable(folder: Path | str, names: Iterable[str]) -> None:
     """CossError for a name that is not UTF-8: it would stand in keys and tables that no other program reads."""
     for name in names:
-        if any("\udc80" <= letter <= "\udcff" for letter in name):
+        if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name):
             shown = f"the name {os.fsencode(name)!r} in {printable(folder)}"
             raise CossError(f"{shown} is not UTF-8; rename it (convmv -f latin1 -t utf8 does many at once)")
 
@@ -232,7 +236,8 @@ def image_paths(folder: Path, left_out: Counter[str] | None = None) -> Iterator[
         if left_out is not None:
             for name in filter(is_hidden, folders):
                 left_out[name] += sum(1 for _ in image_paths(Path(parent) / name))
-            left_out.update(suffix for file in files if (suffix := Path(file).suffix.lower()) in OTHER_SUFFIXES)
+            others = (file for file in files if file.lower().endswith(OTHER_SUFFIXES))
+            left_out.update(Path(file).suffix.lower() for file in others)
         folders[:] = sorted(name for name in folders if not is_hidden(name) and _leads_on(parent, name, linked))
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
@@ -328,6 +333,42 @@ def arrow_files(folder: Path) -> dict[str, list[Path]]:
         if files and split_of(name):
             found[name.lower()] = files
     return found
+
+
+def tar_shards(folder: Path) -> dict[str, list[Path]]:
+    """The tar files of WebDataset by split, in their numbers' order.
+
+    They lie in the folder, in shards/ or in data/ ("train-000000.tar", "imagenet1k-validation-00.tar", "train.tar"), or
+    in SPLIT/ ("0.tar", "00012.tar"). Raises CossError where one is missing between the others.
+    """
+    for place in (folder, folder / "shards", folder / "data"):
+        found: dict[str, list[tuple[re.Match[str], Path]]] = defaultdict(list)
+        for file in files_in(place, "*.tar"):
+            if (match := _TAR.fullmatch(file.name)) and split_of(name := match["split"] or match["alone"]):
+                found[name.lower()].append((match, file))
+        for entry in [] if found else split_folders(place, (*TRAIN_NAMES, *TEST_NAMES)):
+            numbered = [(match, f) for f in files_in(entry, "*.tar") if (match := _NUMBERED_TAR.fullmatch(f.name))]
+            if numbered:
+                found[entry.name.lower()] = numbered
+        if found:
+            return {split: _in_order(split, files) for split, files in found.items()}
+    return {}
+
+
+def _in_order(split: str, shards: Sequence[tuple[re.Match[str], Path]]) -> list[Path]:
+    """Numbered shards in order. CossError unless they are all from 0 or 1 to the last, or to the total they say."""
+    if len(shards) == 1 and shards[0][0]["number"] is None:
+        return [shards[0][1]]
+    files = {int(match["number"] or -1): file for match, file in shards}
+    first, last = min(files), max(files)
+    total = next((int(match["total"]) for match, _ in shards if match["total"]), last - first + 1)
+    if first not in (0, 1) or not len(files) == len(shards) == total == last - first + 1:
+        names = ", ".join(sorted(file.name for _, file in shards)[:4])
+        raise CossError(
+            f"the {split} shards in {shards[0][1].parent} are not complete: expected each number from 0 to the last "
+            f"once, got {len(shards)} from {first} to {last}: {names}"
+        )
+    return [files[number] for number in sorted(files)]
 
 
 def idx_folder(folder: Path) -> Path | None:
@@ -439,6 +480,12 @@ LAYOUTS = (  # the first that is found counts
         "columns:parquet",
     ),
     DataLayout("saved-to-disk", "Arrow files that datasets.save_to_disk wrote", arrow_files, "columns:saved_to_disk"),
+    DataLayout(
+        "webdataset",
+        "WebDataset's tar shards: images with .cls or .json beside them (Aizman, Maltby & Breuel 2019)",
+        tar_shards,
+        "shards:webdataset",
+    ),
     DataLayout(
         "idx", "MNIST's own files, and those of sets made like it (LeCun et al. 1998)", idx_folder, "arrays:idx"
     ),

@@ -1,4 +1,4 @@
-"""Where encoded images lie: files under a root, or rows of parquet files. Workers get copies, so they are small."""
+"""Where encoded images lie: files, members of tars, rows of parquet files. Workers get copies, so they are small."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNPACKED = 64  # times the size in the file that a column's values may take: ima
 FREE = 2**28  # bytes that it may take in any case
 
 
-def _state(path: str, before: float) -> str:
+def state_of(path: str, before: float) -> str:
     """What changes when the file does; empty where it is not there or has changed after ``before``."""
     try:
         status = os.stat(path)
@@ -80,10 +80,45 @@ class Files:
 
     def signatures(self, indices: NDArray[np.int64], before: float) -> NDArray[np.uint64]:
         names = self._paths.take(indices).to_pylist()
-        return np.array([_hash(_state(f"{self._root}/{name}", before)) for name in names], np.uint64)
+        return np.array([_hash(state_of(f"{self._root}/{name}", before)) for name in names], np.uint64)
 
     def open(self, index: int) -> BinaryIO:
         return open_regular(f"{self._root}/{self._paths[index].as_py()}", MOST_BYTES)
+
+
+class TarMembers:
+    """Members of tar files by their places there, int64 (N,) each: read one by one, never unpacked."""
+
+    def __init__(
+        self, files: Sequence[Path], numbers: NDArray[np.int64], offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> None:
+        self._files = [str(file) for file in files]
+        self._numbers, self._offsets, self._sizes = numbers, offsets, sizes
+        self.place, self.parallel = f"images in {self._files[0]}", True
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def signatures(self, indices: NDArray[np.int64], before: float) -> NDArray[np.uint64]:
+        numbers = self._numbers[indices]
+        states = {number: state_of(self._files[number], before) for number in np.unique(numbers).tolist()}
+        found = [
+            _hash(states[number] and f"{states[number]} {offset} {size}")
+            for number, offset, size in zip(
+                numbers.tolist(), self._offsets[indices].tolist(), self._sizes[indices].tolist(), strict=True
+            )
+        ]
+        return np.array(found, np.uint64)
+
+    def open(self, index: int) -> BinaryIO:
+        size = int(self._sizes[index])
+        if size > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes are larger than what is read of an image")
+        with open_regular(self._files[self._numbers[index]]) as file:
+            content = os.pread(file.fileno(), size, int(self._offsets[index]))
+        if len(content) < size:
+            raise ValueError("the tar file ends early")
+        return io.BytesIO(content)
 
 
 class ParquetRows:
@@ -118,7 +153,7 @@ class ParquetRows:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def signatures(self, indices: NDArray[np.int64], before: float) -> NDArray[np.uint64]:
-        states = [_state(file, before) for file in self._files]
+        states = [state_of(file, before) for file in self._files]
         numbers = np.searchsorted(self._file_ends, indices, side="right")
         found = [
             _hash(states[number] and f"{states[number]} {self._column} {index - self._file_ends[number]}")

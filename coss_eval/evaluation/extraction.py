@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +37,7 @@ from coss_eval.runtime.provenance import made_with
 from coss_eval.similarity import dissimilarities
 from coss_eval.similarity.geometry import MOST, Metric
 from coss_eval.store import Store
-
-SplitName = Literal["test", "train"]
+from coss_eval.tasks.task import SplitName
 
 
 @dataclass(frozen=True)

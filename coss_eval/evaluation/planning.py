@@ -40,6 +40,11 @@ class Job:
     subjects: tuple[Subject, ...]
     keys: tuple[str, ...]
 
+    def of(self, keys: Sequence[str]) -> Job:
+        """The same on those subjects alone whose cells have these keys."""
+        chosen = [pair for pair in zip(self.subjects, self.keys, strict=True) if pair[1] in keys]
+        return replace(self, subjects=tuple(subject for subject, _ in chosen), keys=tuple(key for _, key in chosen))
+
     @property
     def label(self) -> str:
         return f"{self.cell.task} {_short(self.cell.params)}".rstrip()
@@ -57,10 +62,15 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # what cannot be measured on these images, and why
     known: dict[str, Known] = field(default_factory=dict)  # each model's outputs beside those in the store, by name
+    replaced: dict[str, dict[str, Any]] = field(default_factory=dict)  # records that are to be computed again, by key
 
     @property
     def missing(self) -> int:
         return sum(len(job.subjects) for job in self.jobs)
+
+    def is_done(self, key: str) -> bool:
+        """Whether the cell was stored by now, by any process, since the plan was made or before."""
+        return self.store.read(key) != self.replaced.get(key)
 
     @cached_property
     def costs(self) -> list[float] | None:
@@ -168,10 +178,12 @@ def _jobs(planned: Plan, task: Task, seed: int, overwrite: bool, skip: bool) -> 
         for cell in task.cells(subject, seed):
             key = store.key(protocol(task, subject), cell)
             planned.cells.append({"key": key, "task": task.name, "model": subject.model.name})
-            stored = None if overwrite else store.read(key)
-            if stored is not None:
+            stored = store.read(key)
+            if stored is not None and not overwrite:
                 planned.known[subject.model.name].check(stored)
                 continue
+            if stored is not None:
+                planned.replaced[key] = stored
             group = (str(subject.geometry), store.key({}, cell))
             job = groups.get(group, Job(task, cell, (), ()))
             groups[group] = replace(job, subjects=(*job.subjects, subject), keys=(*job.keys, key))

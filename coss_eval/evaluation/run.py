@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,13 @@ from coss_eval.data.as_dataset import DatasetLike
 from coss_eval.errors import CossError, CossWarning, UsageError
 from coss_eval.evaluation.facts import data_facts, model_facts
 from coss_eval.evaluation.planning import Job, Plan, plan, protocol
+from coss_eval.evaluation.together import most_expensive_first, prepare
 from coss_eval.models.hooks import counted, finite_outputs
 from coss_eval.runtime import live
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.live import duration, progress_line
 from coss_eval.runtime.memory import give_memory_back, out_of_memory
+from coss_eval.runtime.processes import first_says, gathered, one_goes_ahead, process_group, rank, world_size
 from coss_eval.runtime.provenance import made_with
 from coss_eval.store import NoRoom, Store
 from coss_eval.tasks.task import Result, Subject, Task
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 SELDOM = 0.5  # seconds between two words on one job
 PRIOR = 0.05
+PATIENCE = timedelta(days=7)  # with which processes wait for each other: a last cell, or a probe, may take hours
 Mine = tuple[Subject, str]  # a subject and the key of its cell, claimed by this process
 
 
@@ -66,6 +70,8 @@ class _Course:
 
     def begin(self, number: int) -> None:
         """The job of that number, or the end."""
+        if number < self._number:
+            return  # a second look at what another process was at
         self._number, self._images = number, 0.0
         if number < len(self._jobs):
             job = self._jobs[number]
@@ -111,12 +117,14 @@ class Run:
     failures: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # lines on images that could not be read
+    held: tuple[str, ...] = ()  # lines on cells that another process was at when this one had no more to do
 
     def __repr__(self) -> str:
         cells = Store(self.path).records()
         models, tasks = len({cell["model"] for cell in cells}), len({cell["task"] for cell in cells})
         done = [f"{_count(models, 'model')}, {_count(tasks, 'task')}, {_count(len(cells), 'cell')}"]
         lines = {"not done": self.failures, "skipped": self.skipped, "on images left out": self.left_out}
+        lines |= {"at another process": self.held}
         parts = (done if cells else ["no finished cells"]) + [
             f"{len(some)} {name}" for name, some in lines.items() if some
         ]
@@ -126,7 +134,7 @@ class Run:
         """In a notebook: the headline table, and what is missing."""
         from coss_eval import reports
 
-        told = [*self.failures, *self.skipped, *self.left_out]
+        told = [*self.failures, *self.held, *self.skipped, *self.left_out]
         lines = "".join(f"<br>{escape(line)}" for line in told)
         shown = reports.headline_html(Store(self.path)) if Store(self.path).holds_cells() else ""
         return f"<div><b>{escape(repr(self))}</b>{lines}{shown}</div>"
@@ -228,71 +236,130 @@ def evaluate(
     line are shown, but not with ``quiet`` or where ``on_progress`` takes their place. ``on_note`` gets each line that a
     person should know: an assumed normalisation, warnings, failures; ``ce.evaluate`` warns with them unless ``quiet``.
     An interrupt keeps every finished cell.
+    Several processes share the cells: those that work on one folder, and those that torchrun starts, in which each
+    calls this. Then ``device`` is the name of each one's ("cuda:0,1") or "cuda" for all; the first process keeps the
+    run's provenance and shows progress, and all get the same Run. Cells that yet another process is at when nothing
+    else is left are named in ``Run.held``: the same call, later, finds them done or does them.
 
     >>> import tempfile, coss_eval as ce
     >>> run = ce.evaluate("pixels:8", "digits", ["crops"], out=tempfile.mkdtemp(), limit=20, cache=False)
     >>> sorted(set(run.table()["metric"]))
     ['accuracy', 'chance', 'stability']
     """
-    planned = plan(
-        models,
-        data,
-        out=out,
-        tasks=tasks,
-        limit=limit,
-        seed=seed,
-        device=device,
-        batch_size=batch_size,
-        cache=cache,
-        overwrite=overwrite,
-        allow_batch_dependent=allow_batch_dependent,
-    )
-    tell = on_note or (lambda line: None)
-    for note in planned.notes():
-        tell(note)
-    quiet = quiet or on_progress is not None
-    if planned.jobs and not quiet:
-        seconds = planned.seconds()
-        about = "unknown: a network takes none of these images" if seconds is None else duration(seconds)
-        live.tell(f"{planned.missing} of {len(planned.cells)} cells to compute; estimate {about}")
-    with progress_line(quiet=quiet or not planned.jobs) as line:
-        try:
-            run = execute(planned, overwrite=overwrite, budget_hours=budget_hours, on_progress=on_progress or line)
-        except KeyboardInterrupt:
-            tell(f"interrupted: every finished cell is kept in {planned.store.path}; the same call goes on from there")
-            raise
-    for failure in run.failures:
+    alone = world_size() > 1  # a group of the caller's own, in which others may be at something else
+    with process_group(device, patience=PATIENCE) as own:
+        with nullcontext() if alone else one_goes_ahead():
+            planned = plan(
+                models,
+                data,
+                out=out,
+                tasks=tasks,
+                limit=limit,
+                seed=seed,
+                device=own,
+                batch_size=batch_size,
+                cache=cache,
+                overwrite=overwrite,
+                allow_batch_dependent=allow_batch_dependent,
+            )
+        tell = on_note or (lambda line: None)
+        for note in planned.notes():
+            tell(note)
+        quiet = quiet or on_progress is not None or not live.speaks()
+        if planned.jobs and not quiet:
+            about = estimate(planned, processes=1 if alone else world_size())
+            live.tell(f"{planned.missing} of {len(planned.cells)} cells to compute; estimate {about}")
+        with progress_line(quiet=quiet or not planned.jobs) as line:
+            try:
+                show = on_progress or line
+                run = execute(planned, budget_hours=budget_hours, on_progress=show, together=not alone)
+            except KeyboardInterrupt:
+                kept = f"every finished cell is kept in {planned.store.path}"
+                tell(f"interrupted: {kept}; the same call goes on from there")
+                raise
+    for failure in [*run.failures, *run.held]:
         tell(f"not done: {failure}")
     return run
+
+
+def estimate(planned: Plan, *, processes: int = 1) -> str:
+    """How long the missing cells take, in words."""
+    seconds = planned.seconds()
+    return "unknown: a network takes none of these images" if seconds is None else duration(seconds / processes)
+
+
+@dataclass
+class _Outcome:
+    """What one process has to say of its way through the cells, by their keys."""
+
+    failures: dict[str, str] = field(default_factory=dict)  # a line each
+    held: set[str] = field(default_factory=set)  # those that another process was at when no others were left
+    stopped: str | None = None  # why no more cells were begun
 
 
 def execute(
     planned: Plan,
     *,
-    overwrite: bool = False,
     budget_hours: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    together: bool = False,
 ) -> Run:
-    """Compute the missing cells of a plan, storing each as it is done, and pack the folder when all are there."""
+    """Compute the missing cells of a plan, storing each as it is done, and pack the folder when all are there.
+
+    ``together``: all joined processes (see ``process_group``) call this, each with the same plan on its own device, and
+    get the same Run; they share the cells as ``together`` says, the first writes what is of the whole run.
+    """
     if not planned.cells:
         raise UsageError(f"nothing can be measured: {'; '.join(planned.skipped)}")
-    entry = provenance(planned)
-    planned.store.record_run(entry)
-    started, course = time.monotonic(), _Course(planned, on_progress)
-    failures: list[str] = []
-    for number, job in enumerate(planned.jobs):
-        if budget_hours is not None and time.monotonic() - started > budget_hours * 3600:
-            failures.append(f"budget of {budget_hours} h used up: {len(planned.jobs) - number} jobs not begun")
-            break
-        course.begin(number)
-        try:
-            failures += _run_job(planned, job, overwrite, course)
-        except NoRoom as error:
-            left = sum(len(one.subjects) for one in planned.jobs[number:])
-            names = ", ".join(dict.fromkeys(one.cell.task for one in planned.jobs[number:]))
-            failures.append(f"{error}. Stopped, as nothing more could be stored: {left} cells are left ({names})")
-            break
+    together = together and world_size() > 1
+    entry = provenance(planned) | ({"processes": world_size()} if together else {})
+    if not together:
+        planned.store.record_run(entry)
+        return _ended(planned, entry, [_work(planned, budget_hours, on_progress)])
+    if rank() == 0:
+        planned.store.record_run(entry)
+    prepare(planned)
+    most_expensive_first(planned)
+    outcomes = gathered(_work(planned, budget_hours, on_progress))
+    done = first_says(_ended(planned, entry, outcomes) if rank() == 0 else None)
+    assert done is not None  # of the first
+    return done
+
+
+def _work(planned: Plan, budget_hours: float | None, on_progress: Callable[[Progress], None] | None) -> _Outcome:
+    """One process's way through the cells: those that no other is at, until it has seen others at all that are left."""
+    started, course, outcome = time.monotonic(), _Course(planned, on_progress), _Outcome()
+    left = [*enumerate(planned.jobs)]
+    while left and outcome.stopped is None:
+        before, busy = left, list[tuple[int, Job]]()
+        for number, job in before:
+            if budget_hours is not None and time.monotonic() - started > budget_hours * 3600:
+                outcome.stopped = f"budget of {budget_hours} h used up"
+                break
+            course.begin(number)
+            try:
+                held = _run_job(planned, job, outcome.failures, course)
+            except NoRoom as error:
+                outcome.stopped = f"{error}. Stopped, as nothing more could be stored"
+                break
+            if held:
+                busy.append((number, job.of(held)))
+        outcome.held = {key for _, job in busy for key in job.keys}
+        left = [] if outcome.held == {key for _, job in before for key in job.keys} else busy
     course.begin(len(planned.jobs))
+    return outcome
+
+
+def _ended(planned: Plan, entry: dict[str, Any], outcomes: Sequence[_Outcome]) -> Run:
+    """What all processes made of the run: completes its provenance, packs its folder where nothing is missing."""
+    failed = {key: line for outcome in outcomes for key, line in outcome.failures.items()}
+    held = {key for outcome in outcomes for key in outcome.held}
+    missing = {key: job for job in planned.jobs for key in job.keys if key not in failed and not planned.is_done(key)}
+    failures = [*dict.fromkeys(failed.values())]
+    stopped = [outcome.stopped for outcome in outcomes if outcome.stopped is not None]
+    if unbegun := [job.cell.task for key, job in missing.items() if key not in held and stopped]:
+        names = ", ".join(dict.fromkeys(unbegun))
+        failures.append(f"{stopped[0]}: {_count(len(unbegun), 'cell')} left ({names})")
     if left_out := planned.subjects[0].data.left_out():  # known once the images have been read
         planned.store.amend_run(entry, {"left_out": left_out})
     if not failures and all(planned.store.read(cell["key"]) is not None for cell in planned.cells):
@@ -300,31 +367,44 @@ def execute(
             planned.store.pack()  # where it declines, say as another process is at work, the folder is as good
         except CossError as error:
             failures.append(str(error))
-    return Run(planned.store.path, tuple(failures), tuple(planned.skipped), tuple(left_out))
+    elsewhere = tuple(_elsewhere(planned, key, job) for key, job in missing.items() if key in held)
+    return Run(planned.store.path, tuple(failures), tuple(planned.skipped), tuple(left_out), elsewhere)
 
 
-def _run_job(planned: Plan, job: Job, overwrite: bool, course: _Course) -> list[str]:
-    """Claim what no other process is at, measure it, store it; a line for each subject that failed."""
-    store = planned.store
+def _elsewhere(planned: Plan, key: str, job: Job) -> str:
+    """ "corruptions fog of r18 is at process 12 on host"."""
+    of = dict(zip(job.keys, job.subjects, strict=True))[key].model.name
+    return f"{job.label} of {of} is at {planned.store.holder(key) or 'another process, which has left it unfinished'}"
+
+
+def _run_job(planned: Plan, job: Job, failures: dict[str, str], course: _Course) -> list[str]:
+    """Claim what is missing and no other process is at, measure it, store it; the keys of what another is at.
+
+    A line for each subject that failed goes to ``failures``.
+    """
     with ExitStack() as stack:
         stack.enter_context(exact_float32())
+        mine, held, able = list[Mine](), list[str](), list[Mine]()
         try:
-            mine = [
-                (subject, key)
-                for subject, key in zip(job.subjects, job.keys, strict=True)
-                if stack.enter_context(store.claim(key)) and (overwrite or store.read(key) is None)
-            ]
+            for subject, key in zip(job.subjects, job.keys, strict=True):
+                if planned.is_done(key):
+                    continue
+                if stack.enter_context(planned.store.claim(key)) is None:
+                    held.append(key)
+                elif not planned.is_done(key):  # by whoever has just let go of it
+                    mine.append((subject, key))
         except CossError as error:
-            return [_failure(job, None, error)]
-        failures, able = list[str](), list[Mine]()
+            failures |= dict.fromkeys(job.keys, _failure(job, None, error))
+            return []
         for subject, key in mine:
             try:
                 _fit(planned, job, subject)
                 able.append((subject, key))
             except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
-                failures.append(_failure(job, subject, error))
+                failures[key] = _failure(job, subject, error)
         with course.watch([subject for subject, _ in able]):
-            return failures + _measure(planned, job, able)
+            failures |= _measure(planned, job, able)
+    return held
 
 
 def _fit(planned: Plan, job: Job, subject: Subject) -> None:
@@ -357,9 +437,12 @@ def _halve(planned: Plan, job: Job) -> bool:
     return True
 
 
-def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> list[str]:
-    """Measure all at once; where one fails, those left one after the other, so that the fault stays its own."""
-    failures, left, short = list[str](), list(mine), False
+def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> dict[str, str]:
+    """Measure all at once; where one fails, those left one after the other, so that the fault stays its own.
+
+    A line for each that failed, by its key.
+    """
+    failures, left, short = dict[str, str](), list(mine), False
     try:
         with ExitStack() as stack:
             watched = [stack.enter_context(finite_outputs(*_watched(job, subject))) for subject, _ in mine]
@@ -369,7 +452,7 @@ def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> list[str]:
                 subject, key = left[0]
                 if where := bad():
                     error = CossError(f"its outputs hold NaN or infinity ({where}): check weights and normalisation")
-                    failures.append(_failure(job, subject, error))
+                    failures[key] = _failure(job, subject, error)
                 else:
                     _store(planned, job, subject, key, result, time.perf_counter() - started)
                 del left[0]
@@ -378,12 +461,13 @@ def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> list[str]:
     except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
         short = bool(left) and out_of_memory(error) and _halve(planned, job)
         if not short and (len(mine) == 1 or not left):
-            return [*failures, _failure(job, mine[0][0] if len(mine) == 1 else None, error)]
+            of = mine[0][0] if len(mine) == 1 else None
+            return failures | dict.fromkeys((key for _, key in mine), _failure(job, of, error))
     if short:  # the error is gone, and with it what its traceback held
         give_memory_back()
-        return failures + _measure(planned, job, left)
+        return failures | _measure(planned, job, left)
     for one in left:
-        failures += _measure(planned, job, [one])
+        failures |= _measure(planned, job, [one])
     return failures
 
 

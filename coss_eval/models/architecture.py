@@ -63,6 +63,11 @@ SWINS = {
     (True, 96, (2, 2, 18, 2)): "swin_v2_s",
     (True, 128, (2, 2, 18, 2)): "swin_v2_b",
 }
+# channels to attention heads, as every published ViT of that width has them but moco-v3's ViT-S (12, see vit_heads)
+VIT_HEADS = {
+    **{dim: dim // 64 for dim in (192, 384, 512, 640, 768, 1024, 1536)},
+    **dict.fromkeys((1152, 1280, 1408, 1664), 16),
+}
 MOST_WIDTH = 16_384  # planes of a ResNet's first stage
 VIT_SPEC = re.compile(r"vit_d(\d+)_l(\d+)_h(\d+)_p(\d+)")
 
@@ -234,12 +239,46 @@ def _plain_vit(dim: int, blocks: int, heads: int, patch: int, *, side: int, clas
     return made
 
 
+class HeadsUnknown(UsageError):
+    """Nothing tells how many attention heads a ViT has: no tensor's shape does, and another number computes another
+    function.
+    """
+
+
+def heads_of_vit(dim: int, positions: Tensor | None, told: Mapping[int, int], name: str) -> int:
+    """The attention heads of a ViT of ``dim`` channels: as ``told`` by width, or as all published ones of it have.
+
+    ``positions``: those of its tokens, (..., dim). Those of moco-v3's ViT-S, which departs from the others, are sines
+    and cosines that training leaves alone. ``name``: what --arch takes, with N for the heads, for HeadsUnknown, which
+    is raised where nothing tells them.
+    """
+    if dim in told:
+        return told[dim]
+    give = f"give --arch '{name}' with their number in the place of N"
+    if dim == 384 and positions is not None and _is_sine_cosine(positions):
+        raise HeadsUnknown(
+            "no tensor tells how many attention heads its ViT of 384 channels has, and its positions are sines and "
+            f"cosines, as in MoCo v3's (12 heads) and in MAE's (6): {give}"
+        )
+    if dim not in VIT_HEADS:
+        raise HeadsUnknown(f"no tensor tells how many attention heads its ViT of {dim} channels has: {give}")
+    return VIT_HEADS[dim]
+
+
+def _is_sine_cosine(positions: Tensor) -> bool:
+    """Whether nearly every position's squares add up to dim/2, as those of dim/2 pairs of sine and cosine do."""
+    if positions.is_meta:  # there is nothing to look at
+        return False
+    squares = positions.detach().float().reshape(-1, positions.shape[-1]).square().sum(1) / (positions.shape[-1] / 2)
+    return bool(((squares - 1).abs() < 0.1).float().mean() > 0.9)  # a class token's are zeros
+
+
 def infer(
     state: Mapping[str, Tensor], *, vit_heads: Mapping[int, int] | None = None, raw_shortcuts: bool = False
 ) -> Architecture:
     """The architecture whose shapes these are; ``state`` has torchvision's key names (see dialects).
 
-    ``vit_heads``: heads by width where a framework departs from 64 channels a head (shapes do not tell).
+    ``vit_heads``: heads by width where something but the shapes tells them (see ``heads_of_vit``).
     ``raw_shortcuts``: whether a pre-activation network's shortcuts take the input before it is activated. Raises
     UsageError that says what is not known.
     """
@@ -353,7 +392,7 @@ def _infer_vit(state: Mapping[str, Tensor], vit_heads: Mapping[int, int]) -> Arc
     side = 0 if positions is None else isqrt(positions.shape[1] - 1)
     if positions is None or side**2 + 1 != positions.shape[1]:
         raise UsageError("a ViT whose positions are not one class token and a square grid")
-    heads = vit_heads.get(dim, 16 if dim == 1280 else max(1, dim // 64))
+    heads = heads_of_vit(dim, positions, vit_heads, f"vit_d{dim}_l{blocks}_hN_p{patch}")
     name = VITS.get((dim, blocks, heads, patch), f"vit_d{dim}_l{blocks}_h{heads}_p{patch}")
     return Architecture(name, img_size=side * patch)
 

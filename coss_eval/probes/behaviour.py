@@ -48,13 +48,18 @@ class Behaviour:
 
 
 def recall(
-    name: str, entries: Sequence[str], model: Model, size: Sequence[int], device: torch.device
+    name: str,
+    entries: Sequence[str],
+    model: Model,
+    size: Sequence[int],
+    device: torch.device,
+    held: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, NDArray[Any]] | None:
-    """What the cache keeps under ``name``; None where nothing, or where the network has other outputs than then.
+    """What is ``held`` or the cache keeps under ``name``; None where nothing, or where the network has other outputs.
 
     Weights and code are in the name; hooks, attributes and code that the network calls from elsewhere are not.
     """
-    found = disk.load(name, [*entries, "outputs"])
+    found = disk.load(name, [*entries, "outputs"]) if held is None else held
     if found is None or apart(observe(model, size, device).outputs, torch.from_numpy(found["outputs"])):
         return None
     return {entry: found[entry] for entry in entries}
@@ -62,9 +67,14 @@ def recall(
 
 def keep(
     name: str, arrays: Mapping[str, NDArray[Any]], model: Model, size: Sequence[int], device: torch.device
-) -> None:
-    """Save in the cache what was made with the network, with its outputs on the images of (height, width) ``size``."""
-    disk.save(name, {**arrays, "outputs": np.asarray(observe(model, size, device).outputs)})
+) -> dict[str, NDArray[Any]]:
+    """Save in the cache what was made with the network, with its outputs on the images of (height, width) ``size``.
+
+    Gives what was to be saved, whether there was room for it or not.
+    """
+    whole = {**arrays, "outputs": np.asarray(observe(model, size, device).outputs)}
+    disk.save(name, whole)
+    return whole
 
 
 def observe(model: Model, size: Sequence[int], device: torch.device, batch: int = 0) -> Behaviour:

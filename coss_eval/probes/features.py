@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coss_eval.checkpoints.as_model import ModelLike, as_model
@@ -19,7 +20,7 @@ from coss_eval.models.hooks import find_site
 from coss_eval.models.model import Model
 from coss_eval.probes import cache as disk
 from coss_eval.probes.behaviour import keep, recall, refuse_batch_dependent
-from coss_eval.probes.forward import outputs, ready, refuse_non_finite
+from coss_eval.probes.forward import finite_rows, outputs, ready, refuse_non_finite
 from coss_eval.probes.sites import representations
 from coss_eval.runtime.code_identity import UNKNOWN
 from coss_eval.runtime.device import Compute, resolve_device
@@ -88,25 +89,56 @@ def extract_known(
     """``extract`` of a model whose identity was taken just now, as within one evaluation: nothing is hashed again."""
     if model.batch_size is not None:
         model = replace(model, batch_size=compute.batch_size)
-    cache = compute.cache and model.code != UNKNOWN  # what cannot be identified is not cached
     if not sites:
         raise UsageError(f"no site to extract; this network has {', '.join(model.backbone.sites)}")
     places = [find_site(model.backbone, name) for name in sites]
-    name = disk.key("features", protocol(model, split, sites))
-    network = model, image_size(model, split), compute.device
-    if cache and (found := recall(name, ["ids", "labels", *map(_entry, sites)], *network)) is not None:
-        split.mark_left_out(found["ids"])
-        arrays = {entry: torch.from_numpy(array) for entry, array in found.items()}
-        kept = {site: arrays[_entry(site)] for site in sites}
-        if all(values.isfinite().all() for values in kept.values()):  # earlier versions kept NaN, too
-            return Features(arrays["ids"], arrays["labels"], kept, cached=True)
+    if (kept := kept_features(model, split, compute, sites)) is not None:
+        return kept
     if check_batches:
-        refuse_batch_dependent(*network, min(compute.batch_size, len(split)))
+        refuse_batch_dependent(model, image_size(model, split), compute.device, min(compute.batch_size, len(split)))
     features = _extract(model, split, places, compute)
-    if cache:
-        values = {_entry(site): value.numpy() for site, value in features.values.items()}
-        keep(name, {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}, *network)
-    return features
+    return keep_features(features, model, split, compute)
+
+
+def kept_features(model: Model, split: Split, compute: Compute, sites: Sequence[str] = ("global",)) -> Features | None:
+    """What is kept of ``extract_known`` with the same arguments; None where nothing, or it is not to be read."""
+    if not _cached(model, compute):
+        return None
+    name, entries = disk.key("features", protocol(model, split, sites)), ["ids", "labels", *map(_entry, sites)]
+    found = recall(name, entries, model, image_size(model, split), compute.device, compute.held.get(name))
+    if found is None:
+        return None
+    split.mark_left_out(found["ids"])
+    known = _of_arrays(found, sites, cached=True)
+    whole = all(finite_rows(values).all() for values in known.values.values())  # earlier versions kept NaN, too
+    return known if whole else None
+
+
+def keep_features(features: Features, model: Model, split: Split, compute: Compute) -> Features:
+    """Keep the features of a whole split: in the cache, or for this run where it has no room; the same, from there."""
+    if not _cached(model, compute):
+        return features
+    sites = tuple(features.values)
+    name = disk.key("features", protocol(model, split, sites))
+    values = {_entry(site): value.numpy() for site, value in features.values.items()}
+    arrays = {"ids": features.ids.numpy(), "labels": features.labels.numpy(), **values}
+    whole = keep(name, arrays, model, image_size(model, split), compute.device)
+    mapped = disk.on_disk(name, whole)  # so that memory holds them while they are made alone
+    compute.held.clear()
+    if not disk.holds(name):
+        compute.held[name] = mapped
+    return _of_arrays(mapped, sites)
+
+
+def _of_arrays(found: Mapping[str, NDArray[Any]], sites: Sequence[str], *, cached: bool = False) -> Features:
+    tensors = {entry: torch.from_numpy(array) for entry, array in found.items()}
+    values = {site: tensors[_entry(site)] for site in sites}
+    return Features(tensors["ids"], tensors["labels"], values, cached)
+
+
+def _cached(model: Model, compute: Compute) -> bool:
+    """Whether the cache is used: what cannot be identified is not cached."""
+    return compute.cache and model.code != UNKNOWN
 
 
 def protocol(model: Model, split: Split, sites: Sequence[str] = ("global",)) -> dict[str, Any]:

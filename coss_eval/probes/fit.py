@@ -22,6 +22,7 @@ from coss_eval.probes import cache as disk
 from coss_eval.probes.behaviour import keep, recall
 from coss_eval.probes.features import Features, extract_known, image_size, protocol
 from coss_eval.probes.linear import STRENGTHS, LinearProbe, fit_probe, refit_probe
+from coss_eval.probes.logistic import Rows
 from coss_eval.runtime.code_identity import UNKNOWN
 from coss_eval.runtime.device import Compute, resolve_device
 from coss_eval.runtime.live import image_line
@@ -171,9 +172,9 @@ def choose_probe(
     """
     num_classes = len(labelled.classes)
 
-    def part(split: Split) -> tuple[Tensor, Tensor]:
-        chosen = features.among(split)
-        return chosen.values[site], chosen.labels
+    def part(split: Split) -> tuple[Rows, Tensor]:
+        places = torch.from_numpy(np.flatnonzero(np.isin(features.ids.numpy(), split.ids)))
+        return Rows((features.values[site], places)), features.labels[places]
 
     target = resolve_device(device)
     if len(labelled) < 2 * len(np.unique(labelled.labels)):

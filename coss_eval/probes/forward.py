@@ -19,6 +19,8 @@ from coss_eval.runtime.memory import keep_freed_memory
 
 T = TypeVar("T")
 
+FINITE_ROWS = 4_096  # looked at together
+
 
 class Predictions(NamedTuple):
     """What a classifier says of each image, on the CPU, in the images' order."""
@@ -49,13 +51,18 @@ def predict(classifier: nn.Module, batches: Iterable[Batch], device: str | torch
 
 def refuse_non_finite(values: Tensor, ids: Tensor, what: str) -> None:
     """CossError that names the images whose row of ``values`` (N, D), on the CPU, holds NaN or infinity."""
-    bad = ids[~values.isfinite().flatten(1).all(1)].tolist()
+    bad = ids[~finite_rows(values)].tolist()
     if bad:
         shown = ", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else "")
         raise CossError(
             f"{what} hold NaN or infinity for {len(bad)} of {len(ids)} images (sample ids {shown}): check the weights "
             "and the normalisation"
         )
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """bool (N,): whether all of each row of ``values`` (N, ...) is finite; memory does not grow with N beyond that."""
+    return torch.cat([part.isfinite().flatten(1).all(1) for part in torch.split(values, FINITE_ROWS)])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coss_eval.errors import UsageError
-from coss_eval.probes.logistic import Logistic
+from coss_eval.probes.logistic import Logistic, Rows
 from coss_eval.runtime.device import exact_float32
 
 STRENGTHS = tuple(10 ** (1 - i / 2) for i in range(15))
@@ -70,12 +70,12 @@ class LinearProbe:
 
 @exact_float32()
 def fit_probe(
-    features: Tensor,
+    features: Tensor | Rows,
     labels: Tensor,
     *,
     num_classes: int,
     strengths: Sequence[float] = STRENGTHS,
-    select: tuple[Tensor, Tensor] | None = None,
+    select: tuple[Tensor | Rows, Tensor] | None = None,
     device: torch.device | str = "cpu",
     tolerance: float = 1e-6,
 ) -> LinearProbe:
@@ -89,7 +89,8 @@ def fit_probe(
     The objective is mean cross-entropy + strength / 2 * sum(weight ** 2) on standardised features, with a free bias,
     so that a strength means the same for any number of images: scikit-learn's LogisticRegression on standardised
     features has C = 1 / (strength * N); for two classes, where it keeps one weight vector, C = 2 / (strength * N).
-    ``tolerance``: what the loss may lie above its minimum, in nats (an estimate).
+    ``tolerance``: what the loss may lie above its minimum, in nats (an estimate). Beside the features given, memory is
+    needed for one more copy of them all, on the device; ``Rows`` of larger ones need no copy of their own.
     """
     for part in ((features, labels), *([] if select is None else [select])):
         _check(*part, num_classes)
@@ -102,13 +103,16 @@ def fit_probe(
         )
     path: dict[float, float] = {}
     strength, start = strengths[0], None
+    rows = Rows.of(features)
+    whole = rows if select is None else rows + Rows.of(select[0])
+    room = torch.empty(len(whole), whole.shape[1] + 1, dtype=whole.dtype, device=device)
     if select is not None:
         if len(strengths) > 1:
-            problem = Logistic(features, labels, num_classes, device)
-            search = _Search(problem, select, tolerance * SELECTION_SLACK)
+            problem = Logistic(rows, labels, num_classes, device, room[: len(rows)])
+            search = _Search(problem, select, tolerance * SELECTION_SLACK, room[len(rows) :])
             path, strength, start = search.run(strengths)
-        features, labels = torch.cat([features, select[0]]), torch.cat([labels, select[1]])
-    problem = Logistic(features, labels, num_classes, device)
+        labels = torch.cat([labels, select[1]])
+    problem = Logistic(whole, labels, num_classes, device, room)  # in the place of the other one's rows
     first = None if start is None else problem.from_standardised(*start)
     weight, bias = problem.to_standardised(problem.minimise(strength, first, tolerance=tolerance))
     return LinearProbe(weight, bias, problem.mean, problem.std, strength, path, len(strengths))
@@ -134,9 +138,9 @@ def refit_probe(
 class _Search:
     """The accuracy on held-out images (features (N, D), labels (N,)) along a path of strengths, and the best fit."""
 
-    def __init__(self, problem: Logistic, select: tuple[Tensor, Tensor], tolerance: float) -> None:
+    def __init__(self, problem: Logistic, select: tuple[Tensor | Rows, Tensor], tolerance: float, room: Tensor) -> None:
         self.problem, self.tolerance = problem, tolerance
-        self.rows, self.truth = problem.rotate(select[0]), select[1].to(problem.device)
+        self.rows, self.truth = problem.rotate(select[0], room), select[1].to(problem.device)
         self.accuracy: dict[float, float] = {}
         self.fits: dict[float, Tensor] = {}  # of the two ends and the best
         self.best = 0.0  # the best strength
@@ -160,8 +164,7 @@ class _Search:
         """Fit one strength after the other, each from the last; the first of the most accurate is the best."""
         for strength in strengths:
             start = self.problem.minimise(strength, start, tolerance=self.tolerance)
-            hits = (self.rows @ start.to(self.rows.dtype).T).argmax(1) == self.truth
-            accuracy = int(hits.sum()) / len(hits)
+            accuracy = self.problem.hits(start, self.rows, self.truth) / len(self.truth)
             if not self.accuracy or accuracy > self.accuracy[self.best]:
                 self.best = strength
             self.accuracy[strength] = accuracy
@@ -174,8 +177,8 @@ class _Search:
         return dict(sorted(self.accuracy.items(), reverse=True))
 
 
-def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
-    if features.dtype not in (torch.float32, torch.float64) or features.dim() != 2 or not len(features):
+def _check(features: Tensor | Rows, labels: Tensor, num_classes: int) -> None:
+    if features.dtype not in (torch.float32, torch.float64) or len(features.shape) != 2 or not len(features):
         raise UsageError(
             f"features must be float32 or float64 (N, D) with N > 0, got {features.dtype} {tuple(features.shape)}"
         )

@@ -5,18 +5,59 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from coss_eval.errors import CossError
+from coss_eval.errors import CossError, UsageError
 
 MEMORY = 10  # pairs of steps and gradient changes that L-BFGS keeps
 MAX_ITERATIONS = 2_000
 SHORTEST_STEP = 2.0**-20
 CPU_ROWS = 4_096  # rows at a time: a chunk's features and logits stay in the cache
 GPU_LOGITS = 2**26  # logits at a time: 256 MiB in float32
+
+
+class Rows:
+    """Rows (N, D) of matrices, one below the other: of each all rows, or those at the places int64 (n,) given with it.
+
+    A chunk is copied at a time, never all of them: features of millions of images may lie in a mapped file.
+    """
+
+    def __init__(self, *parts: tuple[Tensor, Tensor | None]) -> None:
+        self._parts = parts
+        self._lengths = [len(matrix if places is None else places) for matrix, places in parts]
+        self.dtype = parts[0][0].dtype
+        self.shape: tuple[int, ...] = (sum(self._lengths), *parts[0][0].shape[1:])
+        if any((matrix.dtype, matrix.shape[1:]) != (self.dtype, self.shape[1:]) for matrix, _ in parts):
+            kinds = ", ".join(f"{matrix.dtype} {tuple(matrix.shape)}" for matrix, _ in parts)
+            raise UsageError(f"expected features of one type and length to fit and to select on, got {kinds}")
+
+    @classmethod
+    def of(cls, given: Tensor | Rows) -> Rows:
+        return given if isinstance(given, Rows) else cls((given, None))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(*self._parts, *other._parts)
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """Row number and rows (n, D), CPU_ROWS at a time."""
+        for start in range(0, len(self), CPU_ROWS):
+            yield start, self._between(start, min(start + CPU_ROWS, len(self)))
+
+    def _between(self, start: int, stop: int) -> Tensor:
+        found, first = list[Tensor](), 0
+        for (matrix, places), length in zip(self._parts, self._lengths, strict=True):
+            here = slice(max(start - first, 0), max(stop - first, 0))
+            if here.start < length and here.stop > here.start:
+                found.append(matrix[here] if places is None else matrix[places[here]])
+            first += length
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 class Logistic:
@@ -26,24 +67,36 @@ class Logistic:
     changes neither penalty nor solution, but there the Hessian is nearly diagonal (the covariance's eigenvalues over
     K), and L-BFGS that starts from this diagonal needs a fraction of the passes over the data. Coefficients
     (K, D + 1), float64, bias last, live in these coordinates; ``to_standardised`` leaves them. Passes over the data
-    run in the features' own precision; sums over chunks of rows, and L-BFGS itself, in float64.
+    run in the features' own precision; sums over chunks of rows, and L-BFGS itself, in float64. The rotated features
+    are the one copy that is made, in ``room`` (N, D + 1) on the device where that is given.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, num_classes: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        features: Tensor | Rows,
+        labels: Tensor,
+        num_classes: int,
+        device: torch.device | str = "cpu",
+        room: Tensor | None = None,
+    ) -> None:
+        features = Rows.of(features)
         self.device, self.num_classes = torch.device(device), num_classes
         self.mean, self.std = standardisation(features)
         eigenvalues, self._axes = torch.linalg.eigh(self._covariance(features))
         bias = eigenvalues.new_ones(1)  # a constant feature, orthogonal to the centred ones
         self._curvature = torch.cat([eigenvalues.clamp(min=0), bias]) / num_classes  # (D + 1,)
         self._penalised = torch.cat([torch.ones_like(eigenvalues), 0 * bias])
-        self._rows = self.rotate(features)
+        self._rows = self.rotate(features, room)
         self._labels = labels.to(self.device, torch.int64)[:, None]  # (N, 1)
         self._pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
 
-    def rotate(self, features: Tensor) -> Tensor:
-        """Features (N, D), on any device, in this problem's coordinates: (N, D + 1), ones last."""
-        rotated = torch.ones(len(features), features.shape[1] + 1, dtype=features.dtype, device=self.device)
+    def rotate(self, features: Tensor | Rows, room: Tensor | None = None) -> Tensor:
+        """Features (N, D), on any device, in this problem's coordinates: (N, D + 1), ones last; in ``room``, if any."""
+        features = Rows.of(features)
+        shape = len(features), features.shape[1] + 1
+        rotated = torch.empty(shape, dtype=features.dtype, device=self.device) if room is None else room
         axes = self._axes.to(features.dtype)
+        rotated[:, -1] = 1
         for start, chunk in self._standardised(features):
             rotated[start : start + len(chunk), :-1] = chunk @ axes
         return rotated
@@ -117,38 +170,46 @@ class Logistic:
             direction = direction + (weight - _dot(change, direction) / _dot(step, change)) * step
         return direction
 
-    def _covariance(self, features: Tensor) -> Tensor:
+    def hits(self, point: Tensor, rows: Tensor, labels: Tensor) -> int:
+        """How many rotated rows (N, D + 1) the coefficients give their labels (N,)."""
+        weight = point.to(rows.dtype)
+        parts = zip(torch.split(rows, self._chunk), torch.split(labels, self._chunk), strict=True)
+        return sum(int(((part @ weight.T).argmax(1) == truth).sum()) for part, truth in parts)
+
+    def _covariance(self, features: Rows) -> Tensor:
         """Of the standardised features, float64 (D, D) on the device."""
         total = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=self.device)
         for _, chunk in self._standardised(features):
             total += chunk.T @ chunk
         return total / len(features)
 
-    def _standardised(self, features: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _standardised(self, features: Rows) -> Iterator[tuple[int, Tensor]]:
         """Row number and standardised chunk, on the device; small chunks bound the copies."""
         mean, std = (t.to(self.device, features.dtype) for t in (self.mean, self.std))
-        for start in range(0, len(features), CPU_ROWS):
-            yield start, (features[start : start + CPU_ROWS].to(self.device) - mean) / std
+        for start, chunk in features.chunks():
+            yield start, (chunk.to(self.device) - mean) / std
 
     @property
     def _chunk(self) -> int:
         return CPU_ROWS if self.device.type == "cpu" else max(CPU_ROWS, GPU_LOGITS // self.num_classes)
 
 
-def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+def standardisation(features: Tensor | Rows) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (D,) of features (N, D), float64 on the CPU; the deviation of constants is 1.
 
     A feature counts as constant where its deviation is within the rounding error of its mean.
     """
-    mean = features.mean(0, dtype=torch.float64)
+    features = Rows.of(features)
+    sums = (chunk.sum(0, dtype=torch.float64) for _, chunk in features.chunks())
+    mean = reduce(torch.add, sums) / len(features)
     if not mean.isfinite().all():
         bad = int((~mean.isfinite()).sum())
         raise CossError(
             f"{bad} of {len(mean)} features hold NaN or infinite values: check the weights and the normalisation"
         )
     square = torch.zeros_like(mean)
-    for start in range(0, len(features), CPU_ROWS):
-        square += (features[start : start + CPU_ROWS] - mean).square_().sum(0)
+    for _, chunk in features.chunks():
+        square += (chunk - mean).square_().sum(0)
     std = (square / len(features)).sqrt()
     constant = std <= 10 * torch.finfo(features.dtype).eps * mean.abs()
     return mean.cpu(), std.masked_fill(constant, 1).cpu()

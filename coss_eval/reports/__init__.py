@@ -35,7 +35,8 @@ def write(
     by patterns of their runs' names: {"CO-BYOL": ["runs/co-*/model.safetensors"]}. ``models`` are names or globs of
     what to show, in that order, which changes no p-value; ``rename`` gives models other names. ``style`` of the LaTeX
     tables: plain, neurips or cvpr. Writes report.md, report.html, tables/<name>.csv and .tex, tables/measurements.csv
-    (every number, as fractions), tables/methods.tex with references.bib, and figures/<name>.png and .pdf.
+    (every number, as fractions), tables/methods.tex with references.bib, and figures/<name>.png, as well as .pdf and
+    .svg where an older one lies there: ``figures.write`` draws them for print, as wide as they are wanted.
     Raises CossError for a folder without finished cells or an ``out`` that cannot be written, UsageError for unknown
     names.
     """
@@ -50,7 +51,8 @@ def write(
     latex.page_of(style)  # an unknown one fails early
     everything = tables.apart_from_untrained(results.frame).to_csv(index=False, lineterminator="\n")
     paths = [write_file(folder / "tables" / "measurements.csv", everything)]  # first: an unwritable folder fails early
-    drawn = figures.write(results, folder / "figures", canvas=drawing.Canvas(baseline=base))
+    canvas = drawing.Canvas(baseline=base)
+    drawn = figures.write(results, folder / "figures", canvas=canvas, kinds=("png",), renew=True)
     pictures = {path.stem: path.read_bytes() for path in drawn if path.suffix == ".png"}
     page = document.build(results, base, list(pictures))
     tex = {table.name: latex.latex(table, style) for table in page.tables}

@@ -22,6 +22,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
@@ -184,14 +185,23 @@ def panels(
 def settle(figure: Figure) -> Figure:
     """The figure laid out, titles broken and tick labels thinned out where they would reach into one another.
 
-    The layout stays as it is then: it takes longer than all else that is drawn.
+    The layout stays as it is then: it takes longer than all else that is drawn, and a figure that has an engine for it
+    is drawn twice for each file.
     """
-    figure.draw_without_rendering()
+    _lay_out(figure)
     changed = [change(axis) for axis in figure.axes if axis.get_visible() for change in (_title, _label, _thin_out)]
     if any(changed):
-        figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+        _lay_out(figure)
+    figure.set_layout_engine(None)
     return figure
+
+
+def _lay_out(figure: Figure) -> None:
+    engine = figure.get_layout_engine()
+    if engine is None:
+        figure.draw_without_rendering()
+    else:
+        engine.execute(figure)
 
 
 def _title(axis: Axes) -> bool:
@@ -245,6 +255,22 @@ def line(axis: Axes, x: Sequence[float], points: Sequence[Estimate | None], look
     axis.plot(x, y, **style, **({} if look.named else {"linewidth": 0.6, "zorder": 1}))  # type: ignore[arg-type]
 
 
+def lines(
+    axis: Axes, x: Sequence[float], points: Mapping[str, Sequence[Estimate | None]], look: Mapping[str, Look]
+) -> None:
+    """A ``line`` a label over one ``x``, in percent; those too many to be told apart are drawn as one collection."""
+    pale = [label for label in points if not look[label].named]
+    # bands scale the axis each time that one is added: the scale is found once, when all are there
+    axis.set_autoscale_on(False)
+    for label in points:
+        if look[label].named:
+            line(axis, x, points[label], look[label])
+    if pale:
+        paths = [np.column_stack([x, _scaled(points[label], 100)[0]]) for label in pale]
+        axis.add_collection(LineCollection(paths, colors=look[pale[0]].color, linewidths=0.6, zorder=1))
+    axis.autoscale()
+
+
 def marks(axis: Axes, x: Sequence[float], points: Sequence[Estimate | None], look: Look, *, scale: float = 100) -> None:
     """Values that no line joins, as their places have no order, with bars for their intervals."""
     y, low, high = _scaled(points, scale)
@@ -292,7 +318,8 @@ def legend(figure: Figure, look: Mapping[str, Look]) -> None:
     shown = list(named.values())
     if len(named) < len(look):
         others = f"the other {len(look) - len(named)} of {len(look)}, too many to tell apart: choose with --models"
-        names.append("\n".join(broken(others, room)))
+        longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+        names.append("\n".join(broken(others, min(room, max(24, longest)))))  # all columns are as wide as the widest
         shown.append(next(one for one in look.values() if not one.named))
     handles = [Line2D([], [], color=one.color, marker=one.marker, linestyle=one.dashes) for one in shown]
     widths = [0.6 + 0.066 * max(map(len, name.split("\n"))) for name in names]  # inches

@@ -105,7 +105,7 @@ def mean(parts: Sequence[Estimate | None], weights: Sequence[float] | None = Non
         return Estimate(value, None, None, n, data=data)
     ids, table = columns
     shares = pd.Series(table @ w, index=ids)
-    if bool(np.isin(table, (0.0, 1.0)).all()) and bool((w >= 0).all()):
+    if bool(((table == 0) | (table == 1)).all()) and bool((w >= 0).all()):
         low, high = clustered_wilson(table if weights is None else (table @ w).clip(0, 1))
         return Estimate(value, low, high, len(ids), shares, data)
     return from_shares(value, shares, data)

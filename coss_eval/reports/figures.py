@@ -49,10 +49,12 @@ def write(
     only: Sequence[str] = (),
     canvas: Canvas = WHOLE,
     kinds: Sequence[str] = ("png", "pdf"),
+    renew: bool = False,
 ) -> list[Path]:
     """Draw what the store allows, or ``only`` some figures, under ``out``; the paths written.
 
-    Raises UsageError for unknown names and kinds of files, before anything is written.
+    ``renew``: also of any further kind that lies there already, so that no old figure stays beside a new one. Raises
+    UsageError for unknown names and kinds of files, before anything is written.
     """
     results = store if isinstance(store, Results) else Results(store)
     for kind in kinds:
@@ -64,7 +66,16 @@ def write(
         if (figure := _made(results, maker, canvas)) is not None
     }
     with style():
-        return [path for name, figure in figures.items() for path in save(figure, out / name, kinds)]
+        return [
+            path
+            for name, figure in figures.items()
+            for path in save(figure, out / name, [*kinds, *(_others(out / name, kinds) if renew else ())])
+        ]
+
+
+def _others(stem: Path, kinds: Sequence[str]) -> list[str]:
+    """The further kinds of files that a figure has."""
+    return [kind for kind in KINDS if kind not in kinds and stem.with_name(f"{stem.name}.{kind}").exists()]
 
 
 def canvas_of(

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +81,7 @@ class _Tabular:
     numeric: tuple[bool, ...]
     size: int
 
-    @property
+    @cached_property
     def width(self) -> float:
         """Points that it takes."""
         stub = max(_widest(self.corner, self.size), *(_widest(name, self.size) for _, name, _ in self.rows), 0.0)
@@ -363,6 +363,7 @@ _OTHERS = {
 }  # fmt: skip
 
 
+@lru_cache(maxsize=16384)
 def text_width(text: str, size: int) -> float:
     """Points that a text takes in Computer Modern of ``size`` pt."""
     if _is_code(text):

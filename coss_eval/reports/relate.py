@@ -204,11 +204,9 @@ def spearman(x: Reals1D, y: Reals1D) -> Reals1D:
 
 def _pooled(parts: Sequence[tuple[Reals1D, Reals1D]]) -> Reals1D:
     """The correlation (R,) of ranks taken, and centred, within each part, x and y (R, n) of its models."""
-    from scipy.stats import rankdata
-
     xy, xx, yy = 0.0, 0.0, 0.0
     for x, y in parts:
-        a, b = (rankdata(np.atleast_2d(values), axis=1) for values in (x, y))
+        a, b = (pd.DataFrame(np.atleast_2d(values)).rank(axis=1).to_numpy() for values in (x, y))
         a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
         xy, xx, yy = xy + (a * b).sum(1), xx + (a * a).sum(1), yy + (b * b).sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -19,18 +19,37 @@ from coss_eval.errors import UsageError
 class Compute:
     """Where networks run, how many images at a time, and whether features and probes are kept in the user's cache.
 
-    ``on_images`` is told how far a pass is: (what it is, images done, images in all). No number depends on it beyond
-    rounding.
+    ``on_images`` is told how far a pass is: (what it is, images done, images in all). ``held`` has the last arrays, by
+    their name in the cache, that are too large for it: mapped, and there for as long as this is. No number depends on
+    any of it beyond rounding.
     """
 
     device: torch.device
     batch_size: int = 256
     cache: bool = True
     on_images: Callable[[str, int, int], None] | None = field(default=None, compare=False)
+    held: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+
+
+def device_names(device: str) -> list[str]:
+    """The devices that a word names, one a process: "cuda:0,1" is cuda:0 and cuda:1, "cpu,cpu" the CPU twice.
+
+    >>> device_names("cuda:0,1,cuda:3"), device_names("cpu,cpu"), device_names("auto")
+    (['cuda:0', 'cuda:1', 'cuda:3'], ['cpu', 'cpu'], ['auto'])
+    """
+    names: list[str] = []
+    for word in map(str.strip, device.split(",")):
+        kind = names[-1].partition(":")[0] if names else ""
+        names.append(f"{kind}:{word}" if word.isdecimal() else word)
+    return names
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """ "auto" is the GPU where CUDA has one, else the CPU; any other name is checked to be there."""
+    if len(device_names(str(device))) > 1:
+        raise UsageError(
+            f"device {str(device)!r} names several devices: this takes one, as evaluations alone take more"
+        )
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from coss_eval.errors import visible
+from coss_eval.errors import CossError, visible
 
 if TYPE_CHECKING:
     from coss_eval.evaluation import Progress
@@ -26,11 +26,43 @@ Line = Callable[[str, bool], None]
 BETTER, WORSE, STRONG, PLAIN = "\x1b[1;34m", "\x1b[1;33m", "\x1b[1m", "\x1b[0m"  # blue and orange as in the page
 _COLOUR = re.compile("(" + "|".join(map(re.escape, (BETTER, WORSE, STRONG, PLAIN))) + ")")
 SILENT = 3.0  # seconds that a single call takes before it says how far it is
+PARTED = 75  # exit code of one of them that stopped because another has ended: EX_TEMPFAIL of sysexits.h
+TOGETHER = "COSS_TOGETHER"  # in the environment of processes that one command has started: a folder that they share
+
+
+class Parted(CossError):
+    """Another process of the run has ended, and says why itself."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this run has ended; what was done is stored, the same command goes on from there"
+        )
+
+
+def speaks() -> bool:
+    """Whether this process speaks for its run: of several, as torchrun starts them, the first one."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def say(text: str) -> None:
     """A line of a command's output, or several, broken between words where the terminal is narrower."""
-    _write(sys.stdout, text)
+    if speaks():
+        _write(sys.stdout, text)
+
+
+def complain(error: Exception, line: str) -> None:
+    """Tell what went wrong; of several processes that one command has started, the first that comes to it does.
+
+    What one of them was stopped by because another has ended is no news.
+    """
+    if (folder := os.environ.get(TOGETHER)) is not None:
+        if isinstance(error, Parted):
+            return
+        try:
+            os.close(os.open(Path(folder) / "told", os.O_CREAT | os.O_EXCL))
+        except OSError:  # another has told; or the command that started all has ended
+            return
+    tell(line)
 
 
 def tell(text: str) -> None:

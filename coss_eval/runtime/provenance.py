@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -45,11 +46,22 @@ def made_with(device: torch.device) -> dict[str, Any]:
 
 
 def portable(word: str) -> str:
-    """A word of a command without the machine's own folders: paths from the current one, or from ~, the person's."""
+    """A word of a command without the machine's own folders, which tell a reader nothing and should not be published.
+
+    Paths are written from the current folder, or from ~, the person's; of others the last two names stay, after "...":
+    "NAME=/scratch/me/study/a.pth" is "NAME=.../study/a.pth".
+    """
+    return _ABSOLUTE.sub(lambda match: _without_machine(match[0]), word)
+
+
+def _without_machine(path: str) -> str:
     for folder, shown in ((os.getcwd(), "."), (os.path.expanduser("~"), "~")):
-        if word == folder or word.startswith(f"{folder}{os.sep}"):
-            return os.path.normpath(f"{shown}{word[len(folder) :]}")
-    return word
+        if path == folder or path.startswith(f"{folder}{os.sep}"):
+            return os.path.normpath(f"{shown}{path[len(folder) :]}")
+    return os.sep.join(["...", *[name for name in path.split(os.sep) if name][-2:]])
+
+
+_ABSOLUTE = re.compile(r"(?<![^=,:])/(?!/)[^=,:]*")  # at the word's beginning or after what parts it; no "https://"
 
 
 def git_commit() -> str | None:

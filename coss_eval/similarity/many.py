@@ -32,7 +32,7 @@ def rsa_matrix(
     """
     count = _images(representations)
     pairs = count * (count - 1) // 2
-    with _Rows(pairs, np.dtype(np.int32)) as orders, _Rows(pairs, np.dtype(np.float32)) as standard:
+    with _RowFile(pairs, np.dtype(np.int32)) as orders, _RowFile(pairs, np.dtype(np.float32)) as standard:
         for row, one in enumerate(representations):
             # the rank of each pair of images among all of them tells the order among the pairs of any part of them, too
             apart = condensed(dissimilarities(one, metric=metric)).numpy()
@@ -79,14 +79,14 @@ def without_each(count: int) -> Iterator[Tensor]:
         yield places[places % BLOCKS != block]
 
 
-class _Rows:
+class _RowFile:
     """Rows of numbers of one type, in a temporary file where they are many: memory holds what is asked for."""
 
     def __init__(self, length: int, dtype: np.dtype[Any]) -> None:
         self._length, self._dtype = length, dtype
         self._file = SpooledTemporaryFile(max_size=SPOOLED)  # noqa: SIM115 - closed by __exit__
 
-    def __enter__(self) -> _Rows:
+    def __enter__(self) -> _RowFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,7 +122,7 @@ def _standard_ranks(order: NDArray[np.int32], what: str) -> NDArray[np.float32]:
     return ranks
 
 
-def _products(rows: _Rows, count: int, length: int) -> Tensor:
+def _products(rows: _RowFile, count: int, length: int) -> Tensor:
     """The inner products of ``count`` rows over their first ``length`` entries, float64, with 1 on the diagonal."""
     found = torch.zeros(count, count, dtype=torch.float64)
     for start in range(0, length, COLUMNS):

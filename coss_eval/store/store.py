@@ -1,6 +1,7 @@
 """Measurements on disk: atomic, keyed by their protocol, resumable, shared between processes.
 
-    <path>/run.json               {"format": 2, "runs": [...]}: one entry a call, appended, never overwritten
+    <path>/run.json               {"format": 2, "runs": [...]}: one entry a call, appended, never overwritten; each
+                                  lists the cells it was to measure that none before it lists
            cells.jsonl.gz         the cells of finished runs, packed (see ``pack``)
            samples-<digest>.npz   their samples: the file that cells.jsonl.gz names
            cells/<key>.json       one cell: what was measured, under which protocol; wins over the packed one
@@ -19,7 +20,8 @@ What holds, whatever happens to the process or the machine:
   their cell are recognised and not used.
 * A cell that cannot be read (cut short by someone else) counts as missing and is named by a ``StoreWarning``. When it
   is computed again, the damaged file is kept beside it as ``<key>.json.damaged``: nothing is lost.
-* A claim is a lock the kernel drops when its process ends, however it ends.
+* A claim is a lock that the kernel drops when its process ends, however it ends; on a file system without such locks,
+  one that others clear away when its process has given no sign of life for two minutes (see ``Lock``).
 * Packing happens while no cell is claimed, and holds new claims back until it is done. The new samples are on disk
   before the new cells.jsonl.gz takes the old one's place, and only then are loose files and old samples removed.
 """
@@ -36,7 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coss_eval.errors import UsageError
-from coss_eval.runtime.disk import remove_leftovers, sync_folder
+from coss_eval.runtime.disk import lock_holder, remove_leftovers, sync_folder
 from coss_eval.runtime.provenance import git_commit
 from coss_eval.store import pack as _pack
 from coss_eval.store.cells import Cell, _check_distinct, _plain, canonical_json, column_name, own_column, warn
@@ -76,8 +78,8 @@ class Store:
     def claim(self, key: str) -> Iterator[Path | None]:
         """The cell's lock file while this process works on it; None when another live process does.
 
-        The file holds the owner's pid and host for the curious; the lock itself is the kernel's (flock), so a
-        process killed in any way leaves no claim behind. It works between machines where their file system does.
+        The file names the owner's pid and host (see ``holder``). A process killed in any way leaves no claim behind,
+        also between machines that share the folder.
         """
         with self._folder.locked():  # not while it is packed
             lock = self._folder.lock(self._folder.inside("cells") / f"{key}.lock")
@@ -90,6 +92,10 @@ class Store:
             yield lock.path
         finally:
             lock.release()
+
+    def holder(self, key: str) -> str | None:
+        """ "process 12 on host" for who claims the cell, as its lock's file says; None where nobody does."""
+        return lock_holder(self.path / "cells" / f"{key}.lock")
 
     def write(self, key: str, record: Mapping[str, Any], samples: Any = None) -> None:
         """Store one cell: all of it or, on a CossError, nothing.
@@ -190,8 +196,19 @@ class Store:
                 yield None
 
     def record_run(self, entry: Mapping[str, Any]) -> None:
-        """Append one run's provenance to run.json; the commit of this code is added. Safe between processes."""
-        self._change_runs(lambda runs: [*runs, _plain({"git_commit": git_commit(), **entry})])
+        """Append one run's provenance to run.json; the commit of this code is added. Safe between processes.
+
+        Of its "cells" those stay that no entry before it lists, so that the file grows by what is new.
+        """
+        whole = _plain({"git_commit": git_commit(), **entry})
+
+        def appended(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            if "cells" not in whole:
+                return [*runs, whole]
+            listed = {canonical_json(cell) for run in runs for cell in run.get("cells", ())}
+            return [*runs, {**whole, "cells": [cell for cell in whole["cells"] if canonical_json(cell) not in listed]}]
+
+        self._change_runs(appended)
 
     def amend_run(self, entry: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Add what is known only after a run to what ``record_run`` was given for it."""

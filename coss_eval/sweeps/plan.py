@@ -7,23 +7,24 @@ choose fields of the configuration for each method, ``claims`` that were fixed b
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import resources
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports.claims import Claim
 from coss_eval.sweeps import shipped
 from coss_eval.training.config import Config, resolve
-from coss_eval.training.fields import build
+from coss_eval.training.fields import build, read_yaml
 from coss_eval.training.methods import split_name
 
 C_MIN = (0.08, 0.2, 0.4, 0.6, 0.8)
+MOST_RUNS = 100_000  # of a sweep: a grid of a few short lists has more than anybody can name or do
 FIRST_SIZE = "cpu"  # the entries at the top of the file
 
 
@@ -169,13 +170,12 @@ def read_values(what: str | Path, size: str | None = None) -> dict[str, Any]:
         if what not in shipped():
             raise unknown_name("sweep (no such file, and none of that name is shipped)", str(what), shipped())
         path = Path(str(resources.files("coss_eval.sweeps").joinpath(f"{what}.yaml")))
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path, str(path))
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected entries such as data, methods and grid, got {type(values).__name__}")
     sizes = values.pop("sizes", {})
+    if not isinstance(sizes, dict) or not all(isinstance(entries, dict) for entries in sizes.values()):
+        raise UsageError(f"{path}: sizes has names with entries such as data and fixed, got {str(sizes)[:80]}")
     if size not in (None, FIRST_SIZE):
         if size not in sizes:
             raise unknown_name("size of the sweep", str(size), [FIRST_SIZE, *sizes])
@@ -201,6 +201,7 @@ def runs(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]] | None = None) ->
     complete early. ``chosen``: what the pilots found, by method; runs for which it is missing wait.
     Raises UsageError for methods, fields and values that the training configuration does not take.
     """
+    _refuse_too_many(sweep)
     found: list[TrainingRun] = []
     piloted: set[str] = set()
 
@@ -224,13 +225,22 @@ def runs(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]] | None = None) ->
             config = resolve(method, block.preset or sweep.preset, **own)
             config = replace(config, epochs=max(1, round(block.epochs_share * config.epochs)))
             add(block.arm or method, block.data or sweep.data, config, pairs, pilot=False, waits=waits)
-    names = [run.name for run in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(run.name for run in found).items() if count > 1), None)
     if twice is not None:
         raise UsageError(
             f"the sweep has {twice} twice; give each method, value and seed once, and an arm to blocks of one method"
         )
     return found
+
+
+def _refuse_too_many(sweep: Sweep) -> None:
+    """UsageError before a run is made: a short file can ask for more than memory holds."""
+    each = [
+        len(block.seeds or sweep.seeds) * len(block.methods) * prod(map(len, block.grid.values()))
+        for block in sweep.all_blocks
+    ]
+    if sum(each) > MOST_RUNS:
+        raise UsageError(f"the sweep has {sum(each):,} runs, at most {MOST_RUNS:,} are taken; make its grid smaller")
 
 
 def _grid(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

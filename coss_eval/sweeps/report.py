@@ -16,8 +16,10 @@ from coss_eval.reports.results import Results
 from coss_eval.store import Store
 from coss_eval.store.runs import RESULTS
 from coss_eval.sweeps.plan import Sweep, TrainingRun, read_sweep, read_values
-from coss_eval.sweeps.state import State, Step, choices, cost, in_order, states
+from coss_eval.sweeps.state import Costs, State, Step, choices, in_order, states
 from coss_eval.training.fields import build
+
+STEPS: tuple[Step, ...] = ("train", "evaluate")
 
 
 def report(sweep: Sweep, everything: list[State], out: Path) -> list[Path]:
@@ -44,7 +46,8 @@ def still_to_do(everything: list[State]) -> str:
     text = f"{trained} of {len(runs)} runs are trained, {done} evaluated"
     if done == len(runs):
         return f"{text}."
-    left = [steps_left(state, everything) for state in everything]
+    costs = Costs.of(everything)
+    left = [steps_left(state, costs) for state in everything]
     parts = []
     for step, name in (("train", "training"), ("evaluate", "evaluating")):
         minutes = [steps[step] for steps in left if step in steps]
@@ -56,14 +59,26 @@ def still_to_do(everything: list[State]) -> str:
 
 
 def list_lines(sweep: Sweep, everything: list[State]) -> list[str]:
-    """The runs in their order for a terminal: number, stage, minutes that each step took or is expected to take."""
+    """The runs in their order for a terminal: number, stage, minutes that each step took or is expected to take.
+
+    "running" says by whom; "lost" was begun, and nobody is at it now: the same sweep goes on with it.
+    """
+    costs = Costs.of(everything)
     lines = [f"{'run':>4}  {'stage':<12}{'train':>8}{'evaluate':>10}   minutes; ~ expected, ? not known yet"]
     for state in in_order(everything, train_first=sweep.train_first):
-        left = steps_left(state, everything)
+        left = steps_left(state, costs)
         train, evaluate = (_minutes(state, step, left) for step in ("train", "evaluate"))
-        stage = f"epoch {state.epoch}/{state.run.config.epochs}" if state.epoch else state.stage
-        lines.append(f"{state.run.number:>4}  {stage:<12}{train:>8}{evaluate:>10}   {state.run.name}")
+        at = f"at epoch {state.epoch}/{state.run.config.epochs}" if state.stage == "begun" else ""
+        about = f" ({', '.join(part for part in (at, state.held) if part)})" if at or state.held else ""
+        lines.append(f"{state.run.number:>4}  {_shown(state):<12}{train:>8}{evaluate:>10}   {state.run.name}{about}")
     return [*lines, still_to_do(everything).replace("**", "")]
+
+
+def _shown(state: State) -> str:
+    """The stage as a list has it, where it matters whether somebody is at it now."""
+    if state.held is not None:
+        return "running"
+    return "lost" if state.stage == "begun" else state.stage
 
 
 def _minutes(state: State, step: Step, left: dict[Step, float | None]) -> str:
@@ -73,21 +88,21 @@ def _minutes(state: State, step: Step, left: dict[Step, float | None]) -> str:
     return f"{state.minutes[step]:.0f}" if step in state.minutes else "-"
 
 
-def steps_left(state: State, everything: list[State]) -> dict[Step, float | None]:
+def steps_left(state: State, costs: Costs) -> dict[Step, float | None]:
     """Expected minutes by the steps that a run still needs."""
     if state.stage == "done":
         return {}
     steps: list[Step] = []
     steps += ["train"] if state.stage != "trained" else []
     steps += ["evaluate"] if not state.run.pilot else []
-    return {step: cost(state, step, everything) for step in steps}
+    return {step: costs.minutes(state, step) for step in steps}
 
 
 def run_hours(everything: list[State]) -> dict[str, float]:
     """What a run of each arm is expected to take, training and evaluation, where finished ones tell."""
-    found: dict[str, float] = {}
+    found, costs = dict[str, float](), Costs.of(everything)
     for state in everything:
-        minutes = [cost(replace(state, epoch=0), step, everything) for step in ("train", "evaluate")]
+        minutes = [costs.minutes(replace(state, epoch=0), step) for step in STEPS]
         known = [m for m in minutes if m is not None]
         if not state.run.pilot and len(known) == len(minutes):
             found[_arm(state.run)] = sum(known) / 60

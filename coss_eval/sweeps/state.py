@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from coss_eval.training.config import Config
 from coss_eval.training.log import read
 from coss_eval.training.loop import LAST, MODEL
 
-EPOCHS = "epochs.json"
+EPOCHS, LOCK = "epochs.json", "job.lock"
 Step = Literal["train", "evaluate"]
 Stage = Literal["waits", "missing", "begun", "trained", "done"]
 
@@ -26,13 +29,15 @@ Stage = Literal["waits", "missing", "begun", "trained", "done"]
 class State:
     """One run: ``waits`` (for pilots), missing, begun, trained, or done: evaluated as the sweep asks, or a pilot read.
 
-    ``minutes`` are those that its steps took; ``epoch`` is the one that a begun run has reached.
+    ``minutes`` are those that its steps took; ``epoch`` is the one that a begun run has reached. ``held`` says who
+    is at it now ("process 12 on host"); a run that is begun and held by nobody is lost until it is gone on with.
     """
 
     run: TrainingRun
     stage: Stage
     record: Mapping[str, Any] = field(default_factory=dict)
     epoch: int = 0
+    held: str | None = None
 
     @property
     def minutes(self) -> Mapping[Step, float]:
@@ -61,7 +66,7 @@ def settled(sweep: Sweep, out: Path) -> Sweep:
 def states(sweep: Sweep, out: Path, work: Path) -> list[State]:
     """Every run in its order. Raises UsageError where a run's folder holds another configuration."""
     sweep, there = settled(sweep, out), Runs(out)
-    pilots = [_state(run, sweep, there, work) for run in runs(sweep) if run.pilot]
+    pilots = [] if sweep.pilots is None else [_state(run, sweep, there, work) for run in runs(sweep) if run.pilot]
     return [_state(run, sweep, there, work) for run in runs(sweep, choices(pilots))]
 
 
@@ -80,19 +85,35 @@ def in_order(everything: list[State], *, train_first: bool) -> list[State]:
     return sorted(everything, key=lambda state: (train_first and state.stage == "trained", state.run.number))
 
 
-def cost(state: State, step: Step, everything: list[State]) -> float | None:
-    """Minutes that a step is expected to take, by what finished ones took; None where none has.
+@dataclass(frozen=True)
+class Costs:
+    """What steps take by what finished ones took: medians by step and, where such a run is done, arm and pilot.
 
-    Runs of the same arm tell it; others, pilots too, by their number of images and epochs alone.
+    Of training they are minutes an epoch, of evaluation minutes.
     """
-    done = [other for other in everything if step in other.minutes]
-    same = [other for other in done if (other.run.arm, other.run.pilot) == (state.run.arm, state.run.pilot)] or done
-    if not same:
-        return None
-    if step == "evaluate":
-        return median(other.minutes[step] for other in same)
-    per_epoch = median(other.minutes[step] / other.run.config.epochs for other in same)
-    return per_epoch * (state.run.config.epochs - state.epoch)
+
+    of_all: Mapping[Step, float]
+    of_arm: Mapping[tuple[Step, str, bool], float]
+
+    @classmethod
+    def of(cls, everything: list[State]) -> Costs:
+        one, all_ = dict[tuple[Step, str, bool], list[float]](), dict[Step, list[float]]()
+        for state in everything:
+            for step, minutes in state.minutes.items():
+                value = minutes / state.run.config.epochs if step == "train" else minutes
+                one.setdefault((step, state.run.arm, state.run.pilot), []).append(value)
+                all_.setdefault(step, []).append(value)
+        return cls({k: median(v) for k, v in all_.items()}, {k: median(v) for k, v in one.items()})
+
+    def minutes(self, state: State, step: Step) -> float | None:
+        """Minutes that a step is expected to take; None where none has been done.
+
+        Runs of the same arm tell it; others, pilots too, by their number of images and epochs alone.
+        """
+        each = self.of_arm.get((step, state.run.arm, state.run.pilot), self.of_all.get(step))
+        if each is None or step == "evaluate":
+            return each
+        return each * (state.run.config.epochs - state.epoch)
 
 
 def learnt_knn(log: Path) -> float:
@@ -130,14 +151,47 @@ def _state(run: TrainingRun, sweep: Sweep, there: Runs, work: Path) -> State:
     if run.waits:
         return State(run, "waits")
     record = _job(run, there)
-    if run.pilot and "knn" in record:
+    if (run.pilot and "knn" in record) or ("sha256" in record and record.get("evaluated") == sweep.written()):
         return State(run, "done", record)
-    if "sha256" in record and record.get("evaluated") == sweep.written():
-        return State(run, "done", record)
+    held = held_by(work / run.name / LOCK)
     if "sha256" in record or (there.out / run.name / MODEL).exists():
-        return State(run, "trained", record)
-    begun = State(run, "begun", record, _epochs_done(work / run.name))
-    return begun if (work / run.name / LAST).exists() else replace(begun, stage="missing", epoch=0)
+        return State(run, "trained", record, held=held)
+    if (work / run.name / LAST).exists():
+        return State(run, "begun", record, _epochs_done(work / run.name), held)
+    return State(run, "missing", record, held=held)
+
+
+def held_by(lock: Path) -> str | None:
+    """Who holds the lock that a file is, "process 12 on host"; None where nobody does. Nothing is written.
+
+    Of this machine's processes it asks the kernel whether they live. Of another's it asks for a shared lock, for the
+    moment of asking; where the file system has no locks, the file alone counts.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        number, _, host = os.read(descriptor, 4096).decode(errors="replace").strip().partition(" ")
+        holder = f"process {number} on {host}" if number.isdecimal() and host else "a process that begins"
+        if host == socket.gethostname() and number.isdecimal() and not _lives(int(number)):
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # BlockingIOError: it is held
+        return holder
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another person's
+        return True
+    return True
 
 
 def _epochs_done(folder: Path) -> int:
@@ -145,12 +199,17 @@ def _epochs_done(folder: Path) -> int:
     return max([int(line["epoch"]) - 1 for line in lines if line["kind"] == "train"], default=0)
 
 
+def _text(config: Mapping[str, Any] | Config) -> str:
+    return json.dumps(config, sort_keys=True, default=vars)
+
+
 def _job(run: TrainingRun, there: Runs) -> dict[str, Any]:
     """job.json; empty where there is none. Raises UsageError where it is another configuration's."""
     path = there.out / run.name / JOB
     try:
         record: dict[str, Any] = json.loads(there.read(run.name, JOB))
-        differences = run.config.differences(Config.from_dict(record["config"]))
+        same = _text(record["config"]) == _text(run.config)
+        differences = [] if same else run.config.differences(Config.from_dict(record["config"]))
         data = record["data"]
     except FileNotFoundError:
         return {}

@@ -20,15 +20,17 @@ from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.device import resolve_device
 from coss_eval.runtime.disk import Lock
+from coss_eval.runtime.processes import process_group
 from coss_eval.runtime.provenance import made_with
 from coss_eval.store.runs import JOB, RESULTS
 from coss_eval.sweeps.plan import Evaluation, Sweep, TrainingRun, runs
 from coss_eval.sweeps.report import report
 from coss_eval.sweeps.state import (
     EPOCHS,
+    LOCK,
+    Costs,
     State,
     Step,
-    cost,
     in_order,
     learnt_knn,
     settled,
@@ -39,7 +41,6 @@ from coss_eval.sweeps.state import (
 )
 from coss_eval.tasks import task_class
 from coss_eval.tasks.task import Task
-from coss_eval.training.distributed import process_group
 from coss_eval.training.dry_run import dry_run
 from coss_eval.training.fields import build
 from coss_eval.training.gather import rank, world_size
@@ -68,24 +69,47 @@ class Worker:
     on_note: Callable[[str], None] | None = None
     watch: Callable[[str], Watcher] = lambda name: nullcontext()
     failures: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)  # lines on runs that another process was at, and has not done
 
     def run(self, number: int | None = None) -> list[str]:
         """All steps that are left (or those of run ``number``), then the report; a line for each that failed.
 
-        A run that another process is at is left to it; one that was interrupted goes on from its last checkpoint.
+        A run that another process is at is left to it, and named in ``held`` if it is not done at the end; one that was
+        interrupted goes on from its last checkpoint.
         With ``minutes`` no step begins that is expected to end later.
         """
+        with self._at_work(number):
+            while (chosen := self._agree(number)) is not None:
+                self._do(*chosen)
+            if rank() == 0:
+                everything = states(self.sweep, self.out, self.work)
+                report(self.sweep, everything, self.out)
+                self.held = [_named(s.run) for s in everything if s.run.number in self._elsewhere and s.stage != "done"]
+        return self.failures
+
+    def step(self, number: int) -> list[str]:
+        """The next step of run ``number`` alone, without the report: what one of many machines does."""
+        with self._at_work(number):
+            chosen = self._agree(number)
+            if chosen is not None:
+                self._do(*chosen)
+        return self.failures
+
+    def settle(self) -> None:
+        """Only measure the epochs that fill the sweep's ``run_minutes``, where it has any and nobody has."""
+        with self._at_work(None):
+            pass
+
+    @contextmanager
+    def _at_work(self, number: int | None) -> Iterator[None]:
         with process_group(self.device) as own, _threads(self.sweep.threads):
             self._refuse_device(own, number)
             self._ends = None if self.minutes is None else time.monotonic() + 60 * self.minutes
             self._left_out: set[int] = set()  # failed, at another process, or too long
+            self._elsewhere: set[int] = set()  # at another process
             self._told: set[tuple[int, str]] = set()
             self._settle()
-            while (chosen := self._agree(number)) is not None:
-                self._do(*chosen)
-            if rank() == 0:
-                report(self.sweep, states(self.sweep, self.out, self.work), self.out)
-        return self.failures
+            yield
 
     def _settle(self) -> None:
         """Fix the epochs of all runs by the speed of the first one, once for good."""
@@ -113,16 +137,18 @@ class Worker:
         everything = states(self.sweep, self.out, self.work)
         if number is not None and not 1 <= number <= len(everything):
             raise UsageError(f"this sweep has runs 1 to {len(everything)}, not {number}; --list shows them")
+        costs = Costs.of(everything)
         for state in in_order(everything, train_first=self.sweep.train_first and number is None):
             run, step = state.run, state.next_step
             if number not in (None, run.number) or run.number in self._left_out:
                 continue
             if step is None:
                 self._tell(run, "waits for its pilots" if state.stage == "waits" else "is done already")
-            elif not self._fits(cost(state, step, everything)):
+            elif not self._fits(costs.minutes(state, step)):
                 self._tell(run, f"is left out: {step} takes longer than what is left of the time")
             elif (lock := _lock(self.work / run.name)) is None:
                 self._tell(run, "is being done by another process")
+                self._elsewhere.add(run.number)
             else:
                 self._lock = lock
                 return state, step
@@ -152,7 +178,7 @@ class Worker:
                 self.on_run(run, "is evaluated")
                 self._evaluate(state, data)
         except (CossError, RuntimeError) as error:  # RuntimeError: torch's own, such as running out of memory
-            self.failures.append(f"{run.number} {run.name}: {str(error).splitlines()[0]}")
+            self.failures.append(f"{_named(run)}: {str(error).splitlines()[0]}")
             self._left_out.add(run.number)
         finally:
             if self._lock is not None:
@@ -195,6 +221,10 @@ class Worker:
             )
             if done.failures:
                 raise CossError(done.failures[0])
+            if done.held:  # by who evaluates into this folder beside the sweep
+                self._left_out.add(state.run.number)
+                self._elsewhere.add(state.run.number)
+                return
         minutes = {**state.minutes, "evaluate": (time.monotonic() - started) / 60}
         evaluated = {"minutes": minutes, "sha256": model.sha256, "evaluated": self.sweep.written()}
         write_job(folder, {**state.record, **evaluated})
@@ -213,6 +243,10 @@ class Worker:
                 f"the runs of {self.sweep.name} at size {self.sweep.size} are trained on {wanted} alone, and this is "
                 f"{own.type}: no contrast mixes them; give --device {wanted}, or another --size"
             )
+
+
+def _named(run: TrainingRun) -> str:
+    return f"{run.number} {run.name}"
 
 
 def task_of(wanted: Evaluation) -> Task:
@@ -234,6 +268,6 @@ def _threads(count: int | None) -> Iterator[None]:
 def _lock(folder: Path) -> Lock | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Lock.take(folder / "job.lock")
+        return Lock.take(folder / LOCK)
     except OSError as error:
         raise CossError(f"cannot write {folder}: {error.strerror}; give another --out") from error

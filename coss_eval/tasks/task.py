@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -23,6 +23,8 @@ from coss_eval.probes.features import Features, image_size
 from coss_eval.runtime.device import Compute
 from coss_eval.statistics import wilson
 from coss_eval.store import Cell, Measurement, column_name
+
+SplitName = Literal["train", "test"]
 
 
 @dataclass
@@ -129,6 +131,10 @@ class Task(ABC):
     def left_out(self, subject: Subject) -> list[str]:
         """Lines on what ``cells`` leaves out for this subject, whose images do not allow it."""
         return []
+
+    def reads(self, subject: Subject) -> list[SplitName]:
+        """The splits whose features (``Subject.features``) or probe its cells read, which processes make together."""
+        return ["train"] if self.uses_head and subject.head_protocol()["head"] == "probe" else []
 
     def run(self, cell: Cell, subjects: Sequence[Subject]) -> Iterator[Result]:
         """One cell on several subjects of the same data and geometry, in their order."""

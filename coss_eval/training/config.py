@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from hashlib import sha256
 from importlib import resources
 from math import inf
@@ -271,11 +272,18 @@ def _scalable(arch: str) -> bool:
 def _preset_layers(preset: str | None, base: str) -> list[dict[str, Any]]:
     if preset is None:
         return []
-    if preset not in presets():
-        raise unknown_name("preset", preset, presets())
-    path = resources.files("coss_eval.training").joinpath("presets", f"{preset}.yaml")
-    common: dict[str, Any] = yaml.safe_load(path.read_text())
+    common = dict(_shipped(preset))
     methods: dict[str, dict[str, Any]] = common.pop("methods", {})
     parent = common.pop("like", None)
     layers = _preset_layers(parent, base) if parent else []
     return [*layers, common, methods.get(base, {})]
+
+
+@cache
+def _shipped(preset: str) -> Mapping[str, Any]:
+    """What the file of a preset says; read once, as a sweep asks for it in each of its runs."""
+    if preset not in presets():
+        raise unknown_name("preset", preset, presets())
+    path = resources.files("coss_eval.training").joinpath("presets", f"{preset}.yaml")
+    found: Mapping[str, Any] = yaml.safe_load(path.read_text())
+    return found

@@ -16,11 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from coss_eval.data.dataset import Dataset
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.memory import bytes_for_gradients
+from coss_eval.runtime.processes import process_group, world_size
 from coss_eval.statistics import median_interval
 from coss_eval.training.config import Config
-from coss_eval.training.distributed import process_group
 from coss_eval.training.feed import BatchPart, Feed
-from coss_eval.training.gather import world_size
 from coss_eval.training.graph import WARM_UP
 from coss_eval.training.loop import Trainer, memory_told, random_layers
 from coss_eval.training.pretraining import Pretraining

@@ -1,14 +1,41 @@
-"""Frozen dataclasses from what a person wrote: unknown names with a suggestion, values of the right type."""
+"""Frozen dataclasses from what a person wrote: unknown names with a suggestion, values of the right type; YAML."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
+
 from coss_eval.errors import UsageError, unknown_name
+from coss_eval.runtime.disk import read_text
 
 T = TypeVar("T")
+MOST_TEXT, MOST_BRACKETS = 2**17, 500  # of a file that people write: reading YAML takes the square of its brackets
+MOST_ALIASES = 20  # nine of nine of nine ... are 9^n values
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file says, where it is one that a person may have written: nothing is called, nothing unfolds.
+
+    ``what`` names it in the UsageError for any other.
+    """
+    try:
+        text = read_text(path)
+        if len(text) > MOST_TEXT or text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise UsageError(
+                f"{what}: longer or more nested than what people write "
+                f"(more than {MOST_TEXT >> 10} KiB, or {MOST_BRACKETS} brackets)"
+            )
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > MOST_ALIASES:
+            raise UsageError(f"{what}: more than {MOST_ALIASES} aliases (*name); write the values out")
+        return yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UsageError(f"{what}: no YAML that is read ({reason})") from error
 
 
 def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:
@@ -18,7 +45,7 @@ def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:
     Raises UsageError for unknown names, for values of another type and for fields that must be there and are not.
     """
     known = {field.name: field for field in _fields(cls)}
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class can be hashed
     for name in values:
         if name not in known:
             raise unknown_name(kind, name, known)
@@ -26,6 +53,12 @@ def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:
     if missing:
         raise UsageError(f"{kind} missing: {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
     return cls(**{name: _fitting(value, hints[name], kind, name) for name, value in values.items()})
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """The annotations of a class, which Python compiles anew each time: most of what a configuration costs."""
+    return get_type_hints(cls)
 
 
 def _fields(cls: type) -> tuple[Field[Any], ...]:

@@ -7,21 +7,14 @@ the average divides by their number, so the gradient that reaches a parameter is
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-T = TypeVar("T")
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if world_size() > 1 else 0
+from coss_eval.runtime.processes import rank as rank
+from coss_eval.runtime.processes import world_size as world_size
 
 
 class _Gather(torch.autograd.Function):
@@ -54,12 +47,3 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value / world_size()
-
-
-def of_ranks(value: T) -> list[T]:
-    """What every rank has, in their order; small things that can be pickled."""
-    if world_size() == 1:
-        return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found

@@ -27,12 +27,12 @@ from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.disk import Lock, remove_leftovers
 from coss_eval.runtime.live import training_line
 from coss_eval.runtime.memory import out_of_memory
+from coss_eval.runtime.processes import gathered, process_group
 from coss_eval.runtime.provenance import git_commit, made_with
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
-from coss_eval.training.distributed import process_group
 from coss_eval.training.feed import BatchPart
-from coss_eval.training.gather import mean_over_ranks, of_ranks, rank, world_size
+from coss_eval.training.gather import mean_over_ranks, rank, world_size
 from coss_eval.training.graph import GraphedPasses, refusal
 from coss_eval.training.interruptions import Interruptions, Stopped
 from coss_eval.training.log import RunLog
@@ -262,7 +262,7 @@ class Trainer:
         if not losses.isfinite().all():
             self._note_losses()  # raises
         self._refuse_weights_that_are_no_numbers()
-        self._save({"losses": losses.cpu(), "random": of_ranks(random_state(self.device))})
+        self._save({"losses": losses.cpu(), "random": gathered(random_state(self.device))})
 
     def _save(self, inside: dict[str, Any] | None) -> None:
         if self.first:
@@ -437,7 +437,7 @@ class Trainer:
         found = self.resume and path.exists()
         if found:
             self._go_on_from(path)
-        seen = of_ranks(self.step if found else None)
+        seen = gathered(self.step if found else None)
         if len(set(seen)) > 1:
             steps = ", ".join(f"process {i} {'none' if s is None else f'step {s}'}" for i, s in enumerate(seen))
             raise UsageError(

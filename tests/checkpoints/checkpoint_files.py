@@ -18,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
@@ -301,6 +302,22 @@ def _moco_v3_vit() -> File:
     return File({"state_dict": state, **extras()}, net, "MoCo v3", arch="vit_d384_l3_h12_p16")
 
 
+def sine_cosine(side: int, dim: int) -> Tensor:
+    """moco-v3's fixed positions of a grid of patches, (1, 1 + side^2, dim); those of the class token are zeros."""
+    angles = torch.arange(side)[:, None] / 10000 ** (torch.arange(dim // 4) / (dim // 4))
+    rows, columns = angles.repeat_interleave(side, 0), angles.repeat(side, 1)
+    return F.pad(torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], 1), (0, 0, 1, 0))[None]
+
+
+def _moco_v3_linear() -> File:
+    """main_lincls.py's: nothing of its keys is moco-v3's own."""
+    net = vit(0, heads=12, dim=384)
+    net.pos_embed.data = sine_cosine(4, 384)
+    state = under("module.", net) | {"module.head.weight": torch.ones(1000, 384), "module.head.bias": torch.ones(1000)}
+    content = {"epoch": 90, "arch": "vit_small", "state_dict": state, "best_acc1": torch.tensor(73.2), "optimizer": {}}
+    return File(content, net, "MoCo v3, linear", arch="vit_d384_l3_h12_p16", head=1000)
+
+
 def _dino(student: Any, teacher: Any, reference: tuple[nn.Module, nn.Module], arch: str) -> File:
     content = {
         "student": under("module.backbone.", student, without="fc.") | mlp("module.head.mlp.", 8, 8),
@@ -456,6 +473,7 @@ FILES: dict[str, Callable[[], File]] = {
     "MoCo v2": lambda: _moco(lambda p: mlp(p, 128, 128, 128)),
     "MoCo v3, ResNet": _moco_v3_resnet,
     "MoCo v3, ViT": _moco_v3_vit,
+    "MoCo v3, linear ViT": _moco_v3_linear,
     "DINO, ViT": _dino_vit,
     "DINO, ResNet": _dino_resnet,
     "DINO, backbone only": _dino_backbone,

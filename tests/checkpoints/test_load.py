@@ -16,6 +16,7 @@ import torch
 import torchvision
 from checkpoint_files import FILES, File, OwnNetwork, extras, headless, mlp, randomised, resnet, save, under, vit
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from coss_eval.checkpoints.files import read_checkpoint
 from coss_eval.checkpoints.load import TRAINER_STATE, load_model, make_model, normalisation_check, save_model
@@ -132,6 +133,55 @@ def test_another_number_of_heads_or_another_side_for_a_vit(tmp_path: Path, pixel
     local, global_ = mean.backbone.represent(pixels)
     torch.testing.assert_close(local.mean(1), global_)
     assert mean.protocol()["pooling"] == "mean"
+
+
+def by_hand(state: dict[str, Tensor], heads: int, pixels: Tensor) -> Tensor:
+    """The class token of a plain ViT under timm's names, in a few lines."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return centred / scale * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    filters = state["patch_embed.proj.weight"]
+    patches = F.conv2d(pixels, filters, state["patch_embed.proj.bias"], stride=filters.shape[-1])
+    x = torch.cat([state["cls_token"].expand(len(pixels), 1, -1), patches.flatten(2).mT], 1) + state["pos_embed"]
+    for block in sorted({key.split(".")[1] for key in state if key.startswith("blocks.")}):
+        q, k, v = linear(norm(x, f"blocks.{block}.norm1"), f"blocks.{block}.attn.qkv").chunk(3, -1)
+        mixed = []
+        for one in range(heads):  # each head has its own share of the channels
+            part = slice(one * x.shape[-1] // heads, (one + 1) * x.shape[-1] // heads)
+            weights = (q[..., part] @ k[..., part].mT / (x.shape[-1] / heads) ** 0.5).softmax(-1)
+            mixed.append(weights @ v[..., part])
+        x = x + linear(torch.cat(mixed, -1), f"blocks.{block}.attn.proj")
+        hidden = F.gelu(linear(norm(x, f"blocks.{block}.norm2"), f"blocks.{block}.mlp.fc1"))
+        x = x + linear(hidden, f"blocks.{block}.mlp.fc2")
+    return norm(x, "norm")[:, 0]
+
+
+def test_moco_v3s_linear_file_has_its_12_heads_and_not_the_6_of_other_vits(tmp_path: Path, pixels: Tensor) -> None:
+    content = FILES["MoCo v3, linear ViT"]().content
+    state = {key.removeprefix("module."): value for key, value in content["state_dict"].items()}
+    model = load_model(save(content, tmp_path / "linear.pth.tar"))
+    torch.testing.assert_close(model.backbone(pixels), by_hand(state, 12, pixels), rtol=0, atol=1e-4)
+    assert not torch.allclose(by_hand(state, 12, pixels), by_hand(state, 6, pixels), atol=1e-2)
+
+
+def test_heads_that_nothing_tells_are_asked_for(tmp_path: Path, pixels: Tensor) -> None:
+    """Sine-cosine positions at 384 channels are MoCo v3's or an MAE's; no published ViT has 96 channels."""
+    small = {key.removeprefix("module."): v for key, v in FILES["MoCo v3, linear ViT"]().content["state_dict"].items()}
+    for state, name in ((small, "vit_d384_l3_hN_p16"), (vit(0, heads=4, dim=96).state_dict(), "vit_d96_l3_hN_p16")):
+        path = save(state, tmp_path / "vit.pth")
+        with pytest.raises(UsageError, match=f"how many attention heads.*--arch '{name}'"):
+            load_model(path)
+        for heads in (4, 12):
+            backbone = load_model(path, arch=name.replace("N", str(heads))).backbone
+            torch.testing.assert_close(backbone(pixels), by_hand(state, heads, pixels), rtol=0, atol=1e-4)
+    learned = small | {"pos_embed": 0.02 * torch.randn(small["pos_embed"].shape)}
+    assert load_model(save(learned, tmp_path / "learned.pth")).arch == "vit_d384_l3_h6_p16"
 
 
 def test_flags_come_before_the_layout(moco: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from written_datasets import (
     image_of,
     png,
     put,
+    put_tar,
     write_class_folders,
     write_hugging_face,
     write_parquet,
@@ -188,6 +191,86 @@ def shard_missing(at: Path) -> str:
     return str(at)
 
 
+def tar_of(at: Path, *extra: tarfile.TarInfo) -> str:
+    """One sample, and these members without contents."""
+    put_tar(at / "test-0.tar", {"a.cls": b"0", "a.png": ROW[0]})
+    with tarfile.open(at / "test-0.tar", "a") as tar:
+        for member in extra:
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+    return str(at)
+
+
+def special(kind: bytes, name: str = "b.png", target: str = "/etc/passwd") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def tar_with_a_link(at: Path) -> str:
+    return tar_of(at, special(tarfile.SYMTYPE))
+
+
+def tar_with_a_hard_link(at: Path) -> str:
+    return tar_of(at, special(tarfile.LNKTYPE, target="a.png"))
+
+
+def tar_with_a_device(at: Path) -> str:
+    return tar_of(at, special(tarfile.CHRTYPE))
+
+
+def tar_with_a_pipe(at: Path) -> str:
+    return tar_of(at, special(tarfile.FIFOTYPE))
+
+
+def tar_that_says_more_than_it_has(at: Path) -> str:
+    tar_of(at)
+    member = tarfile.TarInfo("b.png")
+    member.size = 2**40
+    with (at / "test-0.tar").open("r+b") as file:
+        file.seek(4 * 512)  # after a.cls, a.png and their headers
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+    return str(at)
+
+
+def tar_cut_short(at: Path) -> str:
+    tar_of(at)
+    content = (at / "test-0.tar").read_bytes()
+    (at / "test-0.tar").write_bytes(content[: 3 * 512 + 100])
+    return str(at)
+
+
+def tar_with_a_huge_name(at: Path) -> str:
+    return tar_of(at, tarfile.TarInfo("b/" * 50_000 + "b.png"))
+
+
+def tar_that_is_packed(at: Path) -> str:
+    at.mkdir()
+    with tarfile.open(at / "test-0.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.cls"))
+    return str(at)
+
+
+def tar_without_labels(at: Path) -> str:
+    put_tar(at / "test-0.tar", {"a.png": ROW[0], "a.txt": b"a caption"})
+    return str(at)
+
+
+def tar_with_a_long_label(at: Path) -> str:
+    put_tar(at / "test-0.tar", {"a.cls": b"0" * (2**20 + 1), "a.png": ROW[0]})
+    return str(at)
+
+
+def tar_shard_missing(at: Path) -> str:
+    for number in (0, 2):
+        put_tar(at / f"test-{number}.tar", {f"{number}.cls": b"0", f"{number}.png": ROW[0]})
+    return str(at)
+
+
+def tar_without_images(at: Path) -> str:
+    put_tar(at / "test-0.tar", {"a.cls": b"0", "b.cls": b"1"})
+    return str(at)
+
+
 def broken_titles(at: Path) -> str:
     write_hugging_face(at)
     (at / "classes.json").write_text("{")
@@ -235,6 +318,18 @@ WRONG: list[tuple[Callable[[Path], str], type[CossError], str]] = [
     (no_image_column, CossError, "no column image or img; it has picture, label"),
     (labels_of_another_kind, CossError, "expected column label .* integers or names, got double"),
     (shard_missing, CossError, "train shards .* not complete.*all 2 of train"),
+    (tar_with_a_link, CossError, "holds a symbolic link, 'b.png'; expected files alone"),
+    (tar_with_a_hard_link, CossError, "holds a hard link"),
+    (tar_with_a_device, CossError, "holds a character device"),
+    (tar_with_a_pipe, CossError, "holds a pipe"),
+    (tar_that_says_more_than_it_has, CossError, "ends early.*copy it again"),
+    (tar_cut_short, CossError, "ends early.*copy it again"),
+    (tar_with_a_huge_name, CossError, "has a header of 100,0.* expected a name"),
+    (tar_that_is_packed, CossError, "is no tar file .unpack it first if it is compressed"),
+    (tar_without_labels, CossError, "a in .*has no label .*it has png, txt: give --label-column"),
+    (tar_with_a_long_label, CossError, "too many for a label"),
+    (tar_shard_missing, CossError, "test shards .* not complete.*got 2 from 0 to 2: test-0.tar, test-2.tar"),
+    (tar_without_images, CossError, "hold no sample with a .jpg, .png or another image"),
     (broken_titles, CossError, "cannot read .*classes.json"),
     (unknown_wnid, CossError, "classes that train/ has not: n98"),
     (tiny_imagenet_without_train, CossError, "no train/"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import unicodedata
 from pathlib import Path
@@ -18,12 +20,15 @@ from written_datasets import (
     image_of,
     png,
     put,
+    put_tar,
     write_class_folders,
     write_flat_imagenet,
     write_idx,
     write_parquet,
+    write_webdataset,
 )
 
+from coss_eval.data.formats import shards
 from coss_eval.data.open import load_dataset
 from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
@@ -270,3 +275,87 @@ def test_accents_that_are_spelled_in_two_ways_are_one_class(tmp_path: Path) -> N
     data = load_dataset(tmp_path)
     assert [unicodedata.normalize("NFC", name) for name in data.classes] == ["café", "tea"]
     assert data.test.labels.tolist() == [0, 1]
+
+
+def test_shards_are_walked_once_and_again_where_one_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SETTLED", -10)  # files of this second count as settled
+    written, walks = write_webdataset(tmp_path), list[Path]()
+    members = shards.members
+    monkeypatch.setattr(shards, "members", lambda descriptor, file: walks.append(file) or members(descriptor, file))
+    for _ in range(2):
+        assert everything(load_dataset(tmp_path).train) == expected(written.train)
+    assert len(walks) == 6
+    put_tar(tmp_path / "shards" / "val-000001.tar", {"a.cls": b"1", "a.png": png(image_of("val", 1, 0))})
+    with pytest.raises(CossError, match="out of range"):  # a .cls where the first shard has a .json
+        load_dataset(tmp_path)
+    assert len(walks) == 9
+
+
+def test_a_damaged_index_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SETTLED", -10)
+    written = write_webdataset(tmp_path)
+    draw = random.Random(0)
+    load_dataset(tmp_path)
+    kept = {file: file.read_bytes() for file in Path(os.environ["COSS_CACHE_DIR"]).glob("shards-*.parquet")}
+    assert len(kept) == 2
+    for _ in range(20):
+        for file, whole in kept.items():
+            damaged = bytearray(whole)
+            damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+            file.write_bytes(damaged)
+        assert everything(load_dataset(tmp_path).train) == expected(written.train)
+
+
+def test_ids_do_not_depend_on_how_samples_are_cut_into_shards(tmp_path: Path) -> None:
+    samples = {
+        f"{i}.{suffix}": content
+        for i in range(6)
+        for suffix, content in (("cls", b"0"), ("png", png(image_of("val", 0, i))))
+    }
+    names = list(samples)
+    for place, cuts in (("one", [12]), ("three", [2, 8, 12])):
+        for number, (start, stop) in enumerate(zip([0, *cuts], cuts, strict=False)):
+            part = {name: samples[name] for name in names[start:stop]}
+            put_tar(tmp_path / place / "test" / f"{number:05d}.tar", part)
+    one, three = (load_dataset(tmp_path / place).test for place in ("one", "three"))
+    assert one.keys == [f"test/{i}.png" for i in range(6)]
+    assert np.array_equal(one.ids, three.ids)
+    assert one.fingerprint == three.fingerprint
+
+
+def test_samples_of_one_key_in_two_shards_are_told_apart_by_their_row(tmp_path: Path) -> None:
+    for number in range(2):
+        put_tar(
+            tmp_path / f"val-{number}.tar", {"a.png": png(image_of("val", 0, number)), "a.cls": b"cat", "b.cls": b"dog"}
+        )
+    data = load_dataset(tmp_path)
+    assert data.test.keys == ["val/0", "val/1"]
+    assert data.classes == ("cat",)
+    assert data.notes == ("2 samples of val have no image and are left out",)
+
+
+def test_suffixes_and_fields_that_are_named_by_hand(tmp_path: Path) -> None:
+    told = b'{"species": "cat", "label": 3}'
+    put_tar(tmp_path / "val.tar", {"a.small.png": png(image_of("val", 0, 0)), "a.png": b"not read", "a.json": told})
+    assert load_dataset(tmp_path, image_column="small.png").classes == ("3",)
+    data = load_dataset(tmp_path, image_column="small.png", label_column="species")
+    assert everything(data.test) == expected({"val/a.small.png": (0, image_of("val", 0, 0))})
+    assert data.classes == ("cat",)
+    with pytest.raises(UsageError, match=r"--label-column kind: a in .* no such suffix or field; it has small\.png"):
+        load_dataset(tmp_path, label_column="kind")
+
+
+def test_shards_are_read_without_a_file_being_written(tmp_path: Path) -> None:
+    """Names that lead elsewhere are keys like any others; one that is damaged later is a bad image."""
+    put_tar(tmp_path / "set" / "val.tar", {"../../a.png": png(image_of("val", 0, 0)), "../../a.cls": b"0"})
+    before = sorted(tmp_path.rglob("*"))
+    data = load_dataset(tmp_path / "set")
+    assert everything(data.test) == expected({"val/../../a.png": (0, image_of("val", 0, 0))})
+    assert sorted(tmp_path.rglob("*")) == before
+    assert data.test.fingerprint
+    os.truncate(tmp_path / "set" / "val.tar", 600)
+    with pytest.raises(UsageError, match="has changed on disk"):
+        data.test.refuse_changed()
+    assert data.test.images.raw(0) == b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,40 @@ def write_saved_to_disk(folder: Path) -> Written:
     return Written(folder, found["train"], found["val"])
 
 
+def put_tar(file: Path, contents: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> None:
+    """A tar file of these members, as the standard library writes it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w", format=form) as tar:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def write_webdataset(folder: Path) -> Written:
+    """Shards with numbers in .cls, or in .json beside what is no image, in each of tar's forms; names in a file."""
+    found: dict[str, dict[str, tuple[int, np.ndarray]]] = {"train": {}, "val": {}}
+    forms = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+    for split, images in found.items():
+        contents = list[dict[str, bytes]]()
+        for label, index, pixels in samples(split):
+            key = f"{CLASSES[label]}/{CLASSES[label]}_{index}" + "-and-so-on" * (10 * (label == 2))
+            told = (
+                {"cls": f"{label}\n"}
+                if split == "train"
+                else {"json": json.dumps({"label": label}), "txt": "a caption"}
+            )
+            images[f"{split}/{key}.png"] = (label, pixels)
+            contents.append({f"{key}.{suffix}": text.encode() for suffix, text in told.items()})
+            contents[-1][f"{key}.PNG"] = png(pixels)
+        for shard, part in enumerate((contents[:4], contents[4:7], contents[7:])):
+            names = {name: content for sample in part for name, content in sample.items()}
+            form = forms[(shard + 1) % 3] if shard < 2 else tarfile.PAX_FORMAT
+            put_tar(folder / "shards" / f"{split}-{shard:06d}.tar", names, form)
+    (folder / "shards" / "classnames.txt").write_text("\n".join(CLASSES))
+    return Written(folder, found["train"], found["val"])
+
+
 def write_metadata(folder: Path) -> Written:
     """Hugging Face's imagefolder: metadata.csv beside each split's images, JSON lines for the other one."""
     written = write_tree(folder, lambda split, name, i: f"{split}/{name}_{i}.png")
@@ -261,6 +296,7 @@ FORMATS: dict[str, Write] = {
     "other columns": write_other_columns,
     "paths in parquet": write_paths_in_parquet,
     "saved to disk": write_saved_to_disk,
+    "WebDataset": write_webdataset,
     "metadata": write_metadata,
     "labels.csv": write_labels_csv,
     "Kaggle": write_kaggle,

@@ -9,19 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import coss_eval as ce
-from coss_eval import evaluation
+from coss_eval import cli, evaluation
 from coss_eval.checkpoints.load import make_model, save_model
 from coss_eval.data.dataset import Dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.models.model import Model
+from coss_eval.runtime.live import TOGETHER as TOGETHER_IN
+from coss_eval.runtime.processes import PARENT
 from coss_eval.store import Store
 from coss_eval.tasks.attacks.task import Attacks
 from coss_eval.tasks.corruptions.task import Corruptions
@@ -42,11 +47,15 @@ TASKS: list[Task] = [
 ]
 
 
-@pytest.fixture(scope="session")
-def digits() -> Dataset:
+def small_digits() -> Dataset:
     data = ce.load_dataset("digits")
     assert data.train is not None
     return replace(data, train=data.train.limited(500, 0), test=data.test.limited(90, 0))
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return small_digits()
 
 
 @pytest.fixture(scope="session")
@@ -282,6 +291,237 @@ def test_two_processes_share_a_store(checkpoint: Path, tmp_path: Path) -> None:
     assert [process.communicate(timeout=300)[0].strip() for process in both] == ["0", "0"]
     assert len(Store(tmp_path / "out").records()) == 9
     assert len(Store(tmp_path / "out").runs()) == 2
+
+
+TOGETHER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from test_evaluation import TASKS, small_digits
+import coss_eval as ce
+from coss_eval.models.hooks import counted
+model, passed = ce.load_model(sys.argv[2]), []
+with counted(model.backbone.global_, passed.append):
+    run = ce.evaluate([model, model.untrained(0)], small_digits(), TASKS, out=sys.argv[3], device="cpu", quiet=True)
+print(json.dumps([sum(passed), *run.failures, *run.held]), flush=True)
+"""
+
+
+def torchrun(count: int, script: Path, *args: object) -> subprocess.Popen[str]:
+    """The script in so many processes, joined."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*start, str(script), *map(str, args)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_several_processes_give_the_numbers_of_one(
+    count: int, checkpoint: Path, full_run: evaluation.Run, tmp_path: Path
+) -> None:
+    """Every task, every cell once and of all images; all of the processes had a part in it."""
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(TOGETHER)
+    process = torchrun(count, script, Path(__file__).parent, checkpoint, out)
+    told, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    passed = [json.loads(line) for line in told.splitlines()]
+    assert len(passed) == count
+    assert all(images > 0 and not gaps for images, *gaps in passed)
+    assert [run.get("processes", 1) for run in Store(out).runs()] == [count]
+    assert not (out / "cells").exists()  # nothing is missing, so it is packed
+    together, alone = Store(out), Store(full_run.path)
+    expected = stored(full_run.path)
+    assert stored(out).keys() == expected.keys()
+    for key, measurements in stored(out).items():
+        for one, other in zip(measurements, expected[key], strict=True):
+            assert {**one, "value": 0, "low": 0, "high": 0} == {**other, "value": 0, "low": 0, "high": 0}  # n, too
+            assert one["value"] == pytest.approx(other["value"], abs=1e-4, nan_ok=True)
+        mine, its = together.samples(key), alone.samples(key)
+        assert (mine is None) == (its is None)
+        if mine is not None and its is not None:
+            pd.testing.assert_frame_equal(mine, its, atol=1e-4)
+
+
+SPLIT = """
+import json, sys
+from dataclasses import replace
+import coss_eval as ce
+from coss_eval.evaluation.together import extract_together
+from coss_eval.runtime.device import Compute
+from coss_eval.runtime.processes import gathered, process_group
+from coss_eval.tasks.task import Subject
+data, seen = ce.load_dataset("digits"), []
+train = data.train.limited(101)
+with process_group("cpu") as own:
+    compute = Compute(own, 16, on_images=lambda label, done, total: seen.append((done, total)))
+    subject = Subject(ce.load_model("pixels:4"), data, compute)
+    assert extract_together(subject, train)
+    counts = gathered(seen[-1])
+    found = subject.features(train)
+    alone = ce.extract(subject.model, train, cache=False, device="cpu", quiet=True)
+    equal = found.cached and found.ids.equal(alone.ids) and found.labels.equal(alone.labels)
+    apart = (found.values["global"] - alone.values["global"]).abs().max().item()
+print(json.dumps([counts, equal, apart]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_features_are_of_each_image_once(count: int, tmp_path: Path) -> None:
+    """101 images divide by no number of processes; all find the same rows in the cache."""
+    joined = {**os.environ, TOGETHER_IN: str(tmp_path), PARENT: str(os.getpid()), "WORLD_SIZE": str(count)}
+    numbered = [joined | {"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(count)]
+    command, pipe = [sys.executable, "-c", SPLIT], subprocess.PIPE
+    processes = [subprocess.Popen(command, env=one, text=True, stdout=pipe, stderr=pipe) for one in numbered]
+    for process in processes:
+        told, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        counts, equal, apart = json.loads(told)
+        assert sum(done for done, _ in counts) == 101
+        assert all(done == total for done, total in counts)
+        assert equal
+        assert apart < 1e-6
+
+
+def test_a_cell_that_another_process_holds_is_named_with_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are done; when it is free the same command finds all in order."""
+    out = tmp_path / "out"
+    words = ["crops", "--ckpt", "pixels:4", "--data", "digits", "--limit", "20", "--out", str(out)]
+
+    def run() -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["coss-eval", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, capsys.readouterr().out
+
+    planned = evaluation.plan("pixels:4", "digits", tasks=["crops"], out=out, limit=20)
+    assert planned.missing == 4
+    with planned.store.claim(planned.jobs[0].keys[0]):
+        code, told = run()
+    assert code == 3
+    assert f"ELSEWHERE   crops area of raw pixels (4 px) is at process {os.getpid()} on " in told
+    assert len(Store(out).records()) == 3
+    code, told = run()
+    assert code == 0
+    assert "ELSEWHERE" not in told
+    assert len(Store(out).records()) == 4
+
+
+LASTING = """
+import os, time
+from pathlib import Path
+from coss_eval.store import Cell, Measurement
+from coss_eval.tasks.task import Result, Task
+class Lasting(Task):
+    'Waits, and says who does.'
+    name, uses_head = "lasting", False
+    def cells(self, subject, seed):
+        return [Cell(self.name, {"number": number}) for number in range(400)]
+    def measure(self, cell, subject):
+        Path(os.environ["AT"], str(os.getpid())).touch()
+        if os.environ.get("FAILS") == os.environ.get("RANK"):
+            os._exit(7)
+        time.sleep(0.2)
+        return Result([Measurement("value", 1.0, 1)])
+"""
+
+
+class Started(NamedTuple):
+    """A command with three processes that share cells which would take long."""
+
+    command: subprocess.Popen[str]
+    processes: set[int]
+    out: Path
+
+    def end(self) -> tuple[int, str]:
+        """The exit code and what was said on standard error; nobody is left."""
+        _, said = self.command.communicate(timeout=120)
+        deadline = time.monotonic() + 60
+        while any(map(_lives, self.processes)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(_lives, self.processes))
+        return self.command.returncode, said
+
+
+def _lives(process: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def lasting(tmp_path: Path) -> Callable[..., Started]:
+    (tmp_path / "lasting.py").write_text(LASTING)
+    (tmp_path / "at").mkdir()
+
+    def start(**environment: str) -> Started:
+        words = ["evaluate", "--tasks", "lasting:Lasting", "--ckpt", "pixels:4", "--data", "digits", "--limit", "20"]
+        words += ["--device", "cpu,cpu,cpu", "--out", str(tmp_path / "out"), "--quiet"]
+        paths = os.pathsep.join([str(tmp_path), *sys.path])
+        shared = {**os.environ, "PYTHONPATH": paths, "AT": str(tmp_path / "at"), **environment}
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-m", "coss_eval", *words]
+        process = subprocess.Popen(command, env=shared, text=True, stdout=pipe, stderr=pipe, cwd=tmp_path)
+        deadline = time.monotonic() + 240
+        while len(found := list((tmp_path / "at").iterdir())) < 3 - len(environment) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return Started(process, {int(path.name) for path in found}, tmp_path / "out")
+
+    return start
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+
+
+@pytest.mark.slow
+@needs_proc
+def test_an_interrupt_ends_all_processes_and_is_told_once(lasting: Callable[..., Started]) -> None:
+    started = lasting()
+    started.command.send_signal(signal.SIGINT)
+    code, said = started.end()
+    assert code == 128 + signal.SIGINT
+    assert said.count("coss-eval:") == said.count("coss-eval: stopped") == 1
+    assert len(Store(started.out).records()) >= 1
+    assert not list(started.out.rglob("*.lock"))
+
+
+@pytest.mark.slow
+@needs_proc
+def test_the_end_of_one_process_ends_the_others_and_is_told_once(lasting: Callable[..., Started]) -> None:
+    started = lasting()
+    os.kill(max(started.processes), signal.SIGKILL)
+    code, said = started.end()
+    assert code == 128 + signal.SIGKILL
+    assert said.count("coss-eval:") == said.count("was ended by SIGKILL, and the others were stopped") == 1
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_failing_process_is_named(lasting: Callable[..., Started]) -> None:
+    code, said = lasting(FAILS="1").end()
+    assert code == 7
+    assert said.count("coss-eval:") == said.count("process 2 of 3, on cpu, ended with exit code 7") == 1
+
+
+@pytest.mark.slow
+@needs_proc
+def test_processes_do_not_outlive_the_command(lasting: Callable[..., Started]) -> None:
+    started = lasting()
+    started.command.kill()
+    started.end()
+
+
+@pytest.mark.slow
+def test_a_wrong_call_on_several_devices_is_told_once(tmp_path: Path) -> None:
+    words = ["crops", "--ckpt", str(tmp_path / "none.pth"), "--data", "digits", "--device", "cpu,cpu,cpu"]
+    command = [sys.executable, "-m", "coss_eval", *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("does not exist") == done.stderr.count("coss-eval:") == 1
 
 
 @pytest.mark.slow

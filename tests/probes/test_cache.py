@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,53 @@ def test_the_least_recently_used_go_first(cache_folder: Path, monkeypatch: pytes
 def test_what_exceeds_the_limit_is_not_kept(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.save("small", {"a": np.zeros(10)})
     monkeypatch.setenv("COSS_CACHE_GB", "0.0001")
-    cache.save("large", {"a": np.zeros(MIB)})
+    with pytest.warns(UserWarning, match="0.00781 GB of large exceed the cache's 0.0001 GB .* COSS_CACHE_GB=1 would"):
+        cache.save("large", {"a": np.zeros(MIB)})
     assert {path.stem for path in cache_folder.iterdir()} == {"small"}
     monkeypatch.setenv("COSS_CACHE_GB", "0")
     cache.save("other", {"a": np.zeros(10)})
     assert cache.load("other", ["a"]) is None
+
+
+LARGE = {**ARRAYS, "turned": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "none": np.zeros((0, 3))}
+
+
+@pytest.mark.parametrize("gigabytes", ["8", "0.0000001"])
+def test_large_arrays_are_mapped(gigabytes: str, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the cache, or from a file without a name where they are too large for it: the same numbers, aligned."""
+    monkeypatch.setenv("COSS_CACHE_GB", gigabytes)
+    monkeypatch.setattr(cache, "MAPPED", 1)
+    kept = gigabytes == "8"
+    with nullcontext() if kept else pytest.warns(UserWarning, match="exceed the cache's"):
+        cache.save("features-x", LARGE)
+    found = cache.on_disk("features-x", LARGE)
+    assert cache.holds("features-x") == kept
+    assert [path.name for path in cache_folder.iterdir()] == (["features-x.npz"] if kept else [])
+    for name, array in LARGE.items():
+        assert np.array_equal(found[name], array)
+        assert isinstance(found[name], np.memmap) == bool(array.size)
+        assert found[name].flags.aligned
+        assert found[name].ctypes.data % 64 == 0 or not array.size
+    found["ids"][0] = 77  # in this process alone
+    assert kept is False or cache.load("features-x", ["ids"])["ids"][0] == 0
+
+
+def test_files_of_earlier_versions_are_read(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MAPPED", 1)
+    cache_folder.mkdir(exist_ok=True)
+    np.savez(cache_folder / "x.npz", **LARGE)
+    found = cache.load("x", list(LARGE))
+    assert found is not None
+    assert all(np.array_equal(found[name], LARGE[name]) and found[name].flags.aligned for name in LARGE)
+
+
+def test_the_limit_of_nothing_writes_nothing(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSS_CACHE_GB", "0")
+    monkeypatch.setattr(cache, "MAPPED", 1)
+    cache.save("x", ARRAYS)
+    found = cache.on_disk("x", ARRAYS)
+    assert all(found[name] is ARRAYS[name] for name in ARRAYS)
+    assert not list(cache_folder.glob("*"))
 
 
 def test_abandoned_temporary_files_go(cache_folder: Path) -> None:

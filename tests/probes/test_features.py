@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from coss_eval.errors import UsageError
 from coss_eval.models.backbone import as_locations
 from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.models.model import Model
-from coss_eval.probes.features import Features, extract, protocol
+from coss_eval.probes import cache
+from coss_eval.probes.features import Features, extract, extract_known, protocol
+from coss_eval.runtime.device import Compute
 
 SITES = ("stage1", "stage2", "prepool", "global")
 
@@ -128,6 +131,28 @@ def test_a_damaged_cache_is_computed_again(model: Model, images: Split, cache_fo
         assert not again.cached
         assert torch.equal(again.values["global"], first.values["global"])
         assert extract(model, images, device="cpu").cached
+
+
+def test_features_beyond_the_caches_limit_are_made_once_a_run(
+    model: Model, images: Split, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in a file without a name, which the next run does not find."""
+    monkeypatch.setenv("COSS_CACHE_GB", "0.000001")
+    monkeypatch.setattr(cache, "MAPPED", 1)
+    model = model.identified()
+    run = Compute(torch.device("cpu"))
+    with pytest.warns(UserWarning, match="GB of features exceed the cache's"):
+        first = extract_known(model, images, run)
+    again = extract_known(model, images, replace(run, batch_size=7))
+    assert (first.cached, again.cached) == (False, True)
+    assert torch.equal(again.values["global"], first.values["global"])
+    assert not list(cache_folder.glob("*"))
+    with pytest.warns(UserWarning, match="exceed"):
+        assert not extract_known(model, images, Compute(torch.device("cpu"))).cached
+    with torch.no_grad():
+        next(model.backbone.parameters()).add_(1)  # it is another network now, whatever its name says
+    with pytest.warns(UserWarning, match="exceed"):
+        assert not extract_known(model, images, run).cached
 
 
 def test_among_keeps_the_images_of_a_part(model: Model, digits: Dataset) -> None:

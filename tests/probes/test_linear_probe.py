@@ -9,10 +9,13 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.probes.linear import STRENGTHS, fit_probe
-from coss_eval.probes.logistic import Logistic, standardisation
+from coss_eval.probes.logistic import Logistic, Rows, standardisation
 
 TIGHT = 1e-13
 
@@ -293,3 +296,52 @@ def test_a_plateau_at_the_strong_end_is_left_alone() -> None:
     assert probe.strength == STRENGTHS[0]
     assert list(probe.path) == list(STRENGTHS)
     assert not probe.at_the_end
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and (place := tensor.untyped_storage().data_ptr()) not in given:
+                storage = tensor.untyped_storage()
+                self.live[place] = StorageWeakRef(storage), storage.nbytes()
+        self.live = {place: found for place, found in self.live.items() if not found[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return out
+
+
+def test_a_fit_makes_one_copy_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is held out, and of whichever rows: one, and chunks."""
+    monkeypatch.setattr("coss_eval.probes.logistic.CPU_ROWS", 64)
+    features, labels = torch.randn(8_000, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8_000) % 2
+    features[:, 0] += labels
+    held = torch.arange(0, 8_000, 10)
+    fit = torch.from_numpy(np.setdiff1d(np.arange(8_000), held))
+    select = Rows((features, held)), labels[held]
+    with LiveBytes() as memory:
+        found = fit_probe(Rows((features, fit)), labels[fit], num_classes=2, strengths=[1.0, 0.1], select=select)
+    copies = memory.peak / features.nbytes
+    assert 1 <= copies < 1.5  # a constant feature and the labels beside 16 features in float32 are 3/16
+    plain = features[held], labels[held]
+    same = fit_probe(features[fit], labels[fit], num_classes=2, strengths=[1.0, 0.1], select=plain)
+    assert torch.equal(found.weight, same.weight)
+    assert found.path == same.path
+
+
+def test_rows_of_several_matrices() -> None:
+    a, b = torch.arange(10.0).reshape(5, 2), torch.arange(100.0, 106).reshape(3, 2)
+    rows = Rows((a, torch.tensor([4, 0]))) + Rows.of(b)
+    whole = torch.cat([a[[4, 0]], b])
+    assert (len(rows), rows.shape) == (5, (5, 2))
+    assert torch.equal(torch.cat([chunk for _, chunk in rows.chunks()]), whole)
+    assert all(torch.equal(rows._between(i, j), whole[i:j]) for i in range(5) for j in range(i + 1, 6))
+    with pytest.raises(UsageError, match="features of one type and length"):
+        rows + Rows.of(b.double())

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 from synthetic_runs import CHANCE, Writer
 
 from coss_eval import reports
 from coss_eval.corruptions.names import BENCHMARK
 from coss_eval.errors import CossError, UsageError
-from coss_eval.reports.drawing import looks, looks_in, style
+from coss_eval.reports.drawing import MANY, looks, looks_in, style
+from coss_eval.reports.figures import draw
 from coss_eval.reports.html import COLOURS
 from coss_eval.reports.results import Results
 from coss_eval.store import Cell, Measurement, Store
@@ -80,7 +82,7 @@ def test_everything_is_written_and_named(module_store: Store, written: list[Path
         "tables/headline.csv",
         "tables/headline.tex",
     } <= names
-    assert {f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")} <= names
+    assert {f"figures/{name}.png" for name in FIGURES} <= names
     assert all(path.stat().st_size > 0 for path in written)
 
 
@@ -134,6 +136,31 @@ def test_the_same_store_gives_the_same_report(module_store: Store, written: list
     again = {path.name: path for path in reports.write(module_store.path, out=tmp_path)}
     for path in written:
         assert again[path.name].read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_report_draws_anew_what_was_drawn_for_print(store: Store, writer: Callable) -> None:
+    """Else an old figure would stay beside the new numbers."""
+    writer("b").corruptions(["fog"])
+    folder = store.path / "figures"
+    kinds = lambda: sorted(path.suffix for path in folder.glob("corruptions_by_severity.*"))  # noqa: E731
+    reports.write(store.path)
+    assert kinds() == [".png"]
+    (folder / "corruptions_by_severity.pdf").write_bytes(b"old")
+    reports.write(store.path)
+    assert kinds() == [".pdf", ".png"]
+    assert (folder / "corruptions_by_severity.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_lines_too_many_to_tell_apart_are_one_collection_with_the_same_scale(store: Store, writer: Callable) -> None:
+    for i in range(MANY + 3):
+        writer(f"m{i}", 0.1 * i).corruptions(["fog"])
+    figure = draw(Results(store), "corruptions_by_severity")
+    axis = figure.axes[0]
+    assert len([line for line in axis.lines if line.get_gid() != "chance"]) == MANY
+    (pale,) = [found for found in axis.collections if isinstance(found, LineCollection)]
+    assert len(pale.get_segments()) == 3
+    low, high = axis.get_ylim()
+    assert all(low <= y <= high for segment in pale.get_segments() for _, y in segment)
 
 
 def test_the_headline_for_a_terminal(module_store: Store) -> None:

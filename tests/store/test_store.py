@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coss_eval.errors import CossError, UsageError
+from coss_eval.runtime import disk
 from coss_eval.store import Cell, Condition, Measurement, Store, StoreWarning, canonical_json, column_name
 
 PROTOCOL = {
@@ -242,6 +245,19 @@ def test_a_damaged_cell_is_named_and_kept_aside(damage: bytes, tmp_path: Path) -
     assert path.with_name("k.json.damaged").read_bytes() == damage
 
 
+def test_run_json_grows_by_what_is_new(tmp_path: Path) -> None:
+    """2,000 cells asked for ten times take their room once; a cell that joins them is added."""
+    store, path = Store(tmp_path), tmp_path / "run.json"
+    cells = [{"key": f"{i:020x}", "task": "corruptions", "model": "r18"} for i in range(2000)]
+    store.record_run({"command": "0", "cells": cells})
+    once = path.stat().st_size
+    for call in range(1, 10):
+        store.record_run({"command": str(call), "cells": [*cells, {**cells[0], "key": f"new {call}"}]})
+    assert path.stat().st_size < once + 9 * 400
+    listed = [cell for run in store.runs() for cell in run["cells"]]
+    assert listed == cells + [{**cells[0], "key": f"new {call}"} for call in range(1, 10)]
+
+
 def test_runs_are_appended(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.runs() == []
@@ -369,6 +385,130 @@ def test_processes_share_a_store(tmp_path: Path) -> None:
     assert len(Store(tmp_path).records()) == 30
     assert sorted(run["command"] for run in Store(tmp_path).runs()) == ["a", "b", "c"]
     assert not list((tmp_path / "cells").glob("*.lock"))
+
+
+NO_FLOCK = """
+import errno, fcntl, os
+def flock(descriptor, operation):  # as the kernel answers for a file system without locks
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.flock = flock
+from coss_eval.runtime import disk
+disk.BEAT = 0.2
+"""
+
+
+@pytest.fixture
+def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process, too, is on a file system without locks."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(disk, "BEAT", 0.2)
+
+
+def old(lock: Path, seconds: float = 2 * disk.SILENT) -> None:
+    """Have the file look as if nobody had touched it for so long."""
+    then = lock.stat().st_mtime - seconds
+    os.utime(lock, (then, then))
+
+
+def test_processes_share_a_store_without_flock(tmp_path: Path) -> None:
+    processes = [python(NO_FLOCK + SHARE, tmp_path, name) for name in "abc"]
+    done = [process.communicate(timeout=60) for process in processes]
+    assert all(process.returncode == 0 for process in processes), done
+    everything = sorted(key for out, _ in done for key in out.split())
+    assert everything == [f"cell{i:02d}" for i in range(30)]  # each once
+    assert sorted(run["command"] for run in Store(tmp_path).runs()) == ["a", "b", "c"]
+    assert not list(tmp_path.rglob("*.lock*"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.parametrize("child", ["alone", "fork"])
+def test_a_claim_without_flock_lasts_as_long_as_its_process(child: str, tmp_path: Path) -> None:
+    """A living holder's beat undoes any age; a killed one's file is taken over when it is old, not before."""
+    store, lock = Store(tmp_path), tmp_path / "cells" / "k.lock"
+    holder = python(NO_FLOCK + HOLD, tmp_path, child, start_new_session=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        old(lock)
+        with store.claim("k") as mine:
+            assert mine is None
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with store.claim("k") as mine:
+            assert mine is None
+        assert str(store.pack()).startswith("another process")
+        old(lock)
+        with store.claim("k") as mine:
+            assert mine is not None
+            assert mine.read_text().startswith(f"{os.getpid()} ")
+            with store.claim("k") as again:
+                assert again is None
+        assert not list((tmp_path / "cells").iterdir())
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(holder.pid, signal.SIGKILL)
+        holder.communicate()
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.parametrize("seconds", [2 * disk.SILENT, -2 * disk.SILENT])
+def test_a_clock_that_was_set_frees_no_claim_of_the_living(seconds: float, tmp_path: Path) -> None:
+    store, lock = Store(tmp_path), tmp_path / "cells" / "k.lock"
+    with store.claim("k") as mine:
+        assert mine is not None
+        for _ in range(2):
+            old(lock, seconds)
+            with store.claim("k") as again:
+                assert again is None
+
+
+TAKE = """
+import sys
+from pathlib import Path
+from coss_eval.runtime.disk import Lock
+print("ready", flush=True)
+sys.stdin.readline()
+lock = Lock.take(Path(sys.argv[1], "k.lock"))
+print(lock is not None, flush=True)
+sys.stdin.readline()
+if lock is not None:
+    lock.release()
+"""
+
+
+def test_exactly_one_takes_over_what_a_dead_process_held(tmp_path: Path) -> None:
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    (cells / "k.lock").write_text("1 gone\n")
+    (cells / "k.lock.next").write_text("2 killed while it cleared the first away\n")
+    for left in cells.iterdir():
+        old(left)
+    asking = [python(NO_FLOCK + TAKE, cells, stdin=subprocess.PIPE) for _ in range(4)]
+    for process in asking:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in asking:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.stdout.readline().strip() for process in asking if process.stdout is not None]
+    for process in asking:
+        process.communicate("end\n", timeout=60)
+    assert sorted(answers) == ["False", "False", "False", "True"]
+    assert not list(cells.iterdir())
+
+
+def test_a_link_in_the_place_of_a_lock_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run.lock").symlink_to("precious")
+    with pytest.raises(CossError, match="cannot lock"):
+        Store(tmp_path).record_run({})
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 WRITE_FOREVER = """

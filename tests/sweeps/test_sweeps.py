@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from coss_eval import cli
 from coss_eval import sweeps as sweeping
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import sweeps
@@ -28,6 +30,7 @@ from coss_eval.store import Store, StoreWarning
 from coss_eval.sweeps import plan
 from coss_eval.sweeps.packing import pack_runs
 from coss_eval.sweeps.plan import read_sweep, runs
+from coss_eval.sweeps.report import list_lines
 from coss_eval.sweeps.state import states
 from coss_eval.sweeps.work import Worker
 from coss_eval.training.log import read as read_log
@@ -174,6 +177,66 @@ def test_from_one_run_to_all_with_a_report_each_time(written: Callable[..., Path
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def test_the_list_tells_who_is_at_a_run_and_which_are_lost_and_writes_nothing(
+    written: Callable[..., Path], tmp_path: Path
+) -> None:
+    grid, out = {"crop_min_scale": [0.2, 0.4, 0.6, 0.8]}, tmp_path / "out"
+    sweep = read_sweep(written(grid=grid, fixed={**FIXED, "epochs": 5}))
+    held, lost, killed, _ = (_folder(out / run.name) for run in runs(sweep))
+    for folder in (held, lost):
+        (folder / "last.pt").write_bytes(b"")
+        (folder / "log.jsonl").write_text(json.dumps({"kind": "train", "step": 9, "epoch": 3}) + "\n")
+    script = "import sys, time; from pathlib import Path; from coss_eval.runtime.disk import Lock\n"
+    script += "lock = Lock.take(Path(sys.argv[1])); print(flush=True); time.sleep(100)"
+    holders = [
+        subprocess.Popen([sys.executable, "-c", script, str(folder / "job.lock")], stdout=subprocess.PIPE)
+        for folder in (held, killed)
+    ]
+    for holder in holders:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+    holders[1].kill()  # its lock's file stays
+    holders[1].wait()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    lines = list_lines(sweep, states(sweep, out, out))
+    holders[0].kill()
+    holders[0].wait()
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert [line.split()[1] for line in lines[1:5]] == ["running", "lost", "missing", "missing"]
+    assert f"(at epoch 2/5, process {holders[0].pid} on {socket.gethostname()})" in lines[1]
+    assert "(at epoch 2/5)" in lines[2]
+    assert [state.held for state in states(sweep, out, out)] == [None] * 4
+
+
+def test_long_lists_take_seconds(written: Callable[..., Path], tmp_path: Path) -> None:
+    """A thousand runs, two thirds done: what each costs does not grow with their number."""
+    grid, out = {"crop_min_scale": [0.1 + i / 1000 for i in range(500)]}, tmp_path
+    sweep = read_sweep(written(grid=grid, seeds=[0, 1]))
+    for run in runs(sweep)[:600]:
+        record = {"data": run.data, "config": run.config.as_dict(), "sha256": "0", "evaluated": sweep.written()}
+        (_folder(out / run.name) / "job.json").write_text(json.dumps(record | {"minutes": {"train": 2, "evaluate": 1}}))
+    started = time.process_time()
+    lines = list_lines(sweep, states(sweep, out, out))
+    assert time.process_time() - started < 5
+    assert [line.split()[1] for line in lines[1:-1]] == ["done"] * 600 + ["missing"] * 400
+    assert "600 of 1000 runs are trained, 600 evaluated; training the others about 13 hours and" in lines[-1]
+
+
+def test_a_run_that_another_process_holds_is_named_with_an_exit_code(
+    written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(), tmp_path / "out"
+    name = runs(read_sweep(str(path)))[0].name
+    lock = Lock.take(_folder(out / name) / "job.lock")
+    assert lock is not None
+    monkeypatch.setattr(sys, "argv", ["coss-eval", "sweep", str(path), "--job", "1", "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    assert f"ELSEWHERE   1 {name} is at another process" in capsys.readouterr().out
+    lock.release()
 
 
 @pytest.mark.slow

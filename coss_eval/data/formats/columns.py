@@ -19,7 +19,7 @@ from coss_eval.data.dataset import Dataset
 from coss_eval.data.formats.folders import class_titles
 from coss_eval.data.images import EncodedImages
 from coss_eval.data.layouts import ReadOptions
-from coss_eval.data.sources import ArrowRows, Files, ParquetRows
+from coss_eval.data.sources import ArrowRows, Files, ParquetRows, Source
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.disk import read_text
 
@@ -29,7 +29,7 @@ MOST_ROWS = 1_000_000  # of files with fewer bytes than rows: labels that are al
 def parquet(folder: Path, reading: ReadOptions) -> Dataset:
     """Hugging Face's layout: an image column {bytes, path} and labels, class names in the schema's metadata."""
     found = layouts.parquet_files(folder)
-    return _of_tables(
+    return of_tables(
         folder, {split: _Parquet(split, files, folder, reading) for split, files in found.items()}, reading
     )
 
@@ -37,10 +37,11 @@ def parquet(folder: Path, reading: ReadOptions) -> Dataset:
 def saved_to_disk(folder: Path, reading: ReadOptions) -> Dataset:
     """What ``datasets.save_to_disk`` wrote: a folder of Arrow files, or one for each split."""
     found = layouts.arrow_files(folder)
-    return _of_tables(folder, {split: _Arrow(split, files, folder, reading) for split, files in found.items()}, reading)
+    return of_tables(folder, {split: _Arrow(split, files, folder, reading) for split, files in found.items()}, reading)
 
 
-def _of_tables(folder: Path, tables: Mapping[str, _LabelTable], reading: ReadOptions) -> Dataset:
+def of_tables(folder: Path, tables: Mapping[str, LabelTable], reading: ReadOptions) -> Dataset:
+    """The training split and the first labelled test split of what a folder holds, by their names there."""
     train = next((tables[name] for name in layouts.TRAIN_NAMES if name in tables), None)
     test = next((tables[name] for name in layouts.TEST_NAMES if name in tables and tables[name].is_labelled), None)
     if test is None and train is not None and reading.holdout is not None:
@@ -58,8 +59,55 @@ def _of_tables(folder: Path, tables: Mapping[str, _LabelTable], reading: ReadOpt
     return assemble(folder.name, classes, parts[0] if train else None, parts[-1], class_titles(folder))
 
 
-class _LabelTable(ABC):
-    """The labels, paths and class names of one split's files; how they are read is the subclasses'."""
+class LabelTable(ABC):
+    """The images of one split, a row each: their labels and names; how they are read is the subclasses'."""
+
+    split: str
+    file: Path  # the first one, for messages
+    classes: tuple[str, ...]  # by number; empty where nothing names them
+    notes: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def values(self) -> list[Any]:
+        """The labels as stored: numbers, or names; None where there is none."""
+
+    @abstractmethod
+    def _source(self) -> Source:
+        """The encoded images."""
+
+    @abstractmethod
+    def _names(self) -> list[str]:
+        """Each image's path where they are all given and different, else its row."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """False where all labels are -1 or null, as in the published test split of ImageNet."""
+        return not self.values or any(value not in (-1, None) for value in self.values)
+
+    def part(self, classes: Sequence[str], *, numbered: bool, exif: bool) -> Part:
+        """The images, with labels by name, or by value where the classes are ``numbered`` by the labels themselves."""
+        values = self.values
+        if numbered or any(isinstance(value, str) for value in values):
+            number = {name: label for label, name in enumerate(classes)}
+            labels = [number.get(str(value), -1) for value in values]
+        else:
+            labels = [-1 if value is None else int(value) for value in values]
+        keys = [f"{self.split}/{name}" for name in self._names()]
+        return Part(EncodedImages(self._source(), keys, exif=exif), labels, self.notes)
+
+    def refuse_negative(self) -> None:
+        values = self.values
+        wrong = [row for row, value in enumerate(values) if isinstance(value, int) and value < 0]
+        if wrong:
+            raise CossError(
+                f"{len(wrong)} of {len(values):,} labels in {self.file} are negative, the first one {values[wrong[0]]} "
+                f"in row {wrong[0]}; expected whole numbers of 0 or more, or names: take the unlabelled rows out"
+            )
+
+
+class _ColumnTable(LabelTable):
+    """The columns of one split's files."""
 
     source: type[ParquetRows]
 
@@ -106,35 +154,8 @@ class _LabelTable(ABC):
 
     @property
     def values(self) -> list[Any]:
-        """The labels as stored: numbers, or names."""
         values: list[Any] = self.table[self.label].to_pylist()
         return values
-
-    @property
-    def is_labelled(self) -> bool:
-        """False where all labels are -1 or null, as in the published test split of ImageNet."""
-        return not self.values or any(value not in (-1, None) for value in self.values)
-
-    def part(self, classes: Sequence[str], *, numbered: bool, exif: bool) -> Part:
-        """The images, with labels by name, or by value where the classes are ``numbered`` by the labels themselves."""
-        values = self.values
-        if numbered or any(isinstance(value, str) for value in values):
-            number = {name: label for label, name in enumerate(classes)}
-            labels = [number.get(str(value), -1) for value in values]
-        else:
-            labels = [-1 if value is None else int(value) for value in values]
-        return Part(
-            EncodedImages(self._source(), [f"{self.split}/{name}" for name in self._names()], exif=exif), labels
-        )
-
-    def refuse_negative(self) -> None:
-        values = self.values
-        wrong = [row for row, value in enumerate(values) if isinstance(value, int) and value < 0]
-        if wrong:
-            raise CossError(
-                f"{len(wrong)} of {len(values):,} labels in {self.file} are negative, the first one {values[wrong[0]]} "
-                f"in row {wrong[0]}; expected whole numbers of 0 or more, or names: take the unlabelled rows out"
-            )
 
     def _source(self) -> ParquetRows | Files:
         """The encoded images: bytes in the rows, or files that the rows name."""
@@ -157,7 +178,6 @@ class _LabelTable(ABC):
         )
 
     def _names(self) -> list[str]:
-        """Each image's path where they are all given and different, else its row."""
         if self.has_paths or self.is_text:
             paths = self.table[self.image] if self.is_text else pc.struct_field(self.table[self.image], "path")
             if paths.null_count == 0 and pc.count_distinct(paths).as_py() == len(paths):
@@ -166,7 +186,7 @@ class _LabelTable(ABC):
         return [str(row) for row in range(len(self.table))]
 
 
-class _Parquet(_LabelTable):
+class _Parquet(_ColumnTable):
     source = ParquetRows
 
     def _schema(self) -> Any:
@@ -180,7 +200,7 @@ class _Parquet(_LabelTable):
         return pa.concat_tables([pq.ParquetFile(file).read(columns=columns) for file in self._files])
 
 
-class _Arrow(_LabelTable):
+class _Arrow(_ColumnTable):
     source = ArrowRows
 
     def _schema(self) -> Any:

@@ -16,7 +16,7 @@ from coss_eval.tasks.attacks import CHECKED, AttacksOptions, representation
 from coss_eval.tasks.attacks.calls import CHUNK, attack_of, run
 from coss_eval.tasks.attacks.checks import QUERIES, masking_lines, strength_sensitivity
 from coss_eval.tasks.attacks.images import attacked_split, bounded_note, checked_count
-from coss_eval.tasks.task import Result, Subject, Task
+from coss_eval.tasks.task import Result, SplitName, Subject, Task
 
 DEFAULTS = {"restarts": 1, "loss": "ce", "second_loss": None, "checked_images": CHECKED}
 """What cells were before these parameters were added: left out of their keys."""
@@ -117,6 +117,9 @@ class Attacks(AttacksOptions, Task):
         attempts = len(params["eps"]) * params.get("restarts", 1) + (params.get("second_loss") is not None)
         checks = checked_count(params, images) * QUERIES * attack.iterated
         return float(attack.forwards * images * attempts + checks)
+
+    def reads(self, subject: Subject) -> list[SplitName]:
+        return ["train"] if self.target == "representation" else super().reads(subject)
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
         if self.target == "representation":

@@ -29,7 +29,7 @@ from coss_eval.reports.drawing import (
     label_edges,
     label_ends,
     legend,
-    line,
+    lines,
     looks_in,
     panels,
     percent,
@@ -240,9 +240,10 @@ def by_severity(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     for axis, name in zip(axes, names, strict=True):
         axis.set_title(spaced(name) + ("" if name in BENCHMARK else " *"))
         axis.set_xticks([0, *SEVERITIES])
-        for label in look:
-            points = [clean(results, label)] + [corrupted(results, label, name, s) for s in SEVERITIES]
-            line(axis, [0, *SEVERITIES], points, look[label])
+        points = {
+            label: [clean(results, label)] + [corrupted(results, label, name, s) for s in SEVERITIES] for label in look
+        }
+        lines(axis, [0, *SEVERITIES], points, look)
     percent(axes, chance_in(results, look))
     note = "; * held out for validation" if any(name not in BENCHMARK for name in names) else ""
     label_edges(figure, f"severity (0: clean{note})", "accuracy, %")
@@ -253,22 +254,21 @@ def by_severity(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
 def by_mean_severity(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     """The mean over the benchmark's corruptions by severity; bands have the images as clusters."""
     look = looks_in(results, TASK, canvas)
-    lines = {
+    points = {
         label: [clean(results, label)]
         + [mean([corrupted(results, label, name, severity) for name in BENCHMARK]) for severity in SEVERITIES]
         for label in look
     }
-    incomplete = [label for label, points in lines.items() if None in points[1:]]
-    lines = {label: points for label, points in lines.items() if label not in incomplete}
-    if not lines:
+    incomplete = [label for label, own in points.items() if None in own[1:]]
+    points = {label: own for label, own in points.items() if label not in incomplete}
+    if not points:
         return None
     figure = Figure(figsize=(canvas.inches(4.2), 2.9), layout="constrained")
     axis = figure.subplots()
-    for label, points in lines.items():
-        line(axis, [0, *SEVERITIES], points, look[label])
+    lines(axis, [0, *SEVERITIES], points, look)
     percent([axis], chance_in(results, look))
     axis.set(xlabel="severity (0: clean)", ylabel=f"accuracy, mean of {len(BENCHMARK)} corruptions, %")
-    label_ends(axis, lines, look)
+    label_ends(axis, points, look)
     if incomplete:
         left_out = f"left out, not all {len(BENCHMARK)} × {len(SEVERITIES)} measured: {', '.join(incomplete)}"
         note = "\n".join(broken(left_out, int(figure.get_figwidth() * 15)))

@@ -17,7 +17,7 @@ from coss_eval.runtime.background import in_background
 from coss_eval.statistics import spread
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.crops import POSITIONS, CropsOptions
-from coss_eval.tasks.task import Result, Subject, Task, chance
+from coss_eval.tasks.task import Result, SplitName, Subject, Task, chance
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Crops(CropsOptions, Task):
         else:
             passes = max(params["counts"])
         return float(len(subject.data.test) * passes)
+
+    def reads(self, subject: Subject) -> list[SplitName]:
+        return [*super().reads(subject), "test"]
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
         device, classifier = subject.compute.device, subject.classifier

@@ -8,7 +8,7 @@ from itertools import product
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, label_edges, legend, line, looks_in, panels, percent
+from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, label_edges, legend, lines, looks_in, panels, percent
 from coss_eval.reports.estimates import Estimate, area, difference_within
 from coss_eval.reports.layout import Entry, Number, Row, Table, Unit
 from coss_eval.reports.relate import WHAT_FOLLOWS
@@ -185,8 +185,8 @@ def by_level(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
         axis.set_title(f"{site}: {spaced(kind)}")
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.xaxis.set_major_formatter("{x:g}")
-        for label in look:
-            line(axis, levels, [at_level(results, here, level)(label) for level in levels], look[label])
+        at = [at_level(results, here, level) for level in levels]
+        lines(axis, levels, {label: [of(label) for of in at] for label in look}, look)
     percent(axes, chance_in(results, look))
     label_edges(figure, "level (share masked, noise, or step of a grid)", "accuracy, %")
     legend(figure, look)

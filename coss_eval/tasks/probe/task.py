@@ -18,7 +18,7 @@ from coss_eval.probes.sgd import SgdProtocol, sgd_probe
 from coss_eval.statistics import contrast, mean_interval, mean_of_classes, wilson
 from coss_eval.store import Cell, Measurement
 from coss_eval.tasks.probe import ProbeOptions
-from coss_eval.tasks.task import Result, Subject, Task
+from coss_eval.tasks.task import Result, SplitName, Subject, Task
 
 _FIELDS = {"lr": "lrs", "sgd_batch": "batch_size"}  # of SgdProtocol, by the option's name
 
@@ -70,6 +70,9 @@ class Probe(ProbeOptions, Task):
             return float(self.sgd.epochs * train + test)
         fits = 2 + self.draws * len(self.fractions)
         return 2 * (train + test) * (self.draws if "labels" in cell.params else 1) / fits
+
+    def reads(self, subject: Subject) -> list[SplitName]:
+        return ["test"] if self.protocol == "sgd" else ["train", "test"]
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
         params, train = cell.params, _training_split(subject)

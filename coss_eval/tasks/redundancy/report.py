@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
+from scipy.special import stdtrit  # not scipy.stats, which takes as long to import as pandas
 
 from coss_eval.reports.drawing import WHOLE, Canvas, Look, legend, line, looks_in
 from coss_eval.reports.estimates import Estimate, aligned, difference_within
@@ -221,7 +221,7 @@ def _of_class(column: pd.DataFrame, number: int) -> Number | None:
     mean, error, n = column.loc[[number]].to_numpy(dtype=float)[0].tolist()
     if n < 2:
         return Number(mean, unit="plain")
-    half = float(stats.t.ppf(0.975, n - 1)) * error
+    half = float(stdtrit(n - 1, 0.975)) * error
     return Number(mean, mean - half, mean + half, "plain")
 
 
@@ -258,7 +258,7 @@ def _ranked(redundancy: pd.Series, score: Estimate | None) -> Number | None:
     n = len(both)
     if n < 10 or both.nunique().min() < 2:
         return None
-    r = float(stats.spearmanr(both.iloc[:, 0], both.iloc[:, 1]).statistic)
+    r = float(both.corr(method="spearman").to_numpy()[0, 1])
     half = 1.96 * math.sqrt((1 + r * r / 2) / (n - 3))
     z = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
     return Number(r, math.tanh(z - half), math.tanh(z + half), "plain", signed=True)

@@ -28,7 +28,7 @@ from coss_eval.statistics import clustered_wilson, paired_difference
 from coss_eval.store import Cell, Measurement, own_column
 from coss_eval.tasks.redundancy import RedundancyOptions
 from coss_eval.tasks.redundancy.votes import Votes, diffused, enough, read_locations
-from coss_eval.tasks.task import Result, Subject, Task, proportion
+from coss_eval.tasks.task import Result, SplitName, Subject, Task, proportion
 
 VERSION = 3  # 2 took means and ranks over all images, and had no samples; 1 one mean for all positions
 
@@ -80,6 +80,9 @@ class Redundancy(RedundancyOptions, Task):
 
     def forwards(self, cell: Cell, subject: Subject) -> float:
         return float(len(subject.data.test))
+
+    def reads(self, subject: Subject) -> list[SplitName]:
+        return ["train", "test"] if self.probe else []
 
     def measure(self, cell: Cell, subject: Subject) -> Result:
         return (
