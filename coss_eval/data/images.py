@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pickle import PicklingError
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -18,7 +20,8 @@ from coss_eval.data.choose import Bools, Ints
 from coss_eval.data.decode import UNREADABLE, Header, Size, Target, decode, header, output_size, reason
 from coss_eval.data.digests import Digests, Hashes, digest_rows
 from coss_eval.data.sources import Blocks, Source
-from coss_eval.runtime.background import obey_parent_alone
+from coss_eval.errors import CossWarning
+from coss_eval.runtime.background import obey_parent_alone, starting_workers
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
@@ -319,7 +322,21 @@ def _decode(work: _Decoder, workers: int | None) -> Iterator[tuple[Pixels, dict[
 
 def in_workers(work: Dataset[T], items: int, workers: int) -> Iterator[T]:
     """``work[0]`` to ``work[items - 1]`` in order, made by so many processes, or here where there are none."""
-    loader = DataLoader(
+    try:
+        with starting_workers():
+            return iter(_loader(work, items, workers))
+    except (PicklingError, AttributeError, TypeError) as error:  # of spawn and forkserver
+        warnings.warn(
+            f"images are read by one process, as others cannot have their source ({error}): define its class in a "
+            "module that the script imports",
+            CossWarning,
+            stacklevel=2,
+        )
+        return iter(_loader(work, items, 0))
+
+
+def _loader(work: Dataset[T], items: int, workers: int) -> DataLoader[T]:
+    return DataLoader(
         work,
         batch_size=None,
         num_workers=min(workers, items),
@@ -327,7 +344,6 @@ def in_workers(work: Dataset[T], items: int, workers: int) -> Iterator[T]:
         worker_init_fn=obey_parent_alone,
         generator=torch.Generator(),  # else DataLoader draws a number from the global one
     )
-    return iter(loader)
 
 
 def processors() -> int:

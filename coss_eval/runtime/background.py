@@ -5,13 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Thread
+from types import ModuleType
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_STOP = (signal.SIGINT, signal.SIGUSR1)  # beside SIGTERM, by which a parent ends its workers
 
 
 def in_background(items: Iterable[T]) -> Iterator[T]:
@@ -46,16 +51,37 @@ def in_background(items: Iterable[T]) -> Iterator[T]:
         thread.join()
 
 
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Processes that are started meanwhile do not run the person's script, and stop for nobody before they are ready.
+
+    Of what starts processes, spawn and forkserver (macOS, Python 3.14) have each run the script, for what it defines;
+    one without ``if __name__ == "__main__"`` would begin all over in each. So what workers get cannot be of the
+    script's own classes: to pickle it raises PicklingError. A worker that a signal to all of a group ends before it
+    has read what it gets would be waited for without end. To be used with ``obey_parent_alone``.
+    """
+    script, plain = sys.modules["__main__"], multiprocessing.get_start_method() == "fork"
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOP, signal.SIGTERM})  # children have it from this thread
+    if not plain:
+        sys.modules["__main__"] = ModuleType("__main__")  # of no file
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def obey_parent_alone(_worker: int = 0) -> None:
     """Have this process leave signals that stop to the one that started it, for a DataLoader's ``worker_init_fn``.
 
     Ctrl-C, torchrun and schedulers send them to all processes of a group, and a run needs its workers until it has
     saved. SIGTERM ends a worker where its parent sends it (elsewhere than on Linux nobody knows who did: always).
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in _STOP:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None or not hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

@@ -112,6 +112,10 @@ def test_all_processes_stop_where_one_is_asked_to_and_another_number_goes_on(tmp
     assert len(state["inside"]["random"]) == 2
     one = train("byol", digits(), out=tmp_path / "run", device="cpu", resume=True, **fields)
     whole = train("byol", digits(), out=tmp_path / "whole", device="cpu", **fields)
+    losses = [[line["loss"] for line in log.read(tmp_path / name) if "loss" in line] for name in ("run", "whole")]
+    assert len(losses[0]) == 6
+    # in float32 the rounding of a sum in two parts grows in each step; in float64 steps are equal (above)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     found = one.backbone.state_dict()
     for key, value in whole.backbone.state_dict().items():
-        torch.testing.assert_close(found[key], value, atol=1e-4, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(found[key], value, atol=1e-3, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")

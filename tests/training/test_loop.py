@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from coss_eval.training.methods import method_class, names
 from coss_eval.training.monitor import Health, spread
 from coss_eval.training.setup import Setup
 
+ROOT = str(Path(__file__).parents[2])
 HEADS: dict[str, dict[str, int]] = {
     "byol": {"hidden": 32},
     "dino": {"hidden": 32, "prototypes": 32, "bottleneck": 16},
@@ -360,6 +362,41 @@ def test_files_of_any_size_are_cropped_by_workers(tmp_path: Path) -> None:
         list(feed.epoch(0, first))
     rest = list(feed.epoch(0, first + 1))  # what was seen is not read again
     assert [part.ids.tolist() for part in rest] == [part.ids.tolist() for part in parts[first + 1 :]]
+
+
+PLAIN_SCRIPT = """
+import multiprocessing, sys, PIL.Image, coss_eval as ce
+print("begins")
+multiprocessing.set_start_method(sys.argv[1])
+class Mine:
+    def __len__(self): return 40
+    def __getitem__(self, i): return PIL.Image.new("RGB", (100 + i, 120), (6 * i, 0, 0)), i % 2
+if __name__ != "__main__":
+    sys.exit("a worker runs the script again")
+own = ce.as_dataset(Mine())
+geometry = ce.data.batches.Geometry(48)
+print(sum(len(batch.ids) for batch in own.train.batches(geometry, workers=2)), "of its own")
+fields = {"size": 48, "width": 4, "batch_size": 8, "hidden": 16, "epochs": 1, "warm_up_epochs": 0, "probe_every": 0}
+ce.train("byol", ce.load_dataset(sys.argv[2]), out=sys.argv[3], device="cpu", quiet=True, **fields)
+print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["spawn", "forkserver"])
+def test_a_script_without_a_guard_is_run_once_whatever_starts_processes(tmp_path: Path, how: str) -> None:
+    """As on macOS, and from Python 3.14 on. Images of a class of the script's own are read by one process."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 120, 3), np.uint8)
+    for place in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(pixels[i:]).save(tmp_path / "data" / place / f"{i}.png")
+    (tmp_path / "plain.py").write_text(PLAIN_SCRIPT)
+    call = [sys.executable, str(tmp_path / "plain.py"), how, str(tmp_path / "data"), str(tmp_path / "run")]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=900, env=os.environ | {"PYTHONPATH": ROOT})
+    assert done.stdout.splitlines() == ["begins", "40 of its own", "done"], done.stderr
+    assert "images are read by one process" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
