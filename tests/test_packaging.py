@@ -52,7 +52,7 @@ def imported(folder: Path) -> set[str]:
 def test_what_is_imported_is_declared() -> None:
     """As a dependency, or as an extra for what the package does without."""
     extras = PROJECT["optional-dependencies"]
-    declared = named(PROJECT["dependencies"]) | named([*extras["timm"], *extras["hdf5"]])
+    declared = named(PROJECT["dependencies"]) | named([*extras["timm"], *extras["hdf5"], *extras["ray"]])
     declared.add("eagerpy")  # foolbox's own tensors, which its calls take and give
     providers = packages_distributions()
     known = {module: providers.get(module, [module]) for module in imported(PACKAGE)}  # h5py need not be there

@@ -144,11 +144,10 @@ def write_field_pictures(
     theoretical field is less than the image, SITE/box. ``coss-eval figures`` draws those of a folder together.
     """
     import numpy as np
-    from matplotlib.figure import Figure
 
     from coss_eval.data.open import load_dataset
     from coss_eval.receptive_field import draw, field_map
-    from coss_eval.reports.drawing import save, style
+    from coss_eval.reports.drawing import Figure, save, style
     from coss_eval.reports.files import write_file
 
     test = load_dataset(data, root=data_root).test.limited(images, seed=0)

@@ -171,9 +171,7 @@ def write(frame: pd.DataFrame, out: Path) -> list[Path]:
 
 def figure(frame: pd.DataFrame) -> Any:
     """A forest plot of the first table's differences that are of shares of images: a row a score, a mark a pair."""
-    from matplotlib.figure import Figure
-
-    from coss_eval.reports.drawing import WIDTH, legend, looks
+    from coss_eval.reports.drawing import WIDTH, Figure, legend, looks
 
     shares = frame[(frame["unit"] == "percent") & frame["low"].notna()]
     shown = shares if shares.empty else shares[shares["table"] == shares["table"].iloc[0]]

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from coss_eval.errors import UsageError
-from coss_eval.reports.drawing import BETTER, CLEAR, SMALLEST, UNCLEAR, WIDTH, WORSE, style
+from coss_eval.reports.drawing import BETTER, CLEAR, SMALLEST, UNCLEAR, WIDTH, WORSE, Figure, style
 from coss_eval.reports.layout import Number, Row, broken
 from coss_eval.statistics import Difference
 

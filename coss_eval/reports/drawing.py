@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import figure as mpl_figure
 from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
@@ -92,6 +92,18 @@ class Canvas:
 WHOLE = Canvas()
 
 
+Drawn = TypeVar("Drawn", bound=mpl_figure.Figure)
+
+
+class Figure(mpl_figure.Figure):
+    """A figure that shows itself in a notebook; matplotlib's own does so only after pyplot has drawn one there."""
+
+    def _repr_png_(self) -> bytes:
+        found = io.BytesIO()
+        self.savefig(found, format="png", bbox_inches="tight")
+        return found.getvalue()
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """coss.mplstyle alone for a while, whatever the caller's settings are."""
@@ -153,7 +165,7 @@ def looks_of(results: Results, labels: Sequence[str], canvas: Canvas = WHOLE) ->
     return {label: look[name[label]] if i < MANY else Look(PALE, "", "-", False) for i, label in enumerate(shown)}
 
 
-def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
+def save(figure: mpl_figure.Figure, stem: Path, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """The figure as stem.png, stem.pdf ..., without dates, so that the same figure is the same file; the paths."""
     paths = []
     dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
@@ -182,7 +194,7 @@ def panels(
     return figure, axes[:number]
 
 
-def settle(figure: Figure) -> Figure:
+def settle(figure: Drawn) -> Drawn:
     """The figure laid out, titles broken and tick labels thinned out where they would reach into one another.
 
     The layout stays as it is then: it takes longer than all else that is drawn, and a figure that has an engine for it
@@ -196,7 +208,7 @@ def settle(figure: Figure) -> Figure:
     return figure
 
 
-def _lay_out(figure: Figure) -> None:
+def _lay_out(figure: mpl_figure.Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is None:
         figure.draw_without_rendering()

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from coss_eval.corruptions.names import CATEGORY, NAMES, SEVERITIES, VALIDATION
 from coss_eval.errors import CossError, UsageError
-from coss_eval.reports.drawing import BETTER, SMALLEST, WIDTH, WORSE, style
+from coss_eval.reports.drawing import BETTER, SMALLEST, WIDTH, WORSE, Figure, style
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import broken
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from coss_eval.reports.drawing import WHOLE, WIDTH, Canvas, legend, line, looks_in, marks
+from coss_eval.reports.drawing import WHOLE, WIDTH, Canvas, Figure, legend, line, looks_in, marks
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import TaskScores, mean_of, plain_scores, plain_words, spaced, unit_of
 from coss_eval.reports.task_report import TaskReport

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from coss_eval.reports.document import Document, Section
 from coss_eval.reports.drawing import (
     WHOLE,
     Canvas,
+    Figure,
     Look,
     legend,
     looks,

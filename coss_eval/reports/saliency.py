@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from coss_eval.reports.drawing import WHOLE, Canvas, style
+from coss_eval.reports.drawing import WHOLE, Canvas, Figure, style
 from coss_eval.reports.layout import broken
 
 

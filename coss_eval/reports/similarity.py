@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from coss_eval.errors import unknown_name
 from coss_eval.reports import html, layout, markdown, provenance
 from coss_eval.reports.document import Document, Section
-from coss_eval.reports.drawing import WIDTH, save, style
+from coss_eval.reports.drawing import WIDTH, Figure, save, style
 from coss_eval.reports.files import write_file
 from coss_eval.reports.layout import Number, Row, Table
 

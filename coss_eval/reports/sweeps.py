@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from coss_eval.reports import layout
 from coss_eval.reports.claims import Claim, Finding, claims_table, finding_of_runs, scores_table
 from coss_eval.reports.drawing import (
     WHOLE,
     WIDTH,
     Canvas,
+    Figure,
     label_edges,
     legend,
     line,

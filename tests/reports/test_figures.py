@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axis import Tick
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 from synthetic_runs import IMAGES, Writer
 
@@ -22,7 +21,7 @@ from coss_eval.errors import UsageError
 from coss_eval.evaluation.run import Run
 from coss_eval.reports import figures, sweeps
 from coss_eval.reports.differences import forest
-from coss_eval.reports.drawing import GREY, MANY, Canvas, looks, looks_in, methods_of, rising, save, style
+from coss_eval.reports.drawing import GREY, MANY, Canvas, Figure, looks, looks_in, methods_of, rising, save, style
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.gallery import attacked, draw_attacked
 from coss_eval.reports.layout import Number, Row
@@ -229,6 +228,7 @@ def test_fonts_are_embedded_as_true_type(three: Store, tmp_path: Path) -> None:
 def test_a_run_plots_one_figure(three: Store) -> None:
     figure = Run(three.path).plot("corruptions_mean", width=COLUMN, models=["byol", "co-byol"])
     assert isinstance(figure, Figure)
+    assert figure._repr_png_().startswith(b"\x89PNG")  # a notebook shows it, pyplot or not
     assert figure.get_figwidth() == COLUMN
     names = {text.get_text() for text in figure.legends[0].get_texts()}
     assert names == {"byol", "co-byol"}

@@ -7,7 +7,6 @@ from functools import cache, partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from coss_eval.corruptions.names import (
     BENCHMARK,
@@ -25,6 +24,7 @@ from coss_eval.reports.differences import difference_map
 from coss_eval.reports.drawing import (
     WHOLE,
     Canvas,
+    Figure,
     chance_in,
     label_edges,
     label_ends,

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from coss_eval.reports.drawing import WHOLE, Canvas, chance_in, legend, line, looks_in, marks, percent
+from coss_eval.reports.drawing import WHOLE, Canvas, Figure, chance_in, legend, line, looks_in, marks, percent
 from coss_eval.reports.estimates import Estimate, kept
 from coss_eval.reports.layout import Unit
 from coss_eval.reports.results import Results

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit  # not scipy.stats, which takes as long to import as pandas
 
-from coss_eval.reports.drawing import WHOLE, Canvas, Look, legend, line, looks_in
+from coss_eval.reports.drawing import WHOLE, Canvas, Figure, Look, legend, line, looks_in
 from coss_eval.reports.estimates import Estimate, aligned, difference_within
 from coss_eval.reports.headline import columns as headline_columns
 from coss_eval.reports.layout import Number, Row, Table, Unit, broken
