@@ -290,3 +290,12 @@ def test_the_site_builds_strictly_and_its_links_lead_somewhere(tmp_path: Path) -
             ):
                 wrong.append(f"{path.name} links to {target}")
     assert wrong == []
+
+
+def test_the_readmes_table_of_the_study_is_its_pages() -> None:
+    """Each of its rows has the numbers that stand in the page's row of that method."""
+    readme, page = (ROOT / "README.md").read_text(), (ROOT / "results" / "co-claims-gpu" / "report.md").read_text()
+    table = readme.partition("<!-- of results/co-claims-gpu/report.md -->\n")[2].partition("\n\n")[0]
+    rows = table.splitlines()[2:]
+    assert len(rows) == 2
+    assert [row for row in rows if row not in page] == []

@@ -438,6 +438,16 @@ def zip_with_names_that_lead_out(at: Path) -> Path:
     return at / "a.zip"
 
 
+@case("model", "leads out of it")
+def tar_with_names_that_lead_out(at: Path) -> Path:
+    with tarfile.open(at / "a.tar", "w") as tar:
+        for name in ("/a.txt", f"../../{ESCAPE}.pth"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    return at / "a.tar"
+
+
 @case("model", "truncated|damaged|header")
 def safetensors_with_a_header_of_exabytes(at: Path) -> Path:
     (at / "a.safetensors").write_bytes(struct.pack("<Q", 2**62) + b'{"')

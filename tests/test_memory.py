@@ -127,5 +127,5 @@ def test_a_dry_run_says_what_memory_is_needed_and_needs_little(
     needed = megabytes(dry) * 160 / 256  # there are 160 images
     more = [int(peak) - int(imports) for text in (dry, plenty[0]) for imports, peak in [figures(text)]]
     assert needed > 500
-    assert more[1] > 0.7 * needed  # a run takes about what is said
+    assert more[1] < 1.2 * needed  # a run takes no more than is said: less where few images are left to attack
     assert more[0] < 0.6 * needed  # a pass of as many images without gradients

@@ -139,6 +139,7 @@ FILE_OF = {  # the files of tests/checkpoints; each of the other rows has one of
     "lightly, student and teacher": "lightly, DINO",
     "MoCo": "MoCo v1",
     "MoCo v3": "MoCo v3, ResNet",
+    "MoCo v3, linear": "MoCo v3, linear ViT",
     "DINO": "DINO, ResNet",
     "Hugging Face": "Hugging Face, ResNet",
     "BYOL (PyTorch-BYOL)": "PyTorch-BYOL",

@@ -16,6 +16,7 @@ import lzma
 import math
 import os
 import pickle
+import shutil
 import tarfile
 import tempfile
 import warnings
@@ -310,11 +311,24 @@ def _unpack(path: Path, folder: Path) -> None:
                 _refuse_bomb(path, total)
                 _refuse_crowd(path, number)
                 if member.isfile():
-                    tar.extract(member, folder, filter="data")
+                    _unpack_member(path, tar, member, folder)
     except CossError:
         raise
     except Exception as error:  # a damaged archive can fail in any way: each is the file's fault, none is ours
         raise _damaged(path, error) from error
+
+
+def _unpack_member(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """One regular file, written by us, as Python before 3.11.4 has no filters that keep links and modes out."""
+    target = (folder / member.name.lstrip("/")).resolve()
+    content = tar.extractfile(member)
+    if content is None or not target.is_relative_to(folder.resolve()):
+        raise CossError(
+            f"{path} holds {member.name!r}, which leads out of it: unpack it and give the checkpoint itself"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def _refuse_bomb(path: Path, unpacked: int) -> None:

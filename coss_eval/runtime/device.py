@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,16 +72,38 @@ def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def spare_threads() -> int:
+def spare_threads(busy: float | None = None) -> int:
     """As many of torch's threads as there are cores that no program uses; one at least.
 
     Threads of a small network wait for one another at every layer, so that one of them without a core makes all of them
-    slow: two threads beside one busy program on two cores train at a tenth of one thread's speed.
+    slow: two threads beside one busy program on two cores train at a tenth of one thread's speed. ``busy``: how many
+    cores others use [default: what ``busy_cores`` sees].
     """
     if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):  # the person has decided; Windows
         return torch.get_num_threads()
-    free = (os.cpu_count() or 1) - round(os.getloadavg()[0])
+    free = (os.cpu_count() or 1) - round(busy_cores() if busy is None else busy)
     return max(1, min(torch.get_num_threads(), free))
+
+
+def busy_cores(seconds: float = 0.5) -> float:
+    """How many cores work while this process waits for so long; on macOS the load of the last minute.
+
+    That load lags: just after an installation, which is when the demonstration runs, it tells of pip.
+    """
+    try:
+        before = _core_ticks()
+        time.sleep(seconds)
+        work, all_ = (after - first for after, first in zip(_core_ticks(), before, strict=True))
+    except OSError:
+        return os.getloadavg()[0]
+    return (os.cpu_count() or 1) * work / max(all_, 1)
+
+
+def _core_ticks() -> tuple[int, int]:
+    """Those that all cores have worked since the machine began, and all there were (proc(5), /proc/stat). OSError."""
+    user, nice, system, idle, waiting, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    work = user + nice + system + sum(rest)
+    return work, work + idle + waiting
 
 
 @contextmanager

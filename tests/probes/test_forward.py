@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread, current_thread
@@ -24,7 +27,7 @@ from coss_eval.models.classifier import Classifier, to_float
 from coss_eval.probes.calibration import Reals, calibration, calibration_error, judge, judged
 from coss_eval.probes.forward import ahead, predict, scores
 from coss_eval.runtime.background import in_background
-from coss_eval.runtime.device import exact_float32, resolve_device, spare_threads
+from coss_eval.runtime.device import busy_cores, exact_float32, resolve_device, spare_threads
 from coss_eval.tasks.corruptions.task import Corruptions
 
 CPU = torch.device("cpu")
@@ -258,17 +261,28 @@ def test_cells_have_the_calibration_and_the_page_shows_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("load", "cores", "expected"), [(0.1, 2, 2), (1.0, 2, 1), (7.9, 2, 1), (1.2, 8, 4), (6.6, 8, 1)]
+    ("busy", "cores", "expected"), [(0.1, 2, 2), (1.0, 2, 1), (7.9, 2, 1), (1.2, 8, 4), (6.6, 8, 1)]
 )
-def test_threads_are_left_to_others(load: float, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_left_to_others(busy: float, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch has four threads, or two on two cores."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     monkeypatch.setattr("torch.get_num_threads", lambda: min(cores, 4))
-    assert spare_threads() == expected
+    assert spare_threads(busy) == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert spare_threads() == min(cores, 4)
+    assert spare_threads(busy) == min(cores, 4)
+
+
+def test_a_busy_core_is_seen_at_once() -> None:
+    """Whatever the last minute was like."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        busy = busy_cores(1.0)
+        other.kill()
+    assert 0.5 < busy <= (os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize(("gap", "wrong", "nll"), [(1e4, 0, 0.0), (1e4, 1, 250.0 * 2), (float("inf"), 1, float("inf"))])
