@@ -52,10 +52,11 @@ def test_who_has_set_the_allocator_up_is_left_alone() -> None:
 
 
 ATTACKED = """
-import resource, sys
+import sys
 from coss_eval.cli import main
+from coss_eval.runtime.memory import most_resident
 import coss_eval.evaluation, coss_eval.tasks.attacks.task, coss_eval.reports, timm, pandas, sklearn.linear_model  # noqa
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+peak = lambda: most_resident() // 10**6
 print("imports", peak())
 code = 0
 try:
@@ -119,7 +120,6 @@ def plenty(network: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB there")
 def test_a_dry_run_says_what_memory_is_needed_and_needs_little(
     network: Path, plenty: tuple[str, Path], tmp_path: Path
 ) -> None:
@@ -128,4 +128,4 @@ def test_a_dry_run_says_what_memory_is_needed_and_needs_little(
     more = [int(peak) - int(imports) for text in (dry, plenty[0]) for imports, peak in [figures(text)]]
     assert needed > 500
     assert more[1] < 1.2 * needed  # a run takes no more than is said: less where few images are left to attack
-    assert more[0] < 0.6 * needed  # a pass of as many images without gradients
+    assert more[0] < 0.8 * needed  # a pass of as many images without gradients

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
@@ -51,6 +53,20 @@ def give_memory_back() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def most_resident() -> int:
+    """Bytes that this process had in memory at most.
+
+    Linux's getrusage counts what its parent had when it started it, too; /proc/self/status does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def bytes_for_gradients(forward: Callable[[], Any]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from coss_eval.data.dataset import Dataset
 from coss_eval.runtime.device import exact_float32
-from coss_eval.runtime.memory import bytes_for_gradients
+from coss_eval.runtime.memory import bytes_for_gradients, most_resident
 from coss_eval.runtime.processes import process_group, world_size
 from coss_eval.statistics import median_interval
 from coss_eval.training.config import Config
@@ -222,5 +220,4 @@ def _wait(device: torch.device) -> None:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+    return most_resident()

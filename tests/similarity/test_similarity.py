@@ -182,13 +182,14 @@ def test_wrong_minibatches() -> None:
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
+from coss_eval.runtime.memory import most_resident
 from coss_eval.similarity import many
 many.SPOOLED, many.COLUMNS, many.BLOCKS = 2**20, 2**12, 2  # so that a small case takes the way of a large one
 many.rsa_matrix([torch.randn(500, 8) for _ in range(3)])  # what is imported and allocated once
-x, before = torch.randn(500, 16), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+x, before = torch.randn(500, 16), most_resident()
 many.rsa_matrix([x.roll(i, 0) for i in range(int(sys.argv[1]))])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print((most_resident() - before) // 1024)
 """
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,16 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert lines(out)[-2]["step"] == 12
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as at a terminal: what is started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_saves_inside_an_epoch_and_stops(tmp_path: Path) -> None:
     fields = {**TINY, "hidden": 32, "epochs": 2}
 
@@ -100,6 +110,7 @@ def test_ctrl_c_saves_inside_an_epoch_and_stops(tmp_path: Path) -> None:
     assert lines(out) == lines(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_does_not_wait() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interruptions(0) as noted:
@@ -127,6 +138,7 @@ def test_the_clock_asks_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Non
         assert not noted.look()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
 def test_a_signal_to_the_whole_group_saves_while_workers_decode(tmp_path: Path, number: str, code: int) -> None:
