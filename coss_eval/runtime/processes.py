@@ -91,11 +91,21 @@ def process_group(device: str | torch.device, *, patience: timedelta | None = No
         meeting = (Path(os.environ[TOGETHER]) / "meeting").as_uri()
         dist.init_process_group(backend, meeting, patience, world_size=size, rank=int(os.environ["RANK"]))
     else:
-        dist.init_process_group(backend, timeout=patience)
+        _join_torchruns(backend, patience)
     try:
         yield own
     finally:
         dist.destroy_process_group()
+
+
+def _join_torchruns(backend: str, patience: timedelta | None) -> None:
+    """Meet in this attempt's part of torchrun's store: a restart finds the addresses of dead processes in the rest."""
+    from torch.distributed.distributed_c10d import PrefixStore, default_pg_timeout
+    from torch.distributed.rendezvous import rendezvous  # where torch has no processes there is neither
+
+    store, number, size = next(rendezvous("env://", timeout=patience or default_pg_timeout))
+    own = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, timeout=patience, store=own, rank=number, world_size=size)
 
 
 def gathered(value: T) -> list[T]:
