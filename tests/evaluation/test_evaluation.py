@@ -315,7 +315,7 @@ def torchrun(count: int, script: Path, *args: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [3])  # 1, 2 and 4, too, but not always: each takes minutes on two cores
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_several_processes_give_the_numbers_of_one(
     count: int, checkpoint: Path, full_run: evaluation.Run, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def torchrun(processes: int, script: str, *arguments: str, restarts: int = 0) ->
     subprocess.run(call, env=os.environ | ALONE, timeout=1800, check=True)
 
 
-@pytest.fixture(scope="module", params=[2])  # 4 as well, but not always: it takes four minutes on two cores
+@pytest.fixture(scope="module", params=[2, 4])
 def of_several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ddp") / "found.pt"
     torchrun(request.param, "two_processes.py", str(out))
@@ -110,12 +111,13 @@ def test_all_processes_stop_where_one_is_asked_to_and_another_number_goes_on(tmp
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert state["step"] == 4  # of 6, 3 an epoch
     assert len(state["inside"]["random"]) == 2
-    one = train("byol", digits(), out=tmp_path / "run", device="cpu", resume=True, **fields)
-    whole = train("byol", digits(), out=tmp_path / "whole", device="cpu", **fields)
-    losses = [[line["loss"] for line in log.read(tmp_path / name) if "loss" in line] for name in ("run", "whole")]
+    # both from this state: float32's rounding of a sum in two parts grows in each step (in float64 all steps are equal)
+    shutil.copytree(tmp_path / "run", tmp_path / "two")
+    torchrun(2, "interrupted_run.py", str(tmp_path / "two"), "never", "SIGUSR1", "byol", json.dumps(fields))
+    one = train("byol", digits(), out=tmp_path / "run", device="cpu", resume=True, **fields).backbone.state_dict()
+    two = load_model(tmp_path / "two" / "model.safetensors").backbone.state_dict()
+    losses = [[line["loss"] for line in log.read(tmp_path / name) if "loss" in line] for name in ("run", "two")]
     assert len(losses[0]) == 6
-    # in float32 the rounding of a sum in two parts grows in each step; in float64 steps are equal (above)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    found = one.backbone.state_dict()
-    for key, value in whole.backbone.state_dict().items():
-        torch.testing.assert_close(found[key], value, atol=1e-2, rtol=1e-2, msg=lambda m, k=key: f"{k}: {m}")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for key, value in two.items():
+        torch.testing.assert_close(one[key], value, atol=1e-3, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
