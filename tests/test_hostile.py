@@ -843,6 +843,12 @@ def configured(at: Path, text: str) -> list[str]:
     return ["probe", "--config", str(at / "a.yaml"), "--ckpt", "pixels:8", "--out", str(at / "out"), "--dry-run"]
 
 
+def hollow(at: Path, words: list[str]) -> list[str]:
+    """The same with a file of gigabytes that take no room on the disk."""
+    os.truncate(at / "a.yaml", 8 * 2**30)
+    return words
+
+
 @case("command", "a.yaml")
 def yaml_with_a_tag(at: Path) -> list[str]:
     return configured(at, "limit: !!python/object/apply:os.system ['touch /tmp/coss-eval-was-here']")
@@ -877,9 +883,7 @@ def yaml_in_latin_1(at: Path) -> list[str]:
 
 @case("command", "a.yaml")
 def yaml_of_gigabytes(at: Path) -> list[str]:
-    words = configured(at, "")
-    os.truncate(at / "a.yaml", 8 * 2**30)
-    return words
+    return hollow(at, configured(at, ""))
 
 
 @case("command", "a.yaml|sweep")
@@ -907,9 +911,7 @@ def sweep_of_brackets(at: Path) -> list[str]:
 
 @case("command", "a.yaml")
 def sweep_of_gigabytes(at: Path) -> list[str]:
-    words = swept(at, "")
-    os.truncate(at / "a.yaml", 8 * 2**30)
-    return words
+    return hollow(at, swept(at, ""))
 
 
 @case("command", "grid smaller")

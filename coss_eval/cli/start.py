@@ -266,7 +266,10 @@ def sweep(
     if list_:
         say("\n".join(report.list_lines(chosen, everything)))
         return 0
-    tell = lambda run, what: say(f"[{run.number}/{len(everything)}] {run.name} {what}")  # noqa: E731
+
+    def tell(run: plan.TrainingRun, what: str) -> None:
+        say(f"[{run.number}/{len(everything)}] {run.name} {what}")
+
     if cluster is not None:
         from coss_eval.sweeps.on_ray import SweepOnRay
 

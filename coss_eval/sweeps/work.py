@@ -20,7 +20,7 @@ from coss_eval.data.open import load_dataset
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.device import resolve_device
 from coss_eval.runtime.disk import Lock
-from coss_eval.runtime.processes import process_group
+from coss_eval.runtime.processes import process_group, rank, world_size
 from coss_eval.runtime.provenance import made_with
 from coss_eval.store.runs import JOB, RESULTS
 from coss_eval.sweeps.plan import Evaluation, Sweep, TrainingRun, runs
@@ -43,7 +43,6 @@ from coss_eval.tasks import task_class
 from coss_eval.tasks.task import Task
 from coss_eval.training.dry_run import dry_run
 from coss_eval.training.fields import build
-from coss_eval.training.gather import rank, world_size
 from coss_eval.training.loop import LAST, MODEL, TrainingProgress, train_config
 
 TIMED_STEPS = 50  # that fix the epochs of a sweep with run_minutes

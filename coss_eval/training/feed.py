@@ -19,7 +19,7 @@ from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError
 from coss_eval.probes.forward import ahead
 from coss_eval.runtime.background import in_background
-from coss_eval.training.gather import rank, world_size
+from coss_eval.runtime.processes import rank, world_size
 from coss_eval.views.augmentation import Views
 from coss_eval.views.crop_files import crop_batches
 from coss_eval.views.make import ViewParameters, draw_views

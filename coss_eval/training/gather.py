@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from coss_eval.runtime.processes import rank as rank
-from coss_eval.runtime.processes import world_size as world_size
+from coss_eval.runtime.processes import rank, world_size
 
 
 class _Gather(torch.autograd.Function):

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from coss_eval.runtime.processes import world_size
 from coss_eval.training.config import Config
-from coss_eval.training.gather import world_size
 
 Passes = Callable[[Sequence[Tensor]], Tensor]
 WARM_UP = 3  # steps before the capture: libraries choose their kernels, torch.compile compiles

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
-from coss_eval.training.gather import rank, world_size
+from coss_eval.runtime.processes import rank, world_size
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler's end, Slurm's --signal=USR1@120
 SAME_PRESS = 1.0  # seconds: a launcher may pass on a Ctrl-C that the terminal has sent already

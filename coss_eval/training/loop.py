@@ -27,12 +27,12 @@ from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.disk import Lock, remove_leftovers
 from coss_eval.runtime.live import training_line
 from coss_eval.runtime.memory import out_of_memory
-from coss_eval.runtime.processes import gathered, process_group
+from coss_eval.runtime.processes import gathered, process_group, rank, world_size
 from coss_eval.runtime.provenance import git_commit, made_with
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
 from coss_eval.training.feed import BatchPart
-from coss_eval.training.gather import mean_over_ranks, rank, world_size
+from coss_eval.training.gather import mean_over_ranks
 from coss_eval.training.graph import GraphedPasses, refusal
 from coss_eval.training.interruptions import Interruptions, Stopped
 from coss_eval.training.log import RunLog

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from coss_eval.training.gather import world_size
+from coss_eval.runtime.processes import world_size
 from coss_eval.training.method import precise
 
 

@@ -142,7 +142,10 @@ def test_a_report_draws_anew_what_was_drawn_for_print(store: Store, writer: Call
     """Else an old figure would stay beside the new numbers."""
     writer("b").corruptions(["fog"])
     folder = store.path / "figures"
-    kinds = lambda: sorted(path.suffix for path in folder.glob("corruptions_by_severity.*"))  # noqa: E731
+
+    def kinds() -> list[str]:
+        return sorted(path.suffix for path in folder.glob("corruptions_by_severity.*"))
+
     reports.write(store.path)
     assert kinds() == [".png"]
     (folder / "corruptions_by_severity.pdf").write_bytes(b"old")

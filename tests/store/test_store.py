@@ -332,6 +332,16 @@ def freed(store: Store, key: str, seconds: float = 20) -> bool:
     return False
 
 
+def taken_over(store: Store) -> None:
+    """The claim is this process's, once, and leaves nothing behind."""
+    with store.claim("k") as mine:
+        assert mine is not None
+        assert mine.read_text().startswith(f"{os.getpid()} ")
+        with store.claim("k") as again:
+            assert again is None
+    assert not list((store.path / "cells").iterdir())
+
+
 @pytest.mark.parametrize("child", ["alone", "fork"])
 def test_a_claim_dies_with_its_process(child: str, tmp_path: Path) -> None:
     """Also where the killed process leaves a forked worker behind."""
@@ -347,12 +357,7 @@ def test_a_claim_dies_with_its_process(child: str, tmp_path: Path) -> None:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
         assert freed(store, "k")
-        with store.claim("k") as mine:
-            assert mine is not None
-            assert mine.read_text().startswith(f"{os.getpid()} ")
-            with store.claim("k") as again:
-                assert again is None
-        assert not list((tmp_path / "cells").iterdir())
+        taken_over(store)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(holder.pid, signal.SIGKILL)
@@ -443,12 +448,7 @@ def test_a_claim_without_flock_lasts_as_long_as_its_process(child: str, tmp_path
             assert mine is None
         assert str(store.pack()).startswith("another process")
         old(lock)
-        with store.claim("k") as mine:
-            assert mine is not None
-            assert mine.read_text().startswith(f"{os.getpid()} ")
-            with store.claim("k") as again:
-                assert again is None
-        assert not list((tmp_path / "cells").iterdir())
+        taken_over(store)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(holder.pid, signal.SIGKILL)

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from training_parts import SMALL, TINY, digits
 
 from coss_eval.errors import UsageError
+from coss_eval.runtime.processes import rank
 from coss_eval.training.config import resolve
-from coss_eval.training.gather import mean_over_ranks, rank
+from coss_eval.training.gather import mean_over_ranks
 from coss_eval.training.loop import Trainer, train
 
 SMALL_VIEWS = {"small_views": 2, "small_size": 16}

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coss_eval.training.gather import gather, rank
+from coss_eval.runtime.processes import rank
+from coss_eval.training.gather import gather
 from coss_eval.training.method import Comparison, Heads, Method, mlp, precise
 from coss_eval.views.augmentation import ASYMMETRIC, ViewRecipe
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coss_eval.training.gather import gather, rank
+from coss_eval.runtime.processes import rank
+from coss_eval.training.gather import gather
 from coss_eval.training.method import Comparison, Heads, Method, TargetSource, mlp, precise
 from coss_eval.views.augmentation import ViewRecipe
 
