@@ -29,7 +29,7 @@ from coss_eval.store import pack as _pack
 from coss_eval.store.cells import warn
 
 RUNS = "runs.zip"
-JOB, LOG, RESULTS = "job.json", "log.jsonl", "results"
+JOB, LOG, MODEL, RESULTS = "job.json", "log.jsonl", "model.safetensors", "results"
 MOST_MEMBER = _pack.MOST_SAMPLES
 _OLDEST = 315_532_800  # seconds to 1980, where the dates of a zip begin
 _NAME = r"\w[\w.=,-]*"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from coss_eval.store import Store
-from coss_eval.store.runs import JOB, LOG, RESULTS, PackedRun, Runs
+from coss_eval.store.runs import JOB, LOG, MODEL, RESULTS, PackedRun, Runs
 
 
 def has_runs(folder: Path) -> bool:
@@ -16,7 +16,8 @@ def has_runs(folder: Path) -> bool:
 
 
 def pack_runs(out: Path) -> dict[str, str | None]:
-    """Pack what is finished (pilots, and runs that are trained and evaluated): None by run, or why it was left.
+    """Pack what is finished (pilots, runs that are trained and evaluated, and those whose weights are gone, so that
+    nothing more can be measured): None by run, or why it was left.
 
     Safe between processes. The folder of a packed run goes, but for weights and what was drawn there. Raises CossError.
     """
@@ -48,15 +49,16 @@ def pack_runs(out: Path) -> dict[str, str | None]:
 def _unfinished(folder: Path) -> str | None:
     job = folder / JOB
     try:
-        done = _is_done(job.read_bytes()) if job.exists() else _is_trained((folder / LOG).read_bytes())
+        gone = not (folder / MODEL).exists()
+        done = _is_done(job.read_bytes(), gone) if job.exists() else _is_trained((folder / LOG).read_bytes())
     except (ValueError, TypeError, LookupError):
         return f"its {JOB if job.exists() else LOG} is damaged"
     return None if done else "not finished"
 
 
-def _is_done(job: bytes) -> bool:
+def _is_done(job: bytes, gone: bool) -> bool:
     record = json.loads(job)
-    return "knn" in record or "evaluated" in record
+    return "knn" in record or "evaluated" in record or ("sha256" in record and gone)
 
 
 def _is_trained(log: bytes) -> bool:

@@ -142,7 +142,8 @@ def judge(what: str | Path, folder: Path, size: str | None = None) -> tuple[list
 
 def _trial(state: State, sweep: Sweep, out: Path) -> sweeps.Trial:
     run = state.run
-    results = Results(Store(out / run.name / RESULTS)) if state.stage == "done" else None
+    measured = state.stage in ("trained", "done")  # of a run that is being evaluated, what is there already
+    results = Results(Store(out / run.name / RESULTS)) if measured else None
     records = [] if results is None else results.records
     scores = {
         m["metric"]: Estimate(m["value"], m["low"], m["high"], m["n"])

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.runtime.disk import write_atomically
-from coss_eval.store.runs import JOB, Runs
+from coss_eval.store.runs import JOB, MODEL, Runs
 from coss_eval.sweeps.plan import Sweep, TrainingRun, runs
 from coss_eval.training.config import Config
 from coss_eval.training.log import read
-from coss_eval.training.loop import LAST, MODEL
+from coss_eval.training.loop import LAST
 
 EPOCHS, LOCK = "epochs.json", "job.lock"
 Step = Literal["train", "evaluate"]

@@ -22,7 +22,7 @@ from coss_eval.runtime.device import resolve_device
 from coss_eval.runtime.disk import Lock
 from coss_eval.runtime.processes import process_group, rank, world_size
 from coss_eval.runtime.provenance import made_with
-from coss_eval.store.runs import JOB, RESULTS
+from coss_eval.store.runs import JOB, MODEL, RESULTS, RUNS
 from coss_eval.sweeps.plan import Evaluation, Sweep, TrainingRun, runs
 from coss_eval.sweeps.report import report
 from coss_eval.sweeps.state import (
@@ -43,7 +43,7 @@ from coss_eval.tasks import task_class
 from coss_eval.tasks.task import Task
 from coss_eval.training.dry_run import dry_run
 from coss_eval.training.fields import build
-from coss_eval.training.loop import LAST, MODEL, TrainingProgress, train_config
+from coss_eval.training.loop import LAST, TrainingProgress, train_config
 
 TIMED_STEPS = 50  # that fix the epochs of a sweep with run_minutes
 
@@ -214,6 +214,11 @@ class Worker:
 
     def _evaluate(self, state: State, data: Dataset) -> None:
         folder, started = self.out / state.run.name, time.monotonic()
+        if not (folder / MODEL).exists():
+            raise CossError(
+                f"it is trained, and its weights are gone: put {folder / MODEL} back to evaluate it, or take the run "
+                f"out of {folder if (folder / JOB).exists() else self.out / RUNS} to train it again"
+            )
         model = replace(load_model(folder / MODEL), name=state.run.name)
         for wanted in self.sweep.evaluate:
             done = evaluation.evaluate(

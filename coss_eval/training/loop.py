@@ -29,6 +29,7 @@ from coss_eval.runtime.live import training_line
 from coss_eval.runtime.memory import out_of_memory
 from coss_eval.runtime.processes import gathered, process_group, rank, world_size
 from coss_eval.runtime.provenance import git_commit, made_with
+from coss_eval.store.runs import MODEL
 from coss_eval.training import checkpoint
 from coss_eval.training.config import Config, resolve
 from coss_eval.training.feed import BatchPart
@@ -42,7 +43,6 @@ from coss_eval.training.pretraining import Losses
 from coss_eval.training.setup import Setup
 
 LAST = "last.pt"
-MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)

@@ -394,6 +394,13 @@ def test_a_study_pilots_trains_evaluates_and_reports(written: Callable[..., Path
         assert pack_runs(out) == {"byol-seed=0": None}
     assert [state.stage for state in states(changed, out, work)][2:] == ["done"] + ["trained"] * 4
 
+    (out / "byol-seed=1" / "model.safetensors").unlink()
+    (failure,) = Worker(changed, out, work, device="cpu").run(5)
+    assert failure.startswith("5 byol-seed=1: it is trained, and its weights are gone: put ")
+    assert failure.endswith(f"or take the run out of {out / 'runs.zip'} to train it again")
+    assert "5 of 5 runs are trained, 1 evaluated" in (out / "report.md").read_text()
+    assert row.rpartition(" | ")[0].rpartition(" | ")[0] in (out / "report.md").read_text()  # what was measured stays
+
 
 def _damaged(measurement: dict[str, Any]) -> bool:
     return measurement["metric"] == "accuracy" and measurement["condition"]["level"] in (0.5, 0.9)

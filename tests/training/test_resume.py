@@ -22,10 +22,11 @@ from training_parts import SMALL, TINY, digits
 
 from coss_eval.checkpoints.load import load_model
 from coss_eval.errors import CossError, UsageError
+from coss_eval.store.runs import MODEL
 from coss_eval.training import checkpoint, log
 from coss_eval.training.config import Config
 from coss_eval.training.interruptions import SAME_PRESS, Interruptions
-from coss_eval.training.loop import LAST, MODEL, TrainingProgress, train
+from coss_eval.training.loop import LAST, TrainingProgress, train
 
 EVERY_STEP = {"checkpoint_minutes": 1e-9}  # a state after each, of which the last one of an epoch is that of the epoch
 
