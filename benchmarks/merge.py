@@ -103,8 +103,25 @@ def merge_tables(came: Path, target: Path) -> list[str]:
         write_atomically(target / "speed.jsonl", "".join(f"{json.dumps(row)}\n" for row in everything).encode())
         write_atomically(target / "README.md", markdown(everything).encode())
         if (came / "kernels.txt").exists():
-            write_atomically(target / "kernels.txt", (came / "kernels.txt").read_bytes())
+            texts = [
+                (folder / "kernels.txt").read_text() for folder in (target, came) if (folder / "kernels.txt").exists()
+            ]
+            write_atomically(target / "kernels.txt", "".join(kernel_tables(texts).values()).encode())
     return told
+
+
+def kernel_tables(texts: Iterable[str]) -> dict[str, str]:
+    """The tables of kernels.txt by what was trained: of each the last one."""
+    tables: dict[str, str] = {}
+    for text in texts:
+        title = ""
+        for line in text.splitlines(keepends=True):
+            head, found, _ = line.partition(": a step takes ")
+            if found:
+                title = head
+                tables.pop(title, None)
+            tables[title] = tables.get(title, "") + line
+    return tables
 
 
 def merge_study(archive: Path, store: Path, sweep: plan.Sweep) -> list[str]:

@@ -293,7 +293,7 @@ def test_every_stage_is_told_and_the_next_one_starts(tmp_path: Path) -> None:
 def came_back(folder: Path, rows: list[dict[str, Any]]) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "speed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"what": "cut sh')
-    (folder / "kernels.txt").write_text("kernels\n")
+    (folder / "kernels.txt").write_text("byol: a step takes 2 ms\nkernels\n")
     return folder
 
 
@@ -325,6 +325,14 @@ def test_an_error_does_not_replace_a_number(merge: ModuleType) -> None:
     error = {**{k: ROW[k] for k in ("what", "device", "torch", "small_form", "commit", "peak_gib")}, "error": "x"}
     assert merge.merged([ROW], [error]) == [ROW]
     assert merge.merged([error], [ROW]) == [ROW]
+
+
+def test_kernels_of_another_network_stay(merge: ModuleType) -> None:
+    texts = ["a, 64 px: a step takes 2 ms\nold\n", "b: a step takes 1 ms\nx\na, 64 px: a step takes 3 ms\nnew\n"]
+    assert merge.kernel_tables(texts) == {
+        "b": "b: a step takes 1 ms\nx\n",
+        "a, 64 px": "a, 64 px: a step takes 3 ms\nnew\n",
+    }
 
 
 SWEEP = Sweep(

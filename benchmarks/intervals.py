@@ -1,6 +1,6 @@
 """How often the interval of a difference between methods holds the truth: new seeds and new images, simulated.
 
-command: python benchmarks/coverage.py
+command: python benchmarks/intervals.py
 hours: about a minute on one CPU core
 expected: .93 to .97; measured .933 to .952 at 3, 6 and 10 seeds, but .87 to .89 where one run in ten of one method
 collapses (most draws of few seeds have no such run, so nothing in them tells of it) and .97 to .98 where both do
