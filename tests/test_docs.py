@@ -309,10 +309,10 @@ def test_the_arithmetic_of_scale_is_of_the_measured_rates(capsys: pytest.Capture
     assert capsys.readouterr().out == block.expected
     gpu, speed = ((ROOT / "results" / name / "README.md").read_text() for name in ("gpu", "speed"))
     measured = {
-        rf"byol, ResNet-50, 224 px: training step \| {names['steps']:,} images/s": gpu,
-        rf"co-byol, ResNet-50, 224 px: training step \| {names['steps']:,} images/s": gpu,
-        rf"224 px, mean, .* {64e3 * names['corruption']:.3f} ms a batch .* fp32, {64e3 * names['forward']:.1f} ms": gpu,
-        rf"redundancy of .* two bare .* \| {names['redundancy']} \|": gpu,
+        rf"\| byol, ResNet-50, 224 px: training step \| {names['byol']:,} images/s": gpu,
+        rf"\| co-byol, ResNet-50, 224 px: training step \| {names['co_byol']:,} images/s": gpu,
+        rf"224 px, mean, .* {64e3 * names['corruption']:.3f} ms a batch .* fp32, {64e3 * names['forward']:.3g} ms": gpu,
+        rf"redundancy of .* a bare forward pass, .* \| {names['redundancy']} \|": gpu,
         rf"a step of PGD that breaks nothing .* {names['pgd_step']} of its time": speed,
         rf"10 levels at every site .* {names['sharing']} x \(ResNet-50\)": speed,
     }
