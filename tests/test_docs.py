@@ -299,3 +299,21 @@ def test_the_readmes_table_of_the_study_is_its_pages() -> None:
     rows = table.splitlines()[2:]
     assert len(rows) == 2
     assert [row for row in rows if row not in page] == []
+
+
+def test_the_arithmetic_of_scale_is_of_the_measured_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rates are those of results/gpu and results/speed, and its figures follow from them."""
+    block = next(block for block in blocks(ROOT / "docs" / "scale.md") if block.language == "python")
+    names: dict[str, Any] = {}
+    exec(compile(block.text, "scale.md", "exec"), names)  # noqa: S102 - the page's own, which is what is tested
+    assert capsys.readouterr().out == block.expected
+    gpu, speed = ((ROOT / "results" / name / "README.md").read_text() for name in ("gpu", "speed"))
+    measured = {
+        rf"\| byol, ResNet-50, 224 px: training step \| {names['byol']:,} images/s": gpu,
+        rf"\| co-byol, ResNet-50, 224 px: training step \| {names['co_byol']:,} images/s": gpu,
+        rf"224 px, mean, .* {64e3 * names['corruption']:.3f} ms a batch .* fp32, {64e3 * names['forward']:.3g} ms": gpu,
+        rf"redundancy of .* a bare forward pass, .* \| {names['redundancy']} \|": gpu,
+        rf"a step of PGD that breaks nothing .* {names['pgd_step']} of its time": speed,
+        rf"10 levels at every site .* {names['sharing']} x \(ResNet-50\)": speed,
+    }
+    assert [pattern for pattern, text in measured.items() if not re.search(pattern, text)] == []

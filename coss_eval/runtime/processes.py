@@ -30,6 +30,7 @@ from coss_eval.runtime.memory import keep_freed_memory
 T = TypeVar("T")
 
 PARENT = "COSS_PARENT"  # in the environment of a process that start_on_each started: the number of the one that did
+_NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # in the environment of one of several
 LAST_WORDS = 30.0  # seconds that a process has to end after it was asked to
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
@@ -134,6 +135,22 @@ def one_goes_ahead() -> Iterator[None]:
     yield
     if not waits:
         gathered(None)
+
+
+@contextmanager
+def apart() -> Iterator[tuple[int, int]]:
+    """This process's number and how many there are; in the block it is alone: what would join the others finds none.
+
+    For work that they share by whole pieces before they meet. What was started by ``start_on_each`` ends with it here,
+    too.
+    """
+    if TOGETHER in os.environ:
+        _end_with(int(os.environ[PARENT]))
+    held = {name: os.environ.pop(name) for name in _NUMBERS if name in os.environ}
+    try:
+        yield int(held.get("RANK", "0")), int(held.get("WORLD_SIZE", "1"))
+    finally:
+        os.environ.update(held)
 
 
 def start_on_each(devices: Sequence[str]) -> int:

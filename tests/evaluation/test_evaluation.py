@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -366,21 +366,50 @@ print(json.dumps([counts, equal, apart]), flush=True)
 """
 
 
+def what_each_tells(script: str, count: int, folder: Path) -> list[Any]:
+    """The JSON that each of so many processes prints, started as by one command."""
+    joined = {**os.environ, TOGETHER_IN: str(folder), PARENT: str(os.getpid()), "WORLD_SIZE": str(count)}
+    numbered = [joined | {"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(count)]
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
+    processes = [subprocess.Popen(command, env=one, text=True, stdout=pipe, stderr=pipe) for one in numbered]
+    told = []
+    for process in processes:
+        text, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        told.append(json.loads(text))
+    return told
+
+
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_features_are_of_each_image_once(count: int, tmp_path: Path) -> None:
     """101 images divide by no number of processes; all find the same rows in the cache."""
-    joined = {**os.environ, TOGETHER_IN: str(tmp_path), PARENT: str(os.getpid()), "WORLD_SIZE": str(count)}
-    numbered = [joined | {"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(count)]
-    command, pipe = [sys.executable, "-c", SPLIT], subprocess.PIPE
-    processes = [subprocess.Popen(command, env=one, text=True, stdout=pipe, stderr=pipe) for one in numbered]
-    for process in processes:
-        told, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
-        counts, equal, apart = json.loads(told)
+    for counts, equal, apart in what_each_tells(SPLIT, count, tmp_path):
         assert sum(done for done, _ in counts) == 101
         assert all(done == total for done, total in counts)
         assert equal
         assert apart < 1e-6
+
+
+APART = """
+import json, os
+from pathlib import Path
+import coss_eval as ce
+from coss_eval.runtime.processes import apart, gathered, process_group
+out = Path(os.environ["COSS_TOGETHER"]) / os.environ["RANK"]
+small = {"width": 4, "epochs": 1, "warm_up_epochs": 0, "batch_size": 32, "probe_every": 0}
+with apart() as place:
+    images = ce.load_dataset("digits").train.limited(64)
+    ce.train("simclr", images, out=out, device="cpu", quiet=True, **small)
+with process_group("cpu"):
+    both = gathered((place, (out / "model.safetensors").exists()))
+print(json.dumps(both), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_train_apart_and_then_meet(tmp_path: Path) -> None:
+    """As the demonstration's do: were they joined already, the second one would write no model."""
+    assert what_each_tells(APART, 2, tmp_path) == 2 * [[[[0, 2], True], [[1, 2], True]]]
 
 
 def test_a_cell_that_another_process_holds_is_named_with_an_exit_code(

@@ -58,6 +58,6 @@ ENTRY = TaskEntry(
     options=CropsOptions,
     home="coss_eval.tasks.crops.task:Crops",
     order=50,
-    quick={"scales": (0.5,), "counts": (1, 4)},
+    quick={"areas": (0.08, 0.4), "positions": ("centre", "top left"), "scales": (0.5,), "counts": (1, 4)},
     small={"areas": (0.4,), "positions": ("centre",), "scales": (0.5,), "counts": (2,)},
 )

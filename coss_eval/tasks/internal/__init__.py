@@ -46,6 +46,6 @@ ENTRY = TaskEntry(
     options=InternalOptions,
     home="coss_eval.tasks.internal.task:Internal",
     order=40,
-    quick={"levels": (0.1, 0.3, 0.5, 0.7, 0.9), "seeds": 2},
+    quick={"levels": (0.2, 0.5, 0.8), "seeds": 1},
     small={"levels": (0.5,), "seeds": 1},
 )
