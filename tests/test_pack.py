@@ -511,7 +511,7 @@ def test_samples_of_strangers_take_no_memory_and_run_nothing(content: bytes) -> 
 def test_a_column_cannot_be_asked_for_many_times(run: Path) -> None:
     Store(run).pack()
     samples = _pack.Samples(packed_names(run)[1].read_bytes())
-    assert len(samples.table({"ids": 0, "columns": {"x": ["bool", 0]}})) == IMAGES
+    assert len(samples.columns({"ids": 0, "columns": {"x": ["bool", 0]}}).values["x"]) == IMAGES
     for columns in (
         {str(i): ["bool", 0] for i in range(9)},
         {"x": ["bool", -1]},
@@ -519,7 +519,7 @@ def test_a_column_cannot_be_asked_for_many_times(run: Path) -> None:
         {"x": ["ids", 0]},
     ):
         with pytest.raises(_pack.Damaged):
-            samples.table({"ids": 0, "columns": columns})
+            samples.columns({"ids": 0, "columns": columns})
 
 
 def test_cells_that_inflate_without_end_are_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from coss_eval.probes.linear import fit_probe
 from coss_eval.receptive_field.effective import effective
 from coss_eval.receptive_field.theoretical import fields, location_fields, theoretical
 from coss_eval.redundancy import measure, spectrum
-from coss_eval.reports.estimates import Estimate, area, kept
+from coss_eval.reports.estimates import Estimate, Shares, area, kept
 from coss_eval.reports.results import Results
 from coss_eval.store import Cell, Measurement, Store
 from coss_eval.tasks.attacks.task import Attacks
@@ -120,7 +120,14 @@ def _kept_is_one_definition() -> None:
 def _estimate(verdicts: np.ndarray) -> Estimate:
     import pandas as pd
 
-    return Estimate(float(verdicts.mean()), None, None, len(verdicts), pd.Series(verdicts.astype(float)), "f")
+    return Estimate(
+        float(verdicts.mean()),
+        None,
+        None,
+        len(verdicts),
+        Shares(pd.RangeIndex(len(verdicts)), verdicts.astype(float)),
+        "f",
+    )
 
 
 def _nothing_is_kept_of_chance() -> None:

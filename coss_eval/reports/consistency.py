@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from coss_eval.errors import CossError, UsageError
-from coss_eval.reports.estimates import Estimate, aligned, from_shares, mean
+from coss_eval.reports.estimates import Estimate, Shares, aligned, from_shares, mean
 from coss_eval.reports.layout import Entry, Number, Row, Table
 from coss_eval.reports.layout import text as table_text
 from coss_eval.reports.results import Results
@@ -62,7 +62,7 @@ def kappa(a: Estimate | None, b: Estimate | None) -> Estimate | None:
     value = float((agree.mean() - expected) / (1 - expected))
     of_expected = (2 * q - 1) * (table[:, 0] - p) + (2 * p - 1) * (table[:, 1] - q)
     shares = value + (agree - agree.mean() - (1 - value) * of_expected) / (1 - expected)
-    found = from_shares(value, pd.Series(shares, index=ids), a.data)
+    found = from_shares(value, Shares(ids, shares), a.data)
     if found.low is None or found.high is None:
         return found
     return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))

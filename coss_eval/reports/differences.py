@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 
 from coss_eval.errors import UsageError
@@ -61,24 +62,28 @@ def _draw_forest(axis: Axes, lines: Sequence[tuple[str, Number | None]], width: 
     tall = np.array([1 + text.count("\n") for text, _ in lines], dtype=float)
     places = tall.cumsum() - tall / 2
     axis.axvline(0, color="#555555", linewidth=0.7, zorder=0)
-    for y, (_, number) in zip(places, lines, strict=True):
+    bars: list[tuple[float, float, float, str]] = []
+    marks: dict[tuple[str, str], list[tuple[float, float]]] = {}  # by fill and edge: one artist for all alike
+    notes = []
+    for y, (_, number) in zip(places.tolist(), lines, strict=True):
         if number is None:
             continue
         scale = 100 if number.unit == "percent" else 1
         color = {"better": BETTER, "worse": WORSE, "clear": CLEAR, "": UNCLEAR}[number.side]
         if number.interval and number.low is not None and number.high is not None:
-            axis.hlines(y, scale * number.low, scale * number.high, color=color, linewidth=1.2)
-        fill = color if number.clear else "white"
-        axis.plot(scale * number.value, y, "o", markersize=4, color=fill, markeredgecolor=color, markeredgewidth=1)
+            bars.append((y, scale * number.low, scale * number.high, color))
+        marks.setdefault((color if number.clear else "white", color), []).append((scale * number.value, y))
         words = f"{number.main} {number.interval}".strip()
-        axis.annotate(
-            f"{words}, {number.p_text}" if number.p_text and width >= _WORDY else words,
-            (1.02, y),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=6.5,
-            color=color,
-        )
+        words = f"{words}, {number.p_text}" if number.p_text and width >= _WORDY else words
+        notes.append(_note(axis, words, y, color))
+    if bars:
+        heights, low, high, colors = zip(*bars, strict=True)
+        axis.hlines(heights, low, high, colors=colors, linewidth=1.2)
+    for (fill, edge), places_of in marks.items():
+        x, heights = zip(*places_of, strict=True)
+        axis.plot(x, heights, "o", markersize=4, color=fill, markeredgecolor=edge, markeredgewidth=1)
+    for note in sorted(notes, key=lambda note: note.get_window_extent().width)[:-1]:
+        note.set_in_layout(False)  # the widest one needs room, and each that is asked takes time
     axis.set_ylim(float(tall.sum()), 0)
     axis.set_yticks(places, [text for text, _ in lines])
     for label, (_, number) in zip(axis.get_yticklabels(), lines, strict=True):
@@ -88,6 +93,12 @@ def _draw_forest(axis: Axes, lines: Sequence[tuple[str, Number | None]], width: 
     axis.grid(axis="x", visible=True)
     axis.margins(x=0.08)
     axis.xaxis.set_major_locator(MaxNLocator(5 if width >= _WORDY else 2))
+
+
+def _note(axis: Axes, words: str, y: float, color: str) -> Annotation:
+    """Words at the right of the axis."""
+    where = ("axes fraction", "data")
+    return axis.annotate(words, (1.02, y), xycoords=where, va="center", fontsize=6.5, color=color)
 
 
 _WORDY = 4.5  # inches from which on there is room for p beside the interval
@@ -133,6 +144,7 @@ def difference_map(
             text = "+" if values[i, j] > 0 else "−"  # no room: what the colour says, for grey print
         weight = "bold" if clear[i, j] else "normal"
         ink = "white" if abs(values[i, j]) > 0.72 * most else "#222222"
-        axis.text(j, i, text, ha="center", va="center", fontsize=SMALLEST, fontweight=weight, color=ink)
+        cell = axis.text(j, i, text, ha="center", va="center", fontsize=SMALLEST, fontweight=weight, color=ink)
+        cell.set_in_layout(False)  # inside of the axis: no room is to be found for it
     figure.colorbar(image, cax=scale, orientation="horizontal", label="\n".join(broken(quantity, int(inches * 12))))
     return figure

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,22 @@ from coss_eval.statistics import (
     unpaired,
 )
 
-Shares = pd.Series  # of floats, or of 0 and 1 for verdicts, indexed by sample id
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """One number an image, ``values`` (N,), which are booleans for verdicts; ``ids`` names the images."""
+
+    ids: pd.Index
+    values: NDArray[Any]
+
+    def series(self) -> pd.Series:
+        """The numbers by the images' ids: pandas takes longer for each of these than most of what is made of them."""
+        return pd.Series(self.values.astype(np.float64), index=self.ids)
+
+    @property
+    def are_verdicts(self) -> bool:
+        """Whether every image is wholly right or wrong."""
+        return self.values.dtype == bool or bool(np.isin(self.values, (0.0, 1.0)).all())
 
 
 @dataclass(frozen=True)
@@ -59,11 +75,11 @@ def pooled(runs: Sequence[Estimate | None]) -> Estimate | None:
     low, high = (None, None) if np.isnan(about.low) else (about.low, about.high)
     n, data = min(run.n for run in known), known[0].data
     found = Estimate(float(values.mean()), low, high, n, data=data, runs=tuple(known))
-    verdicts = all(run.shares is not None and _within(run.shares.to_numpy()) for run in known)
+    verdicts = all(run.shares is not None and _within(run.shares.values) for run in known)
     return as_share(found) if verdicts else found  # a log-likelihood of .9 in all runs may be 1.2 in the next
 
 
-def _within(values: NDArray[np.float64]) -> bool:
+def _within(values: NDArray[Any]) -> bool:
     return bool(values.min() >= 0 and values.max() <= 1)
 
 
@@ -104,8 +120,8 @@ def mean(parts: Sequence[Estimate | None], weights: Sequence[float] | None = Non
     if columns is None:
         return Estimate(value, None, None, n, data=data)
     ids, table = columns
-    shares = pd.Series(table @ w, index=ids)
-    if bool(((table == 0) | (table == 1)).all()) and bool((w >= 0).all()):
+    shares = Shares(ids, table @ w)
+    if all(part.shares is not None and part.shares.are_verdicts for part in known) and bool((w >= 0).all()):
         low, high = clustered_wilson(table if weights is None else (table @ w).clip(0, 1))
         return Estimate(value, low, high, len(ids), shares, data)
     return from_shares(value, shares, data)
@@ -132,7 +148,7 @@ def ratio(top: Estimate | None, bottom: Estimate | None) -> Estimate | None:
         return Estimate(value, None, None, min(top.n, bottom.n), data=top.data)
     ids, table = columns
     shares = value + (table[:, 0] - value * table[:, 1]) / bottom.value
-    return from_shares(value, pd.Series(shares, index=ids), top.data)
+    return from_shares(value, Shares(ids, shares), top.data)
 
 
 def kept(damaged: Estimate | None, clean: Estimate | None, chance: float | None) -> Estimate | None:
@@ -151,16 +167,17 @@ def shifted(estimate: Estimate, constant: float, slope: float = 1.0) -> Estimate
     """slope * estimate + constant, its bounds and shares with it."""
     bounds = [None if bound is None else slope * bound + constant for bound in (estimate.low, estimate.high)]
     low, high = bounds if slope > 0 else bounds[::-1]
-    shares = None if estimate.shares is None else slope * estimate.shares + constant
+    own = estimate.shares
+    shares = None if own is None else Shares(own.ids, slope * own.values + constant)
     runs = tuple(shifted(run, constant, slope) for run in estimate.runs)
     return Estimate(slope * estimate.value + constant, low, high, estimate.n, shares, estimate.data, runs)
 
 
 def from_shares(value: float, shares: Shares, data: str | None) -> Estimate:
     """An estimate whose interval is Student's on its images' shares."""
-    interval = mean_interval(shares.to_numpy())
+    interval = mean_interval(shares.values)
     shift = value - interval.difference
-    return Estimate(value, interval.low + shift, interval.high + shift, len(shares), shares, data)
+    return Estimate(value, interval.low + shift, interval.high + shift, len(shares.ids), shares, data)
 
 
 def difference(a: Estimate | None, b: Estimate | None) -> Difference | None:
@@ -236,14 +253,14 @@ def _bounds(estimate: Estimate) -> tuple[float, float, float] | None:
 
 def aligned(parts: Sequence[Estimate]) -> tuple[pd.Index, NDArray[np.float64]] | None:
     """Ids (N,) and shares (N, C) of the images that all parts have; None where one has no shares."""
-    series = [part.shares for part in parts if part.shares is not None]
-    if len(series) < len(parts):
+    known = [part.shares for part in parts if part.shares is not None]
+    if len(known) < len(parts):
         return None
-    ids = series[0].index
-    for one in series[1:]:
-        if one.index is not ids and not one.index.equals(ids):
-            ids = ids.intersection(one.index)
+    ids = known[0].ids
+    for one in known[1:]:
+        if one.ids is not ids and not one.ids.equals(ids):
+            ids = ids.intersection(one.ids)
     if len(ids) == 0:
         return None
-    columns = [one if one.index is ids else one.reindex(ids) for one in series]
-    return ids, np.column_stack([column.to_numpy(dtype=np.float64) for column in columns])
+    columns = [one.values if one.ids is ids else one.values[one.ids.get_indexer(ids)] for one in known]
+    return ids, np.array(columns).T.astype(np.float64, order="C")

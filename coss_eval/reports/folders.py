@@ -8,15 +8,12 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coss_eval.errors import CossError, UsageError, shown, unknown_name
 from coss_eval.reports.tables import as_written_now
-from coss_eval.store import Record, Store, StoreWarning, canonical_json
+from coss_eval.store import Record, SampleColumns, Store, StoreWarning, canonical_json
 from coss_eval.store.runs import JOB, results_in, run_file
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Weights = tuple[Any, Any]  # hash and architecture of a network
 
@@ -97,9 +94,9 @@ class Folders(Store):
         """All entries of the folders' run.json, oldest first."""
         return self._made
 
-    def samples(self, key: str) -> pd.DataFrame | None:
+    def columns(self, key: str) -> SampleColumns | None:
         """Per-sample verdicts of a cell, from the folder that it was read in."""
-        return self._home[key].samples(key)
+        return self._home[key].columns(key)
 
     def _called(self, names: Mapping[Weights, str]) -> Folders:
         """Records and runs with each network under its name here."""

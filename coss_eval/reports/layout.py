@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from coss_eval.runtime.live import BETTER, PLAIN, STRONG, WORSE
@@ -35,19 +36,19 @@ class Number:
     lower_is_better: bool = False
     best: bool = False
 
-    @property
+    @cached_property
     def main(self) -> str:
         """ "76.1", or "+3.2" where signed."""
         return self._format(self.value)
 
-    @property
+    @cached_property
     def interval(self) -> str:
         """ "[75.2, 77.0]"; empty where there is none."""
         if not (_known(self.low) and _known(self.high)):
             return ""
         return f"[{self._format(self.low)}, {self._format(self.high)}]"  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def p_text(self) -> str:
         """ "p = .012"; empty where there is none."""
         if self.p is None or not _known(self.p):

@@ -317,7 +317,8 @@ def _pairs(
     paired = [i for i, e in enumerate(estimates) if e is not None and e.shares is not None]
     alike = [i for i in paired if _same_images(estimates[i], estimates[paired[0]])]
     if len(alike) > 1:
-        values = np.column_stack([e.shares for i in alike if (e := estimates[i]) is not None and e.shares is not None])
+        found_of = [e.shares.values for i in alike if (e := estimates[i]) is not None and e.shares is not None]
+        values = np.array(found_of).T.astype(float)
         p[np.ix_(alike, alike)] = all_pairs(values)
         means = values.mean(axis=0)
         change[np.ix_(alike, alike)] = means[:, None] - means
@@ -334,4 +335,4 @@ def _pairs(
 def _same_images(one: Estimate | None, other: Estimate | None) -> bool:
     if one is None or other is None or one.shares is None or other.shares is None:
         return False
-    return one.data == other.data and one.shares.index.equals(other.shares.index)
+    return one.data == other.data and one.shares.ids.equals(other.shares.ids)

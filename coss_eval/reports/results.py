@@ -51,7 +51,7 @@ class Results:
         self.frame = framed(self._ranked, self._labels)
         self.made: dict[str, Any] = {}  # what reports make of all of it and need again, by name
         self._samples: dict[str, dict[str, Shares]] = {}
-        self._indices: list[pd.Index] = []  # each once: columns of one index align at a glance
+        self._ids: list[pd.Index] = []  # each once: columns of the same ids align at a glance
         self._estimates: dict[tuple[str, str, str, str], Estimate | None] = {}
         self._base = {label.text: label.base for label in self._labels.values()}
 
@@ -174,7 +174,8 @@ class Results:
 
     def conditions(self, task: str, metric: str, **where: Any) -> list[Condition]:
         """The conditions that a metric was measured under, those of them that include ``where``."""
-        return [c for name, c in self.found(task) if name == metric and c.includes(**where)]
+        wanted = Condition(where)
+        return [c for name, c in self.found(task) if name == metric and wanted.within(c)]
 
     @cached_property
     def _found(self) -> dict[str, dict[tuple[str, Condition], None]]:
@@ -248,7 +249,7 @@ class Results:
         # no proof of it (mean per class on balanced classes), so also to one that its task could give an interval.
         name = column_name(metric, m["condition"])
         column = self._verdicts(record["key"], name) if m["low"] is not None else None
-        if column is not None and abs(float(column.mean()) - m["value"]) > 1e-9:
+        if column is not None and abs(float(column.values.mean()) - m["value"]) > 1e-9:
             column = None
         return Estimate(m["value"], m["low"], m["high"], m["n"], column, data)
 
@@ -271,7 +272,7 @@ class Results:
         """The class number of each image by id, as a task's cells of a checkpoint hold it; None where none does."""
         found = (self._verdicts(cell["key"], "label") for cell in self.cells(task, label))
         known = next((labels for labels in found if labels is not None), None)
-        return None if known is None else known.astype(int)
+        return None if known is None else pd.Series(known.values.astype(int), index=known.ids)
 
     def chance(self, label: str) -> float | None:
         """The accuracy of guessing, 1 / classes, on a checkpoint's images; None where the store does not tell."""
@@ -302,18 +303,17 @@ class Results:
         """A cell's samples by column. Verdicts take a byte an image, as a report holds on to all that it has read."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", StoreWarning)
-            table = self.store.samples(key)
+            found = self.store.columns(key)
         self.warnings += [str(w.message) for w in caught if issubclass(w.category, StoreWarning)]
-        if table is None:
+        if found is None:
             return {}
-        index = next((known for known in self._indices if known.equals(table.index)), None)
-        if index is None:
-            index = table.index
-            self._indices.append(index)
-        columns = {str(name): table[name].to_numpy() for name in table.columns}
+        ids = next((known for known in self._ids if np.array_equal(known, found.ids)), None)
+        if ids is None:
+            ids = pd.Index(found.ids, name="id")
+            self._ids.append(ids)
         return {
-            name: pd.Series(values.view(np.int8) if values.dtype == bool else values.astype(float), index=index)
-            for name, values in columns.items()
+            name: Shares(ids, values if values.dtype == bool else values.astype(float))
+            for name, values in found.values.items()
         }
 
 

@@ -100,9 +100,9 @@ def _p_of_pairs(estimates: Sequence[Estimate | None]) -> list[float]:
     Checkpoints that saw the same images are compared all at once: of 34, there are 561 pairs on each row of a table.
     """
     plain = [(i, e.data, e.shares) for i, e in enumerate(estimates) if e and e.shares is not None and not e.runs]
-    alike = [(i, shares) for i, data, shares in plain if data == plain[0][1] and shares.index is plain[0][2].index]
+    alike = [(i, shares) for i, data, shares in plain if data == plain[0][1] and shares.ids is plain[0][2].ids]
     place = {i: row for row, (i, _) in enumerate(alike)}
-    together = all_pairs(np.column_stack([shares.to_numpy(float) for _, shares in alike])) if len(alike) > 1 else None
+    together = all_pairs(np.array([shares.values for _, shares in alike]).T.astype(float)) if len(alike) > 1 else None
     found = []
     for i, j in combinations(range(len(estimates)), 2):
         if together is not None and i in place and j in place:
@@ -152,7 +152,7 @@ def unit_of(results: Results, task: str, metric: str) -> Unit:
     pairs = ((label, condition) for condition in results.conditions(task, metric) for label in results.checkpoints)
     found = (results.estimate(label, task, metric, **condition) for label, condition in pairs)
     shares = next((e.shares for e in found if e is not None and e.shares is not None), None)
-    return "percent" if shares is not None and shares.isin((0.0, 1.0)).all() else "plain"
+    return "percent" if shares is not None and shares.are_verdicts else "plain"
 
 
 def spaced(name: str) -> str:

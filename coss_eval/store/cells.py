@@ -8,9 +8,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coss_eval.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
 
 
 class StoreWarning(UserWarning):
@@ -23,6 +28,19 @@ def warn(message: str) -> None:
 
 
 Record = dict[str, Any]  # a cell or a run as it is stored
+
+
+class SampleColumns(NamedTuple):
+    """The samples of a cell: ``ids`` (N,) of its images, and a number for each of them (N,) under a column's name."""
+
+    ids: NDArray[np.int64]
+    values: dict[str, NDArray[Any]]
+
+    def table(self) -> pd.DataFrame:
+        """The same indexed by id: dear where there are many cells, so reports do without."""
+        import pandas as pd
+
+        return pd.DataFrame(self.values, index=pd.Index(self.ids, name="id"))
 
 
 class Condition(Mapping[str, Any]):
@@ -52,6 +70,8 @@ class Condition(Mapping[str, Any]):
         return len(self._values)
 
     def __eq__(self, other: object) -> bool:
+        if isinstance(other, Condition):
+            return self._identity == other._identity
         return Condition(other)._identity == self._identity if isinstance(other, Mapping) else NotImplemented
 
     def __hash__(self) -> int:
@@ -69,7 +89,11 @@ class Condition(Mapping[str, Any]):
 
     def includes(self, **named: Any) -> bool:
         """Whether it has these values under these names."""
-        return Condition(named)._identity <= self._identity
+        return Condition(named).within(self)
+
+    def within(self, other: Condition) -> bool:
+        """Whether the other has all of its values, and perhaps more."""
+        return self._identity <= other._identity
 
     def without(self, *names: str) -> Condition:
         """The rest of it."""
@@ -78,6 +102,8 @@ class Condition(Mapping[str, Any]):
 
 def _identity(value: Any) -> Any:
     """A value as conditions compare it."""
+    if isinstance(value, str | int):
+        return value
     if isinstance(value, list | tuple | Mapping):
         return canonical_json(value)
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from coss_eval.store import pack as _pack
-from coss_eval.store.cells import Record, warn
+from coss_eval.store.cells import Record, SampleColumns, warn
 from coss_eval.store.folder import ResultsFolder, keep_aside
 from coss_eval.store.runs import Stamp
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass
@@ -61,17 +57,17 @@ class PackOfFolder:
         packed = self._now()
         return None if packed is None else packed.cells.record(key)
 
-    def samples(self, key: str) -> pd.DataFrame | None:
-        """A packed cell's samples, by id; None where it has none or, with a StoreWarning, not its own."""
+    def columns(self, key: str) -> SampleColumns | None:
+        """A packed cell's samples; None where it has none or, with a StoreWarning, not its own."""
         packed = self._now()
         where = None if packed is None else packed.cells.records.get(key, {}).get("samples")
         if packed is None or where is None:
             return None
         try:
-            return packed.samples(self._folder).table(where)
+            return packed.samples(self._folder).columns(where)
         except _pack.Damaged:
             if self._now() is not packed:  # packed again while it was read
-                return self.samples(key)
+                return self.columns(key)
             self._tell_of_damaged(packed)
             return None
 
@@ -103,7 +99,8 @@ class PackOfFolder:
         for key in packed.cells.records.keys() - without:
             record = packed.cells.record(key)
             assert record is not None
-            yield record, packed.samples(self._folder).table(record["samples"]) if "samples" in record else None
+            where = record.get("samples")
+            yield record, None if where is None else packed.samples(self._folder).columns(where).table()
 
     def replace(self, cells: bytes, samples: bytes | None) -> None:
         """Write a pack: first its samples, under a name of their own, then the cells, which name them."""

@@ -42,7 +42,16 @@ from coss_eval.errors import UsageError
 from coss_eval.runtime.disk import lock_holder, remove_leftovers, sync_folder
 from coss_eval.runtime.provenance import git_commit
 from coss_eval.store import pack as _pack
-from coss_eval.store.cells import Cell, _check_distinct, _plain, canonical_json, column_name, own_column, warn
+from coss_eval.store.cells import (
+    Cell,
+    SampleColumns,
+    _check_distinct,
+    _plain,
+    canonical_json,
+    column_name,
+    own_column,
+    warn,
+)
 from coss_eval.store.folder import ResultsFolder, keep_aside
 from coss_eval.store.pack import FORMAT
 from coss_eval.store.packed import PackOfFolder
@@ -151,7 +160,7 @@ class Store:
             self._load_loose(key)
         except (FileNotFoundError, NotADirectoryError):
             return record if self._packed.has_samples() else None
-        return record if self.samples(key) is not None else None
+        return record if self.columns(key) is not None else None
 
     def records(self) -> list[dict[str, Any]]:
         """All finished cells, by key. Damaged ones are left out, each with a StoreWarning."""
@@ -174,19 +183,24 @@ class Store:
 
     def samples(self, key: str) -> pd.DataFrame | None:
         """Per-sample verdicts indexed by id; None where the cell has none or, with a StoreWarning, not its own."""
+        found = self.columns(key)
+        return None if found is None else found.table()
+
+    def columns(self, key: str) -> SampleColumns | None:
+        """The samples as arrays, which cost less than ``samples``."""
         cell, path = self._cell_path(key), self._samples_path(key)
         try:
             record = self._load_loose(key)
         except (FileNotFoundError, NotADirectoryError):
-            return self._packed.samples(key)
+            return self._packed.columns(key)
         if record is None or "samples" not in record:
             return None
-        table = _own_samples(path, record)
-        if table is None and not cell.exists():  # packed while it was read
-            return self._packed.samples(key)
-        if table is None:
+        found = _own_samples(path, record)
+        if found is None and not cell.exists():  # packed while it was read
+            return self._packed.columns(key)
+        if found is None:
             warn(f"{path} is not the file its cell was stored with; paired tests leave it out until it is done again")
-        return table
+        return found
 
     def pack(self) -> str | None:
         """Put all whole cells into the two files of a pack and remove the loose ones; None, or why it was not done.
@@ -371,11 +385,13 @@ def _parquet(samples: Any, measurements: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _own_samples(path: Path, record: Mapping[str, Any]) -> pd.DataFrame | None:
-    """The samples of a loose cell, indexed by id; None where the file is not the one it was stored with."""
+def _own_samples(path: Path, record: Mapping[str, Any]) -> SampleColumns | None:
+    """The samples of a loose cell; None where the file is not the one it was stored with."""
     table = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(table).hexdigest() != record["samples"]:
         return None
-    import pandas as pd
+    import pyarrow.parquet as pq
 
-    return pd.read_parquet(io.BytesIO(table)).set_index("id")
+    stored = pq.read_table(io.BytesIO(table))
+    columns = {name: stored[name].to_numpy() for name in stored.column_names}
+    return SampleColumns(columns.pop("id"), columns)

@@ -13,12 +13,19 @@ from synthetic_runs import IMAGES, Writer
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.reports.consistency import ALL, consistency, kappa, text
-from coss_eval.reports.estimates import Estimate
+from coss_eval.reports.estimates import Estimate, Shares
 from coss_eval.store import Store
 
 
 def estimate(verdicts: NDArray[np.bool_], data: str = "f00d") -> Estimate:
-    return Estimate(float(verdicts.mean()), 0.0, 1.0, len(verdicts), pd.Series(verdicts.astype(float)), data)
+    return Estimate(
+        float(verdicts.mean()),
+        0.0,
+        1.0,
+        len(verdicts),
+        Shares(pd.RangeIndex(len(verdicts)), verdicts.astype(float)),
+        data,
+    )
 
 
 def drawn(seed: int, n: int = 200) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -34,7 +41,7 @@ def test_kappa_is_scikit_learns() -> None:
     assert found is not None
     assert found.value == pytest.approx(cohen_kappa_score(a, b), abs=1e-12)
     assert found.shares is not None
-    assert found.shares.mean() == pytest.approx(found.value, abs=1e-12)
+    assert found.shares.values.mean() == pytest.approx(found.value, abs=1e-12)
 
 
 def test_its_interval_covers() -> None:
@@ -62,7 +69,7 @@ def test_identities() -> None:
         (estimate(np.ones(9, bool)), estimate(np.ones(9, bool))),
         (estimate(drawn(0)[0]), estimate(drawn(0)[1], "other images")),
         (estimate(drawn(0)[0]), None),
-        (estimate(drawn(0)[0]), Estimate(0.5, 0.4, 0.6, 200, pd.Series(np.full(200, 0.5)), "f00d")),
+        (estimate(drawn(0)[0]), Estimate(0.5, 0.4, 0.6, 200, Shares(pd.RangeIndex(200), np.full(200, 0.5)), "f00d")),
     ],
     ids=["always right", "other images", "missing", "no verdicts"],
 )

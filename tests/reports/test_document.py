@@ -18,7 +18,7 @@ from coss_eval.errors import UsageError
 from coss_eval.reports import headline, verdict
 from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import build, difference_table, resolve_baseline
-from coss_eval.reports.estimates import Estimate, difference, pooled
+from coss_eval.reports.estimates import Estimate, Shares, difference, pooled
 from coss_eval.reports.latex import MARKS, latex
 from coss_eval.reports.layout import Number, Table, markdown, to_csv
 from coss_eval.reports.provenance import protocol_line
@@ -437,7 +437,7 @@ def test_without_an_effect_a_best_is_declared_in_one_draw_of_twenty_at_most() ->
         def of(label: str, score: int, hard: Any = hard, spread: Any = spread) -> Estimate | None:
             luck = rng.normal(0, 1, (4, 120))
             right = luck + hard[score] < 0.4 + spread[score, labels.index(label), :, None]
-            runs = [Estimate(x.mean(), 0.0, 1.0, 120, pd.Series(x.astype(float)), "d") for x in right]
+            runs = [Estimate(x.mean(), 0.0, 1.0, 120, Shares(pd.RangeIndex(120), x), "d") for x in right]
             return pooled(runs)
 
         scores = [Column(f"s{i}", lambda label, i=i, of=of: of(label, i)) for i in range(3)]  # type: ignore[misc]

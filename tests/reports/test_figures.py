@@ -74,9 +74,13 @@ def test_a_forest_plot_says_what_stands(width: float) -> None:
     ]
     figure = forest(rows, width=width)
     check(figure, width)
-    marks = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "o"]
-    assert [line.get_color() != "white" for line in marks] == [True, True, False, False, True]
-    assert [float(line.get_xdata()[0]) for line in marks] == pytest.approx([3.2, -20, 1, 1, -0.04])  # type: ignore[arg-type,index]
+    for axis, shown in zip(figure.axes, ([3.2, -20, 1, 1], [-0.04]), strict=True):
+        lines = [line for line in axis.lines if line.get_marker() == "o"]  # one for all marks of one fill and edge
+        marks = {float(x): line.get_color() for line in lines for x in np.asarray(line.get_xdata())}
+        assert sorted(np.concatenate([np.asarray(line.get_xdata()) for line in lines])) == pytest.approx(sorted(shown))
+        assert [marks[x] != "white" for x in marks] == [abs(x - 1) > 1e-9 for x in marks]
+        order = sorted((float(y), float(x)) for line in lines for x, y in line.get_xydata())  # type: ignore[union-attr]
+        assert [x for _, x in order] == pytest.approx(shown)  # rows stand in the order given
     assert "+3.2 [+1.0, +5.4]" in " ".join(text.get_text() for text in texts(figure))
 
 

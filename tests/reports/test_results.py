@@ -22,6 +22,7 @@ from coss_eval.reports.by_task import task_report
 from coss_eval.reports.document import build, resolve_baseline
 from coss_eval.reports.estimates import (
     Estimate,
+    Shares,
     area,
     could_have_seen,
     difference,
@@ -42,9 +43,8 @@ from coss_eval.tasks.redundancy.report import BY_CLASS, against_untrained, by_cl
 
 def estimates(verdicts: np.ndarray, ids: np.ndarray | None = None, data: str = "d") -> list[Estimate]:
     """One estimate a column of (N, C)."""
-    index = np.arange(len(verdicts)) if ids is None else ids
-    columns = [pd.Series(column.astype(float), index=index) for column in verdicts.T]
-    return [Estimate(float(c.mean()), None, None, len(c), c, data) for c in columns]
+    index = pd.Index(np.arange(len(verdicts)) if ids is None else ids)
+    return [Estimate(float(c.mean()), None, None, len(c), Shares(index, c), data) for c in verdicts.astype(float).T]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_mean_is_over_images_and_conditions(two: tuple[np.ndarray, np.ndarray]
     assert found.value == pytest.approx(two[0].mean())
     assert (found.low, found.high) == pytest.approx(clustered_wilson(two[0]))
     assert found.shares is not None
-    assert found.shares.to_numpy() == pytest.approx(two[0].mean(axis=1))
+    assert found.shares.values == pytest.approx(two[0].mean(axis=1))
 
 
 def test_a_gap_is_never_averaged_over(two: tuple[np.ndarray, np.ndarray]) -> None:
@@ -138,8 +138,8 @@ def test_other_images_are_not_paired(two: tuple[np.ndarray, np.ndarray]) -> None
 
 
 def test_shares_give_back_their_value() -> None:
-    shares = pd.Series(np.random.default_rng(2).normal(0.4, 0.1, 50))
-    found = from_shares(float(shares.mean()), shares, None)
+    values = np.random.default_rng(2).normal(0.4, 0.1, 50)
+    found = from_shares(float(values.mean()), Shares(pd.RangeIndex(50), values), None)
     assert (found.low + found.high) / 2 == pytest.approx(found.value)  # type: ignore[operator]
 
 
@@ -229,7 +229,7 @@ def test_runs_of_one_method_are_one_row_about_seeds_and_images(three_seeds: Stor
     assert "2 methods (6 checkpoints)" in document.subtitle
     assert "fewer than 4 seeds give an interval and no p" in document.subtitle
     own = {
-        label: np.array([results.estimate(one, "probe", "top1").shares for one in results.members(label)])  # type: ignore[union-attr]
+        label: np.array([results.estimate(one, "probe", "top1").shares.values for one in results.members(label)])  # type: ignore[union-attr]
         for label in results.labels
     }
     byol, co_byol = (own[label] for label in results.labels)
@@ -332,10 +332,11 @@ def test_a_method_is_paired_with_itself_run_by_run() -> None:
     runs = []
     for seed in range(3):
         apart = rng.normal(0.1, 0.01, 40)
-        one = pd.Series(seed + rng.normal(0, 0.01, 40))
-        runs.append([from_shares(float(x.mean()), x, "d") for x in (one + apart, one)])
+        one = seed + rng.normal(0, 0.01, 40)
+        ids = pd.RangeIndex(40)
+        runs.append([from_shares(float(x.mean()), Shares(ids, x), "d") for x in (one + apart, one)])
     a, b = (pooled(side) for side in zip(*runs, strict=True))
-    found, own = difference_within(a, b), [x.shares - y.shares for x, y in runs]
+    found, own = difference_within(a, b), [x.shares.values - y.shares.values for x, y in runs]
     assert found is not None
     expected = contrast([(1, np.stack(own))])
     assert tuple(found[:3]) == pytest.approx(tuple(expected[:3]))
@@ -382,7 +383,7 @@ def test_an_images_redundancy_stands_beside_its_accuracy(store: Store) -> None:
     assert found is not None
     row = next(row for row in found.rows if row.name == "corrupted")
     share = next(c for c in columns(results) if c.name == "corrupted").of("net").shares  # type: ignore[union-attr]
-    ranks = [stats.rankdata(values) for values in (own, share.loc[list(writer.ids)])]  # type: ignore[union-attr]
+    ranks = [stats.rankdata(values) for values in (own, share.series().loc[list(writer.ids)])]  # type: ignore[union-attr]
     r = float(np.corrcoef(*ranks)[0, 1])
     (number,) = row.entries
     assert isinstance(number, Number)

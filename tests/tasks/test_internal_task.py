@@ -138,7 +138,7 @@ def test_the_report_shows_each_kind_beside_its_control(tmp_path: Path) -> None:
         assert [entry.value for entry in shown[:2]] == [apart.value, alike.value]
         assert apart.shares is not None
         assert alike.shares is not None
-        paired = apart.shares - alike.shares
+        paired = apart.shares.series() - alike.shares.series()
         half = 1.96 * paired.std() / len(paired) ** 0.5
         assert shown[2].value == pytest.approx(apart.value - alike.value)
         assert shown[2].low == pytest.approx(shown[2].value - half, abs=0.03 * half + 1e-9)  # Student's, of 60 images

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
-import pandas as pd
-
 from coss_eval.corruptions.names import (
     BENCHMARK,
     CATEGORIES,
@@ -34,7 +32,7 @@ from coss_eval.reports.drawing import (
     panels,
     percent,
 )
-from coss_eval.reports.estimates import Estimate, aligned, difference, from_shares, kept, mean, shifted
+from coss_eval.reports.estimates import Estimate, Shares, aligned, difference, from_shares, kept, mean, shifted
 from coss_eval.reports.layout import Table, Unit, broken
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import KEPT, Column, Of, Score, TaskScores, further_table, score_row, spaced
@@ -146,7 +144,7 @@ def _mean_corruption_error(results: Results, label: str, *, relative: bool) -> E
         return Estimate(value, None, None, min(e.n for e in known), data=known[0].data)
     ids, table = columns
     shares = score({key: 1 - table[:, i] for i, key in enumerate(keys)}, 1 - table[:, -1])
-    return from_shares(value, pd.Series(shares, index=ids), known[0].data)
+    return from_shares(value, Shares(ids, shares), known[0].data)
 
 
 def _by_corruption(results: Results, present: Iterable[str], over: MeanOver) -> list[Score]:

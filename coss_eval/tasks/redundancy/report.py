@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit  # not scipy.stats, which takes as long to import as pandas
 
-from coss_eval.reports.drawing import WHOLE, Canvas, Figure, Look, legend, line, looks_in
+from coss_eval.reports.drawing import WHOLE, Canvas, Figure, Look, legend, line, looks_in, stroke
 from coss_eval.reports.estimates import Estimate, aligned, difference_within
 from coss_eval.reports.headline import columns as headline_columns
 from coss_eval.reports.layout import Number, Row, Table, Unit, broken
@@ -203,7 +203,7 @@ def by_class(results: Results) -> Table | None:
         for state in ("trained", "untrained"):
             found = measured(results, BY_CLASS, state)(label)
             if classes is not None and found is not None and found.shares is not None:
-                shares = found.shares.groupby(classes.reindex(found.shares.index))
+                shares = found.shares.series().groupby(classes.reindex(found.shares.ids))
                 columns[label if state == "trained" else f"{label}, untrained"] = shares.agg(list(STATISTICS))
     if not columns:
         return None
@@ -234,7 +234,7 @@ def with_accuracy(results: Results) -> Table | None:
     for label in results.checkpoints:
         own = measured(results, BY_CLASS, "trained")(label)
         if own is not None and own.shares is not None:
-            pairs = {column.name: _ranked(own.shares, column.of(label)) for column in others}
+            pairs = {column.name: _ranked(own.shares.series(), column.of(label)) for column in others}
             found[label] = {name: number for name, number in pairs.items() if number is not None}
     names = [c.name for c in others if any(c.name in mine for mine in found.values())]
     if not names:
@@ -251,9 +251,9 @@ def with_accuracy(results: Results) -> Table | None:
 
 def _ranked(redundancy: pd.Series, score: Estimate | None) -> Number | None:
     """The correlation of an image's redundancy with its share; None where there are none, or all are alike."""
-    if score is None or score.shares is None or abs(float(score.shares.mean()) - score.value) > 1e-6:
+    if score is None or score.shares is None or abs(float(score.shares.values.mean()) - score.value) > 1e-6:
         return None
-    both = pd.concat([redundancy, score.shares], axis=1, join="inner")
+    both = pd.concat([redundancy, score.shares.series()], axis=1, join="inner")
     n = len(both)
     if n < 10 or both.nunique().min() < 2:
         return None
@@ -292,6 +292,7 @@ def similarities(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
             y = i + 0.7 * ((j + 0.5) / len(look) - 0.5)
             untrained, trained = (measured(results, metric, state)(label) for state in ("untrained", "trained"))
             _dumbbell(axis, y, untrained, trained, look[label])
+    axis.autoscale_view()
     room = int(figure.get_figwidth() * 72 * 0.36 / 3.7)
     axis.set_yticks(range(len(bounded)), ["\n".join(broken(metric_name(metric), room)) for metric in bounded])
     axis.set(ylim=(len(bounded) - 0.5, -0.5))
@@ -342,20 +343,15 @@ def _over_distance(
 
 def _dumbbell(axis: Axes, y: float, untrained: Estimate | None, trained: Estimate | None, look: Look) -> None:
     if untrained is not None and trained is not None:
-        axis.plot([untrained.value, trained.value], [y, y], color=look.color, linewidth=0.8, alpha=0.5)
+        stroke(axis, [untrained.value, trained.value], [y, y], color=look.color, linewidth=0.8, alpha=0.5)
+    mark = {"marker": look.marker or ".", "linestyle": ""}
     if untrained is not None:
-        axis.plot(
-            untrained.value,
-            y,
-            look.marker or ".",
-            markerfacecolor="white",
-            markeredgecolor=look.color,
-            markeredgewidth=1,
-        )
+        hollow = {"markerfacecolor": "white", "markeredgecolor": look.color, "markeredgewidth": 1}
+        stroke(axis, [untrained.value], [y], **mark, **hollow)
     if trained is not None:
-        axis.plot(trained.value, y, look.marker or ".", color=look.color, markersize=5)
+        stroke(axis, [trained.value], [y], **mark, color=look.color, markersize=5)
         if trained.low is not None and trained.high is not None:
-            axis.plot([trained.low, trained.high], [y, y], color=look.color, linewidth=2)
+            stroke(axis, [trained.low, trained.high], [y, y], color=look.color, linewidth=2)
 
 
 def headline(results: Results) -> list[Column]:
