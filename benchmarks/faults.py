@@ -93,15 +93,12 @@ def finished() -> Path:
     if _FINISHED is None:
         _FINISHED = tempfile.TemporaryDirectory()
         whole = Path(_FINISHED.name)
-        begin = time.monotonic()
         code, text = said(evaluation(whole / "out"), COSS_CACHE_DIR=str(whole / "cache"))
         assert code == 0, text
-        _SECONDS["corruptions"] = time.monotonic() - begin
     return Path(_FINISHED.name)
 
 
 _FINISHED: tempfile.TemporaryDirectory[str] | None = None
-_SECONDS: dict[str, float] = {}  # that an undisturbed run takes here, by command
 
 
 def copied(at: Path) -> Path:
@@ -146,34 +143,51 @@ def begun(out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def killed(words: tuple[str, ...], kills: int, number: int) -> int:
-    """Start it again and again, killed at random moments, until one run ends by itself; how often it was killed."""
-    seeded, undisturbed = random.Random(0), _SECONDS.get(words[0], 30.0)
-    for kill in range(kills):
-        process = started(words)
+def undisturbed(words: tuple[str, ...]) -> float:
+    """Run it to its end; the seconds that took."""
+    begin = time.monotonic()
+    code, text = said(words)
+    assert code == 0, text
+    return time.monotonic() - begin
+
+
+def killed(words: Callable[[Path], tuple[str, ...]], at: Path, kills: int, seconds: float) -> tuple[list[Path], int]:
+    """Kill -9 it at random moments of the seconds it takes, going on each time, in a new folder after each run that
+    ended by itself; the folders, each with a run that has ended, and how many kills came after something was stored."""
+    seeded, outs, told, late = random.Random(0), [at / "out0"], 0, 0
+    while told < kills:
+        process = started(words(outs[-1]))
         try:
-            process.communicate(timeout=seeded.uniform(1.0, undisturbed))
-            return kill
+            text = process.communicate(timeout=seeded.uniform(1.0, seconds))[0]
         except subprocess.TimeoutExpired:
-            process.send_signal(number)
+            process.kill()
             process.communicate()
-    return kills
+            told += 1
+            late += any(path.is_file() for path in outs[-1].rglob("*"))
+        else:
+            assert process.returncode == 0, text
+            outs.append(at / f"out{len(outs)}")
+    code, text = said(words(outs[-1]))
+    assert code == 0, text
+    return outs, late
 
 
 def kill_evaluate(at: Path, kills: int) -> Row:
-    finished()  # which says how long one takes
-    times = killed(evaluation(at / "out"), kills, signal.SIGKILL)
-    code, _ = said(evaluation(at / "out"))
-    return verdict("kill -9 of evaluate", f"{times} kills", at / "out", f"exit {code}", good=code == 0)
+    finished()
+    outs, late = killed(evaluation, at, kills, undisturbed(evaluation(at / "whole")))
+    other = "; ".join(filter(None, map(differences, outs)))
+    done = f"{kills} kills over {len(outs)} runs, {late} of them after files were stored"
+    came = other or "all runs end with exit 0, the same numbers and verdicts, nothing left behind"
+    return Row("kill -9 of evaluate", done, came, not other)
 
 
 def kill_train(at: Path, kills: int) -> Row:
-    times = killed(training(at / "out"), kills, signal.SIGKILL)
-    code, _ = said(training(at / "out"))
-    said(training(at / "whole"))
-    files = [(at / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
-    same = files[0] == files[1]
-    return Row("kill -9 of train", f"{times} kills", f"exit {code}, same bytes: {same}", code == 0 and same)
+    outs, late = killed(training, at, kills, undisturbed(training(at / "whole")))
+    weights = (at / "whole" / "model.safetensors").read_bytes()
+    same = sum((out / "model.safetensors").read_bytes() == weights for out in outs)
+    done = f"{kills} kills over {len(outs)} runs, {late} of them after files were stored"
+    came = f"all runs end with exit 0; {same} of {len(outs)} have the bytes of an undisturbed run's weights"
+    return Row("kill -9 of train", done, came, same == len(outs))
 
 
 def terminate(at: Path) -> Row:
@@ -237,10 +251,15 @@ def four_processes(at: Path) -> Row:
 
 
 def damaged(name: str, pattern: str, named: str) -> Callable[[Path], Row]:
-    """A case that overwrites a finished run's files with junk: they are named, by a line with ``named``."""
+    """A case that overwrites a finished run's files with junk: they are named, by a line with ``named``.
+
+    Those of its cache meet a run that has nothing stored, else they would not be read.
+    """
 
     def case(at: Path) -> Row:
         out = copied(at)
+        if name == "cache":
+            shutil.rmtree(out)
         for path in (at if name == "cache" else out).glob(pattern):
             path.write_bytes(b'{"junk')
         code, text = said(evaluation(out), COSS_CACHE_DIR=str(at / "cache"))

@@ -7,11 +7,14 @@ import platform
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from coss_eval.checkpoints.load import make_model, save_model
+from coss_eval.runtime.memory import bytes_for_gradients
 
 FAULTS = """
 import resource, torch
@@ -101,6 +104,19 @@ def megabytes(text: str) -> float:
     said = re.search(r"memory +about ([\d.]+) (GB|MB) for 256 images", text)
     assert said is not None, text
     return float(said[1]) * (1000 if said[2] == "GB" else 1)
+
+
+def test_what_gradients_would_need_is_counted_and_freed() -> None:
+    """A sigmoid keeps its output: counted, and not held by the graph for ever."""
+    pixels, made = torch.rand(1000, requires_grad=True), list[weakref.ref[torch.Tensor]]()
+
+    def forward() -> torch.Tensor:
+        out = pixels.sigmoid()
+        made.append(weakref.ref(out))
+        return out
+
+    assert bytes_for_gradients(forward) == 4 * 1000
+    assert made[0]() is None
 
 
 STEP = """

@@ -424,6 +424,7 @@ def _fit(planned: Plan, job: Job, subject: Subject) -> None:
         except Exception as error:
             if not (out_of_memory(error) and _halve(planned, job)):
                 raise
+        give_memory_back()
 
 
 def _halve(planned: Plan, job: Job) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coss_eval.errors import UsageError
+from coss_eval.errors import CossWarning, UsageError
 from coss_eval.runtime.disk import cache_folder
 from coss_eval.store import canonical_json
 
@@ -45,15 +45,22 @@ def key(kind: str, protocol: Mapping[str, Any]) -> str:
 
 
 def load(name: str, entries: Sequence[str]) -> dict[str, NDArray[Any]] | None:
-    """The arrays ``entries`` saved under ``name``; None where there are none or their checksums do not fit."""
+    """The arrays ``entries`` saved under ``name``; None where there are none or their checksums do not fit.
+
+    A warning names a file that is there but is not what was written.
+    """
     path = folder() / f"{name}.npz"
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             if archive.testzip() is not None:
-                return None
+                raise zipfile.BadZipFile("its checksums do not fit")
             found = {entry: _mapped(file, archive.getinfo(f"{entry}.npy")) for entry in entries}
         os.utime(path)  # the least recently used go first
-    except DAMAGED:
+    except OSError:  # none, or none that may be read: ``save`` tells of a folder that is not to be used
+        return None
+    except DAMAGED as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        warnings.warn(f"cannot use {path} of the cache ({reason}): it is computed again", CossWarning, stacklevel=2)
         return None
     return found
 

@@ -95,6 +95,7 @@ def free_name(path: Path) -> Path:
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # of file systems that have none
 BEAT = 10.0  # seconds between two touches of a lock's file there
 SILENT = 120.0  # seconds after which a file that nobody touches is a dead process's: NFS may show a touch 60 s late
+ASKED = 0.01  # seconds after which a lock that was only asked about, as by `sweep --list`, is free again
 POLL = 0.01, 1.0  # seconds to wait before looking again at a lock that is waited for there: at first, and at most
 
 
@@ -122,7 +123,7 @@ class Lock:
     @classmethod
     def take(cls, path: Path, *, wait: bool = False) -> Lock | None:
         """The lock, or None while another process (or thread) holds it; ``wait`` waits instead. Raises OSError."""
-        pause, longest = POLL
+        (pause, longest), refused = POLL, False
         while True:
             descriptor, made = _created_or_opened(path)
             try:
@@ -138,7 +139,10 @@ class Lock:
                     time.sleep(pause)
                     pause = min(2 * pause, longest)
             except BlockingIOError:
-                return None
+                if refused:
+                    return None
+                refused = True
+                time.sleep(ASKED)
             finally:
                 os.close(descriptor)
 

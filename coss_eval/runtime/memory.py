@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,28 +33,41 @@ def keep_freed_memory() -> bool:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or the one that led to it, says that memory has run out: torch's, on either device, or NumPy's.
+    """Whether an error, or the one that led to it, says that memory has run out, on either device.
 
-    torch raises a RuntimeError with these words where it is not its own class.
+    Only some are a MemoryError, as NumPy's are; torch and the libraries below it have no class for it but words.
     """
     while error is not None:
-        if isinstance(error, MemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-_WORDS = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "Cannot allocate memory")
+_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "Cannot allocate memory",  # the system's, of a map or a fork
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN's, of its buffers and its code
+    "Insufficient memory",  # OpenCV's
+    "can't start new thread",  # whose stack finds no room
+)
 
 
 def give_memory_back() -> None:
-    """What torch keeps of freed memory on a GPU, to the device: blocks of another size may be asked for next."""
+    """What is kept of freed memory, to the device or the system: blocks of another size may be asked for next.
+
+    On a CPU so may maps (a thread's stack, oneDNN's code), which get nothing of what the allocator keeps.
+    """
     import torch
 
+    gc.collect()  # a traceback that is part of a circle holds what the failed pass made
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    with suppress(AttributeError):  # macOS, musl
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def most_resident() -> int:
@@ -79,7 +94,7 @@ def bytes_for_gradients(forward: Callable[[], Any]) -> int:
         if not isinstance(tensor, torch.nn.Parameter):
             storage = tensor.untyped_storage()
             blocks[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output itself would be kept by the graph that it keeps, for ever
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         kept = forward()  # held until it is counted, else freed blocks would be taken for one another

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coss_eval.errors import UsageError
+from coss_eval.errors import CossWarning, UsageError
 from coss_eval.probes import cache
 
 ARRAYS = {"ids": np.arange(50), "at stage1": np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)}
@@ -42,6 +42,12 @@ def test_no_damage_is_ever_taken_for_data(cache_folder: Path) -> None:
         (cache_folder / "x.npz").write_bytes(damaged)
         found = cache.load("x", list(ARRAYS))
         assert found is None or all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
+
+
+def test_a_damaged_file_is_named(cache_folder: Path) -> None:
+    (cache_folder / "x.npz").write_bytes(b'{"junk')
+    with pytest.warns(CossWarning, match=r"cannot use .*x\.npz of the cache .*computed again"):
+        assert cache.load("x", list(ARRAYS)) is None
 
 
 def test_the_least_recently_used_go_first(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

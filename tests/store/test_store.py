@@ -467,6 +467,22 @@ def test_a_clock_that_was_set_frees_no_claim_of_the_living(seconds: float, tmp_p
                 assert again is None
 
 
+def test_who_only_asks_about_a_lock_keeps_nobody_from_taking_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sweep --list` locks a dead process's file for the moment of asking: a run that begins then looks once more."""
+    path = tmp_path / "job.lock"
+    path.write_text("1 elsewhere\n")
+    asking = os.open(path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))  # it lets go meanwhile
+    lock = disk.Lock.take(path)
+    assert lock is not None
+    assert disk.Lock.take(path) is None  # which another does hold
+    lock.release()
+    os.close(asking)
+
+
 TAKE = """
 import sys
 from pathlib import Path
