@@ -256,6 +256,8 @@ def test_cifar_resnets_are_recognised_with_their_locations(kind: str, tmp_path: 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_idiom_of_global_pooling_keeps_the_locations(pooling: str) -> None:
+    if pooling == "GeM" and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 traces no tuple of sizes: such a network keeps one location, and its note says so")
     network = wild_files.randomised(Pools(pooling))
     with torch.no_grad():
         expected = network(pixels())

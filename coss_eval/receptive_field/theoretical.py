@@ -33,7 +33,7 @@ def theoretical(module: ModelLike, size: int = 224) -> pd.DataFrame:
     them, UsageError for a size that the network does not take.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2))
-    >>> theoretical(network, 32).set_index("module").loc["2", ["grid", "jump", "rf"]].tolist()
+    >>> theoretical(network, 32).set_index("module").loc["2", ["grid", "jump", "rf"]].astype(float).tolist()
     [14.0, 2.0, 5.0]
     """
     module = module if isinstance(module, nn.Module) else as_model(module).backbone

@@ -136,11 +136,18 @@ def _block(table: Table, page: Page, room: float) -> _Tabular:
         _lines(name, max(10, min(share, 18)) if number else share)
         for name, number in zip(table.columns, numeric, strict=True)
     )
-    rows = tuple(
-        (row.group, _lines(row.name, stub), tuple(_cell(entry, min(share, 30)) for entry in row.entries))
-        for row in table.rows
-    )
+    shares = _shares(table, share)
+    rows = tuple((row.group, _lines(row.name, stub), tuple(map(_cell, row.entries, shares))) for row in table.rows)
     return _Tabular(heads, _lines(table.corner, stub), rows, numeric, page.size)
+
+
+def _shares(table: Table, share: int) -> list[int]:
+    """Letters that each column's texts may take in a line: a command has what shorter texts leave of theirs."""
+    texts = [[row.entries[i] for row in table.rows] for i in range(len(table.columns))]
+    longest = [max((len(text) for text in each if isinstance(text, str)), default=share) for each in texts]
+    code = [any(isinstance(text, str) and _is_code(text) for text in each) for each in texts]
+    left = sum(max(0, share - length) for length, command in zip(longest, code, strict=True) if not command)
+    return [share + left // sum(code) if command else min(share, 30) for command in code]
 
 
 def _lines(text: str, width: int) -> tuple[str, ...]:
