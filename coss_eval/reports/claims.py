@@ -274,16 +274,19 @@ def scores_table(
     claims: Sequence[Claim], scores: Mapping[str, Mapping[str, Sequence[float]]], arms: Sequence[str]
 ) -> Table:
     """A row an arm, a column a claim's score: the mean over seeds with Student's interval; exploratory."""
-    rows = []
+    rows, fewer = [], list[str]()
     for arm in arms:
         entries: list[Number | None] = []
+        most = max((len(scores.get(c.name, {}).get(arm, [])) for c in claims), default=0)
         for claim in claims:
             values = scores.get(claim.name, {}).get(arm, [])
+            if 0 < len(values) < most:
+                fewer.append(f"{claim.name} of {arm} ({len(values)})")
             over = spread(values) if values else None
             several = over is not None and not math.isnan(over.low)
             low, high = (over.low, over.high) if over is not None and several else (None, None)
             entries.append(None if over is None else Number(over.mean, low, high, claim.unit))
-        most = max((len(scores.get(c.name, {}).get(arm, [])) for c in claims), default=0)
         rows.append(Row(f"{arm} ({most} {'seed' if most == 1 else 'seeds'})", entries))
     caption = "Means over training seeds, Student's 95 % interval over seeds. All but the claims above is exploratory."
+    caption += f" Of fewer seeds than the row's: {', '.join(fewer)}." if fewer else ""
     return Table("scores", "Scores by method", "mean over seeds", [claim.name for claim in claims], rows, caption)

@@ -14,7 +14,7 @@ from synthetic_runs import Writer
 
 from coss_eval.cli.app import app
 from coss_eval.errors import UsageError
-from coss_eval.reports.claims import Claim, claim_lines, claims_table, finding, findings_in, verdicts
+from coss_eval.reports.claims import Claim, claim_lines, claims_table, finding, findings_in, scores_table, verdicts
 from coss_eval.reports.results import Results
 from coss_eval.statistics import contrast, holm
 from coss_eval.store import Cell, Measurement, Store
@@ -234,3 +234,11 @@ def test_no_effect_is_seldom_declared_one(store: Store) -> None:
     results = Results(store)
     answers = [verdicts(findings_in(primary(draw), results)) for draw in range(200)]
     assert sum(any(verdict != "undecided" for verdict, _ in family) for family in answers) <= 16
+
+
+def test_a_score_of_fewer_seeds_than_its_row_is_named() -> None:
+    linear = Claim(name="linear", source="", task="probe", metric="top1", margin=0.0)
+    scores = {"corruptions": {"a": [0.2], "b": [0.3, 0.4]}, "linear": {"a": [0.5, 0.6], "b": [0.7, 0.8]}}
+    table = scores_table([CLAIM, linear], scores, ["a", "b", "c"])
+    assert [row.name for row in table.rows] == ["a (2 seeds)", "b (2 seeds)", "c (0 seeds)"]
+    assert "Of fewer seeds than the row's: corruptions of a (1)." in table.caption
