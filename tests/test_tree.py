@@ -72,9 +72,11 @@ def test_committed_results_are_read(run: str, cells: int, model: str, top1: floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("folder", "size", "packed"), [("co-claims", None, 5), ("co-claims-gpu", "gpu", 11)])
+@pytest.mark.parametrize(
+    ("folder", "size", "packed", "partly"), [("co-claims", None, 5, 0), ("co-claims-gpu", "gpu", 11, 4)]
+)
 def test_the_page_of_a_committed_study_is_made_from_its_packed_runs(
-    folder: str, size: str | None, packed: int, tmp_path: Path, tracked: list[Path]
+    folder: str, size: str | None, packed: int, partly: int, tmp_path: Path, tracked: list[Path]
 ) -> None:
     """No finished run has a folder of its own; the numbers beside the pack are what the pack says."""
     for file in ("runs.zip", "epochs.json"):
@@ -86,7 +88,8 @@ def test_the_page_of_a_committed_study_is_made_from_its_packed_runs(
     ] == []
     sweep = settled(read_sweep("co-claims", size), tmp_path)
     everything = states(sweep, tmp_path, tmp_path)
-    assert sum(state.stage in ("trained", "done") for state in everything) == len(Runs(tmp_path).names())
+    assert sum(state.stage == "trained" for state in everything) == partly  # not evaluated whole
+    assert sum(state.stage == "done" for state in everything) == len(Runs(tmp_path).names()) - partly
     report(sweep, everything, tmp_path)
     assert (tmp_path / "report.md").read_bytes() == (RESULTS / folder / "report.md").read_bytes()
 

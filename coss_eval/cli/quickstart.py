@@ -18,6 +18,7 @@ from coss_eval.runtime.device import spare_threads
 from coss_eval.runtime.live import progress_line, say, say_report, speaks, training_line, width
 from coss_eval.runtime.processes import apart, gathered, one_goes_ahead, process_group, start_on_each
 from coss_eval.store import Store
+from coss_eval.store.runs import MODEL
 from coss_eval.training.loop import train
 
 METHODS = ("simclr", "co-simclr")  # of all methods the ones that learn in a minute
@@ -68,7 +69,7 @@ def _folder(out: Path, method: str) -> Path:
 def _evaluate(data: Dataset, out: Path, device: torch.device, *, quiet: bool) -> Run:
     """Every task on the trained networks and an untrained one, the cells shared by the processes."""
     gathered(None)  # until all are trained
-    models = [load_model(_folder(out, method) / "model.safetensors") for method in METHODS]
+    models = [load_model(_folder(out, method) / MODEL) for method in METHODS]
     models.append(models[0].untrained(seed=0))
     # with fewer images, levels and seeds than by default: the whole demonstration is to take a few minutes
     quick = [entry.make(**entry.quick) for entry in tasks.entries().values()]
@@ -87,7 +88,7 @@ def _report(done: Run, *, show: bool) -> int:
     out = done.path
     written = reports.write(out)
     say(f"\n{reports.headline_text(Store(out), width())}\n")
-    trained = _folder(out, METHODS[-1]) / "model.safetensors"
+    trained = _folder(out, METHODS[-1]) / MODEL
     say(f"next        coss-eval robustness --ckpt {trained} --data {DATA} --limit 100")
     say_report(out / "report.html", f"{len(written)} files, report.md, tables/ and figures/ among them,")
     if show:

@@ -401,7 +401,7 @@ def label_ends(axis: Axes, lines: Mapping[str, Sequence[Estimate | None]], look:
     texts = ["\n".join(broken(label, 28)) for label in labels]
     bottom, top = axis.get_ylim()
     room = (figure.get_figheight() - 0.6) * 72  # points
-    heights = 8.6 / room * (top - bottom) * (1 + np.array([text.count("\n") for text in texts]))
+    heights = 8.9 / room * (top - bottom) * (1 + np.array([text.count("\n") for text in texts]))
     few = heights.sum() < 0.95 * (top - bottom) and all(one.named for one in look.values())
     if figure.get_figwidth() < _ENDS or not few:
         legend(figure, {label: one for label, one in look.items() if label in lines})

@@ -79,7 +79,7 @@ def test_a_forest_plot_says_what_stands(width: float) -> None:
         marks = {float(x): line.get_color() for line in lines for x in np.asarray(line.get_xdata())}
         assert sorted(np.concatenate([np.asarray(line.get_xdata()) for line in lines])) == pytest.approx(sorted(shown))
         assert [marks[x] != "white" for x in marks] == [abs(x - 1) > 1e-9 for x in marks]
-        order = sorted((float(y), float(x)) for line in lines for x, y in line.get_xydata())  # type: ignore[union-attr]
+        order = sorted((float(y), float(x)) for line in lines for x, y in np.asarray(line.get_xydata()))
         assert [x for _, x in order] == pytest.approx(shown)  # rows stand in the order given
     assert "+3.2 [+1.0, +5.4]" in " ".join(text.get_text() for text in texts(figure))
 
