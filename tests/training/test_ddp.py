@@ -14,7 +14,7 @@ import pytest
 import torch
 from interrupted_run import RUN
 from training_parts import TINY, digits
-from two_processes import CASES, STEPPED, one_batch, several_steps, short_run
+from two_processes import CASES, OF_MANY, STEPPED, one_batch, several_steps, short_run
 
 from coss_eval.checkpoints.load import load_model
 from coss_eval.training import checkpoint, log
@@ -30,21 +30,41 @@ def torchrun(processes: int, script: str, *arguments: str, restarts: int = 0) ->
     subprocess.run(call, env=os.environ | ALONE, timeout=1800, check=True)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def of_several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("ddp") / "found.pt"
-    torchrun(request.param, "two_processes.py", str(out))
+def found_by(processes: int, folder: Path) -> dict[str, Any]:
+    """What so many processes of two_processes.py come to."""
+    out = folder / "found.pt"
+    torchrun(processes, "two_processes.py", str(out))
     found: dict[str, Any] = torch.load(out, weights_only=True)
-    return found | {"run": out.with_name("run"), "processes": request.param}
+    return found | {"run": out.with_name("run"), "processes": processes}
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return found_by(2, tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_as_two_are(tmp_path: Path) -> None:
+    """One test, so that it is one worker's; of the cases those in which a third process can matter."""
+    of_four = found_by(4, tmp_path)
+    for case in CASES:
+        assert (f"{case} torch.float64" in of_four) == (case in OF_MANY)
+        if case in OF_MANY:
+            test_losses_and_gradients_are_those_of_one_process(of_four, case)
+    for method in OF_MANY.intersection(STEPPED):
+        test_steps_are_those_of_one_process(of_four, method)
+    test_a_run_of_two_is_that_of_one(of_four, tmp_path / "alone")
+    test_a_part_that_does_not_divide_into_micro_batches_is_refused(of_four)
+    test_a_process_that_does_not_see_the_state_says_so(of_four)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradients_are_those_of_one_process(of_several: dict[str, Any], case: str) -> None:
+def test_losses_and_gradients_are_those_of_one_process(of_two: dict[str, Any], case: str) -> None:
     """The loss in float32; gradients, running statistics and centres in float64, where rounding hides nothing."""
-    one, two = one_batch(case, torch.float32), of_several[f"{case} torch.float32"]
+    one, two = one_batch(case, torch.float32), of_two[f"{case} torch.float32"]
     torch.testing.assert_close(two["losses"], one["losses"], atol=1e-5, rtol=1e-5)
-    one, two = one_batch(case, torch.float64), of_several[f"{case} torch.float64"]
+    one, two = one_batch(case, torch.float64), of_two[f"{case} torch.float64"]
     torch.testing.assert_close(two["losses"], one["losses"], atol=1e-9, rtol=1e-9)
     assert one["gradients"].keys() == two["gradients"].keys()
     for part in ("gradients", "buffers"):
@@ -53,29 +73,27 @@ def test_losses_and_gradients_are_those_of_one_process(of_several: dict[str, Any
 
 
 @pytest.mark.slow
-def test_a_run_of_several_is_that_of_one(of_several: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_of_two_is_that_of_one(of_two: dict[str, Any], tmp_path: Path) -> None:
     short_run(tmp_path)
-    losses = [
-        [line["loss"] for line in log.read(out) if line["kind"] == "train"] for out in (tmp_path, of_several["run"])
-    ]
+    losses = [[line["loss"] for line in log.read(out) if line["kind"] == "train"] for out in (tmp_path, of_two["run"])]
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    one, two = (load_model(out / "model.safetensors").backbone.state_dict() for out in (tmp_path, of_several["run"]))
+    one, two = (load_model(out / "model.safetensors").backbone.state_dict() for out in (tmp_path, of_two["run"]))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=1e-3, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.slow
-def test_a_part_that_does_not_divide_into_micro_batches_is_refused(of_several: dict[str, Any]) -> None:
-    share = 32 // of_several["processes"]
-    assert f"{share} images of a batch do not divide into 16 micro-batches" in of_several["refusal"]
+def test_a_part_that_does_not_divide_into_micro_batches_is_refused(of_two: dict[str, Any]) -> None:
+    share = 32 // of_two["processes"]
+    assert f"{share} images of a batch do not divide into 16 micro-batches" in of_two["refusal"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", STEPPED)
-def test_steps_are_those_of_one_process(of_several: dict[str, Any], method: str) -> None:
+def test_steps_are_those_of_one_process(of_two: dict[str, Any], method: str) -> None:
     """Optimiser, moving averages, running statistics and centres over 4 steps."""
-    one, several = several_steps(method), of_several["steps"][method]
+    one, several = several_steps(method), of_two["steps"][method]
     torch.testing.assert_close(several["losses"], one["losses"], atol=1e-5, rtol=1e-5)
     assert one["weights"].keys() == several["weights"].keys()
     for key, value in one["weights"].items():
@@ -85,8 +103,8 @@ def test_steps_are_those_of_one_process(of_several: dict[str, Any], method: str)
 
 
 @pytest.mark.slow
-def test_a_process_that_does_not_see_the_state_says_so(of_several: dict[str, Any]) -> None:
-    said, path = of_several["divided"], of_several["run"] / "last.pt"
+def test_a_process_that_does_not_see_the_state_says_so(of_two: dict[str, Any]) -> None:
+    said, path = of_two["divided"], of_two["run"] / "last.pt"
     assert said.startswith(f"the processes see different states of {path} (process 0 step 4, process 1 none")
     assert said.endswith("give an --out on a file system that all share")
 
