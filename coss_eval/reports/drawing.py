@@ -440,6 +440,7 @@ def name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     frame = axis.get_window_extent()
     marks = [axis.transData.transform((x, y)) for x, y, _ in points]
     taken: list[BboxBase] = [Bbox([mark - 4, mark + 4]) for mark in marks]
+    taken += [bar.get_window_extent() for bar in axis.lines]  # of a bar along an axis, its box is all of it
     note = axis.annotate("99 names left out", (0.99, 0.01), xycoords="axes fraction", ha="right", fontsize=SMALLEST)
     note.set_in_layout(False)
     taken.append(note.get_window_extent())

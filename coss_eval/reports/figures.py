@@ -153,7 +153,7 @@ OF_ALL: dict[str, tuple[Maker, str]] = {
     ),
     "training_curves": (
         lambda results, canvas: training_curves(results.store.path, canvas),
-        "Training curves. Bands: from the lowest to the highest seed of a method.",
+        "Training curves. A method of several seeds is their mean, with a band from the lowest to the highest.",
     ),
     "receptive_fields": (
         lambda results, canvas: stored_fields(results.store.path, canvas),
