@@ -114,6 +114,7 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--soft); } det
   table :is(th, td), table.many :is(th, td) { min-width: 0; max-width: none; padding: .15rem .35rem; }
   td.wide, table.many td.text { min-width: 0; max-width: none; overflow-wrap: anywhere; }
   tbody th { position: static; }
+  button.sort { display: contents; } /* Chromium repeats no head that holds a button on a table's further pages */
   td small, td small.i, td.signed small.i, td small.p { min-width: 0; white-space: nowrap; }
   figure img { max-width: min(100%, var(--wide)); max-height: var(--high); width: auto; border: 0; padding: 0; } }
 </style>
