@@ -16,7 +16,7 @@ from coss_eval.reports.estimates import difference
 from coss_eval.reports.layout import Number, Row
 from coss_eval.reports.results import Results
 from coss_eval.reports.saliency import stored_fields
-from coss_eval.reports.scores import Family, comparable
+from coss_eval.reports.scores import Comparisons, comparable
 from coss_eval.store import Store
 
 Maker = Callable[[Results, Canvas], Figure | None]
@@ -105,7 +105,7 @@ def differences(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     shown = canvas.shown(results.labels)
     base = canvas.baseline or next(iter(shown), "")
     others = [label for label in shown if label != base][:MANY]
-    family = Family(columns, results.family)
+    family = Comparisons(columns, results.family)
     rows = []
     for column in columns:
         for other in others:

@@ -82,7 +82,7 @@ def comparable(scores: Sequence[Score], labels: Sequence[str]) -> list[Score]:
     return [s for s, ofs in found if s.unit == "percent" or any(e is not None and e.low is not None for e in ofs)]
 
 
-class Family:
+class Comparisons:
     """Holm's p of every comparison in one table: of all pairs of ``labels`` on all ``scores``, whatever is shown of it.
 
     So a comparison has one p, whichever label is the baseline. NaN, where there is no p, counts for nothing.

@@ -14,7 +14,7 @@ from itertools import product
 from coss_eval.reports.estimates import Estimate, difference
 from coss_eval.reports.layout import Number
 from coss_eval.reports.results import Results
-from coss_eval.reports.scores import Column, Family, comparable
+from coss_eval.reports.scores import Column, Comparisons, comparable
 from coss_eval.statistics import SEEDS_FOR_P
 
 SHOWN = 3  # names or scores in a list; the tables have them all
@@ -78,7 +78,7 @@ def standings(
     p is adjusted as in the headline's table, over all pairs of ``everyone`` (default: of ``labels``). ``datasets``
     names what each label's images are of, which a score is called after where there are several.
     """
-    family = Family(comparable(scores, everyone or labels), everyone or labels)
+    family = Comparisons(comparable(scores, everyone or labels), everyone or labels)
     names = {label: ", ".join(sorted((datasets or {}).get(label, ()))) for label in labels}
     found = []
     for score in scores:
@@ -188,7 +188,7 @@ def _how_sure(results: Results, ranked: Sequence[str], scores: Sequence[Column])
 def _untrained(results: Results, ranked: Sequence[str], scores: Sequence[Column]) -> str:
     """Where an untrained network is ahead of a ranked one or not told apart from it: training shows nothing there."""
     references = [label for label in results.labels if label not in ranked and _is_untrained(results, label)]
-    family = Family(comparable(scores, results.family), results.family)
+    family = Comparisons(comparable(scores, results.family), results.family)
     ahead: dict[str, list[str]] = {}
     level: dict[str, list[str]] = {}
     for score, label in product(scores, ranked):
