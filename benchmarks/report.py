@@ -36,11 +36,11 @@ from coss_eval import reports
 reports.write(sys.argv[1], out=sys.argv[2])
 """
 NO_FIGURES = """
-from coss_eval.reports import document, html, layout, markdown
+from coss_eval.reports import document, html, latex, layout, markdown
 from coss_eval.reports.results import Results
 from coss_eval.store import Store
 page = document.build(Results(Store(sys.argv[1])))
-markdown.render(page), html.render(page, {}), [(layout.to_csv(t), layout.latex(t)) for t in page.tables]
+markdown.render(page), html.render(page, {}), [(layout.to_csv(t), latex.latex(t)) for t in page.tables]
 """
 
 

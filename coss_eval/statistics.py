@@ -22,6 +22,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeVar
 
@@ -266,14 +268,14 @@ def contrast(groups: Sequence[tuple[float, ArrayLike]], level: float = 0.95) -> 
     the result is the number of runs. p is two-sided; NaN, as the interval, where no run differs from another.
     """
     parts = _groups(groups)
-    estimate, error, df = contrast_error(groups)
-    runs = sum(len(x) for _, x in parts)
-    if parts[0][1].ndim == 1:
-        return _student(estimate, error if error > _TINY else math.nan, df=df, n=runs, level=level)
-    per_image = np.sum([w * x.mean(axis=0) for w, x in parts], axis=0)
-    in_range = all(x.min() >= 0 and x.max() <= 1 for _, x in parts)
-    found = _student(estimate, error, df=df, n=runs, level=level)
-    return found if error > _TINY else _by_signs(found, per_image, level, largest=float(in_range))
+    estimate, error, df = _error_of(parts)
+    found = _student(estimate, error, df=df, n=sum(len(part.values) for part in parts), level=level)
+    if error > _TINY:
+        return found
+    if parts[0].values.ndim == 1:
+        return found._replace(low=math.nan, high=math.nan, p=math.nan)
+    in_range = all(part.values.min() >= 0 and part.values.max() <= 1 for part in parts)
+    return _by_signs(found, _per_image(parts), level, largest=float(in_range))
 
 
 def contrast_error(groups: Sequence[tuple[float, ArrayLike]]) -> tuple[float, float, float]:
@@ -286,9 +288,13 @@ def contrast_error(groups: Sequence[tuple[float, ArrayLike]]) -> tuple[float, fl
     least S - 1: what is subtracted may leave next to none, and no t. Where all seeds of a group are right equally often
     by chance and nothing at all is left, V / N is the variance.
     """
-    parts = _groups(groups)
-    estimate = sum(w * float(x.mean()) for w, x in parts)
-    terms = [(w**2 * float(_by_seed(x).var(ddof=1)) / len(x), len(x) - 1.0) for w, x in parts]
+    return _error_of(_groups(groups))
+
+
+def _error_of(parts: Sequence[_Group]) -> tuple[float, float, float]:
+    estimate = sum(part.weight * part.mean for part in parts)
+    seeds = [len(part.values) for part in parts]
+    terms = [(part.spread / n, n - 1.0) for part, n in zip(parts, seeds, strict=True)]
     images = _image_terms(parts)
     if sum(value for value, _ in images) > 0:
         terms += images
@@ -297,8 +303,8 @@ def contrast_error(groups: Sequence[tuple[float, ArrayLike]]) -> tuple[float, fl
     total = sum(value for value, _ in terms)
     doubt = sum(value**2 / df for value, df in terms)
     if doubt == 0:
-        return estimate, math.sqrt(total), sum(len(x) - 1.0 for _, x in parts)
-    return estimate, math.sqrt(total), max(total**2 / doubt, min(len(x) - 1.0 for _, x in parts))
+        return estimate, math.sqrt(total), sum(seeds) - float(len(seeds))
+    return estimate, math.sqrt(total), max(total**2 / doubt, min(seeds) - 1.0)
 
 
 def p_against(estimate: float, error: float, df: float, value: float) -> float:
@@ -317,9 +323,9 @@ def seeds_needed(groups: Sequence[tuple[float, ArrayLike]], difference: float, l
     None where ``MOST_SEEDS`` do not suffice, as where there are too few images.
     """
     parts = _groups(groups)
-    spreads = [w**2 * float(_by_seed(x).var(ddof=1)) for w, x in parts]
+    spreads = [part.spread for part in parts]
     images = max(0.0, sum(value for value, _ in _image_terms(parts)))
-    many = float(parts[0][1].shape[-1] - 1) if images > 0 else 1.0
+    many = float(parts[0].values.shape[-1] - 1) if images > 0 else 1.0
     for seeds in range(2, MOST_SEEDS + 1):
         terms = [(s / seeds, seeds - 1.0) for s in spreads] + [(images, many)]
         total, doubt = sum(value for value, _ in terms), sum(value**2 / df for value, df in terms)
@@ -328,31 +334,57 @@ def seeds_needed(groups: Sequence[tuple[float, ArrayLike]], difference: float, l
     return None
 
 
-def _groups(groups: Sequence[tuple[float, ArrayLike]]) -> list[tuple[float, NDArray[np.float64]]]:
+@dataclass(frozen=True)
+class _Group:
+    """A group of a contrast, with the means of its ``values``, (S,) or (S, N), each taken once."""
+
+    weight: float
+    values: NDArray[np.float64]
+
+    @cached_property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @cached_property
+    def by_seed(self) -> NDArray[np.float64]:
+        return self.values if self.values.ndim == 1 else self.values.mean(axis=1)
+
+    @cached_property
+    def by_image(self) -> NDArray[np.float64]:
+        return np.asarray(self.values.mean(axis=0))
+
+    @cached_property
+    def spread(self) -> float:
+        """The variance of the seeds in the contrast's units."""
+        return self.weight**2 * float(self.by_seed.var(ddof=1))
+
+
+def _groups(groups: Sequence[tuple[float, ArrayLike]]) -> list[_Group]:
     """Weights and values, all of them (S,) or all (S, N) of as many images."""
-    parts = [(w, np.asarray(values, dtype=np.float64)) for w, values in groups]
-    if not parts or any(x.ndim not in (1, 2) or len(x) < 2 or x.size == 0 for _, x in parts):
+    parts = [_Group(w, np.asarray(values, dtype=np.float64)) for w, values in groups]
+    shapes = [part.values.shape for part in parts]
+    if not parts or any(len(shape) not in (1, 2) or shape[0] < 2 or 0 in shape for shape in shapes):
         raise UsageError("a contrast needs two seeds or more in every group")
-    if len({x.shape[1:] for _, x in parts}) > 1:
+    if len({shape[1:] for shape in shapes}) > 1:
         raise UsageError("a contrast needs one number a seed in all groups, or the same images in all")
     return parts
 
 
-def _by_seed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values if values.ndim == 1 else values.mean(axis=1)
+def _per_image(parts: Sequence[_Group]) -> NDArray[np.float64]:
+    return np.asarray(np.sum([part.weight * part.by_image for part in parts], axis=0))
 
 
-def _image_terms(parts: Sequence[tuple[float, NDArray[np.float64]]]) -> list[tuple[float, float]]:
+def _image_terms(parts: Sequence[_Group]) -> list[tuple[float, float]]:
     """What the images add to the variance: that of their contrasts, less the seed-by-image residuals; each with df."""
-    images = parts[0][1].shape[-1]
-    if parts[0][1].ndim == 1 or images < 2:
+    images = parts[0].values.shape[-1]
+    if parts[0].values.ndim == 1 or images < 2:
         return []
-    per_image = np.sum([w * x.mean(axis=0) for w, x in parts], axis=0)
-    terms = [(float(per_image.var(ddof=1)) / images, images - 1.0)]
-    for w, x in parts:
-        residual = x - x.mean(axis=0) - x.mean(axis=1, keepdims=True) + x.mean()
-        df = (len(x) - 1.0) * (images - 1)
-        terms.append((-(w**2) * float(np.square(residual).sum()) / df / len(x) / images, df))
+    terms = [(float(_per_image(parts).var(ddof=1)) / images, images - 1.0)]
+    for part in parts:
+        residual = part.values - part.by_image - part.by_seed[:, None] + part.mean
+        seeds = len(part.values)
+        df = (seeds - 1.0) * (images - 1)
+        terms.append((-(part.weight**2) * float(np.square(residual).sum()) / df / seeds / images, df))
     return terms
 
 

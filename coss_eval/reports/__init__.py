@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coss_eval.errors import CossError
+from coss_eval.runtime.memory import seldom_collected
 from coss_eval.store import Store
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["headline_html", "headline_text", "write", "write_leaderboard"]
 
 
+@seldom_collected()
 def write(
     store_path: str | os.PathLike[str],
     *,

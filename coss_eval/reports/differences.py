@@ -101,6 +101,7 @@ def _note(axis: Axes, words: str, y: float, color: str) -> Annotation:
     return axis.annotate(words, (1.02, y), xycoords=where, va="center", fontsize=6.5, color=color)
 
 
+DARK = 0.5  # luma of a square below which white can be read on it better than black
 _WORDY = 4.5  # inches from which on there is room for p beside the interval
 
 
@@ -143,7 +144,8 @@ def difference_map(
         if len(text) * SMALLEST * 0.6 / 72 > side:
             text = "+" if values[i, j] > 0 else "−"  # no room: what the colour says, for grey print
         weight = "bold" if clear[i, j] else "normal"
-        ink = "white" if abs(values[i, j]) > 0.72 * most else "#222222"
+        red, green, blue, _ = image.to_rgba(values[i, j])
+        ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < DARK else "#222222"
         cell = axis.text(j, i, text, ha="center", va="center", fontsize=SMALLEST, fontweight=weight, color=ink)
         cell.set_in_layout(False)  # inside of the axis: no room is to be found for it
     figure.colorbar(image, cax=scale, orientation="horizontal", label="\n".join(broken(quantity, int(inches * 12))))

@@ -11,7 +11,7 @@ from coss_eval.reports.estimates import Estimate, could_have_seen, difference
 from coss_eval.reports.figures import OF_ALL
 from coss_eval.reports.layout import Number, Row, Table, transposed, with_best
 from coss_eval.reports.results import Results
-from coss_eval.reports.scores import Column, Score, TaskScores, adjusted, comparable
+from coss_eval.reports.scores import Column, Comparisons, Score, TaskScores, comparable
 from coss_eval.statistics import SEEDS_FOR_P
 
 FOLDED = "Protocol and notes"
@@ -184,10 +184,9 @@ def difference_table(results: Results, spec: TaskScores, base: str) -> Table | N
     others = [label for label in results.labels if label != base and any(s.of(label) is not None for s in scores)]
     if not scores or not others:
         return None
-    family = adjusted(tested, results.family)  # also where the baseline has a gap
+    family = Comparisons(tested, results.family)  # also where the baseline has a gap
     rows = [
-        Row(s.name, [_change(s, base, label, family.get((s.group, s.name, label, base))) for label in others], s.group)
-        for s in scores
+        Row(s.name, [_change(s, base, label, family.p(s, label, base)) for label in others], s.group) for s in scores
     ]
     title = f"{spec.title}: difference from {base}"
     n = results.n_text(e.n for score in scores for label in others if (e := score.of(label)) is not None)

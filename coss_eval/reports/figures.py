@@ -16,7 +16,7 @@ from coss_eval.reports.estimates import difference
 from coss_eval.reports.layout import Number, Row
 from coss_eval.reports.results import Results
 from coss_eval.reports.saliency import stored_fields
-from coss_eval.reports.scores import adjusted, comparable
+from coss_eval.reports.scores import Comparisons, comparable
 from coss_eval.store import Store
 
 Maker = Callable[[Results, Canvas], Figure | None]
@@ -105,13 +105,13 @@ def differences(results: Results, canvas: Canvas = WHOLE) -> Figure | None:
     shown = canvas.shown(results.labels)
     base = canvas.baseline or next(iter(shown), "")
     others = [label for label in shown if label != base][:MANY]
-    family = adjusted(columns, results.family)
+    family = Comparisons(columns, results.family)
     rows = []
     for column in columns:
         for other in others:
             found = difference(column.of(other), column.of(base))
             if found is not None:
-                p = family.get((column.group, column.name, other, base))
+                p = family.p(column, other, base)
                 number = Number(*found[:3], column.unit, p, signed=True, lower_is_better=column.lower_is_better)
                 rows.append(Row(other, [number], column.name))
     return forest(rows, width=canvas.inches(WIDTH), xlabel=f"difference from {base}") if rows else None
@@ -153,7 +153,7 @@ OF_ALL: dict[str, tuple[Maker, str]] = {
     ),
     "training_curves": (
         lambda results, canvas: training_curves(results.store.path, canvas),
-        "Training curves. Bands: from the lowest to the highest seed of a method.",
+        "Training curves. A method of several seeds is their mean, with a band from the lowest to the highest.",
     ),
     "receptive_fields": (
         lambda results, canvas: stored_fields(results.store.path, canvas),

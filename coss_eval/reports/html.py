@@ -17,10 +17,15 @@ from string import Template
 from coss_eval.reports.document import FOLDED, Document, Section
 from coss_eval.reports.latex import latex
 from coss_eval.reports.layout import GAP, Entry, Number, Row, Table, narrow, to_csv
+from coss_eval.statistics import SEEDS_FOR_P
 
 FITTING = 7  # columns: what the page's width holds of a table of numbers with intervals
+DENSITY = 220  # pixels an inch of the figures, coss.mplstyle's; screens show them at half their pixels
+HIGH = 5.0  # inches: a figure that would be hard to read if it stood beside text on a landscape page
+BESIDE_TEXT, FULL_PAGE = 92, 165  # mm
 PRINTED = 12  # columns: what a landscape A4 page holds of it; further ones stand in tables of their own
 COLOURS = "Bold: p < .05 after Holm's adjustment; blue: better than the baseline, orange: worse; uncoloured: neither."
+WITHOUT_P = f"Without p, and so uncoloured: fewer than {SEEDS_FOR_P} seeds, or no verdict on each image is stored."
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -41,14 +46,16 @@ body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 76rem; color: var
 h1, h2, h3, p, figcaption, summary, li { overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; margin: 0; }
 h2 { font-size: 1.2rem; margin: 3rem 0 .6rem; padding-top: .8rem; border-top: 1px solid var(--line); }
+section:first-of-type h2 { margin-top: 1rem; border-top: 0; }
 h3 { font-size: .95rem; margin: 0; }
+code { font-size: .95em; overflow-wrap: anywhere; }
 p { max-width: 52rem; margin: .3rem 0; }
 p.sub, p.note, nav, output { color: var(--soft); }
 p.note, details, .bar { font-size: .82rem; }
 p.flag { background: var(--flag); color: var(--flag-ink); padding: .5rem .8rem; border-radius: .3rem; margin: .8rem 0; }
 nav { position: sticky; top: 0; z-index: 3; margin: .8rem 0 0; padding: .5rem 0; font-size: .9rem; overflow-x: auto;
-      white-space: nowrap; background: var(--paper); border-bottom: 1px solid var(--line); }
-nav a { color: inherit; margin-right: 1rem; }
+      background: var(--paper); border-bottom: 1px solid var(--line); }
+nav a { color: inherit; margin-right: 1rem; display: inline-block; }
 a, button, input, summary, [tabindex] { outline-offset: 2px; }
 :focus-visible { outline: 2px solid var(--better); }
 .block { margin: 1.4rem 0; }
@@ -65,7 +72,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .26rem .8rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: baseline; }
 th:first-child, .text { text-align: left; } td.text.number { text-align: right; }
 thead th, thead td { font-weight: 600; border-bottom: 1.5px solid var(--ink); vertical-align: bottom;
-                     white-space: normal; overflow-wrap: anywhere; min-width: 4.5rem; max-width: 14rem; }
+                     white-space: normal; overflow-wrap: anywhere; min-width: 6.4rem; max-width: 14rem; }
 thead > tr > :first-child { color: var(--soft); font-weight: 400; min-width: 9rem; max-width: 18rem; }
 tbody th { font-weight: 400; position: sticky; left: 0; z-index: 1; background: var(--paper); min-width: 7rem;
            max-width: 24rem; white-space: normal; overflow-wrap: anywhere; }
@@ -89,6 +96,7 @@ figcaption { color: var(--soft); font-size: .82rem; max-width: 52rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--soft); } details ul { margin: .4rem 0; }
 @media (max-width: 40rem) {
   body { padding: 1.2rem .8rem 3rem; }
+  nav { white-space: nowrap; }
   thead > tr > :first-child, tbody th { position: static; min-width: 7.5rem; max-width: 9rem; }
   td.wide { min-width: 10rem; }
   figure img { max-width: none; } }
@@ -99,15 +107,16 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--soft); } det
   body { max-width: none; padding: 0; font-size: 11px; }
   p { max-width: none; } p.note, details, figcaption { font-size: 9px; } h2 { margin-top: 1.2rem; }
   nav, .bar { display: none; }
-  h2, h3, thead { break-after: avoid; } tr, figure { break-inside: avoid; }
+  h2, h3, thead { break-after: avoid; } tr, figure, thead { break-inside: avoid; }
   p.flag { border: 1px solid var(--line); }
   div.table { overflow: visible; }
   table { font-size: 9.5px; white-space: normal; max-width: 100%; } table.many { font-size: 8.5px; }
   table :is(th, td), table.many :is(th, td) { min-width: 0; max-width: none; padding: .15rem .35rem; }
   td.wide, table.many td.text { min-width: 0; max-width: none; overflow-wrap: anywhere; }
   tbody th { position: static; }
+  button.sort { display: contents; } /* Chromium repeats no head that holds a button on a table's further pages */
   td small, td small.i, td.signed small.i, td small.p { min-width: 0; white-space: nowrap; }
-  figure img { max-height: 110mm; width: auto; border: 0; padding: 0; } }
+  figure img { max-width: min(100%, var(--wide)); max-height: var(--high); width: auto; border: 0; padding: 0; } }
 </style>
 </head>
 <body>
@@ -159,20 +168,42 @@ def _ids(titles: Iterable[str]) -> list[str]:
 def _section(section: Section, name: str, figures: Mapping[str, bytes], files: Mapping[str, str]) -> str:
     parts = [f'<section id="{name}" aria-labelledby="{name}-title">']
     parts.append(f'<h2 id="{name}-title">{escape(section.title)}</h2>')
-    parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
+    parts += [f"<p>{_words(paragraph)}</p>" for paragraph in section.paragraphs]
     parts += [_figure(figure, figures[figure], caption) for figure, caption in section.figures.items()]
     parts += [_blocks(table, files, section.title, name) for table in section.tables]
     if section.folded or section.folded_tables:
-        lines = "".join(f"<li>{escape(line)}</li>" for line in section.folded)
+        lines = "".join(f"<li>{_words(line)}</li>" for line in section.folded)
         parts.append(f"<details><summary>{FOLDED}</summary>" + (f"<ul>{lines}</ul>" if lines else ""))
         parts += [*(_blocks(table, files, section.title, name) for table in section.folded_tables), "</details>"]
     return "\n".join([*parts, "</section>"])
 
 
+def _words(text: str) -> str:
+    """Text of a report, in which commands stand between backticks, as Markdown has them."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _joined(text: str) -> str:
+    """ "n = 2500" on one line."""
+    return text.replace("n = ", "n\xa0=\xa0")
+
+
+def _lacks_p(table: Table) -> bool:
+    """Whether a difference has an interval alone, which other differences of the table have a p beside."""
+    return any(
+        isinstance(entry, Number) and entry.signed and entry.interval and not entry.p_text
+        for row in table.rows
+        for entry in row.entries
+    )
+
+
 def _figure(name: str, png: bytes, caption: str) -> str:
-    width = int.from_bytes(png[16:20]) // 2  # the PNG's own width, shown at twice the screen's density
+    across, down = int.from_bytes(png[16:20]), int.from_bytes(png[20:24])  # the PNG's own pixels
+    wide, high = across / DENSITY, down / DENSITY
+    # on paper as wide as it was drawn; one that is high has a page to itself, others leave room for words
+    paper = f"--wide: {wide:.2f}in; --high: {FULL_PAGE if high > HIGH else BESIDE_TEXT}mm"
     source = f"data:image/png;base64,{b64encode(png).decode()}"
-    image = f'<img src="{source}" alt="{escape(caption)}" width="{width}">'
+    image = f'<img src="{source}" alt="{escape(caption)}" width="{across // 2}" style="{paper}">'
     # on a narrow screen it scrolls, as its text could not be read if it were made smaller
     region = f'<div role="region" aria-label="Figure: {escape(name)}" tabindex="0">{image}</div>'
     return f'<figure id="figure-{escape(name)}">{region}<figcaption>{escape(caption)}</figcaption></figure>'
@@ -184,7 +215,8 @@ def _blocks(table: Table, files: Mapping[str, str], heading: str, section: str) 
     ``section`` is the heading's id.
     """
     clear = any(isinstance(entry, Number) and entry.clear for row in table.rows for entry in row.entries)
-    notes = [f'<p class="note">{escape(note)}</p>' for note in (table.footnote, COLOURS if clear else "") if note]
+    told = [table.footnote, COLOURS if clear else "", WITHOUT_P if clear and _lacks_p(table) else ""]
+    notes = [f'<p class="note">{_words(note)}</p>' for note in told if note]
     copied = {"CSV": to_csv(table), "LaTeX": files.get(table.name) or latex(table)}
     # "<" would end the script, or begin a comment, wherever a name holds it
     texts = json.dumps(copied, ensure_ascii=False).replace("<", "\\u003c")
@@ -230,7 +262,7 @@ def _block(table: Table, part: int, link: str, texts: str, section: str, *, titl
 def _table(table: Table, name: str) -> str:
     """Intervals stand beside their values, or below them where there are many columns."""
     sides = [_side(row.entries[i] for row in table.rows) for i in range(len(table.columns))]
-    heads = [f'<th scope="col">{escape(table.corner)}</th>' if table.corner else "<td></td>"]
+    heads = [f'<th scope="col">{escape(_joined(table.corner))}</th>' if table.corner else "<td></td>"]
     heads += [
         f'<th scope="col" class="{side}">{escape(column)}</th>'
         for column, side in zip(table.columns, sides, strict=True)
@@ -260,7 +292,7 @@ def _cell(entry: Entry, side: str) -> str:
         return f'<td class="gap"><b>{GAP}</b><small class="i"></small></td>'
     if isinstance(entry, str):
         classes = "text" if side == "text" else "text number"
-        return f'<td class="{classes}{" wide" if len(entry) > 40 else ""}">{escape(entry)}</td>'
+        return f'<td class="{classes}{" wide" if len(entry) > 40 else ""}">{_words(entry)}</td>'
     small = f'<small class="i">{entry.interval}</small>'
     if entry.signed:
         small += f'<small class="p">{escape(entry.p_text)}</small>'

@@ -267,8 +267,8 @@ def _block(
 class _Lines(textwrap.TextWrapper):
     """Breaks after "_" as well: names like rf_resnet18_k4-4-1-0_mlp1 are longer than a column is wide."""
 
-    # what TextWrapper splits at with break_on_hyphens=False; hyphens between letters as it has them otherwise
-    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z]-)(?=[A-Za-z]))")
+    # what TextWrapper splits at with break_on_hyphens=False; hyphens before letters, as in imagenet-50-supervised
+    wordsep_simple_re = re.compile(r"( +|(?<=_)|(?<=[A-Za-z0-9]-)(?=[A-Za-z]))")
 
     def _handle_long_word(self, reversed_chunks: list[str], cur_line: list[str], cur_len: int, width: int) -> None:
         """Break a word of Latin letters with a hyphen, three letters or more on both sides; what is none, anywhere."""

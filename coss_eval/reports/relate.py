@@ -386,7 +386,8 @@ def _correlations_table(correlations: Sequence[RankCorrelation]) -> Table:
 
 def _models_table(relation: Relation) -> Table:
     rows = []
-    for m in relation.models:
+    families = list(dict.fromkeys(m.family for m in relation.models))
+    for m in sorted(relation.models, key=lambda m: families.index(m.family)):  # stable: each family under one heading
         numbers = [_number(m.x, relation.x.unit), _number(m.y, relation.y.unit), _number(m.clean, "percent")]
         beside = ["", ""] if m.locations is None else [_field_text(m.locations), str(m.locations.number)]
         rows.append(Row(m.name, [*numbers, *beside], m.family))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coss_eval.reports.estimates import Estimate, difference, kept, mean
 from coss_eval.reports.layout import Number, Row, Table, Unit
@@ -80,37 +82,46 @@ def comparable(scores: Sequence[Score], labels: Sequence[str]) -> list[Score]:
     return [s for s, ofs in found if s.unit == "percent" or any(e is not None and e.low is not None for e in ofs)]
 
 
-def adjusted(scores: Sequence[Score], labels: Sequence[str]) -> dict[tuple[str, str, str, str], float]:
-    """Holm's p of every comparison in one table, by the score's group and name and the two labels, in both orders.
+class Comparisons:
+    """Holm's p of every comparison in one table: of all pairs of ``labels`` on all ``scores``, whatever is shown of it.
 
-    The family is all pairs of ``labels`` on all ``scores``, whatever is shown of it: so a comparison has one p,
-    whichever label is the baseline. NaN, where there is no p, counts for nothing.
+    So a comparison has one p, whichever label is the baseline. NaN, where there is no p, counts for nothing.
     """
-    keys = [(score, one, other) for score in scores for one, other in combinations(labels, 2)]
-    adjusted_p = holm([p for score in scores for p in _p_of_pairs([score.of(label) for label in labels])])
-    family: dict[tuple[str, str, str, str], float] = {}
-    for (score, one, other), p in zip(keys, adjusted_p, strict=True):
-        family[score.group, score.name, one, other] = family[score.group, score.name, other, one] = float(p)
-    return family
+
+    def __init__(self, scores: Sequence[Score], labels: Sequence[str]) -> None:
+        pairs = np.triu_indices(len(labels), 1)
+        found = [_p_of_pairs([score.of(label) for label in labels]) for score in scores]
+        adjusted = holm(np.concatenate([p[pairs] for p in found])) if found else np.zeros(0)
+        for p, own in zip(found, adjusted.reshape(len(found), len(pairs[0])), strict=True):
+            p[pairs] = p.T[pairs] = own
+        self._p = {(score.group, score.name): p for score, p in zip(scores, found, strict=True)}
+        self._place = {label: i for i, label in enumerate(labels)}
+
+    def p(self, score: Score, one: str, other: str) -> float | None:
+        """The p of two labels on a score, in either order; None for what is not in the table."""
+        p = self._p.get((score.group, score.name))
+        if p is None or one not in self._place or other not in self._place:
+            return None
+        return float(p[self._place[one], self._place[other]])
 
 
-def _p_of_pairs(estimates: Sequence[Estimate | None]) -> list[float]:
-    """p of every pair, in the order of ``combinations``; NaN where there is none.
+def _p_of_pairs(estimates: Sequence[Estimate | None]) -> NDArray[np.float64]:
+    """p of every two (M, M); NaN where there is none.
 
     Checkpoints that saw the same images are compared all at once: of 34, there are 561 pairs on each row of a table.
     """
     plain = [(i, e.data, e.shares) for i, e in enumerate(estimates) if e and e.shares is not None and not e.runs]
     alike = [(i, shares) for i, data, shares in plain if data == plain[0][1] and shares.ids is plain[0][2].ids]
-    place = {i: row for row, (i, _) in enumerate(alike)}
-    together = all_pairs(np.array([shares.values for _, shares in alike]).T.astype(float)) if len(alike) > 1 else None
-    found = []
+    places = [i for i, _ in alike]
+    p = np.full((len(estimates), len(estimates)), math.nan)
+    if len(alike) > 1:
+        p[np.ix_(places, places)] = all_pairs(np.array([shares.values for _, shares in alike]).T.astype(float))
+    together = set(places) if len(alike) > 1 else set()
     for i, j in combinations(range(len(estimates)), 2):
-        if together is not None and i in place and j in place:
-            found.append(float(together[place[i], place[j]]))
-        else:
-            d = difference(estimates[i], estimates[j])
-            found.append(float("nan") if d is None else d.p)
-    return found
+        found = None if {i, j} <= together else difference(estimates[i], estimates[j])
+        if found is not None:
+            p[i, j] = p[j, i] = found.p
+    return p
 
 
 def plain_scores(

@@ -14,7 +14,7 @@ from itertools import product
 from coss_eval.reports.estimates import Estimate, difference
 from coss_eval.reports.layout import Number
 from coss_eval.reports.results import Results
-from coss_eval.reports.scores import Column, adjusted, comparable
+from coss_eval.reports.scores import Column, Comparisons, comparable
 from coss_eval.statistics import SEEDS_FOR_P
 
 SHOWN = 3  # names or scores in a list; the tables have them all
@@ -78,7 +78,7 @@ def standings(
     p is adjusted as in the headline's table, over all pairs of ``everyone`` (default: of ``labels``). ``datasets``
     names what each label's images are of, which a score is called after where there are several.
     """
-    family = adjusted(comparable(scores, everyone or labels), everyone or labels)
+    family = Comparisons(comparable(scores, everyone or labels), everyone or labels)
     names = {label: ", ".join(sorted((datasets or {}).get(label, ()))) for label in labels}
     found = []
     for score in scores:
@@ -86,10 +86,7 @@ def standings(
             where = names[next(iter(there))]
             gaps = tuple(label for label in labels if names[label] == where and label not in there)
             first, *others = sorted(there, key=lambda label: there[label].value, reverse=not score.lower_is_better)
-            leads = {
-                other: _lead(score, there[first], there[other], family.get((score.group, score.name, first, other)))
-                for other in others
-            }
+            leads = {other: _lead(score, there[first], there[other], family.p(score, first, other)) for other in others}
             name = score.name + (f" on {where}" if len(set(names.values())) > 1 else "")
             found.append(Standing(name, first, leads, gaps))
     return found
@@ -191,13 +188,13 @@ def _how_sure(results: Results, ranked: Sequence[str], scores: Sequence[Column])
 def _untrained(results: Results, ranked: Sequence[str], scores: Sequence[Column]) -> str:
     """Where an untrained network is ahead of a ranked one or not told apart from it: training shows nothing there."""
     references = [label for label in results.labels if label not in ranked and _is_untrained(results, label)]
-    family = adjusted(comparable(scores, results.family), results.family)
+    family = Comparisons(comparable(scores, results.family), results.family)
     ahead: dict[str, list[str]] = {}
     level: dict[str, list[str]] = {}
     for score, label in product(scores, ranked):
         mine, found = score.of(label), [(name, score.of(name)) for name in references]
         readings = [
-            _lead(score, mine, other, family.get((score.group, score.name, label, name))).reading
+            _lead(score, mine, other, family.p(score, label, name)).reading
             for name, other in found
             if mine is not None and other is not None and mine.data == other.data
         ]

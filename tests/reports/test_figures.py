@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axis import Tick
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from synthetic_runs import IMAGES, Writer
 
@@ -20,12 +21,13 @@ from coss_eval.cli import main
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.run import Run
 from coss_eval.reports import figures, sweeps
-from coss_eval.reports.differences import forest
+from coss_eval.reports.differences import difference_map, forest
 from coss_eval.reports.drawing import GREY, MANY, Canvas, Figure, looks, looks_in, methods_of, rising, save, style
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.gallery import attacked, draw_attacked
 from coss_eval.reports.layout import Number, Row
 from coss_eval.reports.results import Results
+from coss_eval.statistics import Difference
 from coss_eval.store import Cell, Measurement, Store
 
 COLUMN = 3.3  # inches: a column of a two-column page
@@ -213,6 +215,24 @@ def test_the_heat_map_has_the_tables_differences(three: Store) -> None:
     ]  # fmt: skip
     assert values[0] == pytest.approx(expected)
     assert [label.get_text().replace("\n", "") for label in figure.axes[0].get_xticklabels()] == [NAMES[0], NAMES[2]]
+
+
+def test_numbers_in_a_heat_map_stand_out_from_their_squares() -> None:
+    """By WCAG's contrast of large text, 3: on every shade from orange to purple."""
+    values = np.linspace(-0.3, 0.3, 40)
+    found = [[Difference(v, v - 0.01, v + 0.01, 0.0, 100)] for v in values]
+    with style():
+        axis = difference_map([f"row {i}" for i in range(40)], ["model"], found, width=None, quantity="points").axes[0]
+    (image,) = axis.images
+
+    def light(color: object) -> float:
+        channels = np.array(to_rgb(color))  # type: ignore[arg-type]
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for cell, value in zip(axis.texts, values, strict=True):
+        dark, bright = sorted([light(cell.get_color()), light(image.to_rgba(100 * value)[:3])])
+        assert (bright + 0.05) / (dark + 0.05) > 3, value
 
 
 def test_fonts_are_embedded_as_true_type(three: Store, tmp_path: Path) -> None:

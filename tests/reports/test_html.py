@@ -340,3 +340,65 @@ def test_no_column_is_cut_on_paper() -> None:
         sheet,
     )
     assert found == {"width": sheet, "cut": 0}
+
+
+@with_browser
+@pytest.mark.slow
+def test_words_of_heads_are_whole_and_a_long_menu_is_seen() -> None:
+    """Where columns are narrow "receptive" was broken; a menu wider than the window hid its last entries."""
+    narrow = Table("t", "T", "n = 25", ["receptive field", "(baseline)"], [Row("a", ["29", "64"])])
+    page = html.render(
+        Document("t", "s", [], [Section(f"A long name of section {i}", [], [narrow]) for i in range(9)]), {}
+    )
+    script = """
+        const lines = (one) => one.getClientRects().length;
+        const range = document.createRange();
+        const split = [...document.querySelectorAll("thead button")].flatMap((one) => {
+          const text = one.firstChild, found = [];
+          for (const { index, 0: word } of text.data.matchAll(/\\S+/g)) {
+            range.setStart(text, index);
+            range.setEnd(text, index + word.length);
+            if (lines(range) > 1) found.push(word);
+          }
+          return found;
+        });
+        const menu = document.querySelector("nav");
+        return { split, hidden: menu.scrollWidth > menu.clientWidth };
+        """
+    assert browse(page, script, 800) == {"split": [], "hidden": False}
+    assert browse(page, script, 390) == {"split": [], "hidden": True}  # one line that scrolls: it stays in view
+
+
+@with_browser
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="poppler's pdftotext is not installed")
+@pytest.mark.slow
+def test_a_head_stands_on_every_printed_page_of_its_table(tmp_path: Path) -> None:
+    table = Table("t", "T", "rows", ["the head"], [Row(f"row {i}", ["x"]) for i in range(150)])
+    (tmp_path / "page.html").write_text(html.render(Document("t", "s", [], [Section("S", [], [table])]), {}))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += [f"--print-to-pdf={tmp_path}/page.pdf", (tmp_path / "page.html").as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    text = subprocess.run(["pdftotext", tmp_path / "page.pdf", "-"], capture_output=True, text=True, check=True).stdout
+    pages = [page for page in text.split("\f") if "row" in page]
+    assert len(pages) > 2
+    assert all("the head" in page for page in pages)
+
+
+def test_commands_are_code_and_differences_without_p_are_explained() -> None:
+    p, none = (Number(0.2, 0.1, 0.3, p=p, signed=True) for p in (0.01, None))
+    tables = [
+        Table("t", "T", "", ["a", "b"], [Row("r", [p, other]), Row("s", ["`run --x <y>`", ""])]) for other in (p, none)
+    ]
+    pages = [html.render(Document("t", "s", [], [Section("S", [], [table])]), {}) for table in tables]
+    assert all("<code>run --x &lt;y&gt;</code>" in page for page in pages)
+    assert [html.WITHOUT_P in page for page in pages] == [False, True]
+
+
+def test_a_figure_is_as_wide_on_paper_as_it_was_drawn_and_a_high_one_has_a_page() -> None:
+    sizes = []
+    for high in (2, 6):
+        buffer = io.BytesIO()
+        Figure((7, high)).savefig(buffer, format="png", dpi=220)
+        page = html.render(Document("t", "s", [], [Section("S", figures={"f": "c"})]), {"f": buffer.getvalue()})
+        sizes += re.findall(r'style="(--wide.*?)"', page)
+    assert sizes == ["--wide: 7.00in; --high: 92mm", "--wide: 7.00in; --high: 165mm"]

@@ -271,6 +271,7 @@ def test_a_table_too_wide_for_a_column_goes_over_the_page_then_apart() -> None:
 def test_long_words_are_broken_with_a_hyphen_and_names_as_they_are() -> None:
     assert broken("representation", 10) == ["represent-", "ation"]
     assert broken("a representation", 10) == ["a represe-", "ntation"]
+    assert broken("tiny-imagenet-50-supervised", 24) == ["tiny-imagenet-50-", "supervised"]
     assert broken("x1f00ba7c9d", 6) == ["x1f00b", "a7c9d"]
     assert broken("表現の頑健性とは何か", 6) == ["表現の頑健性", "とは何か"]
     for width in range(2, 30):

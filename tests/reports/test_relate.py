@@ -69,6 +69,29 @@ def test_two_clusters_are_no_correlation_within_families(tmp_path: Path) -> None
     assert list(one["name"]) == ["all"]
 
 
+def test_a_family_stands_under_one_heading_whichever_folder_its_models_are_in(tmp_path: Path) -> None:
+    family(tmp_path / "a", "resnet18", [0.1, 0.2], [0, 0.5])
+    family(tmp_path / "b", "resnet50", [0.3], [0.2])
+    model(tmp_path / "c", "another", 0.4, 0.8, "resnet18")
+    page = relate([tmp_path / name for name in "abc"], "redundancy", "kNN").text()
+    assert page.count("resnet18, stem cifar, width 8") == 2  # a correlation and a heading
+
+
+def test_names_of_points_stand_clear_of_intervals(tmp_path: Path) -> None:
+    """A wide interval ran through the name beside its point."""
+    for i in range(3):
+        found = model(tmp_path, f"model {i}", None, i / 2)
+        condition = {"site": "prepool", "weights": "trained"}
+        wide = Measurement("normalised_per_position", 0.2 * i, IMAGES, 0.2 * i - 0.4, 0.2 * i + 0.4, condition)
+        found.put(Cell("redundancy", condition), [wide])
+    figure = relate([tmp_path], "redundancy", "kNN").plot()
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    names = [text.get_window_extent() for text in axis.texts if text.get_text().startswith("model")]
+    assert names
+    assert not [name for name in names for bar in axis.lines if name.overlaps(bar.get_window_extent())]
+
+
 def test_few_models_are_refused_or_said(tmp_path: Path) -> None:
     for i in range(2):
         model(tmp_path, f"m{i}", 0.1 * i)
