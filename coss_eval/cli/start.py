@@ -229,6 +229,7 @@ def sweep(
     job: OfRun[int | None] = None,
     minutes: OfRun[float | None] = None,
     list_: Annotated[bool, Parameter(name="--list", group=RUN)] = False,
+    page: OfRun[bool] = False,
     device: OfRun[str] = "auto",
     where: EngineFlags | None = None,
 ) -> int:
@@ -253,6 +254,8 @@ def sweep(
     list_
         Show the runs, how far they are (running says by whom; lost was begun, and nobody is at it) and what they cost.
         Nothing is trained, and nothing written.
+    page
+        Only write the page anew, on what is there: nothing is trained or evaluated, so any machine will do.
     device
         auto, cpu, cuda, cuda:1, ...
     """
@@ -265,6 +268,12 @@ def sweep(
     everything = state.states(chosen, folder, work or folder)
     if list_:
         say("\n".join(report.list_lines(chosen, everything)))
+        return 0
+    if page:
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is no folder: give that of the sweep's runs as --out")
+        report.report(state.settled(chosen, folder), everything, folder)
+        say(f"report      {folder / 'report.md'}")
         return 0
 
     def tell(run: plan.TrainingRun, what: str) -> None:

@@ -239,6 +239,21 @@ def test_a_run_that_another_process_holds_is_named_with_an_exit_code(
     lock.release()
 
 
+def test_the_page_alone_is_of_what_is_there(
+    written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["coss-eval", "sweep", str(written()), "--page", "--out"]
+    (tmp_path / "out").mkdir()
+    for out, code, told in (("out", 0, "report      "), ("elsewhere", 2, "is no folder: give that of the sweep")):
+        monkeypatch.setattr(sys, "argv", [*words, str(tmp_path / out)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == code
+        assert told in "".join(capsys.readouterr())
+    assert "runs are missing" in (tmp_path / "out" / "report.md").read_text()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.slow
 def test_a_failed_run_is_named_and_the_others_run(written: Callable[..., Path], tmp_path: Path) -> None:
     sweep = read_sweep(written(grid={"lr": [1e30, 0.1]}))
