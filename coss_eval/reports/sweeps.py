@@ -37,6 +37,7 @@ from coss_eval.reports.layout import Number, Row, Table
 from coss_eval.statistics import spread
 
 SCORES = {"top1": "linear probe top-1", "knn_top1": "kNN top-1"}
+EVERY_RUN = "A dot a run; below the dots the mean over seeds with Student's 95 % interval, from two runs on."
 NEXT = 6  # how many of a study's missing runs its page names
 AXES = {"crop_min_scale": "smallest training crop c_min, share of the image's area"}
 
@@ -105,11 +106,12 @@ def write_study(
     """
     arms = list(dict.fromkeys(trial.method for trial in trials))
     scores = {c.name: {arm: _values(trials, arm, c.name) for arm in arms} for c in claims}
+    begun = [arm for arm in arms if any(found[arm] for found in scores.values())]
     distinct = [c for i, c in enumerate(claims) if all(c.measured != other.measured for other in claims[:i])]
     planned = {arm: sum(trial.method == arm for trial in trials) for arm in arms}
     tables = [
         claims_table(findings(trials, claims), planned, hours),
-        scores_table(distinct, scores, arms),
+        *([scores_table(distinct, scores, begun)] if begun else []),
         *([pilots_table(pilots)] if pilots else []),
     ]
     paths = [write_file(out / "runs.csv", _runs_csv(trials, [claim.name for claim in claims]))]
@@ -118,9 +120,12 @@ def write_study(
         paths.append(write_file(out / "tables" / f"{shown.name}.csv", layout.to_csv(shown)))
         paths.append(write_file(out / "tables" / f"{shown.name}.tex", latex(shown)))
         parts += [f"## {shown.title}", layout.markdown(shown), f"<sub>{shown.footnote}</sub>"]
-    if any(trial.values for trial in trials):
+    if begun:
         with style():
-            paths += save(settle(draw_scores(distinct, scores, arms)), out / "figures" / "scores")
+            paths += save(settle(draw_scores(distinct, scores, begun)), out / "figures" / "scores")
+        parts += ["## Every run", "![Scores of every run by method](figures/scores.png)", f"<sub>{EVERY_RUN}</sub>"]
+    if waiting := [arm for arm in arms if arm not in begun]:
+        parts += ["## Planned, and not measured yet", f"{'; '.join(waiting)}."]
     sources = [f"{i}. {claim.name}: {claim.source}" for i, claim in enumerate(claims, 1)]
     parts += ["## Where the claims are made", "\n".join(sources)]
     missing = [trial for trial in trials if trial.state != "done"]
@@ -154,7 +159,9 @@ def draw_scores(
         scale = 100 if claim.percent else 1
         for y, arm in enumerate(arms):
             values = [scale * value for value in scores[claim.name][arm]]
-            axis.plot(values, [y] * len(values), color=look[arm].color, marker=".", linestyle="", alpha=0.6)
+            axis.plot(
+                values, [y] * len(values), color=look[arm].color, marker=".", markersize=5, linestyle="", alpha=0.6
+            )
             if len(values) > 1:
                 over = spread(values)
                 axis.hlines(y + 0.25, over.low, over.high, color=look[arm].color)
