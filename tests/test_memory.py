@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -146,3 +147,51 @@ def test_a_dry_run_says_what_memory_is_needed_and_needs_little(tmp_path: Path) -
     assert 0.7 * needed < taken < 1.5 * needed  # on the way back there is a layer's gradient, too
     imports, peak = map(int, figures(text))
     assert peak - imports < 0.6 * megabytes(text)  # a pass of a whole batch, 256 images, without gradients
+
+
+SHORT = """
+import ctypes, json, re, resource, sys, warnings
+from pathlib import Path
+import coss_eval as ce
+from coss_eval.checkpoints.load import load_model
+from coss_eval.store import Store
+from coss_eval.tasks.attacks.task import Attacks
+
+network, digits = load_model(sys.argv[1], img_size=64), ce.load_dataset("digits")
+
+def attacked(images, out):  # measurements, and what was said of memory
+    task = Attacks((("fgsm", "linf"),), {"linf": (2 / 255,)}, images=images, checked_images=0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run = ce.evaluate(network, digits, [task], out=out, batch_size=96, cache=False, quiet=True, device="cpu")
+    assert not run.failures, run.failures
+    said = [str(one.message) for one in told if "out of memory" in str(one.message)]
+    return [record["measurements"] for record in Store(run.path).records()], said
+
+mapped = lambda: 1024 * int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+resource.setrlimit(resource.RLIMIT_DATA, (2**40, -1))  # a limit, and far away
+attacked(2, sys.argv[2] + "/first")  # all is imported
+ctypes.CDLL(None).malloc_trim(0)
+resource.setrlimit(resource.RLIMIT_DATA, (mapped() + 130 * 10**6, -1))  # the largest map of 96 images takes 50 of it
+short, told = attacked(96, sys.argv[2] + "/short")
+resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))
+whole, nothing = attacked(96, sys.argv[2] + "/whole")
+print(json.dumps([short == whole, told, nothing]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about Linux's limits and glibc's allocator")
+def test_where_memory_runs_out_smaller_batches_give_the_same_numbers(tmp_path: Path) -> None:
+    """A real attack on a real network, in a process whose first batch does not fit: freed memory is to be had."""
+    path, digits = tmp_path / "r18.safetensors", [str(number) for number in range(10)]
+    save_model(make_model("resnet18", stem="cifar", width=32, img_size=64, classes=digits), path)
+    command = [sys.executable, "-c", SHORT, str(path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    same, told, nothing = json.loads(done.stdout)
+    assert same
+    assert not nothing
+    sizes = [int(size) for line in told for size in re.findall(r"with (\d+) images", line)]
+    assert sizes
+    assert sizes == [96, 48, 24, 12][: len(sizes)]  # each said once; 48 fitted where this was written

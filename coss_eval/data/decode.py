@@ -33,6 +33,7 @@ UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_CLEAR = (ValueError, Image.DecompressionBombError)  # in words for a person; what decoders raise often is not
 
 # What is decoded. PIL knows 30 more, some of which ask other programs: it hands PostScript to Ghostscript.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -198,4 +199,5 @@ def reason(error: BaseException) -> str:
         return "no such file"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return error.strerror  # its path is named beside it
-    return str(error).partition("\n")[0] or type(error).__name__
+    words = str(error).partition("\n")[0] or type(error).__name__
+    return words if isinstance(error, _CLEAR) else f"cannot be decoded: {words}"

@@ -25,7 +25,7 @@ from coss_eval.models.hooks import counted, finite_outputs
 from coss_eval.runtime import live
 from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.live import duration, progress_line
-from coss_eval.runtime.memory import give_memory_back, out_of_memory
+from coss_eval.runtime.memory import NO_CODE, give_memory_back, out_of_memory
 from coss_eval.runtime.processes import first_says, gathered, one_goes_ahead, process_group, rank, world_size
 from coss_eval.runtime.provenance import made_with
 from coss_eval.store import NoRoom, Store
@@ -505,6 +505,8 @@ def _failure(job: Job, subject: Subject | None, error: Exception) -> str:
     reason = str(error).partition("\n")[0]
     if not isinstance(error, CossError | RuntimeError) or not reason:  # RuntimeError: torch's own
         reason = f"{type(error).__name__}: {reason}"
+    if NO_CODE in reason:
+        reason += "; oneDNN found no memory, nor will it in this process: give the same command again, which goes on"
     return f"{job.label}{f' of {subject.model.name}' if subject is not None else ''}: {reason}"
 
 

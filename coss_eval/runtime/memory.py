@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
 @cache
@@ -22,14 +22,28 @@ def keep_freed_memory() -> bool:
     Else it gives every block of more than 32 MiB back to the system, and the next one faults its pages in anew: the
     maps of one layer for a batch are larger than that, and a forward pass can take half as long again. The process
     keeps its peak, which grows by a few percent. Whoever sets MALLOC_... or GLIBC_TUNABLES has chosen otherwise.
+
+    Where memory is rationed, what is kept is missed when it runs out: blocks in use pin the heap at its full size, and
+    oneDNN's code, a map, finds no room. From then on oneDNN fails in that thread, however small the batch.
     """
-    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ) or _rationed():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # macOS, musl
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def _rationed() -> bool:
+    """Whether what this process maps is counted, used or not: by ulimit -d and -v, by a kernel without overcommit."""
+    import resource
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
+    overcommit = Path("/proc/sys/vm/overcommit_memory")
+    return any(limit != resource.RLIM_INFINITY for limit in limits) or (
+        overcommit.exists() and overcommit.read_text().strip() == "2"
+    )
 
 
 def out_of_memory(error: BaseException | None) -> bool:
@@ -44,13 +58,15 @@ def out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+NO_CODE = "could not create a primitive"
+"""oneDNN's, of its buffers and of a layer's code; where there was no room for code, its thread gets none any more."""
 _WORDS = (
     "out of memory",
     "can't allocate memory",
     "ALLOC_FAILED",
     "Cannot allocate memory",  # the system's, of a map or a fork
     "bad_alloc",
-    "could not create a primitive",  # oneDNN's, of its buffers and its code
+    NO_CODE,
     "Insufficient memory",  # OpenCV's
     "can't start new thread",  # whose stack finds no room
 )
@@ -59,7 +75,8 @@ _WORDS = (
 def give_memory_back() -> None:
     """What is kept of freed memory, to the device or the system: blocks of another size may be asked for next.
 
-    On a CPU so may maps (a thread's stack, oneDNN's code), which get nothing of what the allocator keeps.
+    On a CPU so may maps (a thread's stack, oneDNN's code), which get nothing of what the allocator keeps. From then on
+    it maps large blocks by themselves, each of which is given back when it is freed.
     """
     import torch
 
@@ -67,7 +84,10 @@ def give_memory_back() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     with suppress(AttributeError):  # macOS, musl
-        ctypes.CDLL(None).malloc_trim(0)
+        libc = ctypes.CDLL(None)
+        for option, value in ((_M_MMAP_MAX, 2**16), (_M_MMAP_THRESHOLD, 2**20), (_M_TRIM_THRESHOLD, 2**17)):
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
 
 
 @contextmanager
