@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from coss_eval.models.classifier import Classifier
 from coss_eval.models.hooks import captured, device_of
 from coss_eval.redundancy import locality, moments, similarity, spectrum
 from coss_eval.redundancy.centring import RANK, WIDEST
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def measure(
@@ -81,6 +84,8 @@ def collect(
 
 def table(collected: moments.Moments, receptive_field: locality.SizeAndJump | None = None) -> pd.DataFrame:
     """A row a metric: see ``measure``."""
+    import pandas as pd  # here: training, which needs no table, saves 40 MB
+
     missing = float("nan")
     per_position = collected.per_position
     similarities: list[tuple[str, float, float, float]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit  # not scipy.stats, which takes as long to import as pandas
 from torch import Tensor
 
 from coss_eval.errors import UsageError
@@ -166,5 +166,5 @@ def jackknife(statistic: Statistic, moments: CentredSums) -> Jackknifed:
     left_out = statistic(moments.sums.without_each(), moments.locations)  # (K,)
     blocks = len(left_out)
     variance = (blocks - 1) / blocks * float((left_out - left_out.mean()).square().sum())
-    half_width = float(stats.t.ppf(0.975, blocks - 1)) * variance**0.5
+    half_width = float(stdtrit(blocks - 1, 0.975)) * variance**0.5
     return Jackknifed(value, value - half_width, value + half_width)

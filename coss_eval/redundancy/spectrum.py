@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit  # not scipy.stats, which takes as long to import as pandas
 from torch import Tensor
 
 from coss_eval.redundancy.centring import Centre
@@ -252,7 +252,7 @@ def _half_width(sums: Tensor, images: int) -> float:
     counts = torch.tensor([len(range(k, images, GROUPS)) for k in range(groups)], dtype=sums.dtype, device=sums.device)
     left_out = (sums.sum() - sums) / (images - counts)  # the change without each group, but for a constant
     variance = (groups - 1) / groups * float((left_out - left_out.mean()).square().sum())
-    width: float = float(stats.t.ppf(0.975, groups - 1)) * variance**0.5
+    width: float = float(stdtrit(groups - 1, 0.975)) * variance**0.5
     return width
 
 

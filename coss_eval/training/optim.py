@@ -46,7 +46,7 @@ class LARS(Optimizer):
                 continue
             steps = _decayed(params, group["weight_decay"])
             if group["adapt"]:
-                steps = list(torch._foreach_mul(steps, _trust_ratios(params, steps, group)))
+                torch._foreach_mul_(steps, _trust_ratios(params, steps, group))
             buffers = [self._buffer(p) for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, steps)
