@@ -22,9 +22,6 @@ CASES: dict[str, dict[str, Any]] = {  # a method, and after a blank what else
     "byol shared": {**SMALL_VIEWS, "small_predictor": "shared"},
 }
 STEPPED = [f"{prefix}{name}" for name in ("byol", "dino", "mocov3", "simclr") for prefix in ("", "co-")]
-# what more than two processes can do otherwise than two, each once: gathered candidates, shared statistics, a centre,
-# a covariance, small views
-OF_MANY = {"co-simclr", "co-dino", "co-vicreg", "supervised", "byol shared"}
 
 
 def several_steps(method: str) -> dict[str, Any]:
@@ -85,12 +82,10 @@ def divided(out: Path) -> str:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    few = dist.get_world_size() > 2
-    cases = [case for case in CASES if case in OF_MANY or not few]
-    pairs = [(case, dtype) for case in cases for dtype in (torch.float32, torch.float64)]
+    pairs = [(case, dtype) for case in CASES for dtype in (torch.float32, torch.float64)]
     found: dict[str, Any] = {f"{case} {dtype}": one_batch(case, dtype) for case, dtype in pairs}
     found["refusal"] = refusal()
-    found["steps"] = {method: several_steps(method) for method in STEPPED if method in OF_MANY or not few}
+    found["steps"] = {method: several_steps(method) for method in STEPPED}
     short_run(Path(sys.argv[1]).with_name("run"))
     found["divided"] = divided(Path(sys.argv[1]).with_name("run"))
     if rank() == 0:
