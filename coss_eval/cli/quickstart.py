@@ -36,7 +36,7 @@ def run(out: Path, *, quiet: bool = False, show: bool = False) -> int:
     device = resolve_device("auto")
     if device.type == "cpu" and threads >= len(METHODS) and "WORLD_SIZE" not in os.environ:
         return start_on_each([device.type] * len(METHODS))
-    say("coss-eval quickstart: SimCLR with and without the CO term on scikit-learn's digits, scattered on clutter.")
+    say("coss-eval quickstart: SimCLR with and without the CO term on digits scattered on coloured grounds.")
     say("A demonstration: what training does shows; one seed and a minute of it rank no methods.")
     data = load_dataset(DATA)
     _train(data, out, device, quiet=quiet)

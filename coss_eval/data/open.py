@@ -16,7 +16,7 @@ from coss_eval.runtime.remote import perhaps_remote, refuse_remote
 
 BUILT_IN = {
     "digits": "scikit-learn's 8x8 digits at 32 px, 10 classes; bundled, the default",
-    "scattered-digits": "the same digits scattered on clutter at 64 px, 10 classes; bundled",
+    "scattered-digits": "the same digits scattered on coloured grounds at 64 px, 10 classes; bundled",
     "cifar10": "32 px, 10 classes (torchvision)",
     "cifar100": "32 px, 100 classes (torchvision)",
     "stl10": "96 px, 10 classes (torchvision)",

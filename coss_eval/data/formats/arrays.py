@@ -27,7 +27,8 @@ DIGITS_TEST = 0.25  # of the 1,797 images
 SCATTERED_SIZE = 64
 SCENES = 3  # of each training digit; a test digit stands in one, so that test images are independent
 DIGIT_SIDES = 34, 48  # pixels, the smallest and largest
-CLUTTER = 0.04  # its standard deviation, in shares of the range of pixels; a digit's contrast is 0.35 to 0.6
+GROUND, CONTRAST = (0.15, 0.85), (0.35, 0.6)  # in each colour, in shares of the range of pixels
+CLUTTER = 0.04  # its standard deviation, in the same
 
 # how .npz files name a split's images and labels: Keras, MedMNIST, and both in plain words
 ARRAYS = ("x_{}", "y_{}"), ("{}_images", "{}_labels"), ("X_{}", "y_{}"), ("images_{}", "labels_{}")
@@ -51,11 +52,12 @@ def digits() -> Dataset:
 
 
 def scattered_digits() -> Dataset:
-    """scikit-learn's digits at random places and sizes, light or dark, on coloured clutter, 64 px RGB.
+    """scikit-learn's digits at random places and sizes, light or dark, on cluttered grounds of any colour, 64 px RGB.
 
-    Where a digit stands, how large it is and what colours it has says nothing of its class, so that pixels decide less
-    than in ``digits``, and a network must learn to look past them. A scene is drawn from its number and its digit's:
-    the same on every machine. The test split has the same digits as that of ``digits``, one scene each.
+    Where a digit stands, how large it is and what colours there are says nothing of its class, so that pixels decide
+    less than in ``digits``: an untrained network sees the ground's colour above all, and training must look past it. A
+    scene is drawn from its number and its digit's: the same on every machine. The test split has the same digits as
+    that of ``digits``, one scene each.
     """
     grey, labels, is_test = _scans()
 
@@ -85,14 +87,18 @@ def _enlarged(scan: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _scene(scan: NDArray[np.uint8], place: int, scene: int) -> NDArray[np.uint8]:
-    """uint8 (3, 64, 64): one digit somewhere on clutter, which is noise of two pixels' width in each colour."""
+    """uint8 (3, 64, 64): one digit somewhere, light on a dark ground or dark on a light one.
+
+    Over the ground lies clutter: noise of two pixels' width in each colour.
+    """
     rng, whole = np.random.default_rng((place, scene)), SCATTERED_SIZE
     side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
     top, left = rng.integers(0, whole - side + 1, 2)
-    contrast = rng.choice((-1, 1)) * rng.uniform(0.35, 0.6, 3)
+    ground = rng.uniform(*GROUND, 3)
+    contrast = rng.uniform(*CONTRAST, 3) * (1 if ground.mean() < 0.5 else -1)
     noise = rng.integers(0, 256, (whole // 2, whole // 2, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(noise).resize((whole, whole), Image.Resampling.BICUBIC)) / 255.0
-    pixels = rng.uniform(0.35, 0.65) + CLUTTER * (smooth - smooth.mean()) / smooth.std()
+    pixels = ground + CLUTTER * (smooth - smooth.mean()) / smooth.std()
     pixels[top : top + side, left : left + side] += contrast * (_enlarged(scan, side) / 255.0)[..., None]
     image: NDArray[np.uint8] = np.round(255 * pixels.clip(0, 1)).astype(np.uint8)
     return image.transpose(2, 0, 1)
