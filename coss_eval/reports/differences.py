@@ -78,7 +78,7 @@ def _draw_forest(axis: Axes, lines: Sequence[tuple[str, Number | None]], width: 
         notes.append(_note(axis, words, y, color))
     if bars:
         heights, low, high, colors = zip(*bars, strict=True)
-        axis.hlines(heights, low, high, colors=colors, linewidth=1.2)
+        axis.hlines(heights, low, high, colors=list(colors), linewidth=1.2)
     for (fill, edge), places_of in marks.items():
         x, heights = zip(*places_of, strict=True)
         axis.plot(x, heights, "o", markersize=4, color=fill, markeredgecolor=edge, markeredgewidth=1)

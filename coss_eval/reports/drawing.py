@@ -298,7 +298,7 @@ def lines(
     named, pale = ([label for label in points if look[label].named is which] for which in (True, False))
     bands = [(band, look[label].color) for label in named for band in _bands(x, *scaled[label][1:])]
     if bands:
-        areas, colors = zip(*bands, strict=True)
+        areas, colors = map(list, zip(*bands, strict=True))  # matplotlib 3.8: a tuple of two is a colour and its alpha
         axis.add_collection(PolyCollection(areas, facecolors=colors, alpha=0.16, linewidths=0))
     for label in named:
         one = look[label]
