@@ -154,6 +154,13 @@ class Results:
         names = {model["name"] for model in models if model.get("layout") == "untrained"}
         return frozenset(self.frame.loc[self.frame["model"].isin(names), "checkpoint"])
 
+    @property
+    def pending(self) -> list[Record]:
+        """The cells that runs planned and that are not there: key, task, model."""
+        done = {record["key"] for record in self.records} | self.superseded
+        planned = {cell["key"]: cell for run in self.runs for cell in run.get("cells", ())}
+        return [cell for key, cell in planned.items() if key not in done]
+
     @cached_property
     def tasks(self) -> list[str]:
         """Tasks in the report's order."""
