@@ -98,6 +98,7 @@ def warnings(results: Results) -> list[str]:
             f"Runs used several device types ({', '.join(devices)}): perturbations are equal within a type only."
         )
     found += results.groups.warnings
+    found += [f"Checkpoints were not measured alike, and may differ by that alone: {line}." for line in results.unlike]
     absent = results.pending
     if absent:
         counts = Counter(f"{cell['model']}: {cell['task']}" for cell in absent)
