@@ -13,6 +13,7 @@ from coss_eval.reports.tables import Label
 from coss_eval.store import Record, canonical_json
 
 OWN = ("sha256", "code")  # what two runs of one method may differ in
+_VERSION = "version of the task"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def differing(asked: Iterable[tuple[Hashable, Record]]) -> list[str]:
     alike = {tuple(record["key"] for record in records): records for records in found.values()}
     values: dict[tuple[str, str], dict[str, None]] = {}
     for records in alike.values():
-        params = [record["params"] | {"algorithm_version": record.get("algorithm_version")} for record in records]
+        params = [record["params"] | {_VERSION: record.get("algorithm_version", 1)} for record in records]
         for name in sorted(set(params[0]).intersection(*params)):
             if any(one[name] != params[0][name] for one in params):
                 shown = values.setdefault((records[0]["task"], name), {})
@@ -187,5 +188,5 @@ def _facts(record: Record) -> dict[str, str]:
     model = {name: value for name, value in protocol.get("model", {}).items() if name not in OWN}
     data = {name: protocol.get("data", {}).get(name) for name in ("name", "split", "limit", "fingerprint")}
     facts = {**record["params"], **data, "geometry": protocol.get("geometry"), "architecture": model.get("arch")}
-    facts |= {"version of the task": record.get("algorithm_version", 1)}
+    facts |= {_VERSION: record.get("algorithm_version", 1)}
     return {name: canonical_json(value) for name, value in facts.items()}
