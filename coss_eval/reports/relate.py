@@ -195,7 +195,9 @@ def _related(runs: Sequence[Results], x: str, y: str, family: FamilyBy, location
         )
     correlations = tuple(_correlations(models))
     notes = _warnings(models, correlations, len(found) - len(models), untrained)
-    notes += [f"Models were not measured alike, and differ by that, too: {line}." for line in _unlike(runs, columns)]
+    notes += [
+        f"Models were not measured alike, and may differ by that, too: {line}." for line in _unlike(runs, columns)
+    ]
     return Relation(columns[0], columns[1], tuple(models), correlations, tuple(notes))
 
 
