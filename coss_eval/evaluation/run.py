@@ -313,6 +313,8 @@ def execute(
     """
     if not planned.cells:
         raise UsageError(f"nothing can be measured: {'; '.join(planned.skipped)}")
+    if budget_hours is not None and not budget_hours >= 0:  # NaN is no budget
+        raise UsageError(f"expected a budget of 0 hours or more, got {budget_hours}")
     together = together and world_size() > 1
     entry = provenance(planned) | ({"processes": world_size()} if together else {})
     if not together:
