@@ -426,7 +426,7 @@ def _fit(planned: Plan, job: Job, subject: Subject) -> None:
         except Exception as error:
             if not (out_of_memory(error) and _halve(planned, job)):
                 raise
-        give_memory_back()
+        give_memory_back(planned.subjects[0].compute.device)
 
 
 def _halve(planned: Plan, job: Job) -> bool:
@@ -475,7 +475,7 @@ def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> dict[str, str]:
             of = mine[0][0] if len(mine) == 1 else None
             return failures | dict.fromkeys((key for _, key in mine), _failure(job, of, error))
     if short:  # the error is gone, and with it what its traceback held
-        give_memory_back()
+        give_memory_back(planned.subjects[0].compute.device)
         return failures | _measure(planned, job, left)
     for one in left:
         failures |= _measure(planned, job, [one])
