@@ -27,7 +27,7 @@ from coss_eval.reports.tables import (
 )
 from coss_eval.store import Condition, Record, Store, StoreWarning, column_name, own_column
 
-Asked = tuple[Any, ...]  # task, metric and condition of a measurement
+Measured = tuple[Any, ...]  # task, metric and condition of a measurement
 
 
 class Results:
@@ -156,14 +156,14 @@ class Results:
         names = {model["name"] for model in models if model.get("layout") == "untrained"}
         return frozenset(self.frame.loc[self.frame["model"].isin(names), "checkpoint"])
 
-    def asked(self, label: str) -> Iterator[tuple[Asked, Record]]:
+    def asked(self, label: str) -> Iterator[tuple[Measured, Record]]:
         """What was measured of a label, each with its cell."""
         return (pair for text in self._texts(label) for pair in self._asked.get(text, ()))
 
     @cached_property
-    def _asked(self) -> dict[str, list[tuple[Asked, Record]]]:
+    def _asked(self) -> dict[str, list[tuple[Measured, Record]]]:
         """What was measured of each checkpoint."""
-        found: dict[str, list[tuple[Asked, Record]]] = {}
+        found: dict[str, list[tuple[Measured, Record]]] = {}
         for (text, *measured), (record, _) in self._index.items():
             found.setdefault(text, []).append((tuple(measured), record))
         return found
