@@ -31,11 +31,11 @@ print(keep_freed_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - 
 """
 
 
-def kept_and_faults(**environment: str) -> tuple[bool, int]:
+def kept_and_faults(script: str = FAULTS, **environment: str) -> tuple[bool, int]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     own.pop("GLIBC_TUNABLES", None)
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=own | environment, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", script], env=own | environment, capture_output=True, text=True, timeout=120, check=True
     )
     kept, faults = done.stdout.split()
     return kept == "True", int(faults)
@@ -53,6 +53,27 @@ def test_blocks_of_any_size_are_used_again() -> None:
 def test_who_has_set_the_allocator_up_is_left_alone() -> None:
     kept, _ = kept_and_faults(MALLOC_ARENA_MAX="8")
     assert not kept
+
+
+GIVEN_BACK = """
+import resource, torch
+from coss_eval.runtime.memory import give_memory_back
+give_memory_back(torch.device("cpu"))
+for _ in range(64):  # the first ones find their place among what imports have left
+    torch.ones(2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(2**20)  # 4 MiB, 1,024 pages: mapped singly from 1 MiB on, where nobody has said from which size on
+print(True, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_memory_is_given_back_as_whoever_has_set_the_allocator_up_said() -> None:
+    by_hand = {"MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
+    assert kept_and_faults(GIVEN_BACK)[1] > 2**12
+    assert kept_and_faults(GIVEN_BACK, **by_hand)[1] < 2**12
 
 
 ATTACKED = """

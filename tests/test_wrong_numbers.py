@@ -866,6 +866,15 @@ def test_negative_labels_are_refused(tmp_path: Path) -> None:
         ce.load_dataset(write_labelled(tmp_path / "set", [0, -5, 1]))
 
 
+@pytest.mark.parametrize(("count", "labels", "said"), [(3, [0, -1, -1], "2 of 3 .* -1 "), (0, [], "without images")])
+def test_arrays_without_labels_or_images_are_refused(count: int, labels: list[int], said: str, tmp_path: Path) -> None:
+    """-1 stands for no label, as in STL-10, and was a class of its own."""
+    x, y = np.zeros((count, 8, 8, 3), np.uint8), np.array(labels, dtype=np.int64)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(CossError, match=said):
+        ce.load_dataset(tmp_path / "a.npz")
+
+
 def test_deep_grey_is_scaled_by_its_range_and_told(tmp_path: Path) -> None:
     write_images(tmp_path, {"a": 2, "b": 2})
     ramp = np.arange(256, dtype=np.int32).reshape(16, 16)

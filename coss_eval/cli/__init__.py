@@ -85,7 +85,7 @@ def main() -> None:
     if not debug:
         warnings.showwarning = _as_lines(warnings.showwarning)
     try:
-        code = app.meta(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+        code = app.meta(_none_empty(sys.argv[1:]), exit_on_error=False, print_error=False, result_action="return_value")
     except (CossError, CycloptsError) as error:
         if debug:
             raise
@@ -103,6 +103,16 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit itself writes and fails
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _none_empty(words: list[str]) -> list[str]:
+    """The words of a call. UsageError for an empty one, which would be the folder that the person stands in."""
+    for before, word in zip(["coss-eval", *words], words, strict=False):
+        name, sign, value = word.partition("=")
+        if not word.strip() or (name.startswith("--") and sign and not value.strip()):
+            after = before if not word.strip() else name
+            raise UsageError(f"what follows {after} is empty: is a variable of the shell not set?")
+    return words
 
 
 def _wrong_call(error: CycloptsError) -> str:

@@ -313,6 +313,8 @@ def execute(
     """
     if not planned.cells:
         raise UsageError(f"nothing can be measured: {'; '.join(planned.skipped)}")
+    if budget_hours is not None and not budget_hours >= 0:  # NaN is no budget
+        raise UsageError(f"expected a budget of 0 hours or more, got {budget_hours}")
     together = together and world_size() > 1
     entry = provenance(planned) | ({"processes": world_size()} if together else {})
     if not together:
@@ -424,7 +426,7 @@ def _fit(planned: Plan, job: Job, subject: Subject) -> None:
         except Exception as error:
             if not (out_of_memory(error) and _halve(planned, job)):
                 raise
-        give_memory_back()
+        give_memory_back(planned.subjects[0].compute.device)
 
 
 def _halve(planned: Plan, job: Job) -> bool:
@@ -473,7 +475,7 @@ def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> dict[str, str]:
             of = mine[0][0] if len(mine) == 1 else None
             return failures | dict.fromkeys((key for _, key in mine), _failure(job, of, error))
     if short:  # the error is gone, and with it what its traceback held
-        give_memory_back()
+        give_memory_back(planned.subjects[0].compute.device)
         return failures | _measure(planned, job, left)
     for one in left:
         failures |= _measure(planned, job, [one])

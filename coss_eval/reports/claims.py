@@ -81,14 +81,21 @@ class Claim:
         )
         return text.removeprefix("+ ")
 
-    def of(self, results: Results, label: str) -> Estimate | None:
-        """The score of a checkpoint; None where it lacks a condition that others have, or all lack a named one."""
-        found = [c for c in results.conditions(self.task, self.metric) if self._is_meant(c)]
+    def of(self, results: Results, label: str, among: Sequence[Condition] = ()) -> Estimate | None:
+        """The score of a checkpoint; None where it lacks a condition that others have, or all lack a named one.
+
+        ``among``: the conditions that checkpoints of other results have.
+        """
+        found = [c for c in dict.fromkeys([*self.conditions(results), *among]) if self._is_meant(c)]
         plain = [c for c in found if set(c.without("seed")) <= set(self.where)]
         found = plain or found
         if any(not any(c.includes(**{name: v}) for c in found) for name, v in self._wanted()):
             return None
         return mean([results.estimate(label, self.task, self.metric, **c) for c in found])
+
+    def conditions(self, results: Results) -> list[Condition]:
+        """What its metric was measured under."""
+        return results.conditions(self.task, self.metric)
 
     def _wanted(self) -> list[tuple[str, Any]]:
         """Every name of ``where`` with each of its values."""

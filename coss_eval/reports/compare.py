@@ -16,7 +16,7 @@ from coss_eval.reports.by_task import task_report
 from coss_eval.reports.estimates import Estimate, difference
 from coss_eval.reports.files import write_file
 from coss_eval.reports.folders import chosen, read
-from coss_eval.reports.groups import matching, methods_of
+from coss_eval.reports.groups import differing, matching, methods_of
 from coss_eval.reports.latex import latex
 from coss_eval.reports.layout import Number, Row, Table, markdown
 from coss_eval.reports.layout import text as table_text
@@ -307,11 +307,7 @@ def _differing(a: _Side, b: _Side) -> list[str]:
     for name in one:
         if one[name] != other[name]:
             found.append(f"{name} differ: {', '.join(one[name])} and {', '.join(other[name])}")
-    for task in _tasks(a.results, b.results)[1:]:
-        left, right = _protocol(a, task), _protocol(b, task)
-        differing = sorted(name for name in left.keys() & right.keys() if left[name] != right[name])
-        found += [f"{task}: {name} differs: {left[name]} and {right[name]}" for name in differing]
-    return found
+    return found + differing(pair for side in (a, b) for pair in side.results.asked(side.label))
 
 
 def _facts(side: _Side) -> dict[str, list[str]]:
@@ -330,21 +326,3 @@ def _devices(a: Results, b: Results) -> list[str]:
     """Perturbations are equal within a device type only."""
     one, other = (sorted({str(run["device"]).split(":")[0] for run in r.runs if run.get("device")}) for r in (a, b))
     return [] if one == other else [f"device types differ: {', '.join(one)} and {', '.join(other)}"]
-
-
-def _protocol(side: _Side, task: str) -> dict[str, str]:
-    """The parameters that all cells of a task share."""
-    values: dict[str, set[str]] = {}
-    for cell in side.results.cells(task, side.label):
-        for name, value in (cell["params"] | {"algorithm_version": cell.get("algorithm_version")}).items():
-            values.setdefault(name, set()).add(_plain(value))
-    return {name: value.pop() for name, value in values.items() if len(value) == 1}
-
-
-def _plain(value: Any) -> str:
-    """A setting for reading: "0.1, 0.5"; no brackets of a programming language."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
-    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import PurePath
+from typing import Any
 
 from coss_eval.errors import UsageError
 from coss_eval.reports.tables import Label
 from coss_eval.store import Record, canonical_json
 
 OWN = ("sha256", "code")  # what two runs of one method may differ in
+_VERSION = "version of the task"
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,39 @@ def _unlike(texts: Sequence[str], labels: Mapping[str, Label], records: Sequence
     return None
 
 
+def differing(asked: Iterable[tuple[Hashable, Record]]) -> list[str]:
+    """How cells that measured the same differ in their parameters: "attacks: steps differs: 20 and 5".
+
+    ``asked``: each cell with what it measured. A parameter that one of them does not tell is no difference.
+    """
+    found: dict[Hashable, list[Record]] = {}
+    for measured, record in asked:
+        found.setdefault(measured, []).append(record)
+    alike = {tuple(record["key"] for record in records): records for records in found.values()}
+    values: dict[tuple[str, str], dict[str, None]] = {}
+    for records in alike.values():
+        params = [record["params"] | {_VERSION: record.get("algorithm_version", 1)} for record in records]
+        for name in sorted(set(params[0]).intersection(*params)):
+            if any(one[name] != params[0][name] for one in params):
+                shown = values.setdefault((records[0]["task"], name), {})
+                shown |= dict.fromkeys(_plain(one[name]) for one in params)
+    return [f"{task}: {name} differs: {' and '.join(shown)}" for (task, name), shown in values.items()]
+
+
+def _plain(value: Any) -> str:
+    """A setting for reading: "0.1, 0.5"; no brackets of a programming language."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
 def _facts(record: Record) -> dict[str, str]:
     """What all runs of a method must have alike."""
     protocol = record["protocol"]
     model = {name: value for name, value in protocol.get("model", {}).items() if name not in OWN}
     data = {name: protocol.get("data", {}).get(name) for name in ("name", "split", "limit", "fingerprint")}
     facts = {**record["params"], **data, "geometry": protocol.get("geometry"), "architecture": model.get("arch")}
-    facts |= {"version of the task": record.get("algorithm_version", 1)}
+    facts |= {_VERSION: record.get("algorithm_version", 1)}
     return {name: canonical_json(value) for name, value in facts.items()}

@@ -98,11 +98,11 @@ def warnings(results: Results) -> list[str]:
             f"Runs used several device types ({', '.join(devices)}): perturbations are equal within a type only."
         )
     found += results.groups.warnings
-    missing = [cell for run in results.runs for cell in run.get("cells", [])]
-    done = {record["key"] for record in results.records} | results.superseded
-    absent = {cell["key"]: f"{cell['model']}: {cell['task']}" for cell in missing if cell["key"] not in done}
+    found += [f"Checkpoints were not measured alike, and may differ by that alone: {line}." for line in results.unlike]
+    absent = results.pending
     if absent:
-        shown = ", ".join(f"{name} ({count})" for name, count in Counter(absent.values()).items())
+        counts = Counter(f"{cell['model']}: {cell['task']}" for cell in absent)
+        shown = ", ".join(f"{name} ({count})" for name, count in counts.items())
         found.append(f"{len(absent)} planned cells are missing: {shown}. The same command goes on with them.")
     return list(dict.fromkeys(found))
 

@@ -38,6 +38,7 @@ from coss_eval.reports.drawing import (
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.files import write_file
 from coss_eval.reports.folders import results_folders
+from coss_eval.reports.groups import differing
 from coss_eval.reports.layout import Number, Row, Table, Unit, broken
 from coss_eval.reports.results import Results
 from coss_eval.reports.scores import Column, explained
@@ -194,7 +195,18 @@ def _related(runs: Sequence[Results], x: str, y: str, family: FamilyBy, location
         )
     correlations = tuple(_correlations(models))
     notes = _warnings(models, correlations, len(found) - len(models), untrained)
+    notes += [
+        f"Models were not measured alike, and may differ by that, too: {line}." for line in _unlike(runs, columns)
+    ]
     return Relation(columns[0], columns[1], tuple(models), correlations, tuple(notes))
+
+
+def _unlike(runs: Sequence[Results], columns: Sequence[Column]) -> list[str]:
+    """How models were measured differently by the tasks that the scores are of."""
+    names = {column.name for column in columns}
+    tasks = {task for r in runs for task in r.tasks if any(c.name in names for c in task_report(task).headline(r))}
+    asked = (pair for results in runs for label in results.labels for pair in results.asked(label))
+    return differing(pair for pair in asked if pair[1]["task"] in tasks)
 
 
 def spearman(x: Reals1D, y: Reals1D) -> Reals1D:

@@ -15,7 +15,7 @@ import pandas as pd
 from coss_eval.errors import UsageError, unknown_name
 from coss_eval.reports.estimates import Estimate, Shares, pooled
 from coss_eval.reports.folders import Folders, chosen
-from coss_eval.reports.groups import Groups
+from coss_eval.reports.groups import Groups, differing
 from coss_eval.reports.groups import find as find_groups
 from coss_eval.reports.tables import (
     as_written_now,
@@ -26,6 +26,8 @@ from coss_eval.reports.tables import (
     task_place,
 )
 from coss_eval.store import Condition, Record, Store, StoreWarning, column_name, own_column
+
+Measured = tuple[Any, ...]  # task, metric and condition of a measurement
 
 
 class Results:
@@ -153,6 +155,38 @@ class Results:
         models = [model for run in self.runs for model in run.get("models", [])]
         names = {model["name"] for model in models if model.get("layout") == "untrained"}
         return frozenset(self.frame.loc[self.frame["model"].isin(names), "checkpoint"])
+
+    def asked(self, label: str) -> Iterator[tuple[Measured, Record]]:
+        """What was measured of a label, each with its cell."""
+        return (pair for text in self._texts(label) for pair in self._asked.get(text, ()))
+
+    @cached_property
+    def _asked(self) -> dict[str, list[tuple[Measured, Record]]]:
+        """What was measured of each checkpoint."""
+        found: dict[str, list[tuple[Measured, Record]]] = {}
+        for (text, *measured), (record, _) in self._index.items():
+            found.setdefault(text, []).append((tuple(measured), record))
+        return found
+
+    @cached_property
+    def unlike(self) -> list[str]:
+        """How checkpoints whose numbers of the same images stand beside each other were measured differently.
+
+        Those whose labels tell it ("r18 [steps=5]") are left out.
+        """
+        return differing(
+            ((*measured, record["protocol"].get("data", {}).get("fingerprint")), record)
+            for label in self.labels
+            for measured, record in self.asked(label)
+            if self._labels[record["key"]].text == self._labels[record["key"]].base
+        )
+
+    @property
+    def pending(self) -> list[Record]:
+        """The cells that runs planned and that are not there: key, task, model."""
+        done = {record["key"] for record in self.records} | self.superseded
+        planned = {cell["key"]: cell for run in self.runs for cell in run.get("cells", ())}
+        return [cell for key, cell in planned.items() if key not in done]
 
     @cached_property
     def tasks(self) -> list[str]:

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
@@ -26,13 +29,18 @@ def keep_freed_memory() -> bool:
     Where memory is rationed, what is kept is missed when it runs out: blocks in use pin the heap at its full size, and
     oneDNN's code, a map, finds no room. From then on oneDNN fails in that thread, however small the batch.
     """
-    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ) or _rationed():
+    if _set_up_by_hand() or _rationed():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # macOS, musl
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def _set_up_by_hand() -> bool:
+    """Whether a person has said how glibc's allocator is to work."""
+    return "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
 
 
 def _rationed() -> bool:
@@ -72,21 +80,22 @@ _WORDS = (
 )
 
 
-def give_memory_back() -> None:
+def give_memory_back(device: torch.device) -> None:
     """What is kept of freed memory, to the device or the system: blocks of another size may be asked for next.
 
     On a CPU so may maps (a thread's stack, oneDNN's code), which get nothing of what the allocator keeps. From then on
-    it maps large blocks by themselves, each of which is given back when it is freed.
+    it maps large blocks by themselves, each of which is given back when it is freed; not where it was set up by hand.
     """
     import torch
 
     gc.collect()  # a traceback that is part of a circle holds what the failed pass made
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.empty_cache()
     with suppress(AttributeError):  # macOS, musl
         libc = ctypes.CDLL(None)
-        for option, value in ((_M_MMAP_MAX, 2**16), (_M_MMAP_THRESHOLD, 2**20), (_M_TRIM_THRESHOLD, 2**17)):
-            libc.mallopt(option, value)
+        if device.type == "cpu" and not _set_up_by_hand():
+            for option, value in ((_M_MMAP_MAX, 2**16), (_M_MMAP_THRESHOLD, 2**20), (_M_TRIM_THRESHOLD, 2**17)):
+                libc.mallopt(option, value)
         libc.malloc_trim(0)
 
 

@@ -180,18 +180,23 @@ def read_values(what: str | Path, size: str | None = None) -> dict[str, Any]:
         if size not in sizes:
             raise unknown_name("size of the sweep", str(size), [FIRST_SIZE, *sizes])
         values |= sizes[size]
-    _refuse_incomplete(values.get("claims"))
+    _refuse_bad_claims(values.get("claims"))
     return values
 
 
-def _refuse_incomplete(claims: Any) -> None:
-    """UsageError for an entry of ``claims`` that lacks what every claim must say."""
+def _refuse_bad_claims(claims: Any) -> None:
+    """UsageError for an entry of ``claims`` that lacks what every claim must say, or the name of another."""
     needed = [f.name for f in fields(Claim) if f.default is MISSING and f.default_factory is MISSING]
-    for i, claim in enumerate(claims if isinstance(claims, list) else [], 1):
-        lacking = [name for name in needed if name not in claim] if isinstance(claim, dict) else []
+    dicts = [(i, c) for i, c in enumerate(claims if isinstance(claims, list) else [], 1) if isinstance(c, dict)]
+    for i, claim in dicts:
+        lacking = [name for name in needed if name not in claim]
         if lacking:
             called = f"{i} ({claim['name']})" if "name" in claim else str(i)
             raise UsageError(f"claim {called} lacks {', '.join(lacking)}; a claim says {', '.join(needed)}")
+    names = [str(claim["name"]) for _, claim in dicts]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two claims are called {twice!r}: scores go by these names; give each one of its own")
 
 
 def runs(sweep: Sweep, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[TrainingRun]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from coss_eval.reports.claims import Claim, Finding, findings_in
 from coss_eval.reports.estimates import Estimate
 from coss_eval.reports.folders import read
 from coss_eval.reports.results import Results
-from coss_eval.store import Store
+from coss_eval.store import Condition, Store
 from coss_eval.store.runs import RESULTS
 from coss_eval.sweeps.plan import Sweep, TrainingRun, read_sweep, read_values
 from coss_eval.sweeps.state import Costs, State, Step, choices, in_order, states
@@ -24,7 +24,7 @@ STEPS: tuple[Step, ...] = ("train", "evaluate")
 
 def report(sweep: Sweep, everything: list[State], out: Path) -> list[Path]:
     """Write the page on the runs that are done, the missing ones named; the paths written."""
-    trials = [_trial(state, sweep, out) for state in everything if not state.run.pilot]
+    trials = _trials(everything, sweep, out)
     pilots = _pilots([state for state in everything if state.run.pilot])
     about = [f"Protocol: {'; '.join(_protocol(sweep))}."]
     if sweep.claims:
@@ -136,35 +136,60 @@ def judge(what: str | Path, folder: Path, size: str | None = None) -> tuple[list
         raise UsageError(
             f"{folder} has no run of the sweep {what}; give what coss-eval sweep wrote, or a YAML of claims alone"
         )
-    trials = [_trial(state, sweep, folder) for state in everything if not state.run.pilot]
+    trials = _trials(everything, sweep, folder)
     return sweeps.findings(trials, sweep.claims), run_hours(everything)
 
 
-def _trial(state: State, sweep: Sweep, out: Path) -> sweeps.Trial:
+def _trials(everything: Sequence[State], sweep: Sweep, out: Path) -> list[sweeps.Trial]:
+    """The runs that are no pilots with their scores: means over the same conditions, or gaps."""
+    found = [(state, _results(state, out)) for state in everything if not state.run.pilot]
+    among = {c.name: [at for _, r in found if r is not None for at in c.conditions(r)] for c in sweep.claims}
+    return [_trial(state, results, sweep, among) for state, results in found]
+
+
+def _results(state: State, out: Path) -> Results | None:
+    """Of a run that is being evaluated, what is there already."""
+    return Results(Store(out / state.run.name / RESULTS)) if state.stage in ("trained", "done") else None
+
+
+def _trial(
+    state: State, results: Results | None, sweep: Sweep, among: Mapping[str, Sequence[Condition]]
+) -> sweeps.Trial:
     run = state.run
-    measured = state.stage in ("trained", "done")  # of a run that is being evaluated, what is there already
-    results = Results(Store(out / run.name / RESULTS)) if measured else None
-    records = [] if results is None else results.records
+    label = None if results is None else _label(results, "probe")
+    records = [] if results is None or label is None else results.cells("probe", label)
     scores = {
         m["metric"]: Estimate(m["value"], m["low"], m["high"], m["n"])
         for record in records
         for m in record["measurements"]
-        if record["task"] == "probe" and m["metric"] in sweeps.SCORES and not m["condition"]
+        if m["metric"] in sweeps.SCORES and not m["condition"]
     }
-    values = {} if results is None else _values_of(results, sweep.claims)
+    begun = {cell["task"] for cell in results.pending} if results is not None and state.stage != "done" else set()
+    values = {} if results is None else _values_of(results, [c for c in sweep.claims if c.task not in begun], among)
     arm = _arm(run) if sweep.claims else run.arm
     return sweeps.Trial(run.number, run.name, arm, run.varied, run.seed, state.stage, scores, values)
 
 
-def _values_of(results: Results, claims: Sequence[Claim]) -> dict[str, Estimate]:
-    """The scores of a run's one network; its label has the limit where tasks have others."""
+def _values_of(
+    results: Results, claims: Sequence[Claim], among: Mapping[str, Sequence[Condition]]
+) -> dict[str, Estimate]:
+    """The scores of a run's one network."""
     found = {}
     for claim in claims:
-        labels = results.measured(claim.task)
-        estimate = claim.of(results, labels[0]) if len(labels) == 1 else None
+        label = _label(results, claim.task)
+        estimate = None if label is None else claim.of(results, label, among[claim.name])
         if estimate is not None:
             found[claim.name] = estimate
     return found
+
+
+def _label(results: Results, task: str) -> str | None:
+    """What a run's one network is called; None where a task has none, or several, as of weights that were replaced.
+
+    It has the limit where tasks have others.
+    """
+    labels = results.measured(task)
+    return labels[0] if len(labels) == 1 else None
 
 
 def _arm(run: TrainingRun) -> str:

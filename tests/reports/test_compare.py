@@ -88,6 +88,16 @@ def test_what_makes_two_runs_hard_to_compare_is_said(make: Callable[..., Writer]
     assert "corruptions: backend differs: native and reference" in warnings
 
 
+def test_a_side_that_was_measured_in_two_ways_is_compared_with_neither(make: Callable[..., Writer]) -> None:
+    """Two settings in one folder leave none that all its cells share, and frost is of three severities here."""
+    a, b = make("one", "m", 0.2), make("two", "m", 0.2)
+    a.corruptions(["fog"], severities=[1, 2])
+    a.corruptions(["frost"], severities=[1, 2, 3])
+    b.corruptions(["fog", "frost"])
+    with pytest.raises(UsageError, match=r"corruptions: severities differs: 1, 2.* and 1, 2, 3, 4, 5"):
+        compare(a.store.path, b.store.path)
+
+
 def test_other_images_give_a_difference_without_an_interval(make: Callable[..., Writer]) -> None:
     a, b = make("one", "m", 0.2), make("two", "m", 0.9)
     b.protocol["data"] = b.protocol["data"] | {"fingerprint": "beef"}

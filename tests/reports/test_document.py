@@ -181,6 +181,18 @@ def test_a_limit_is_in_every_table_s_head(store: Store, writer: Callable) -> Non
     assert document.warnings[0].startswith("LIMITED")
 
 
+def test_checkpoints_that_were_measured_in_other_ways_are_told(store: Store, writer: Callable[..., Writer]) -> None:
+    """One table has both, with a difference and its p; what labels tell is not told again."""
+    writer("a").corruptions(["fog"])
+    assert build(Results(store)).warnings == []
+    writer("b").corruptions(["fog"], backend="reference")
+    said = "not measured alike, and may differ by that alone: corruptions: backend differs: native and reference."
+    assert any(line.endswith(said) for line in build(Results(store)).warnings)
+    assert not any(said in line for line in build(Results(store, models=["b"])).warnings)
+    writer("a").corruptions(["fog"], backend="reference")  # which is "a [backend=reference]"
+    assert not any(said in line for line in build(Results(store)).warnings)
+
+
 def test_the_protocol_names_backend_and_table(full: Store) -> None:
     results = Results(full)
     assert protocol_line(results, "corruptions") == "Protocol: native backend, severities as for tiny-imagenet."

@@ -49,6 +49,17 @@ def test_spearman_is_scipys_ties_included() -> None:
     assert np.isnan(spearman(np.ones((1, 4)), rng.random((1, 4))))
 
 
+def test_models_of_other_protocols_are_told(tmp_path: Path) -> None:
+    """Of the tasks that the scores are of."""
+    folders = [tmp_path / str(i) for i in range(3)]
+    for i, folder in enumerate(folders):
+        one = model(folder, f"m{i}", i / 10)
+        one.corruptions(BENCHMARK, backend="reference" if i == 1 else "native")
+    said = "and may differ by that, too: corruptions: backend differs: native and reference."
+    assert said in relate(folders, "redundancy", "corrupted").warnings[-1]
+    assert not any(said in line for line in relate(folders, "redundancy", "kNN").warnings)
+
+
 def test_two_clusters_are_no_correlation_within_families(tmp_path: Path) -> None:
     """Within each family more redundancy goes with less accuracy; together the families make it look otherwise."""
     skills = [-2.5, -2.0, -1.5, -1.0]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from synthetic_runs import Writer
 
 from coss_eval import cli
 from coss_eval import sweeps as sweeping
@@ -25,12 +26,13 @@ from coss_eval.errors import CossError, UsageError
 from coss_eval.reports import sweeps
 from coss_eval.reports.drawing import style
 from coss_eval.reports.estimates import Estimate
+from coss_eval.reports.results import Results
 from coss_eval.runtime.disk import Lock
 from coss_eval.store import Store, StoreWarning
 from coss_eval.sweeps import plan
 from coss_eval.sweeps.packing import pack_runs
 from coss_eval.sweeps.plan import read_sweep, runs
-from coss_eval.sweeps.report import list_lines
+from coss_eval.sweeps.report import list_lines, report
 from coss_eval.sweeps.state import states
 from coss_eval.sweeps.work import Worker
 from coss_eval.training.log import read as read_log
@@ -109,6 +111,7 @@ def test_shipped_sweeps_are_valid(name: str) -> None:
         ({"fixed": {"epoch": 1}}, "epochs"),
         ({"fixed": {"seed": 1}}, "entries of its own"),
         ({"seeds": ["a"]}, "seed"),
+        ({"claims": 2 * [{"name": "a", "source": "", "task": "probe", "metric": "top1", "margin": 0.0}]}, "called 'a'"),
     ],
 )
 def test_a_bad_sweep_is_one_line(entries: dict[str, Any], expected: str, written: Callable[..., Path]) -> None:
@@ -415,6 +418,44 @@ def test_a_study_pilots_trains_evaluates_and_reports(written: Callable[..., Path
     assert failure.endswith(f"or take the run out of {out / 'runs.zip'} to train it again")
     assert "5 of 5 runs are trained, 1 evaluated" in (out / "report.md").read_text()
     assert row.rpartition(" | ")[0].rpartition(" | ")[0] in (out / "report.md").read_text()  # what was measured stays
+
+
+def test_a_score_of_a_claim_is_over_the_same_conditions_for_every_run(
+    written: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One run is half evaluated, one was evaluated under less, one has results of weights that it had before."""
+    open_claim = {"name": "corrupted", "source": "", "task": "corruptions", "metric": "accuracy", "margin": 0.0}
+    linear = open_claim | {"name": "linear", "task": "probe", "metric": "top1"}
+    sweep = read_sweep(written(grid={}, seeds=[0, 1, 2, 3], claims=[open_claim, linear]))
+    whole, half, less, replaced = runs(sweep)
+    done = {"sha256": "0", "evaluated": sweep.written()}
+    for run, names, more in (
+        (whole, ["fog", "frost"], done),
+        (half, ["fog", "frost"], {"sha256": "0"}),
+        (less, ["fog"], done),
+        (replaced, ["fog", "frost"], done),
+    ):
+        record = {"data": run.data, "config": run.config.as_dict(), **more}
+        (_folder(tmp_path / run.name) / "job.json").write_text(json.dumps(record))
+        writer = Writer(Store(tmp_path / run.name / "results"), run.name, 0.5)
+        writer.corruptions(names)
+        writer.probe()
+    results = Store(tmp_path / half.name / "results")
+    results.record_run({"cells": [{"key": key, "task": "corruptions", "model": half.name} for key in ["0" * 20]]})
+    Writer(Store(tmp_path / replaced.name / "results"), "before", 2.0).probe()
+    (found,) = [line for line in _page(sweep, tmp_path).splitlines() if line.startswith("| byol ")]
+    values = Results(Store(tmp_path / whole.name / "results"))
+    shown = 100 * values.rows("corruptions")["value"].mean()
+    assert found.startswith(f"| byol (3 seeds) | {shown:.1f} ["), found
+    with (tmp_path / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["corrupted"]) for row in rows] == [True, False, False, True]
+    assert [bool(row["linear"]) for row in rows] == [bool(row["top1"]) for row in rows] == [True, True, True, False]
+
+
+def _page(sweep: plan.Sweep, out: Path) -> str:
+    report(sweep, states(sweep, out, out), out)
+    return (out / "report.md").read_text()
 
 
 def _damaged(measurement: dict[str, Any]) -> bool:

@@ -201,13 +201,20 @@ def _named(arrays: Mapping[str, NDArray[Any]], split: str) -> tuple[NDArray[Any]
 
 def _checked(images: NDArray[Any], labels: NDArray[Any], where: Path) -> tuple[NDArray[np.uint8], Ints]:
     """uint8 (N, 3, H, W) and int64 (N,); CossError for any other kind of array."""
-    values = labels.reshape(len(labels), -1) if labels.ndim else labels
+    values = labels[:, None] if labels.ndim == 1 else labels
     if values.ndim != 2 or values.shape[1] != 1 or not np.issubdtype(values.dtype, np.integer):
         raise CossError(f"expected labels of {where} as whole numbers (N,), got {labels.dtype} {labels.shape}")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(values):
         raise CossError(
             f"expected images of {where} as uint8 (N, H, W), (N, H, W, 3) or (N, 3, H, W) for its {len(values)} "
             f"labels, got {images.dtype} {images.shape}"
+        )
+    if len(images) == 0:
+        raise CossError(f"{where} holds a split without images")
+    if (wrong := np.flatnonzero(values[:, 0].astype(np.int64) < 0)).size:
+        raise CossError(
+            f"{len(wrong)} of {len(values):,} labels of {where} are negative, the first one {values[wrong[0], 0]} of "
+            f"image {wrong[0]}; expected whole numbers of 0 or more: take the unlabelled images out"
         )
     return nchw(images, f"images of {where}"), values[:, 0].astype(np.int64)
 

@@ -47,6 +47,8 @@ class CorruptionsOptions:
             raise UsageError(f"the reference backend has no {own[0]}; it has the corruptions of imagecorruptions")
         if not self.severities or any(severity not in SEVERITIES for severity in self.severities):
             raise UsageError(f"severities must be among 1 to 5, got {list(self.severities)}")
+        if len(set(self.severities)) < len(self.severities):
+            raise UsageError(f"expected each severity once, got {', '.join(map(str, self.severities))}")
 
     @cached_property
     def named(self) -> tuple[str, ...]:

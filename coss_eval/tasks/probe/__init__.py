@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -56,6 +57,11 @@ class ProbeOptions:
             raise unknown_name("protocol of the probe", self.protocol, PROTOCOLS)
         if self.draws < 1:
             raise UsageError(f"expected one label set or more (--draws), got {self.draws}")
+        if any(not 0 < fraction <= 1 for fraction in self.fractions):
+            shown = ", ".join(f"{fraction:g}" for fraction in self.fractions)
+            raise UsageError(f"expected fractions above 0 and at most 1, got {shown}")
+        if self.k < 1 or not 0 < self.temperature < math.inf:
+            raise UsageError(f"expected k of 1 or more and a temperature above 0, got {self.k} and {self.temperature}")
         if self.protocol != "sgd" and (given := self.of_sgd()):
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UsageError(f"{flags} belong to --protocol sgd; add it, or leave them out")
