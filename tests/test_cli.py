@@ -582,6 +582,25 @@ def test_check_says_once_why_no_run_would_begin(
     assert checked.out.strip().endswith("NOT OK: see the lines above")
 
 
+@pytest.mark.parametrize("command", ["check --tasks crops", "crops --dry-run"])
+def test_cores_that_others_use_are_left_to_them(
+    command: str, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads beside a busy program took six times as long as one."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("coss_eval.runtime.device.busy_cores", lambda: 3.0)
+    try:
+        torch.set_num_threads(4)
+        done = run(*command.split(), "--ckpt", "pixels:8", "--data", "digits", "--device", "cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert done.code == 0, done.err
+    assert "Other programs are busy here, so this one uses 1 of 4 cores." in done.out
+
+
 @pytest.mark.slow
 def test_exif_is_in_the_protocol(run: Callable[..., Done], small: Callable[..., list[str]]) -> None:
     for flag in ([], ["--exif"]):

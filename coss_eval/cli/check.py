@@ -17,7 +17,7 @@ from coss_eval.errors import CossError
 from coss_eval.evaluation.planning import memory_lines
 from coss_eval.models.classifier import to_float
 from coss_eval.models.model import Model
-from coss_eval.runtime.device import Compute, resolve_device
+from coss_eval.runtime.device import Compute, leave_busy_cores, resolve_device
 from coss_eval.runtime.live import say
 from coss_eval.tasks.task import Subject, Task
 
@@ -29,6 +29,8 @@ def check(models: list[Model], data: Dataset, *, names: Sequence[str] = (), devi
 
     Exit code 1 if one fails.
     """
+    if resolve_device(device).type == "cpu":
+        leave_busy_cores()
     small = replace(
         data,
         test=data.test.limited(IMAGES, 0),

@@ -38,7 +38,7 @@ def _evaluate(
 ) -> int:
     """Plan, say so, run, report: what every evaluating command does, in a process for each device that is named."""
     from coss_eval.evaluation.run import PATIENCE
-    from coss_eval.runtime.device import device_names
+    from coss_eval.runtime.device import device_names, leave_busy_cores
     from coss_eval.runtime.processes import process_group, start_on_each
 
     run = run or RunFlags()
@@ -47,6 +47,8 @@ def _evaluate(
         return start_on_each(device_names(run.device))
     # what nodes compute is only planned here
     with process_group(run.device if cluster is None else "cpu", patience=PATIENCE) as device:
+        if device.type == "cpu" and cluster is None and "WORLD_SIZE" not in os.environ:  # else they share the cores
+            leave_busy_cores(quiet=run.quiet)
         done = _planned_and_done(models, data, run, tasks, device, cluster, skip_impossible=skip_impossible)
     return 0 if done is None or not speaks() else _report(done, run.baseline)
 

@@ -14,7 +14,7 @@ from coss_eval.data.dataset import Dataset
 from coss_eval.data.open import load_dataset
 from coss_eval.evaluation.run import PATIENCE, Run
 from coss_eval.probes import resolve_device
-from coss_eval.runtime.device import spare_threads
+from coss_eval.runtime.device import leave_busy_cores
 from coss_eval.runtime.live import progress_line, say, say_report, speaks, training_line, width
 from coss_eval.runtime.processes import apart, gathered, one_goes_ahead, process_group, start_on_each
 from coss_eval.store import Store
@@ -30,9 +30,7 @@ def run(out: Path, *, quiet: bool = False, show: bool = False) -> int:
 
     On a CPU a process for each method where there are cores for them: threads gain little on networks as small.
     """
-    if (threads := spare_threads()) < torch.get_num_threads():
-        torch.set_num_threads(threads)
-        say(f"Other programs are busy here, so {threads} of {os.cpu_count()} cores are used.")
+    threads = leave_busy_cores()
     device = resolve_device("auto")
     if device.type == "cpu" and threads >= len(METHODS) and "WORLD_SIZE" not in os.environ:
         return start_on_each([device.type] * len(METHODS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -169,7 +170,9 @@ def _not_found(name: str, places: list[Path], root: Path | None) -> CossError:
     if os.sep in name or name.startswith((".", "~")):
         wanted = f"; expected one with {EXPECTED}, or a name of `coss-eval list`"
         return UsageError(f"there is no folder {name}{perhaps_remote(name, data=True) or wanted}")
-    return unknown_name("dataset", name, names(root))
+    folders = [folder.name for folder in Path().iterdir() if folder.is_dir()]
+    near = difflib.get_close_matches(name, folders)
+    return unknown_name("dataset or folder", name, [*names(root), *near])
 
 
 def _root(root: str | os.PathLike[str] | None) -> Path | None:

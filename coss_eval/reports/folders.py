@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from coss_eval.errors import CossError, UsageError, shown, unknown_name
+from coss_eval.errors import CossError, CossWarning, UsageError, shown, unknown_name
 from coss_eval.reports.tables import as_written_now
 from coss_eval.store import Record, SampleColumns, Store, StoreWarning, canonical_json
 from coss_eval.store.runs import JOB, results_in, run_file
@@ -204,16 +204,22 @@ def _with_cells(folder: str | os.PathLike[str]) -> list[Path]:
 def results_folders(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The folders that hold finished cells: those given, or in the place of one without, all inside it.
 
-    Raises CossError for a folder that is not there, or holds none.
+    A folder without any is left out with a warning where others have some: results/* also names what heatmaps and
+    similarity drew. Raises CossError for a folder that is not there, and where none has any.
     """
     found: list[Path] = []
+    without: list[str] = []
     for folder in map(Path, folders):
         mine = [folder] if Store(folder).holds_cells() else _with_cells(folder)
         if not mine and not folder.is_dir():
             raise CossError(f"there is no folder {folder}; give a results folder that coss-eval has written")
         if not mine:
-            raise CossError(f"no finished cells in {folder}; give a results folder that coss-eval has written")
+            without.append(str(folder))
         found += mine
+    if without and not found:
+        raise CossError(f"no finished cells in {', '.join(without)}; give a results folder that coss-eval has written")
+    if without:
+        warnings.warn(f"left out, without finished cells: {', '.join(without)}", CossWarning, stacklevel=2)
     return list(dict.fromkeys(found))
 
 

@@ -233,8 +233,10 @@ def _of_one(label: str, scores: Sequence[Column], *, alone: bool) -> list[str]:
 
 
 def listed(names: Iterable[str], between: str = ", ") -> str:
-    """ "a", "a and b", "a, b and c", "a, b, c and 4 more"."""
+    """ "a", "a and b", "a, b and c", "a, b, c and 4 more"; a name with a comma in quotes where it is not alone."""
     every = list(names)
+    if len(every) > 1 and between == ", ":
+        every = [f'"{name}"' if "," in name else name for name in every]
     shown = every if len(every) <= SHOWN + 1 else [*every[:SHOWN], f"{len(every) - SHOWN} more"]
     return shown[0] if len(shown) == 1 else f"{between.join(shown[:-1])} and {shown[-1]}"
 

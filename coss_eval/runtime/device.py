@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from coss_eval.errors import UsageError
+from coss_eval.runtime.live import say
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return time.perf_counter() - started
+
+
+def leave_busy_cores(*, quiet: bool = False) -> int:
+    """Take no more of torch's threads than ``spare_threads``, say so unless ``quiet``, and give their number."""
+    if (threads := spare_threads()) < torch.get_num_threads():
+        torch.set_num_threads(threads)
+        if not quiet:
+            say(f"Other programs are busy here, so this one uses {threads} of {os.cpu_count()} cores.")
+    return threads
 
 
 def spare_threads(busy: float | None = None) -> int:

@@ -352,8 +352,15 @@ def test_one_line_says_what_is_wrong(
 )
 def test_unknown_names_come_with_the_nearest(name: str, suggestion: str, tmp_path: Path) -> None:
     write_class_folders(tmp_path / "tiny-imagenet")
-    with pytest.raises(UsageError, match=f"unknown dataset '{name}'; did you mean .*{suggestion}"):
+    with pytest.raises(UsageError, match=f"unknown dataset or folder '{name}'; did you mean .*{suggestion}"):
         load_dataset(name, root=tmp_path)
+
+
+def test_a_misspelt_folder_comes_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_class_folders(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"unknown dataset or folder 'photoz'; did you mean photos\?"):
+        load_dataset("photoz")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet", "dtd"])

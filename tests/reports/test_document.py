@@ -418,6 +418,12 @@ def test_the_verdict_tells_where_an_untrained_network_is_not_below(store: Store,
         assert second == f"{ahead}. Nothing is missing."
 
 
+def test_names_with_commas_in_a_list_stand_in_quotes() -> None:
+    assert verdict.listed(["kept", "kept, channels masked"]) == 'kept and "kept, channels masked"'
+    assert verdict.listed(["kept, channels masked"]) == "kept, channels masked"
+    assert verdict.listed(["byol on kept, clean", "b"], "; ") == "byol on kept, clean and b"
+
+
 def test_one_model_has_a_verdict_without_comparisons(store: Store, writer: Callable) -> None:
     writer("net").probe()
     number = entry(table(build(Results(store)), "headline"), "net", "linear probe %")

@@ -13,7 +13,7 @@ from synthetic_runs import IMAGES, Writer
 import coss_eval as ce
 from coss_eval import reports
 from coss_eval.corruptions.names import BENCHMARK
-from coss_eval.errors import CossError, UsageError
+from coss_eval.errors import CossError, CossWarning, UsageError
 from coss_eval.evaluation.facts import locations_of
 from coss_eval.reports.figures import redundancy_robustness
 from coss_eval.reports.relate import relate, spearman
@@ -218,6 +218,15 @@ def test_wrong_scores_are_one_line(tmp_path: Path, x: str, y: str, message: str)
     with pytest.raises(UsageError, match=message) as caught:
         relate([tmp_path], x, y)
     assert "\n" not in str(caught.value)
+
+
+def test_all_in_results_may_be_given_with_what_has_no_cells(tmp_path: Path) -> None:
+    """README's results/* names the folders of heatmaps and of leaderboards too."""
+    family(tmp_path / "study", "resnet18", [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+    (tmp_path / "heatmaps-photos").mkdir()
+    with pytest.warns(CossWarning, match="left out, without finished cells: .*heatmaps-photos"):
+        found = relate(sorted(tmp_path.iterdir()), "redundancy", "kNN")
+    assert len(found.table()) == 3
 
 
 def test_wrong_folders_are_one_line(tmp_path: Path) -> None:
