@@ -119,7 +119,7 @@ def test_progress_goes_by_cost_and_moves_inside_a_long_cell(
     few: Dataset, raw: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two cells the second costs nine times the first, in passes over batches, each of which is told."""
-    monkeypatch.setattr(evaluation.run, "SELDOM", 0.0)
+    monkeypatch.setattr(evaluation.progress, "SELDOM", 0.0)
     seen: list[Progress] = []
     task = Passes()
     run = ce.evaluate(

@@ -3,110 +3,36 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from coss_eval.checkpoints.as_model import ModelLike
 from coss_eval.data.as_dataset import DatasetLike
-from coss_eval.errors import CossError, CossWarning, UsageError
+from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation.facts import data_facts, model_facts
-from coss_eval.evaluation.planning import Job, Plan, plan, protocol
+from coss_eval.evaluation.measuring import run_job
+from coss_eval.evaluation.planning import Job, Plan, plan
+from coss_eval.evaluation.progress import Course, Progress
 from coss_eval.evaluation.together import most_expensive_first, prepare
-from coss_eval.models.hooks import counted, finite_outputs
 from coss_eval.runtime import live
-from coss_eval.runtime.device import exact_float32
 from coss_eval.runtime.live import duration, progress_line
-from coss_eval.runtime.memory import NO_CODE, give_memory_back, out_of_memory
 from coss_eval.runtime.processes import first_says, gathered, one_goes_ahead, process_group, rank, world_size
 from coss_eval.runtime.provenance import made_with
 from coss_eval.store import NoRoom, Store
-from coss_eval.tasks.task import Result, Subject, Task
+from coss_eval.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-SELDOM = 0.5  # seconds between two words on one job
-PRIOR = 0.05
 PATIENCE = timedelta(days=7)  # with which processes wait for each other: a last cell, or a probe, may take hours
-Mine = tuple[Subject, str]  # a subject and the key of its cell, claimed by this process
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is, sent before each of its steps and now and then inside long ones.
-
-    ``share`` of the estimated work is done; by that, ``seconds_left``; both are None where there is no estimate.
-    """
-
-    done: int
-    total: int
-    label: str
-    share: float | None = None
-    seconds_left: float | None = None
-
-
-class _Course:
-    """How far a run is, by the estimated costs of its jobs; says so to ``on_progress``.
-
-    What is left is the estimate for it times how long what is done took against its estimate, which weighs a little
-    itself (``PRIOR`` of the whole): so a run begins at its plan's estimate and ends by its own clock.
-    """
-
-    def __init__(self, planned: Plan, on_progress: Callable[[Progress], None] | None) -> None:
-        self._jobs, self._say = planned.jobs, on_progress
-        self._costs = planned.costs if on_progress is not None else None
-        self._started = self._said = time.monotonic()
-        self._number, self._images, self._expected = 0, 0.0, 1.0
-
-    def begin(self, number: int) -> None:
-        """The job of that number, or the end."""
-        if number < self._number:
-            return  # a second look at what another process was at
-        self._number, self._images = number, 0.0
-        if number < len(self._jobs):
-            job = self._jobs[number]
-            self._expected = max(1.0, sum(job.task.forwards(job.cell, subject) for subject in job.subjects))
-        self._tell()
-
-    def watch(self, subjects: Sequence[Subject]) -> ExitStack:
-        """Count the passes of these networks while it is open."""
-        stack = ExitStack()
-        if self._costs is not None:
-            for subject in subjects:
-                stack.enter_context(counted(subject.model.backbone.global_, self._count))
-        return stack
-
-    def _count(self, images: int) -> None:
-        self._images += images
-        if time.monotonic() - self._said >= SELDOM:
-            self._tell()
-
-    def _tell(self) -> None:
-        if self._say is None:
-            return
-        self._said = time.monotonic()
-        label = self._jobs[self._number].label if self._number < len(self._jobs) else "done"
-        self._say(Progress(self._number, len(self._jobs), label, *self._share_and_left()))
-
-    def _share_and_left(self) -> tuple[float | None, float | None]:
-        if self._costs is None:
-            return None, None
-        total = sum(self._costs)
-        here = self._costs[self._number] if self._number < len(self._costs) else 0.0
-        done = sum(self._costs[: self._number]) + here * min(0.99, self._images / self._expected)
-        passed, prior = self._said - self._started, PRIOR * total
-        left = (total - done) * (passed + prior) / (done + prior) if total > 0 else 0.0
-        return done / total if total > 0 else 0.0, left
 
 
 @dataclass(frozen=True, repr=False)
@@ -337,7 +263,7 @@ def work(
 
     ``used`` hours of the budget are gone already.
     """
-    started, course, outcome = time.monotonic(), _Course(planned, on_progress), Outcome()
+    started, course, outcome = time.monotonic(), Course(planned, on_progress), Outcome()
     left = [*enumerate(planned.jobs)]
     while left and outcome.stopped is None:
         before, busy = left, list[tuple[int, Job]]()
@@ -347,7 +273,7 @@ def work(
                 break
             course.begin(number)
             try:
-                held = _run_job(planned, job, outcome.failures, course)
+                held = run_job(planned, job, outcome.failures, course)
             except NoRoom as error:
                 outcome.stopped, outcome.full = f"{error}. Stopped, as nothing more could be stored", True
                 break
@@ -385,131 +311,6 @@ def _elsewhere(planned: Plan, key: str, job: Job) -> str:
     """ "corruptions fog of r18 is at process 12 on host"."""
     of = dict(zip(job.keys, job.subjects, strict=True))[key].model.name
     return f"{job.label} of {of} is at {planned.store.holder(key) or 'another process, which has left it unfinished'}"
-
-
-def _run_job(planned: Plan, job: Job, failures: dict[str, str], course: _Course) -> list[str]:
-    """Claim what is missing and no other process is at, measure it, store it; the keys of what another is at.
-
-    A line for each subject that failed goes to ``failures``.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(exact_float32())
-        mine, held, able = list[Mine](), list[str](), list[Mine]()
-        try:
-            for subject, key in zip(job.subjects, job.keys, strict=True):
-                if planned.is_done(key):
-                    continue
-                if stack.enter_context(planned.store.claim(key)) is None:
-                    held.append(key)
-                elif not planned.is_done(key):  # by whoever has just let go of it
-                    mine.append((subject, key))
-        except CossError as error:
-            failures |= dict.fromkeys(job.keys, _failure(job, None, error))
-            return []
-        for subject, key in mine:
-            try:
-                _fit(planned, job, subject)
-                able.append((subject, key))
-            except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
-                failures[key] = _failure(job, subject, error)
-        with course.watch([subject for subject, _ in able]):
-            failures |= _measure(planned, job, able)
-    return held
-
-
-def _fit(planned: Plan, job: Job, subject: Subject) -> None:
-    """Have the subject's classifier, where the task needs one: where that fails, it is this subject's fault alone."""
-    while job.task.uses_head:
-        try:
-            _ = subject.classifier
-            return
-        except Exception as error:
-            if not (out_of_memory(error) and _halve(planned, job)):
-                raise
-        give_memory_back(planned.subjects[0].compute.device)
-
-
-def _halve(planned: Plan, job: Job) -> bool:
-    """Go on with half as many images at a time, and say so. False where it is one already, or a number depends on it.
-
-    The error that told of it should be gone by the next attempt: its traceback holds what the failed pass made.
-    """
-    size = planned.subjects[0].compute.batch_size
-    if size == 1 or any(subject.model.batch_size is not None for subject in planned.subjects):
-        return False
-    for subject in planned.subjects:
-        subject.compute = replace(subject.compute, batch_size=size // 2)
-        subject.refusal = None
-    warnings.warn(
-        f"out of memory with {size} images at a time ({job.label}): going on with {size // 2}, which changes no number",
-        CossWarning,
-        stacklevel=2,
-    )
-    return True
-
-
-def _measure(planned: Plan, job: Job, mine: Sequence[Mine]) -> dict[str, str]:
-    """Measure all at once; where one fails, those left one after the other, so that the fault stays its own.
-
-    A line for each that failed, by its key.
-    """
-    failures, left, short = dict[str, str](), list(mine), False
-    try:
-        with ExitStack() as stack:
-            watched = [stack.enter_context(finite_outputs(*_watched(job, subject))) for subject, _ in mine]
-            started = time.perf_counter()
-            results = job.task.run(job.cell, [subject for subject, _ in mine]) if mine else iter(())
-            for result, bad in zip(results, watched, strict=True):
-                subject, key = left[0]
-                if where := bad():
-                    error = CossError(f"its outputs hold NaN or infinity ({where}): check weights and normalisation")
-                    failures[key] = _failure(job, subject, error)
-                else:
-                    _store(planned, job, subject, key, result, time.perf_counter() - started)
-                del left[0]
-    except NoRoom:
-        raise
-    except Exception as error:  # noqa: BLE001 - a network's own code may fail in any way
-        short = bool(left) and out_of_memory(error) and _halve(planned, job)
-        if not short and (len(mine) == 1 or not left):
-            of = mine[0][0] if len(mine) == 1 else None
-            return failures | dict.fromkeys((key for _, key in mine), _failure(job, of, error))
-    if short:  # the error is gone, and with it what its traceback held
-        give_memory_back(planned.subjects[0].compute.device)
-        return failures | _measure(planned, job, left)
-    for one in left:
-        failures |= _measure(planned, job, [one])
-    return failures
-
-
-def _watched(job: Job, subject: Subject) -> list[nn.Module]:
-    """Where every number of a subject passes through: its representation, and the head in use."""
-    backbone = subject.model.backbone
-    return [backbone.global_, subject.classifier.head] if job.task.uses_head else [backbone.global_]
-
-
-def _store(planned: Plan, job: Job, subject: Subject, key: str, result: Result, seconds: float) -> None:
-    record = {
-        "protocol": protocol(job.task, subject),
-        "cell": job.cell,
-        "model": subject.model.name,
-        "measurements": result.measurements,
-        "head": subject.classifier.origin if job.task.uses_head else None,
-        "notes": result.notes + subject.data.left_out(),
-        "seconds": seconds,
-    }
-    outputs = planned.known[subject.model.name].name
-    planned.store.write(key, record | ({"outputs": outputs} if outputs is not None else {}), result.samples)
-
-
-def _failure(job: Job, subject: Subject | None, error: Exception) -> str:
-    """ "corruptions fog of r18: out of memory": what was not done, and why in one line."""
-    reason = str(error).partition("\n")[0]
-    if not isinstance(error, CossError | RuntimeError) or not reason:  # RuntimeError: torch's own
-        reason = f"{type(error).__name__}: {reason}"
-    if NO_CODE in reason:
-        reason += "; oneDNN found no memory, nor will it in this process: give the same command again, which goes on"
-    return f"{job.label}{f' of {subject.model.name}' if subject is not None else ''}: {reason}"
 
 
 def provenance(planned: Plan) -> dict[str, Any]:

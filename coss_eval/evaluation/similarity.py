@@ -25,7 +25,7 @@ from coss_eval.data.split import Split
 from coss_eval.errors import CossError, UsageError, unknown_name
 from coss_eval.evaluation.facts import data_facts, model_facts
 from coss_eval.evaluation.planning import loaded_models
-from coss_eval.evaluation.run import Progress
+from coss_eval.evaluation.progress import Progress
 from coss_eval.models.backbone import Site
 from coss_eval.models.classifier import to_float
 from coss_eval.models.hooks import find_site

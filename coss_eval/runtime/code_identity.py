@@ -64,12 +64,12 @@ def _read(source: Any) -> str:
     spec = getattr(source, "__spec__", None)
     if spec is None:
         try:
-            text = inspect.getsource(source)
+            lines = inspect.getsource(source)
         except (OSError, TypeError):
             return _members(source)
         # Python 3.13 takes the main module's file for that of every class whose module is the main one
-        is_other = isinstance(source, type) and not re.search(rf"^\s*class {source.__name__}\b", text, re.MULTILINE)
-        return _members(source) if is_other else text
+        is_other = isinstance(source, type) and not re.search(rf"^\s*class {source.__name__}\b", lines, re.MULTILINE)
+        return _members(source) if is_other else lines
     if not hasattr(spec, "source_text"):
         spec.source_text = inspect.getsource(source)
     text: str = spec.source_text

@@ -21,7 +21,8 @@ from typing import Any
 
 from coss_eval.errors import CossError, UsageError
 from coss_eval.evaluation.planning import Job, Plan
-from coss_eval.evaluation.run import Outcome, Progress, Run, ended, execute, provenance, work
+from coss_eval.evaluation.progress import Progress
+from coss_eval.evaluation.run import Outcome, Run, ended, execute, provenance, work
 from coss_eval.runtime.device import resolve_device
 from coss_eval.runtime.disk import Lock
 from coss_eval.runtime.provenance import made_with

@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.axis import Tick
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+from PIL import Image
 from synthetic_runs import IMAGES, Writer
 
 import coss_eval as ce
+from coss_eval import corruptions
 from coss_eval.cli import main
 from coss_eval.errors import UsageError
 from coss_eval.evaluation.run import Run
@@ -25,7 +28,7 @@ from coss_eval.reports import figures, sweeps
 from coss_eval.reports.differences import difference_map, forest
 from coss_eval.reports.drawing import GREY, MANY, Canvas, Figure, looks, looks_in, methods_of, rising, save, style
 from coss_eval.reports.estimates import Estimate
-from coss_eval.reports.gallery import attacked, draw_attacked
+from coss_eval.reports.gallery import GAP, HEAD, LABELS, MARGIN, attacked, draw_attacked, gallery, read_photograph
 from coss_eval.reports.layout import Number, Row
 from coss_eval.reports.results import Results
 from coss_eval.statistics import Difference
@@ -382,3 +385,25 @@ def test_names_are_moved_by_no_more_than_they_must() -> None:
     for size in (1, 2, 9):
         values = np.random.default_rng(size).normal(size=size)
         assert rising(values) == pytest.approx(isotonic_regression(values))
+
+
+@pytest.mark.slow
+def test_thumbnails_are_the_corrupted_photograph(tmp_path: Path) -> None:
+    page = np.asarray(Image.open(gallery(tmp_path)))
+    thumb = (page.shape[0] - HEAD - MARGIN) // len(corruptions.NAMES) - GAP
+    photograph, ids = read_photograph(None), torch.zeros(1, dtype=torch.int64)
+    for name, severity in (("gaussian_noise", 1), ("saturate", 5), ("fog", 3)):
+        top, left = (
+            HEAD + corruptions.NAMES.index(name) * (thumb + GAP),
+            MARGIN + LABELS + (severity - 1) * (thumb + GAP),
+        )
+        shown = page[top : top + thumb, left : left + thumb].astype(float)
+        expected = corruptions.corrupt(photograph, name, severity, ids, table="imagenet")[0].permute(1, 2, 0).numpy()
+        assert np.abs(shown.mean((0, 1)) - expected.mean((0, 1))).max() < 1
+
+
+def test_what_is_no_photograph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    for file in (tmp_path / "notes.txt", tmp_path / "absent.jpg"):
+        with pytest.raises(UsageError, match=r"cannot read .* as an image"):
+            gallery(tmp_path, image=file)
