@@ -223,6 +223,7 @@ def test_a_config_file_keeps_the_lists_of_eps_apart(run: Callable[..., Done], tm
     [
         ("data: digits\nmethods: [byol]\nevaluate: [{limit: 5}]\n", "field of evaluate missing: task; add it"),
         ("data: digits\nmethod: [byol]\n", "did you mean methods"),
+        ("# claims to come\n", "expected entries such as claims, or data, methods and grid, got an empty file"),
     ],
 )
 def test_a_sweep_that_lacks_entries_says_which(

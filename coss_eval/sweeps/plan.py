@@ -172,7 +172,8 @@ def read_values(what: str | Path, size: str | None = None) -> dict[str, Any]:
         path = Path(str(resources.files("coss_eval.sweeps").joinpath(f"{what}.yaml")))
     values = read_yaml(path, str(path))
     if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected entries such as data, methods and grid, got {type(values).__name__}")
+        found = "an empty file" if values is None else type(values).__name__
+        raise UsageError(f"{path}: expected entries such as claims, or data, methods and grid, got {found}")
     sizes = values.pop("sizes", {})
     if not isinstance(sizes, dict) or not all(isinstance(entries, dict) for entries in sizes.values()):
         raise UsageError(f"{path}: sizes has names with entries such as data and fixed, got {str(sizes)[:80]}")
