@@ -15,6 +15,7 @@ if WORKERS > 1:  # each has its share of the cores: threads of several processes
     torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # for processes that tests start
 os.environ.pop("COLUMNS", None)  # which a worker gets: what is printed is as wide as in a file, unless a test says so
+os.unsetenv("COLUMNS")  # readline, which pytest imports, may have set it past os.environ
 
 ON_EITHER = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
