@@ -281,7 +281,7 @@ def distinct_names(models: list[Model]) -> list[Model]:
 
 def _model_lines(model: Model) -> list[str]:
     """What is evaluated, and the normalisation where nobody says it."""
-    line = f"model       {model.name}: {model.arch}, {model.sha256[:12]}"
+    line = f"model       {model.name}: {model.arch}, weights {model.sha256[:12]}"
     return [line, *([normalisation_line(model)] if _assumed(model) else [])]
 
 

@@ -118,7 +118,7 @@ def _best(found: Sequence[Standing]) -> str:
             winners.setdefault(standing.leader, []).append(standing)
     if not winners:
         names = "the one score" if len(found) == 1 else f"any of the {len(found)} scores"
-        return f"There is no clear best: on {names} of the headline, no lead over all others is more than its doubt."
+        return f"There is no clear best: on {names} of the headline, nothing leads all by more than its uncertainty."
     parts = []
     for leader, mine in winners.items():
         first = mine[0]
