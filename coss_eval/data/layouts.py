@@ -106,6 +106,11 @@ def split_folders(folder: Path, names: Sequence[str]) -> list[Path]:
     return [entry for name in names for entry in inside if entry.name.lower() == name]  # lower case sorts after upper
 
 
+def splits(folder: Path) -> list[Path]:
+    """The folders inside with any usual name of a split."""
+    return split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))
+
+
 def split_folder(folder: Path, names: Sequence[str]) -> Path | None:
     """The first of ``split_folders``; None where there is none."""
     return next(iter(split_folders(folder, names)), None)
@@ -121,11 +126,11 @@ def composed(name: str) -> str:
 
 
 def _has_class_folders(folder: Path) -> bool:
-    splits = split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))
+    named = splits(folder)
     classes = [entry for entry in class_folders(folder) if not split_of(entry.name)]
     if [entry.name.lower() for entry in classes] in (["images"], ["image"], ["imgs"], ["img"]):
         classes = []  # all images, whose classes something else says
-    return any(map(class_folders, splits)) or any(map(_holds_image_files, classes))
+    return any(map(class_folders, named)) or any(map(_holds_image_files, classes))
 
 
 def _is_tiny_imagenet(folder: Path) -> bool:
@@ -298,7 +303,7 @@ def _shards(place: Path) -> dict[str, list[Path]]:
 def _converted(place: Path) -> dict[str, list[Path]]:
     """SPLIT/0000.parquet, SPLIT/0001.parquet, ..., or one file of the split's own name in it."""
     found = {}
-    for entry in split_folders(place, (*TRAIN_NAMES, *TEST_NAMES)):
+    for entry in splits(place):
         files = [file for file in files_in(entry, "*.parquet") if _CONVERTED.fullmatch(file.name)]
         if files or (files := _shards(entry).get(entry.name.lower(), [])):
             found[entry.name.lower()] = files
@@ -346,7 +351,7 @@ def tar_shards(folder: Path) -> dict[str, list[Path]]:
         for file in files_in(place, "*.tar"):
             if (match := _TAR.fullmatch(file.name)) and split_of(name := match["split"] or match["alone"]):
                 found[name.lower()].append((match, file))
-        for entry in [] if found else split_folders(place, (*TRAIN_NAMES, *TEST_NAMES)):
+        for entry in [] if found else splits(place):
             numbered = [(match, f) for f in files_in(entry, "*.tar") if (match := _NUMBERED_TAR.fullmatch(f.name))]
             if numbered:
                 found[entry.name.lower()] = numbered
@@ -391,8 +396,7 @@ def tables(folder: Path, reading: ReadOptions | None = None) -> list[ImageTable]
     wanted = reading or ReadOptions()
     images = (wanted.image_column,) if wanted.image_column else FILE_COLUMNS
     labels = (wanted.label_column,) if wanted.label_column else LABEL_COLUMNS
-    splits = split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))
-    for places in (splits, [folder]):
+    for places in (splits(folder), [folder]):
         found = [table for place in places if (table := _table_in(folder, place, images, labels)) is not None]
         if found:
             return found
@@ -439,7 +443,7 @@ def delimiter(file: Path) -> str:
 
 def _listed(folder: Path) -> list[ImageTable]:
     """Its tables, where folders do not say the classes: a set of class folders may have a table of its own."""
-    places = [folder, *split_folders(folder, (*TRAIN_NAMES, *TEST_NAMES))]
+    places = [folder, *splits(folder)]
     if any(len([entry for entry in class_folders(place) if _holds_image_files(entry)]) > 1 for place in places[1:]):
         return []
     return tables(folder)

@@ -90,6 +90,10 @@ def test_class_folders_alone_are_a_test_split(tmp_path: Path) -> None:
     assert data.train is None
     assert len(data.test) == 9
     assert data.test.keys[0] == "n01/0.png"
+    hint = f"val alone is read, as the test split: give {tmp_path.name}, the folder above it, for its training"
+    assert [note for note in data.notes if note.startswith(hint)]
+    shutil.rmtree(tmp_path / "train")
+    assert not [note for note in load_dataset(tmp_path / "val").notes if note.startswith(hint)]
 
 
 def test_a_labelled_test_split_goes_before_val(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from coss_eval.data import layouts
@@ -33,6 +34,10 @@ def class_folders(folder: Path, reading: ReadOptions) -> Dataset:
     test_part, empty = _classes_in(folder, test, names, reading)
     if train is None and empty:
         raise _no_images(test / empty[0])
+    if test == folder and layouts.split_of(folder.name) and len(layouts.splits(folder.parent)) > 1:
+        above = f"{folder.parent.name}, the folder above it,"
+        hint = f"{folder.name} alone is read, as the test split: give {above} for its training and test images"
+        test_part = replace(test_part, notes=(*test_part.notes, hint))
     train_part = folder_part(folder, train, names, reading) if train else None
     return assemble(folder.name, names, train_part, test_part, class_titles(folder))
 
