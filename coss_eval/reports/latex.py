@@ -363,7 +363,7 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-_WIDER = {10: 1.0, 9: 1.028, 8: 1.0625, 7: 1.139}  # small type of Computer Modern is wider than a reduction of large
+_WIDER = {10: 1.0, 9: 1.028, 8: 1.0625, 7: 1.147}  # small type of Computer Modern is wider than a reduction of large
 _OTHERS = {
     **dict.fromkeys("−×±<>", 0.778), **dict.fromkeys("\\{}\"^~", 0.5), **dict.fromkeys("\xa0 ", 0.333),
     "—": 1.0, "…": 1.17, "_": 0.36, "|": 0.278, "²": 0.45,
