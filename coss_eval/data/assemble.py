@@ -20,7 +20,7 @@ class Part:
 
     images: Images
     labels: Sequence[int] | Ints
-    notes: tuple[str, ...] = ()  # lines on what was left out
+    notes: tuple[str, ...] = ()  # lines for a person: what was left out, what else there is
 
 
 def assemble(

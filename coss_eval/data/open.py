@@ -171,7 +171,7 @@ def _not_found(name: str, places: list[Path], root: Path | None) -> CossError:
         wanted = f"; expected one with {EXPECTED}, or a name of `coss-eval list`"
         return UsageError(f"there is no folder {name}{perhaps_remote(name, data=True) or wanted}")
     folders = [folder.name for folder in Path().iterdir() if folder.is_dir()]
-    near = difflib.get_close_matches(name, folders)
+    near = difflib.get_close_matches(name, folders)  # others would only lengthen the list that the message shows
     return unknown_name("dataset or folder", name, [*names(root), *near])
 
 

@@ -19,7 +19,7 @@ from synthetic_runs import Writer
 
 from coss_eval.errors import UsageError
 from coss_eval.reports import document
-from coss_eval.reports.latex import PAGES, escape, latex
+from coss_eval.reports.latex import PAGES, escape, latex, text_width
 from coss_eval.reports.layout import (
     GAP,
     Number,
@@ -308,6 +308,21 @@ PREAMBLES = {
 @pytest.mark.parametrize("style", PAGES)
 def test_latex_compiles_without_overfull_boxes(style: str, tmp_path: Path) -> None:
     compiles(TABLES.values(), style, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_texts_are_taken_as_wide_as_latex_sets_them(tmp_path: Path) -> None:
+    """A little wider at most, and hardly narrower: columns are laid out by it."""
+    texts = ["[−0.074, −0.022]", "[0.707, 0.768]", "49.7", "cosine, n = 451", "untrained resnet18", "channels masked"]
+    sizes = {10: "normalsize", 9: "small", 8: "footnotesize", 7: "scriptsize"}
+    measured = [(text, size) for text in texts for size in sizes]
+    lines = [rf"\sbox0{{\{sizes[size]} {escape(text)}}}\typeout{{WIDE \the\wd0}}" for text, size in measured]
+    body = "\n".join(lines)
+    (tmp_path / "t.tex").write_text(f"\\documentclass{{article}}\\begin{{document}}\n{body}\n\\end{{document}}\n")
+    subprocess.run(["pdflatex", "-draftmode", "-interaction=nonstopmode", "t"], cwd=tmp_path, capture_output=True)
+    found = [float(width) for width in re.findall(r"WIDE ([\d.]+)pt", (tmp_path / "t.log").read_text(errors="replace"))]
+    ratios = {one: text_width(*one) / width for one, width in zip(measured, found, strict=True)}
+    assert {one: ratio for one, ratio in ratios.items() if not 0.998 < ratio < 1.03} == {}
 
 
 @pytest.mark.slow
